@@ -1,0 +1,66 @@
+"""The data contract: every key that the package reads or writes, once."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from img2gene._errors import Img2GeneError, MissingKeyError, missing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+UNS = "img2gene"
+FORMAT = "1"
+LIBRARY_SIZE = "library_size"
+PATCH_BBOX = "patch_bbox"
+PATCH_TISSUE = "patch_tissue"
+PATCH_INSIDE = "patch_inside"
+PANEL = "panel"
+SECTION = "section"
+PATIENT = "patient"
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def embedding_key(encoder: str) -> str:
+    """``obsm`` key of an encoder's embedding."""
+    return f"X_{encoder}"
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise if spatialdata could not store an element or key called ``name``."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.startswith("__") or name in {".", ".."}:
+        raise Img2GeneError(
+            f"{what}={name!r} cannot be stored: spatialdata allows letters, digits, `_`, `.` and `-` only, "
+            "and no leading `__`."
+        )
+
+
+def get_table(sdata: SpatialData, table_key: str = "table") -> AnnData:
+    """The table ``table_key`` of a study, or an error that lists the tables."""
+    tables = getattr(sdata, "tables", None)
+    if tables is None:
+        raise Img2GeneError(
+            f"Expected a SpatialData, got {type(sdata).__name__}. "
+            "Read one with `spatialdata_io` or `img2gene.io`, or build one with `img2gene.io.from_anndata`."
+        )
+    if table_key not in tables:
+        raise MissingKeyError(missing(table_key, "sdata.tables", tables, "Pass `table_key=`."))
+    return tables[table_key]
+
+
+def read_json(table: AnnData, key: str, *, uns: str = UNS, default: Any = None) -> Any:
+    """Configuration stored under ``uns[uns][key]`` as one JSON string; ``default`` if absent."""
+    text = table.uns.get(uns, {}).get(key)
+    return default if text is None else json.loads(str(text))
+
+
+def write_json(table: AnnData, key: str, value: Any, *, uns: str = UNS) -> None:
+    """Store ``value`` under ``uns[uns][key]`` as one JSON string: lists of dicts in ``uns`` are corrupted silently."""
+    container = dict(table.uns.get(uns, {}))
+    container["format"] = FORMAT
+    container[key] = json.dumps(value, allow_nan=False)
+    table.uns[uns] = container

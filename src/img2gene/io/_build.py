@@ -1,0 +1,109 @@
+"""Assemble one section as a SpatialData: the single place that lays out image, spots and table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from img2gene import _schema
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+_THUMBNAIL_PX = 600
+_CHUNK_PX = 1024
+
+
+def build_section(
+    image: np.ndarray,
+    xy: np.ndarray,
+    table: AnnData,
+    *,
+    section: str,
+    patient: str | None,
+    mpp: float,
+    spot_um: float,
+) -> SpatialData:
+    """Join an RGB image, spot centres and counts into a SpatialData with one section.
+
+    Parameters
+    ----------
+    image
+        uint8 (height, width, 3), 0–255 RGB.
+    xy
+        (n_obs, 2) spot centres as (column, row) in pixels of ``image``.
+    table
+        Raw counts, one row per spot in the order of ``xy``; taken over, not copied.
+    section
+        Name of the section, its coordinate system, and the stem of its element names.
+    patient
+        Name of the donor, or None if unknown.
+    mpp
+        Microns per pixel of ``image``.
+    spot_um
+        Spot diameter in µm.
+
+    Returns
+    -------
+    SpatialData with ``images["<section>_image"]``, ``shapes["<section>_spots"]`` (circles, in pixels) and
+    ``tables["table"]``, all in the coordinate system ``<section>``.
+    """
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel, ShapesModel
+    from spatialdata.transformations import Identity
+
+    image_key, region = f"{section}_image", f"{section}_spots"
+    radius = spot_um / mpp / 2
+    spot_ids = np.arange(len(xy))
+    circles = ShapesModel.parse(
+        np.asarray(xy, dtype=float),
+        geometry=0,
+        radius=np.full(len(xy), radius),
+        index=spot_ids,
+        transformations={section: Identity()},
+    )
+    picture = Image2DModel.parse(
+        np.moveaxis(image, -1, 0),
+        dims=("c", "y", "x"),
+        c_coords=["r", "g", "b"],
+        transformations={section: Identity()},
+        chunks=(3, _CHUNK_PX, _CHUNK_PX),
+    )
+    _annotate(table, xy, region=region, section=section, patient=patient, spot_ids=spot_ids)
+    _schema.write_json(table, "sections", {section: {"mpp": mpp, "spot_um": spot_um, "image": image_key}})
+    table.uns["spatial"] = {section: squidpy_library(image, 2 * radius)}
+    return SpatialData(
+        images={image_key: picture}, shapes={region: circles}, tables={"table": _parse_table(table, region)}
+    )
+
+
+def squidpy_library(image: np.ndarray, spot_px: float) -> dict:
+    """Thumbnail and scale factors of one section, as squidpy reads them from ``uns["spatial"]``."""
+    step = max(1, int(np.ceil(max(image.shape[:2]) / _THUMBNAIL_PX)))
+    return {
+        "images": {"hires": np.ascontiguousarray(image[::step, ::step])},
+        "scalefactors": {"tissue_hires_scalef": 1 / step, "spot_diameter_fullres": float(spot_px)},
+    }
+
+
+def _annotate(
+    table: AnnData, xy: np.ndarray, *, region: str, section: str, patient: str | None, spot_ids: np.ndarray
+) -> None:
+    import pandas as pd
+
+    n = table.n_obs
+    table.obs["region"] = pd.Categorical([region] * n)
+    table.obs["section"] = pd.Categorical([section] * n)
+    if patient is not None:
+        table.obs["patient"] = pd.Categorical([patient] * n)
+    table.obs["spot_id"] = spot_ids
+    table.obs[_schema.LIBRARY_SIZE] = np.asarray(table.X.sum(axis=1), dtype=np.float64).ravel()
+    table.obsm["spatial"] = np.asarray(xy, dtype=float)
+
+
+def _parse_table(table: AnnData, region: str) -> AnnData:
+    from spatialdata.models import TableModel
+
+    return TableModel.parse(table, region=region, region_key="region", instance_key="spot_id")
