@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from img2gene._errors import Img2GeneError, MissingKeyError, missing
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
 
 UNS = "img2gene"
 FORMAT = "1"
@@ -56,6 +59,21 @@ def read_json(table: AnnData, key: str, *, uns: str = UNS, default: Any = None) 
     """Configuration stored under ``uns[uns][key]`` as one JSON string; ``default`` if absent."""
     text = table.uns.get(uns, {}).get(key)
     return default if text is None else json.loads(str(text))
+
+
+def apply(table: AnnData, update: dict[str, dict[str, Any]]) -> None:
+    """Write everything a function computed, at its very end, so that an error before leaves the object untouched.
+
+    ``update`` maps ``obs``, ``obsm``, ``var``, ``layers`` and ``uns`` to what is set there; ``uns`` holds values for
+    this package's container that :func:`write_json` stores.
+    """
+    for slot, items in update.items():
+        for key, value in items.items():
+            if slot == "uns":
+                write_json(table, key, value)
+            else:
+                getattr(table, slot)[key] = value
+                logger.info("wrote %s[%r]", slot, key)
 
 
 def write_json(table: AnnData, key: str, value: Any, *, uns: str = UNS) -> None:

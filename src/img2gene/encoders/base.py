@@ -1,0 +1,124 @@
+"""What every encoder is, and the steps they share: resize, normalise, device and precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from img2gene._errors import Img2GeneError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Encoder(Protocol):
+    """Turns patches into features."""
+
+    width: int
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        """uint8 (n, side, side, 3) to float32 (n, width)."""
+        ...
+
+
+def resize(patches: torch.Tensor, side: int) -> torch.Tensor:
+    """Resize float (n, 3, h, h) patches to (n, 3, side, side): bilinear, antialiased when shrinking."""
+    import torch.nn.functional as F
+
+    if patches.shape[-1] == side:
+        return patches
+    shrinks = patches.shape[-1] > side
+    return F.interpolate(patches, size=(side, side), mode="bilinear", antialias=shrinks, align_corners=False)
+
+
+def normalise(
+    patches: np.ndarray, side: int, mean: tuple[float, float, float], std: tuple[float, float, float], device: str = "cpu"
+) -> torch.Tensor:
+    """Patches uint8 (n, h, h, 3) as normalised float32 (n, 3, side, side) in channels-last memory order."""
+    import torch
+
+    pixels = torch.from_numpy(np.ascontiguousarray(patches)).to(device).permute(0, 3, 1, 2)
+    scale = torch.tensor([1 / (255 * value) for value in std], device=device).view(1, 3, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(1, 3, 1, 1)
+    floats = resize(pixels.float(), side)
+    return torch.addcmul(shift, floats, scale).contiguous(memory_format=torch.channels_last)
+
+
+def resolve_device(device: str | None) -> str:
+    """The device asked for, else the one in the settings; ``"auto"`` takes CUDA, then MPS, then the CPU."""
+    import torch
+
+    from img2gene.settings import settings
+
+    device = device or settings.device
+    if device != "auto":
+        try:
+            return str(torch.device(device))
+        except RuntimeError as error:
+            raise Img2GeneError(f"device={device!r}: {error}") from error
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve_amp(amp: bool | str | None, device: str) -> bool:
+    """Whether to compute in bfloat16; ``"auto"`` says yes on CUDA devices that have it.
+
+    On CPUs depthwise convolutions gain nothing from it (``benchmarks/encoder_speed.py``), so there it has to be asked for.
+    """
+    import torch
+
+    from img2gene.settings import settings
+
+    amp = settings.amp if amp is None else amp
+    if amp not in (True, False, "auto"):
+        raise Img2GeneError(f"amp={amp!r}: choose True, False or 'auto'.")
+    return device.startswith("cuda") and torch.cuda.is_bf16_supported() if amp == "auto" else bool(amp)
+
+
+class TorchEncoder:
+    """A network in inference mode that maps normalised images to features.
+
+    Parameters
+    ----------
+    network
+        Module from float (n, 3, side, side) to (n, width).
+    width
+        Number of features.
+    mean, std
+        Normalisation of RGB values in 0–1.
+    device
+        Torch device.
+    amp
+        Compute in bfloat16; features are float32 either way.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        width: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        *,
+        device: str = "cpu",
+        amp: bool = False,
+    ) -> None:
+        import torch
+
+        self.width, self.mean, self.std, self.device, self.amp = width, mean, std, device, amp
+        self.network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        """uint8 (n, side, side, 3) to float32 (n, width)."""
+        import torch
+
+        with torch.inference_mode():
+            return self.forward(normalise(patches, patches.shape[1], self.mean, self.std, self.device))
+
+    def forward(self, images: torch.Tensor) -> np.ndarray:
+        """Features of normalised images."""
+        import torch
+
+        with torch.inference_mode(), torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.amp):
+            return self.network(images).float().cpu().numpy()

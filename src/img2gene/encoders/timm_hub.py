@@ -1,0 +1,70 @@
+"""Encoders that timm loads from the Hugging Face hub; the weights are downloaded on first use, gated ones after login."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from img2gene._errors import Img2GeneError
+from img2gene.encoders.base import TorchEncoder, resolve_amp, resolve_device
+from img2gene.encoders.registry import EncoderSpec
+
+if TYPE_CHECKING:
+    from img2gene.encoders.base import Encoder
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "uni": {"init_values": 1e-5, "dynamic_img_size": True},
+    "h-optimus-0": {"init_values": 1e-5, "dynamic_img_size": False},
+}
+
+
+def build(
+    spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str, pretrained: bool = True
+) -> Encoder:
+    """Create the timm model without its classifier and load its weights."""
+    if backend == "onnx":
+        raise Img2GeneError(f"Encoder `{spec.name}` runs in torch; pass `backend=\"torch\"`.")
+    try:
+        import timm
+    except ImportError as error:
+        raise Img2GeneError(f"Encoder `{spec.name}` needs timm: `pip install \"img2gene[timm]\"` ({error}).") from error
+    try:
+        network = timm.create_model(
+            spec.source if pretrained else spec.source.split("/")[-1].split(".")[0],
+            pretrained=pretrained,
+            num_classes=0,
+            **_OPTIONS.get(spec.name, {}),
+        )
+    except (OSError, RuntimeError) as error:
+        login = " It is gated: accept its terms on the hub and run `huggingface-cli login`." if spec.gated else ""
+        raise Img2GeneError(f"The weights of `{spec.name}` ({spec.source}) could not be loaded: {error}.{login}") from error
+    place = resolve_device(device)
+    return TorchEncoder(network, spec.width, spec.mean, spec.std, device=place, amp=resolve_amp(amp, place))
+
+
+def _spec(name: str, width: int, source: str, licence: str, **changes: Any) -> EncoderSpec:
+    values: dict[str, Any] = {
+        "input_px": 224,
+        "any_size": False,
+        "mpp": 0.5,
+        "mean": _IMAGENET[0],
+        "std": _IMAGENET[1],
+        "gated": True,
+        "revision": "main",
+        "build": build,
+    }
+    return EncoderSpec(name=name, width=width, source=source, licence=licence, **{**values, **changes})
+
+
+SPECS = (
+    _spec("resnet50", 2048, "hf-hub:timm/resnet50.a1_in1k", "Apache-2.0", any_size=True, mpp=None, gated=False),
+    _spec("uni", 1024, "hf-hub:MahmoodLab/UNI", "CC-BY-NC-ND-4.0", any_size=True),
+    _spec(
+        "h-optimus-0",
+        1536,
+        "hf-hub:bioptimus/H-optimus-0",
+        "Apache-2.0",
+        mean=(0.707223, 0.578729, 0.703617),
+        std=(0.211883, 0.230117, 0.177517),
+    ),
+)

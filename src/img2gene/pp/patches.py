@@ -1,0 +1,189 @@
+"""Where each spot's patch lies in its image, in pixels derived from microns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, raise_problems
+from img2gene._microns import resolve_mpp
+from img2gene._sections import Geometry, locate, scale0, section_labels, thumbnail
+from img2gene._tissue import box_fractions, tissue_mask
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+DEFAULT_FIELDS_UM = (104.0, 155.0, 200.0, 310.0)
+_THUMBNAIL_PX = 600
+
+
+def extract_patches(
+    sdata: SpatialData,
+    *,
+    patch_um: float | Sequence[float] = DEFAULT_FIELDS_UM,
+    patch_px: int = 224,
+    mpp: float | Mapping[str, float] | None = None,
+    spot_um: float | None = None,
+    images: str | Mapping[str, str] | None = None,
+    table_key: str = "table",
+    inplace: bool = True,
+) -> dict[str, dict[str, Any]] | None:
+    """Find the image patch of every spot: one or several square fields of view around its centre.
+
+    No pixel is stored: :func:`img2gene.pp.embed_patches` streams them, :func:`img2gene.get.patches` returns chosen ones.
+
+    Parameters
+    ----------
+    sdata
+        Study with images, regions (circles, polygons or labels) and a table that annotates them.
+    patch_um
+        Side of the field of view in µm; several for several fields around one centre. The default four fields were the
+        most accurate on real sections (``benchmarks/encoder_comparison.py``).
+    patch_px
+        Side in pixels that every field is resized to before it enters the encoder.
+    mpp
+        Microns per pixel of the scale-0 image, for all regions or by region. By default from what the reader recorded,
+        the Visium lattice (100 µm from spot to spot), or the Visium HD bin size.
+    spot_um
+        Diameter of the spots in µm, from which microns per pixel follow when ``mpp`` is not given.
+    images
+        Image element, for all regions or by region. By default the largest image in the region's coordinate system.
+    table_key
+        Table whose rows get a patch.
+    inplace
+        If False, nothing is written and the update is returned.
+
+    Returns
+    -------
+    None, or the update. Written are ``obsm["patch_bbox"]`` (int64 (n_obs, 4): y0, x0, y1, x1 of the first field in
+    pixels of the scale-0 image; windows may exceed it and are padded with white), ``obs["patch_tissue"]`` (tissue
+    fraction of the first field, 0–1), ``obs["patch_inside"]`` (fraction inside the image) and the specification in
+    ``uns["img2gene"]["patches"]``; ``uns["spatial"]`` gets a thumbnail for squidpy where it has none.
+
+    Raises
+    ------
+    Img2GeneError
+        All problems at once: no image or coordinate system in common, spots outside the image or on the scale of a
+        downscaled one, unknown microns per pixel, a transformation that rotates or stretches.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=2, n_sections=1, n_spots=30, n_genes=60)
+    >>> ig.pp.extract_patches(sdata, patch_um=(112, 224))
+    >>> sdata["table"].obsm["patch_bbox"].shape[1]
+    4
+    """
+    fields = _check_fields(patch_um, patch_px)
+    table = _schema.get_table(sdata, table_key)
+    geometries = locate(sdata, table_key, images)
+    sizes = {g.region: tuple(scale0(sdata.images[g.image_key]).shape[1:]) for g in geometries}
+    resolution = resolve_mpp(table, geometries, sizes, mpp=mpp, spot_um=spot_um)
+    update = _empty_update(table, fields, patch_px)
+    libraries = {}
+    for geometry in geometries:
+        sides = _sides(fields, resolution[geometry.region], geometry)
+        boxes = field_boxes(geometry.centers, sides)[:, 0]
+        picture, step = _overview(sdata, geometry.image_key, int(sides[0]))
+        update["obsm"][_schema.PATCH_BBOX][geometry.rows] = boxes
+        update["obs"][_schema.PATCH_TISSUE][geometry.rows] = box_fractions(tissue_mask(picture), boxes, step)
+        update["obs"][_schema.PATCH_INSIDE][geometry.rows] = _inside(boxes, sizes[geometry.region])
+        update["uns"]["patches"]["regions"][geometry.region] = {
+            "image": geometry.image_key,
+            "mpp": resolution[geometry.region],
+            "side_px": [int(side) for side in sides],
+        }
+        libraries[geometry.region] = _library(picture, step, geometry)
+    if not inplace:
+        return update
+    _schema.apply(table, update)
+    _add_libraries(table, table_key, geometries, libraries)
+    return None
+
+
+def _check_fields(patch_um: float | Sequence[float], patch_px: int) -> list[float]:
+    fields = [float(value) for value in np.atleast_1d(np.asarray(patch_um, dtype=float))]
+    problems = []
+    if not fields or not all(np.isfinite(value) and value > 0 for value in fields):
+        problems.append(f"patch_um={patch_um!r}: expected one or several positive numbers of microns.")
+    if len(set(fields)) != len(fields):
+        problems.append(f"patch_um={patch_um!r}: a field is named twice.")
+    if isinstance(patch_px, bool) or int(patch_px) != patch_px or patch_px < 32:
+        problems.append(f"patch_px={patch_px!r}: expected a whole number of at least 32 pixels.")
+    raise_problems(problems)
+    return fields
+
+
+def _sides(fields: list[float], mpp: float, geometry: Geometry) -> np.ndarray:
+    sides = np.rint(np.array(fields) / mpp).astype(np.int64)
+    if sides.min() < 4:
+        raise Img2GeneError(
+            f"A field of {min(fields):g} µm is only {sides.min()} pixels of image `{geometry.image_key}` "
+            f"({mpp:.3g} µm per pixel); use a larger `patch_um` or an image of higher resolution."
+        )
+    return sides
+
+
+def field_boxes(centers: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Windows (n, n_fields, 4: y0, x0, y1, x1) of whole pixels around ``centers`` (n, 2: row, column)."""
+    sides = np.asarray(sides, dtype=np.int64)
+    corners = np.floor(centers[:, None, :] - sides[None, :, None] / 2 + 0.5).astype(np.int64)
+    return np.concatenate([corners, corners + sides[None, :, None]], axis=2)
+
+
+def boxes_from_first(first: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+    """Windows of all fields (n, n_fields, 4) from those of the first field (n, 4)."""
+    return field_boxes((first[:, :2] + first[:, 2:]) / 2, np.asarray(sides))
+
+
+def _empty_update(table: AnnData, fields: list[float], patch_px: int) -> dict[str, dict[str, Any]]:
+    n = table.n_obs
+    return {
+        "obsm": {_schema.PATCH_BBOX: np.zeros((n, 4), dtype=np.int64)},
+        "obs": {_schema.PATCH_TISSUE: np.zeros(n), _schema.PATCH_INSIDE: np.zeros(n)},
+        "uns": {"patches": {"patch_um": fields, "patch_px": int(patch_px), "regions": {}}},
+    }
+
+
+def _inside(boxes: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    clipped = np.clip(boxes, 0, [size[0], size[1], size[0], size[1]])
+    area = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
+    return area / ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+
+
+def _overview(sdata: SpatialData, image_key: str, side: int) -> tuple[np.ndarray, float]:
+    """Thumbnail fine enough for eight points across a patch of ``side`` pixels."""
+    return thumbnail(sdata, image_key, max(1, side // 8))
+
+
+def _library(picture: np.ndarray, step: float, geometry: Geometry) -> dict[str, Any]:
+    every = max(1, max(picture.shape[:2]) // _THUMBNAIL_PX)
+    return {
+        "images": {"hires": np.ascontiguousarray(picture[::every, ::every])},
+        "scalefactors": {
+            "tissue_hires_scalef": 1 / (step * every * geometry.units_per_px),
+            "spot_diameter_fullres": geometry.spot_px * geometry.units_per_px,
+        },
+    }
+
+
+def _add_libraries(
+    table: AnnData, table_key: str, geometries: list[Geometry], libraries: dict[str, dict[str, Any]]
+) -> None:
+    """Give squidpy a thumbnail per section; what a reader stored is left alone, a foreign ``obsm["spatial"]`` too."""
+    if "spatial" not in table.obsm:
+        positions = np.zeros((table.n_obs, 2))
+        for geometry in geometries:
+            positions[geometry.rows] = geometry.centers[:, ::-1] * geometry.units_per_px
+        table.obsm["spatial"] = positions
+    names = section_labels(table, table_key)
+    spatial = {key: dict(value) for key, value in table.uns.get("spatial", {}).items()}
+    for geometry in geometries:
+        entry = spatial.setdefault(str(names[geometry.rows[0]]), {})
+        if "images" not in entry:
+            entry.update(libraries[geometry.region])
+    table.uns["spatial"] = spatial
