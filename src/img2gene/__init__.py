@@ -7,22 +7,21 @@ import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError
+from img2gene.settings import Settings, settings
+
 if TYPE_CHECKING:
     from img2gene import datasets, encoders, get, io, metrics, models, pl, pp, tl
-    from img2gene.settings import settings
 
-__all__ = ["__version__", "datasets", "encoders", "get", "io", "metrics", "models", "pl", "pp", "settings", "tl"]
+_SUBPACKAGES = ["datasets", "encoders", "get", "io", "metrics", "models", "pl", "pp", "tl"]
+__all__ = ["Img2GeneError", "LeakageError", "MissingKeyError", "Settings", "__version__", "settings", *_SUBPACKAGES]
 __version__ = version("img2gene")
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:
-    if name == "settings":
-        from img2gene.settings import settings
-
-        return settings
-    if name in __all__:
+    if name in _SUBPACKAGES:
         return importlib.import_module(f"img2gene.{name}")
     raise AttributeError(f"module 'img2gene' has no attribute {name!r}")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class Img2GeneError(ValueError):
@@ -41,3 +42,33 @@ def raise_problems(problems: list[str], kind: type[Img2GeneError] = Img2GeneErro
         raise kind(problems[0])
     if problems:
         raise kind(f"{len(problems)} problems:\n" + "\n".join(f"- {problem}" for problem in problems))
+
+
+class Problems:
+    """Collects what is wrong with an input, so that the user hears of everything at once.
+
+    Examples
+    --------
+    >>> from img2gene._errors import Problems
+    >>> problems = Problems()
+    >>> with problems.collect():
+    ...     number = int("1")
+    >>> problems.raise_all()
+    """
+
+    def __init__(self, found: Iterable[str] = ()) -> None:
+        self.found = list(found)
+        self.kind: type[Img2GeneError] = Img2GeneError
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Note an :class:`Img2GeneError` instead of raising it."""
+        try:
+            yield
+        except Img2GeneError as error:
+            self.kind = type(error) if not self.found else Img2GeneError
+            self.found.append(str(error))
+
+    def raise_all(self) -> None:
+        """Raise one error for everything found; a single problem keeps its own kind."""
+        raise_problems(self.found, self.kind if len(self.found) == 1 else Img2GeneError)

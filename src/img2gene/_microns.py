@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from img2gene import _schema
-from img2gene._errors import Img2GeneError, raise_problems
-from img2gene._sections import Geometry
+from img2gene._errors import Img2GeneError, Problems
+from img2gene._sections import Geometry, recorded
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,14 +35,12 @@ def resolve_mpp(
     lattice (100 µm from spot to spot); the bin size in a Visium HD region's name; 55 µm for circles of a Visium table
     without lattice coordinates. ``sizes`` holds height and width of each region's image in pixels.
     """
-    found, problems = {}, []
+    found, problems = {}, Problems()
     for geometry in geometries:
-        try:
+        with problems.collect():
             found[geometry.region] = _of_region(table, geometry, mpp, spot_um)
             _check_alignment(geometry, found[geometry.region], sizes[geometry.region])
-        except Img2GeneError as error:
-            problems.append(str(error))
-    raise_problems(problems)
+    problems.raise_all()
     return found
 
 
@@ -77,9 +74,9 @@ def _positive(value: float, name: str) -> float:
 
 def known_mpp(table: AnnData, geometry: Geometry) -> float | None:
     """Microns per image pixel from what the table and its region tell; None if they do not."""
-    for section, entry in (_schema.read_json(table, "sections", default={}) or {}).items():
-        if geometry.region in (entry.get("region"), f"{section}_spots") and "mpp" in entry:
-            return float(entry["mpp"]) * geometry.units_per_px
+    noted = recorded(table, geometry.region)
+    if "mpp" in noted:
+        return float(noted["mpp"]) * geometry.units_per_px
     lattice = _visium_pitch_px(table, geometry)
     if lattice is not None:
         return VISIUM_PITCH_UM / lattice

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import dask.array as da
 
 T = TypeVar("T")
+Blocks = dict[tuple[int, int], np.ndarray]
 
 WHITE = 255
 _RGB_NAMES = {"r", "g", "b", "a", "red", "green", "blue", "alpha"}
@@ -33,8 +35,12 @@ def to_rgb(pixels: np.ndarray, name: str) -> np.ndarray:
         Grey or multi-channel pixels, floats outside 0–1, or a bit depth that cannot be told.
     """
     if pixels.ndim != 3:
-        raise Img2GeneError(f"{name}: expected (height, width, 3) pixels, got shape {pixels.shape} (grey images are refused).")
-    low, high = (0.0, 0.0) if pixels.dtype == np.uint8 or not pixels.size else (float(pixels.min()), float(pixels.max()))
+        raise Img2GeneError(
+            f"{name}: expected (height, width, 3) pixels, got shape {pixels.shape} (grey images are refused)."
+        )
+    low, high = (
+        (0.0, 0.0) if pixels.dtype == np.uint8 or not pixels.size else (float(pixels.min()), float(pixels.max()))
+    )
     return _conversion(pixels.shape[2], pixels.dtype, low, high, name)(pixels)
 
 
@@ -98,7 +104,9 @@ class RGBImage:
         self.height, self.width = array.shape[1:]
         words = [str(channel).lower() for channel in channels]
         if any(word not in _RGB_NAMES and not word.isdigit() for word in words):
-            raise Img2GeneError(f"{name}: channels are {listing(channels)}, not RGB. Choose another image with `images=`.")
+            raise Img2GeneError(
+                f"{name}: channels are {listing(channels)}, not RGB. Choose another image with `images=`."
+            )
         low, high = (0.0, 0.0) if array.dtype == np.uint8 else _range(array)
         self._convert = _conversion(array.shape[0], array.dtype, low, high, name)
         self.y_edges = np.concatenate([[0], np.cumsum(array.chunks[1])])
@@ -145,7 +153,7 @@ class Windows:
     fields: list[np.ndarray]
 
 
-def stream_windows(image: RGBImage, boxes: np.ndarray, batch_size: int) -> Iterator[Windows]:
+def stream_windows(image: RGBImage, boxes: np.ndarray, batch_size: int, num_workers: int = 1) -> Iterator[Windows]:
     """Cut windows out of an image, decoding each chunk once and dropping it after its last window.
 
     Parameters
@@ -157,6 +165,8 @@ def stream_windows(image: RGBImage, boxes: np.ndarray, batch_size: int) -> Itera
         white. All windows of one field have one side length.
     batch_size
         Spots per yielded batch.
+    num_workers
+        Threads that decode the chunks of a batch.
 
     Yields
     ------
@@ -165,17 +175,25 @@ def stream_windows(image: RGBImage, boxes: np.ndarray, batch_size: int) -> Itera
     spans = _chunk_spans(image, boxes)
     order = np.lexsort((spans[:, 2], spans[:, 0]))
     uses = _chunk_uses(spans, (len(image.y_edges) - 1, len(image.x_edges) - 1))
-    cache: dict[tuple[int, int], np.ndarray] = {}
+    cache: Blocks = {}
     sides = boxes[0, :, 2] - boxes[0, :, 0] if len(boxes) else []
-    for start in range(0, len(order), batch_size):
-        index = order[start : start + batch_size]
-        fields = [np.full((len(index), side, side, 3), WHITE, dtype=np.uint8) for side in sides]
-        for place, spot in enumerate(index):
-            blocks = _load(image, spans[spot], cache)
-            for field, box in zip(fields, boxes[spot], strict=True):
-                _fill(field[place], box, blocks, image)
-            _release(blocks, uses, cache)
-        yield Windows(index, fields)
+    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+        for start in range(0, len(order), batch_size):
+            index = order[start : start + batch_size]
+            needed = [_keys(spans[spot]) for spot in index]
+            absent = [key for key in dict.fromkeys(key for keys in needed for key in keys) if key not in cache]
+            cache.update(zip(absent, pool.map(lambda key: image.block(*key), absent), strict=True))
+            fields = [np.full((len(index), side, side, 3), WHITE, dtype=np.uint8) for side in sides]
+            for place, (spot, keys) in enumerate(zip(index, needed, strict=True)):
+                for field, box in zip(fields, boxes[spot], strict=True):
+                    _fill(field[place], box, {key: cache[key] for key in keys}, image)
+                _release(keys, uses, cache)
+            yield Windows(index, fields)
+
+
+def _keys(span: np.ndarray) -> list[tuple[int, int]]:
+    r0, r1, c0, c1 = (int(value) for value in span)
+    return [(row, column) for row in range(r0, r1) for column in range(c0, c1)]
 
 
 def _chunk_spans(image: RGBImage, boxes: np.ndarray) -> np.ndarray:
@@ -196,28 +214,14 @@ def _chunk_uses(spans: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return uses
 
 
-def _load(
-    image: RGBImage, span: np.ndarray, cache: dict[tuple[int, int], np.ndarray]
-) -> dict[tuple[int, int], np.ndarray]:
-    r0, r1, c0, c1 = span
-    blocks = {}
-    for key in ((row, column) for row in range(r0, r1) for column in range(c0, c1)):
-        if key not in cache:
-            cache[key] = image.block(*key)
-        blocks[key] = cache[key]
-    return blocks
-
-
-def _release(
-    blocks: dict[tuple[int, int], np.ndarray], uses: np.ndarray, cache: dict[tuple[int, int], np.ndarray]
-) -> None:
-    for key in blocks:
+def _release(keys: list[tuple[int, int]], uses: np.ndarray, cache: Blocks) -> None:
+    for key in keys:
         uses[key] -= 1
         if not uses[key]:
             del cache[key]
 
 
-def _fill(window: np.ndarray, box: np.ndarray, blocks: dict[tuple[int, int], np.ndarray], image: RGBImage) -> None:
+def _fill(window: np.ndarray, box: np.ndarray, blocks: Blocks, image: RGBImage) -> None:
     y0, x0, y1, x1 = box
     for (row, column), block in blocks.items():
         top, left = image.y_edges[row], image.x_edges[column]

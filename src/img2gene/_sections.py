@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, raise_problems
+from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
 from img2gene._pixels import RGBImage
 
 if TYPE_CHECKING:
@@ -98,18 +98,14 @@ def regions(table: AnnData, table_key: str = "table") -> dict[str, np.ndarray]:
     return {str(name): np.flatnonzero(values == name) for name in pd.unique(values)}
 
 
-def locate(
-    sdata: SpatialData, table_key: str, images: str | Mapping[str, str] | None = None
-) -> list[Geometry]:
+def locate(sdata: SpatialData, table_key: str, images: str | Mapping[str, str] | None = None) -> list[Geometry]:
     """Geometry of every region of a table; all problems are raised together."""
     table = _schema.get_table(sdata, table_key)
-    found, problems = [], []
+    found, problems = [], Problems()
     for region, rows in regions(table, table_key).items():
-        try:
+        with problems.collect():
             found.append(_locate_region(sdata, table, region, rows, images))
-        except Img2GeneError as error:
-            problems.append(str(error))
-    raise_problems(problems)
+    problems.raise_all()
     return found
 
 
@@ -126,9 +122,7 @@ def _locate_region(
     return Geometry(region, image_key, rows, xy[:, ::-1].copy(), diameter * scale, 1 / scale)
 
 
-def choose_image(
-    sdata: SpatialData, table: AnnData, region: str, images: str | Mapping[str, str] | None = None
-) -> str:
+def choose_image(sdata: SpatialData, table: AnnData, region: str, images: str | Mapping[str, str] | None = None) -> str:
     """The image of a region: the one asked for, the one its reader recorded, else the largest in its coordinate system."""
     if isinstance(images, str):
         asked: str | None = images
@@ -140,17 +134,16 @@ def choose_image(
         if asked not in sdata.images:
             raise MissingKeyError(missing(asked, "sdata.images", sdata.images, "Pass `images=`."))
         return asked
-    recorded = _recorded_image(table, region)
-    if recorded in sdata.images:
-        return str(recorded)
+    noted = recorded(table, region).get("image")
+    if noted in sdata.images:
+        return str(noted)
     return _largest_aligned(sdata, table, region)
 
 
-def _recorded_image(table: AnnData, region: str) -> str | None:
-    for section, entry in (_schema.read_json(table, "sections", default={}) or {}).items():
-        if region in (entry.get("region"), f"{section}_spots", section):
-            return entry.get("image")
-    return None
+def recorded(table: AnnData, region: str) -> dict[str, Any]:
+    """What the reader of a region recorded about it: image, microns per unit, spot diameter; empty if nothing."""
+    entries = _schema.read_json(table, "sections", default={})
+    return next((entry for entry in entries.values() if entry.get("region") == region), {})
 
 
 def _largest_aligned(sdata: SpatialData, table: AnnData, region: str) -> str:
@@ -164,7 +157,11 @@ def _largest_aligned(sdata: SpatialData, table: AnnData, region: str) -> str:
             f"{listing(sdata.images)}). Register one with `spatialdata.transformations.set_transformation`."
         )
     others = [name for name in regions(table) if name != region]
-    named = [name for name in aligned if name.startswith(region) and not any(name.startswith(o) and len(o) > len(region) for o in others)]
+    named = [
+        name
+        for name in aligned
+        if name.startswith(region) and not any(name.startswith(o) and len(o) > len(region) for o in others)
+    ]
     if not named and len(aligned) > 1 and others:
         raise Img2GeneError(
             f"Several images share a coordinate system with `{region}` ({listing(aligned)}); say which with "
@@ -178,7 +175,11 @@ def scales(image: Any) -> list[Any]:
     """DataArrays (c, y, x) of a single- or multi-scale image, full resolution first."""
     import xarray as xr
 
-    arrays = [next(iter(node.ds.values())) for node in image.children.values()] if isinstance(image, xr.DataTree) else [image]
+    arrays = (
+        [next(iter(node.ds.values())) for node in image.children.values()]
+        if isinstance(image, xr.DataTree)
+        else [image]
+    )
     return [array.transpose("c", "y", "x") for array in arrays]
 
 
@@ -261,7 +262,8 @@ def _matrix(sdata: SpatialData, region: str, image_key: str) -> np.ndarray:
         )
     axes = ("x", "y")
     maps = [
-        np.linalg.inv(theirs[name].to_affine_matrix(axes, axes)) @ ours[name].to_affine_matrix(axes, axes) for name in shared
+        np.linalg.inv(theirs[name].to_affine_matrix(axes, axes)) @ ours[name].to_affine_matrix(axes, axes)
+        for name in shared
     ]
     if any(not np.allclose(maps[0], other, rtol=1e-3, atol=1) for other in maps[1:]):
         raise Img2GeneError(

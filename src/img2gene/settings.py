@@ -22,6 +22,8 @@ class Settings:
         Torch device for encoders and networks; ``"auto"`` takes CUDA, then MPS, then the CPU.
     batch_size
         Patches per forward pass of an encoder.
+    num_workers
+        Threads that decode image chunks ahead of the encoder; 0 decodes in the calling thread.
     amp
         Use bfloat16 for encoders: ``"auto"`` where the processor computes in it natively.
     progress
@@ -39,6 +41,7 @@ class Settings:
 
     device: str = "auto"
     batch_size: int = 32
+    num_workers: int = 1
     amp: bool | str = "auto"
     progress: bool = True
     seed: int = 0

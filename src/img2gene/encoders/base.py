@@ -17,8 +17,8 @@ class Encoder(Protocol):
 
     width: int
 
-    def __call__(self, patches: np.ndarray) -> np.ndarray:
-        """uint8 (n, side, side, 3) to float32 (n, width)."""
+    def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
+        """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
         ...
 
 
@@ -33,7 +33,11 @@ def resize(patches: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def normalise(
-    patches: np.ndarray, side: int, mean: tuple[float, float, float], std: tuple[float, float, float], device: str = "cpu"
+    patches: np.ndarray,
+    side: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    device: str = "cpu",
 ) -> torch.Tensor:
     """Patches uint8 (n, h, h, 3) as normalised float32 (n, 3, side, side) in channels-last memory order."""
     import torch
@@ -109,12 +113,9 @@ class TorchEncoder:
         self.width, self.mean, self.std, self.device, self.amp = width, mean, std, device, amp
         self.network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def __call__(self, patches: np.ndarray) -> np.ndarray:
-        """uint8 (n, side, side, 3) to float32 (n, width)."""
-        import torch
-
-        with torch.inference_mode():
-            return self.forward(normalise(patches, patches.shape[1], self.mean, self.std, self.device))
+    def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
+        """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
+        return self.forward(normalise(patches, side or patches.shape[1], self.mean, self.std, self.device))
 
     def forward(self, images: torch.Tensor) -> np.ndarray:
         """Features of normalised images."""

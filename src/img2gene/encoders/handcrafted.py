@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from img2gene.encoders.base import resize
 from img2gene.encoders.registry import EncoderSpec
 
 if TYPE_CHECKING:
@@ -19,24 +20,25 @@ WIDTH = 3 * (2 + len(_PERCENTILES)) * 2 + len(_PROPERTIES) * len(_DISTANCES) + 1
 
 
 class ColorTextureEncoder:
-    """Per patch: mean, SD and percentiles of RGB and of haematoxylin–eosin–DAB densities, grey-level co-occurrence
-    (contrast, homogeneity, energy, correlation at 1 and 4 pixels), a histogram of local binary patterns, and edge
-    strength.
+    """Colour and texture statistics of each patch.
+
+    Mean, SD and percentiles of RGB and of haematoxylin–eosin–DAB densities; grey-level co-occurrence (contrast,
+    homogeneity, energy, correlation at 1 and 4 pixels); a histogram of local binary patterns; edge strength.
 
     References
     ----------
     Ruifrok and Johnston 2001 (stain separation); Haralick et al. 1973 (co-occurrence); Ojala et al. 2002 (binary patterns).
-    """  # noqa: D205
+    """
 
     width = WIDTH
 
-    def __call__(self, patches: np.ndarray) -> np.ndarray:
-        """uint8 (n, side, side, 3) to float32 (n, width)."""
-        return np.stack([_features(patch) for patch in patches]).astype(np.float32)
+    def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
+        """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
+        import torch
 
-    def forward(self, images: np.ndarray) -> np.ndarray:
-        """Same as calling it: there is nothing to normalise."""
-        return self(images)
+        pixels = torch.from_numpy(np.ascontiguousarray(patches)).permute(0, 3, 1, 2).float()
+        resized = resize(pixels, side or patches.shape[1]).round_().clamp_(0, 255).byte()
+        return np.stack([_features(patch) for patch in resized.permute(0, 2, 3, 1).numpy()]).astype(np.float32)
 
 
 def _features(patch: np.ndarray) -> np.ndarray:
@@ -46,7 +48,13 @@ def _features(patch: np.ndarray) -> np.ndarray:
     rgb = patch / 255.0
     gray = rgb2gray(rgb)
     edges = sobel(gray)
-    parts = [_colour(rgb), _colour(rgb2hed(rgb)), _cooccurrence(gray), _binary_patterns(gray), [edges.mean(), edges.std()]]
+    parts = [
+        _colour(rgb),
+        _colour(rgb2hed(rgb)),
+        _cooccurrence(gray),
+        _binary_patterns(gray),
+        [edges.mean(), edges.std()],
+    ]
     return np.concatenate(parts)
 
 
@@ -78,8 +86,8 @@ SPECS = (
     EncoderSpec(
         name="color-texture",
         width=WIDTH,
-        input_px=224,
-        any_size=True,
+        input_px=96,
+        any_size=False,
         mpp=None,
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),

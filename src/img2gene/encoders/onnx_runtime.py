@@ -9,7 +9,7 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError
 from img2gene.encoders.base import normalise
-from img2gene.encoders.efficientnet import HEAD_WIDTH, STAGE_WIDTH, ConvUnit, EfficientNetLite0, same_padding
+from img2gene.encoders.efficientnet import ConvUnit, EfficientNetLite0, same_padding
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,9 @@ def wanted(backend: str, device: str) -> bool:
     if backend == "onnx" and not installed:
         raise Img2GeneError('backend="onnx" needs onnxruntime: `pip install "img2gene[onnx]"`.')
     if backend == "onnx" and device != "cpu":
-        raise Img2GeneError(f'backend="onnx" runs on the CPU, not on {device!r}; pass `device="cpu"` or `backend="torch"`.')
+        raise Img2GeneError(
+            f'backend="onnx" runs on the CPU, not on {device!r}; pass `device="cpu"` or `backend="torch"`.'
+        )
     return installed and device == "cpu" and backend in ("auto", "onnx")
 
 
@@ -34,8 +36,10 @@ class OnnxEncoder:
     ----------
     network
         Network with its normalisations folded in.
-    pooled_stages
-        Mean and SD of every stage (1632 features) rather than the pooled head (1280).
+    span
+        First and last stage whose means and SDs are taken; None for the pooled head.
+    width
+        Number of features.
     mean, std
         Normalisation of RGB values in 0–1.
     """
@@ -43,24 +47,24 @@ class OnnxEncoder:
     def __init__(
         self,
         network: EfficientNetLite0,
+        span: tuple[int, int] | None,
+        width: int,
         *,
-        pooled_stages: bool,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
     ) -> None:
-        self.network, self.pooled_stages, self.mean, self.std = network, pooled_stages, mean, std
-        self.width = STAGE_WIDTH if pooled_stages else HEAD_WIDTH
+        self.network, self.span, self.width, self.mean, self.std = network, span, width, mean, std
         self._sessions: dict[int, Any] = {}
 
-    def __call__(self, patches: np.ndarray) -> np.ndarray:
-        """uint8 (n, side, side, 3) to float32 (n, width)."""
-        return self.forward(normalise(patches, patches.shape[1], self.mean, self.std))
+    def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
+        """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
+        return self.forward(normalise(patches, side or patches.shape[1], self.mean, self.std))
 
     def forward(self, images: Any) -> np.ndarray:
         """Features of normalised images, a tensor (n, 3, side, side)."""
         side = images.shape[-1]
         if side not in self._sessions:
-            self._sessions[side] = _session(_Graph(self.network, side).build(self.pooled_stages))
+            self._sessions[side] = _session(_Graph(self.network, side).build(self.span))
         return self._sessions[side].run(None, {"images": images.contiguous().numpy()})[0]
 
 
@@ -85,12 +89,12 @@ class _Graph:
         self._constant("high", np.float32(6))
         self._constant("axes", np.array([2, 3], dtype=np.int64))
 
-    def build(self, pooled_stages: bool) -> bytes:
+    def build(self, span: tuple[int, int] | None) -> bytes:
         from onnx import TensorProto, checker, helper
 
-        maps = self._stages()
-        if pooled_stages:
-            moments = [self._moments(name) for name in maps]
+        maps = self._stages(len(self.network.stages) if span is None else span[1])
+        if span is not None:
+            moments = [self._moments(name) for name in maps[span[0] :]]
             pooled = [mean for mean, _ in moments] + [sd for _, sd in moments]
         else:
             head = self._unit(self.network.head, maps[-1], 1)[0]
@@ -104,11 +108,11 @@ class _Graph:
         checker.check_model(model)
         return model.SerializeToString()
 
-    def _stages(self) -> list[str]:
+    def _stages(self, last: int) -> list[str]:
         name, size = self._unit(self.network.stem, "images", self.side)
         maps = [name]
-        for stage in self.network.stages:
-            for block in stage:  # type: ignore[attr-defined]
+        for stage in self.network.stages[:last]:  # type: ignore[union-attr]
+            for block in stage:  # type: ignore[union-attr]
                 name, size = self._block(block, name, size)
             maps.append(name)
         return maps

@@ -23,11 +23,11 @@ def build(
 ) -> Encoder:
     """Create the timm model without its classifier and load its weights."""
     if backend == "onnx":
-        raise Img2GeneError(f"Encoder `{spec.name}` runs in torch; pass `backend=\"torch\"`.")
+        raise Img2GeneError(f'Encoder `{spec.name}` runs in torch; pass `backend="torch"`.')
     try:
         import timm
     except ImportError as error:
-        raise Img2GeneError(f"Encoder `{spec.name}` needs timm: `pip install \"img2gene[timm]\"` ({error}).") from error
+        raise Img2GeneError(f'Encoder `{spec.name}` needs timm: `pip install "img2gene[timm]"` ({error}).') from error
     try:
         network = timm.create_model(
             spec.source if pretrained else spec.source.split("/")[-1].split(".")[0],
@@ -37,7 +37,9 @@ def build(
         )
     except (OSError, RuntimeError) as error:
         login = " It is gated: accept its terms on the hub and run `huggingface-cli login`." if spec.gated else ""
-        raise Img2GeneError(f"The weights of `{spec.name}` ({spec.source}) could not be loaded: {error}.{login}") from error
+        raise Img2GeneError(
+            f"The weights of `{spec.name}` ({spec.source}) could not be loaded: {error}.{login}"
+        ) from error
     place = resolve_device(device)
     return TorchEncoder(network, spec.width, spec.mean, spec.std, device=place, amp=resolve_amp(amp, place))
 

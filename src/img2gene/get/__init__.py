@@ -1,1 +1,5 @@
+"""Read what the package stored in an object."""
 
+from img2gene.get._get import model, patches
+
+__all__ = ["model", "patches"]

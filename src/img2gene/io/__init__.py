@@ -1,1 +1,8 @@
+"""Read sections, join them, store and load trained models."""
 
+from img2gene.io._concat import concat_sections
+from img2gene.io.convert import from_anndata, to_anndata
+from img2gene.io.legacy_st import read_legacy_st
+from img2gene.io.model_store import load_model, save_model
+
+__all__ = ["concat_sections", "from_anndata", "load_model", "read_legacy_st", "save_model", "to_anndata"]

@@ -72,7 +72,9 @@ def build_section(
         chunks=(3, _CHUNK_PX, _CHUNK_PX),
     )
     _annotate(table, xy, region=region, section=section, patient=patient, spot_ids=spot_ids)
-    _schema.write_json(table, "sections", {section: {"mpp": mpp, "spot_um": spot_um, "image": image_key}})
+    _schema.write_json(
+        table, "sections", {section: {"mpp": mpp, "spot_um": spot_um, "image": image_key, "region": region}}
+    )
     table.uns["spatial"] = {section: squidpy_library(image, 2 * radius)}
     return SpatialData(
         images={image_key: picture}, shapes={region: circles}, tables={"table": _parse_table(table, region)}

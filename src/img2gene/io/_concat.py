@@ -148,14 +148,21 @@ def _check_widths(tables: list[AnnData], key: str) -> None:
     for name in {name for table in tables for name in table.obsm}:
         widths = {table.obsm[name].shape[1] for table in tables if name in table.obsm}
         if len(widths) > 1:
-            problems.append(f"`obsm['{name}']` of `{key}` has different widths ({listing(sorted(widths))}): embed anew.")
+            problems.append(
+                f"`obsm['{name}']` of `{key}` has different widths ({listing(sorted(widths))}): embed anew."
+            )
     raise_problems(problems)
 
 
 def _shared_keys(tables: list[AnnData], key: str) -> tuple[str, str]:
-    pairs = {(table.uns["spatialdata_attrs"]["region_key"], table.uns["spatialdata_attrs"]["instance_key"]) for table in tables}
+    pairs = {
+        (table.uns["spatialdata_attrs"]["region_key"], table.uns["spatialdata_attrs"]["instance_key"])
+        for table in tables
+    }
     if len(pairs) > 1:
-        raise Img2GeneError(f"The tables `{key}` name their regions and instances in different columns: {listing(sorted(pairs))}.")
+        raise Img2GeneError(
+            f"The tables `{key}` name their regions and instances in different columns: {listing(sorted(pairs))}."
+        )
     return pairs.pop()
 
 
@@ -229,7 +236,9 @@ def _merge_json(first: str, second: str) -> tuple[str, str | None]:
 
 def _json_conflict(one: dict, two: dict) -> bool:
     return any(
-        _json_conflict(one[key], two[key]) if isinstance(one[key], dict) and isinstance(two[key], dict) else one[key] != two[key]
+        _json_conflict(one[key], two[key])
+        if isinstance(one[key], dict) and isinstance(two[key], dict)
+        else one[key] != two[key]
         for key in one.keys() & two.keys()
     )
 

@@ -71,7 +71,9 @@ def read_legacy_st(
     Examples
     --------
     >>> import img2gene as ig
-    >>> sdata = ig.io.read_legacy_st("C2.tsv.gz", "C2.jpg", "C2_selection.tsv", section="C2", patient="C")  # doctest: +SKIP
+    >>> sdata = ig.io.read_legacy_st(
+    ...     "C2.tsv.gz", "C2.jpg", "C2_selection.tsv", section="C2", patient="C"
+    ... )  # doctest: +SKIP
 
     References
     ----------

@@ -1,1 +1,6 @@
+"""Scores of predictions, on plain arrays."""
 
+from img2gene.metrics.regression import mae, mse, pearson, r2, spearman
+from img2gene.metrics.spatial import morans_i, neighbor_graph
+
+__all__ = ["mae", "morans_i", "mse", "neighbor_graph", "pearson", "r2", "spearman"]

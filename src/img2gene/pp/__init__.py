@@ -1,1 +1,8 @@
+"""Prepare a study: patches, embeddings, gene panels, tiles."""
 
+from img2gene.pp.embedding import embed_patches
+from img2gene.pp.expression import select_genes
+from img2gene.pp.patches import extract_patches
+from img2gene.pp.tiles import tile_slide
+
+__all__ = ["embed_patches", "extract_patches", "select_genes", "tile_slide"]

@@ -10,6 +10,7 @@ import numpy as np
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, raise_problems
 from img2gene._microns import resolve_mpp
+from img2gene._patches import field_boxes
 from img2gene._sections import Geometry, locate, scale0, section_labels, thumbnail
 from img2gene._tissue import box_fractions, tissue_mask
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-DEFAULT_FIELDS_UM = (104.0, 155.0, 200.0, 310.0)
+DEFAULT_FIELDS_UM = (200.0, 400.0, 600.0)
 _THUMBNAIL_PX = 600
 
 
@@ -41,7 +42,7 @@ def extract_patches(
     sdata
         Study with images, regions (circles, polygons or labels) and a table that annotates them.
     patch_um
-        Side of the field of view in µm; several for several fields around one centre. The default four fields were the
+        Side of the field of view in µm; several for several fields around one centre. The default fields were the
         most accurate on real sections (``benchmarks/encoder_comparison.py``).
     patch_px
         Side in pixels that every field is resized to before it enters the encoder.
@@ -126,18 +127,6 @@ def _sides(fields: list[float], mpp: float, geometry: Geometry) -> np.ndarray:
             f"({mpp:.3g} µm per pixel); use a larger `patch_um` or an image of higher resolution."
         )
     return sides
-
-
-def field_boxes(centers: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """Windows (n, n_fields, 4: y0, x0, y1, x1) of whole pixels around ``centers`` (n, 2: row, column)."""
-    sides = np.asarray(sides, dtype=np.int64)
-    corners = np.floor(centers[:, None, :] - sides[None, :, None] / 2 + 0.5).astype(np.int64)
-    return np.concatenate([corners, corners + sides[None, :, None]], axis=2)
-
-
-def boxes_from_first(first: np.ndarray, sides: Sequence[int]) -> np.ndarray:
-    """Windows of all fields (n, n_fields, 4) from those of the first field (n, 4)."""
-    return field_boxes((first[:, :2] + first[:, 2:]) / 2, np.asarray(sides))
 
 
 def _empty_update(table: AnnData, fields: list[float], patch_px: int) -> dict[str, dict[str, Any]]:

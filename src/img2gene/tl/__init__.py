@@ -1,1 +1,7 @@
+"""Train, predict, evaluate."""
 
+from img2gene.tl.evaluate import evaluate, summarize
+from img2gene.tl.fit import fit
+from img2gene.tl.predict import predict
+
+__all__ = ["evaluate", "fit", "predict", "summarize"]

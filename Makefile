@@ -1,0 +1,68 @@
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+# Options of pip that hold versions; `make test CONSTRAINTS=` takes the newest of everything.
+CONSTRAINTS ?= -c constraints.txt
+# Real sections for tests and tutorials; what needs them is skipped where there are none.
+IMG2GENE_DATA ?= $(if $(wildcard ../shared/data),$(CURDIR)/../shared/data)
+
+ifneq ($(IMG2GENE_DATA),)
+test docs: export IMG2GENE_DATA := $(IMG2GENE_DATA)
+endif
+
+BIN := $(VENV)/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs test-matrix clean distclean
+# Targets share an environment that only one pip at a time may change.
+.NOTPARALLEL:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed-demo  ## train, predict and evaluate into demo_output/ (DATA=<folder>: on real sections)
+	$(BIN) demo/run.py --out demo_output $(if $(DATA),--data "$(DATA)")
+
+# One thread per process: the processes already fill the cores, and spinning OpenMP threads would only delay each other.
+test: export OMP_NUM_THREADS ?= 1
+test: $(VENV)/.installed-test  ## run the whole test suite and the docstrings' examples (ARGS=<options of pytest>)
+	$(BIN) -m pytest -n $(JOBS) --doctest-modules $(ARGS) tests src/img2gene
+
+lint: $(VENV)/.installed-lint  ## check style, format and types
+	$(BIN) -m ruff check .
+	$(BIN) -m ruff format --check .
+	$(BIN) -m mypy
+
+# -E: a tutorial's output depends on the source, which Sphinx does not know of.
+docs: $(VENV)/.installed-doc  ## build the documentation into docs/_build/html, warnings are errors
+	$(BIN) -m sphinx -E -W --keep-going -n -b html docs docs/_build/html
+
+test-matrix: test-3.11 test-3.12  ## run the suite on every supported Python, found through pyenv
+
+# The constraints name a release of torch whose CPU build exists for 3.11 only.
+test-3.11: ON = 3.11
+test-3.11: HELD = $(CONSTRAINTS)
+test-3.12: ON = 3.12
+.PHONY: test-3.11 test-3.12
+test-3.11 test-3.12:
+	@python="$$(ls -d "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$(ON).*/bin/python 2>/dev/null | sort -V | tail -n 1)"; \
+	python="$${python:-$$(command -v python$(ON))}"; \
+	test -n "$$python" || { echo "No Python $(ON): run 'pyenv install $(ON)'." >&2; exit 1; }; \
+	$(MAKE) test PYTHON="$$python" VENV=.venv-$(ON) CONSTRAINTS="$(HELD)"
+
+clean:  ## remove what the other targets wrote, but for the environments
+	rm -rf demo_output docs/_build docs/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find src tests docs demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean  ## clean, and remove the environments
+	rm -rf .venv .venv-*
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "img2gene needs Python 3.11 or newer: make PYTHON=<one>")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN) -m pip install --quiet --upgrade "pip>=25.1"
+	touch $@
+
+# One stamp per dependency group, so that targets share an environment and install only what they lack.
+$(VENV)/.installed-%: $(VENV)/.created pyproject.toml constraints.txt
+	$(BIN) -m pip install --quiet $(CONSTRAINTS) -e . --group $*
+	touch $@

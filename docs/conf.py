@@ -1,0 +1,110 @@
+"""Sphinx configuration: warnings are errors, every reference has to resolve, tutorials are executed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parent
+sys.path.insert(0, str(HERE / "_ext"))
+
+facts = metadata("img2gene")
+project = facts["Name"]
+author = "img2gene developers"
+copyright = f"2026, {author}"
+version = release = facts["Version"]
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+    "prose_returns",
+]
+exclude_patterns = ["_build"]
+templates_path = ["_templates"]
+nitpicky = True
+
+html_theme = "sphinx_book_theme"
+html_title = f"{project} {version}"
+html_theme_options = {
+    "repository_url": "https://github.com/img2gene/img2gene",
+    "use_repository_button": True,
+    "path_to_docs": "docs",
+}
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+typehints_defaults = "comma"
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# Outputs are always those of the present source: a cache would keep them when only the package changes.
+nb_execution_mode = "force"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True
+nb_execution_excludepatterns: list[str] = []
+nb_merge_streams = True
+nb_output_stderr = "remove"
+
+# The kernels run elsewhere, so the folder of real sections has to be absolute.
+data = Path(os.environ["IMG2GENE_DATA"]).resolve() if os.environ.get("IMG2GENE_DATA") else None
+if data is not None and (data / "her2st").is_dir():
+    os.environ["IMG2GENE_DATA"] = str(data)
+else:
+    nb_execution_excludepatterns.append("tutorials/her2st*")
+
+# The build must not need a network; only where the pages are published do types link to other projects.
+if os.environ.get("READTHEDOCS") == "True":
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "pandas": ("https://pandas.pydata.org/docs", None),
+        "anndata": ("https://anndata.readthedocs.io/en/stable", None),
+        "spatialdata": ("https://spatialdata.scverse.org/en/stable", None),
+    }
+
+nitpick_ignore_regex = [
+    (r"py:.*", rf"{package}\..*")
+    for package in (
+        "anndata",
+        "collections",
+        "geopandas",
+        "matplotlib",
+        "numpy",
+        "pandas",
+        "pathlib",
+        "scipy",
+        "spatialdata",
+        "squidpy",
+        "torch",
+        "typing",
+    )
+]
+
+
+def include_benchmarks(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Show the benchmarks' own README where the page asks for it, if there is one."""
+    text = REPOSITORY / "benchmarks" / "README.md"
+    if docname == "benchmarks" and text.is_file():
+        app.env.note_dependency(str(text))
+        source[0] = "```{include} ../benchmarks/README.md\n:relative-images:\n```\n"
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", include_benchmarks)

@@ -1,0 +1,123 @@
+"""What training, prediction and evaluation share: which embedding, which sections, which patients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._sections import group_labels, section_labels
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows train and which are held out.
+
+    Attributes
+    ----------
+    train, held_out
+        bool (n_obs,).
+    leakage
+        Patients on both sides; empty for an honest split, None if patients are not known.
+    """
+
+    train: np.ndarray
+    held_out: np.ndarray
+    leakage: list[str] | None
+
+
+def choose_encoder(table: AnnData, encoder: str | None, table_key: str) -> dict[str, Any]:
+    """Identity of the embedding to use: the one named, else the only one there is."""
+    known = _schema.read_json(table, "encoder", default={})
+    usable = [name for name in known if _schema.embedding_key(name) in table.obsm]
+    hint = "Run `img2gene.pp.embed_patches` first."
+    if encoder is not None:
+        from img2gene import encoders
+
+        name = encoders.get(encoder).name
+        if name not in usable:
+            raise MissingKeyError(missing(_schema.embedding_key(name), f"sdata['{table_key}'].obsm", table.obsm, hint))
+        return known[name]
+    if not usable:
+        raise MissingKeyError(missing("X_<encoder>", f"sdata['{table_key}'].obsm", table.obsm, hint))
+    if len(usable) > 1:
+        raise Img2GeneError(f"Several embeddings are stored ({listing(usable)}); say which with `encoder=`.")
+    return known[usable[0]]
+
+
+def embedding(table: AnnData, identity: dict[str, Any], table_key: str) -> np.ndarray:
+    """The stored embedding, float32 (n_obs, width); incomplete or foreign ones are refused."""
+    key = _schema.embedding_key(identity["name"])
+    values = np.asarray(table.obsm[key])
+    if values.ndim != 2 or values.shape[1] != identity["width"]:
+        raise Img2GeneError(
+            f"`sdata['{table_key}'].obsm['{key}']` has shape {values.shape}, its record says width {identity['width']}. "
+            "Run `img2gene.pp.embed_patches` again."
+        )
+    bad = int((~np.isfinite(values)).any(axis=1).sum())
+    if bad:
+        raise Img2GeneError(f"`obsm['{key}']` is NaN in {bad} rows: run `img2gene.pp.embed_patches` again.")
+    return values.astype(np.float32, copy=False)
+
+
+def split(
+    table: AnnData,
+    groups: str,
+    *,
+    train_on: Iterable[str] | None,
+    validate_on: Iterable[str] | None,
+    table_key: str,
+) -> Split:
+    """Divide the rows by the values of ``groups``; names that do not occur are listed with those that do."""
+    labels = group_labels(table, groups, table_key)
+    held_out = np.isin(labels, _names(validate_on, labels, "validate_on", groups))
+    chosen = ~held_out if train_on is None else np.isin(labels, _names(train_on, labels, "train_on", groups))
+    both = np.unique(labels[chosen & held_out])
+    if len(both):
+        raise Img2GeneError(f"{listing(both)}: named in both `train_on` and `validate_on`.")
+    if not chosen.any():
+        raise Img2GeneError("Nothing is left to train on: `validate_on` names every group.")
+    return Split(chosen, held_out, shared_patients(table, chosen, held_out))
+
+
+def _names(names: Iterable[str] | None, labels: np.ndarray, argument: str, groups: str) -> list[str]:
+    if names is None:
+        return []
+    wanted = [str(name) for name in ([names] if isinstance(names, str) else names)]
+    unknown = [name for name in wanted if name not in labels]
+    if unknown or not wanted:
+        raise MissingKeyError(
+            f"{argument}={wanted}: no {groups} named {listing(unknown)} (available: {listing(np.unique(labels))})."
+        )
+    return wanted
+
+
+def patient_labels(table: AnnData) -> np.ndarray | None:
+    """Patient of each row, or None where patients are not recorded."""
+    return group_labels(table, _schema.PATIENT) if _schema.PATIENT in table.obs else None
+
+
+def shared_patients(table: AnnData, one: np.ndarray, other: np.ndarray) -> list[str] | None:
+    """Patients with rows on both sides; None if patients are not recorded."""
+    patients = patient_labels(table)
+    if patients is None:
+        return None
+    return sorted(set(patients[one].tolist()) & set(patients[other].tolist()))
+
+
+def positions(table: AnnData) -> np.ndarray:
+    """Row and column of each spot in pixels of its image: the centres of the patches, (n_obs, 2)."""
+    boxes = np.asarray(table.obsm[_schema.PATCH_BBOX], dtype=float)
+    return (boxes[:, :2] + boxes[:, 2:]) / 2
+
+
+def section_names(table: AnnData, rows: np.ndarray, table_key: str) -> list[str]:
+    """Sections among ``rows``, in order of appearance."""
+    return list(dict.fromkeys(section_labels(table, table_key)[rows].tolist()))

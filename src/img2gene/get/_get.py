@@ -1,0 +1,119 @@
+"""Pixels of chosen patches, and the trained model of an object."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, listing
+from img2gene._patches import specification, stream_patches
+from img2gene._sections import regions
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from img2gene.models import Model
+
+
+def patches(
+    sdata: SpatialData, index: int | slice | np.ndarray | list, *, field: int = 0, table_key: str = "table"
+) -> np.ndarray:
+    """Pixels of the patches of chosen spots, in the image's own resolution.
+
+    Parameters
+    ----------
+    sdata
+        Study on which :func:`img2gene.pp.extract_patches` was run.
+    index
+        Rows of the table: positions, a slice, a boolean mask, or names from ``obs_names``. All chosen spots must lie in
+        sections with the same patch size in pixels.
+    field
+        Which field of view, in the order of ``patch_um``.
+    table_key
+        Table that ``index`` refers to.
+
+    Returns
+    -------
+    uint8 (n, side, side, 3) in the order of ``index``; pixels outside the image are white.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=2, n_sections=1, n_spots=30, n_genes=60)
+    >>> ig.pp.extract_patches(sdata)
+    >>> ig.get.patches(sdata, [0, 5]).shape[0]
+    2
+    """
+    table = _schema.get_table(sdata, table_key)
+    spec = specification(table, table_key)
+    if not 0 <= field < len(spec["patch_um"]):
+        raise Img2GeneError(
+            f"field={field}: fields of view are 0 to {len(spec['patch_um']) - 1} ({listing(spec['patch_um'])} µm)."
+        )
+    rows = _rows(table, index)
+    sides = {
+        spec["regions"][name]["side_px"][field]
+        for name, members in regions(table).items()
+        if np.isin(members, rows).any()
+    }
+    if len(sides) > 1:
+        raise Img2GeneError(
+            f"The chosen spots have patches of {listing(sorted(sides))} px; ask for one section at a time."
+        )
+    side = sides.pop() if sides else 0
+    pixels = np.zeros((len(rows), side, side, 3), dtype=np.uint8)
+    for found, windows in stream_patches(sdata, table_key, 64, 0, rows=np.unique(rows)):
+        for row, window in zip(found, windows.fields[field], strict=True):
+            pixels[rows == row] = window
+    return pixels
+
+
+def _rows(table: object, index: object) -> np.ndarray:
+    names = table.obs_names  # type: ignore[attr-defined]
+    chosen = np.arange(len(names))[index] if isinstance(index, slice) else np.atleast_1d(np.asarray(index))
+    if chosen.dtype == bool:
+        if len(chosen) != len(names):
+            raise Img2GeneError(f"The mask has {len(chosen)} values for {len(names)} spots.")
+        return np.flatnonzero(chosen)
+    if chosen.dtype.kind in "UO":
+        rows = names.get_indexer(chosen)
+        if (rows < 0).any():
+            raise Img2GeneError(f"No spots named {listing(chosen[rows < 0])} (available: {listing(names, 5)}).")
+        return rows
+    if len(chosen) and (chosen.min() < -len(names) or chosen.max() >= len(names)):
+        raise Img2GeneError(f"Row {chosen.max()} is out of range: the table has {len(names)} spots.")
+    return np.asarray(chosen, dtype=np.int64) % max(len(names), 1)
+
+
+def model(sdata: SpatialData, key: str = "img2gene", *, table_key: str = "table") -> Model:
+    """The trained model that :func:`img2gene.tl.fit` stored in an object.
+
+    Parameters
+    ----------
+    sdata
+        Study that holds the model.
+    key
+        The ``key_added`` it was stored under.
+    table_key
+        Table it was trained on.
+
+    Raises
+    ------
+    MissingKeyError
+        No model under this key; lists those that are there.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=1, n_spots=30, n_genes=60)
+    >>> ig.pp.extract_patches(sdata, patch_um=112)
+    >>> ig.pp.embed_patches(sdata, "color-texture")
+    >>> ig.tl.fit(sdata, "ridge")
+    >>> ig.get.model(sdata).name
+    'ridge'
+    """
+    from img2gene.io.model_store import read_model
+
+    return read_model(_schema.get_table(sdata, table_key), key)

@@ -1,0 +1,144 @@
+"""To and from the AnnData layout that squidpy and scanpy have always used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene.io._build import build_section
+from img2gene.io._concat import concat_sections
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def to_anndata(sdata: SpatialData, *, table_key: str = "table") -> AnnData:
+    """The table of a study as an AnnData that squidpy plots without further arguments.
+
+    Parameters
+    ----------
+    sdata
+        Study; :func:`img2gene.pp.extract_patches` gives it thumbnails where its reader did not.
+    table_key
+        Table to take.
+
+    Returns
+    -------
+    A copy with ``obsm["spatial"]`` and, per section, ``uns["spatial"]`` (thumbnail, scale factors), without the
+    annotation of SpatialData regions. Plot with ``squidpy.pl.spatial_scatter(adata, library_key="section")``.
+
+    Raises
+    ------
+    MissingKeyError
+        The table has no positions.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=2, n_sections=1, n_spots=30, n_genes=60)
+    >>> sorted(ig.io.to_anndata(sdata).uns["spatial"])
+    ['P1_S1', 'P2_S1']
+    """
+    table = _schema.get_table(sdata, table_key)
+    if "spatial" not in table.obsm:
+        raise MissingKeyError(
+            missing("spatial", f"sdata['{table_key}'].obsm", table.obsm, "Run `img2gene.pp.extract_patches` first.")
+        )
+    adata = table.copy()
+    adata.uns.pop("spatialdata_attrs", None)
+    return adata
+
+
+def from_anndata(
+    adata: AnnData,
+    *,
+    spot_um: float,
+    library_key: str | None = None,
+    patient_key: str | None = None,
+    image: str = "hires",
+) -> SpatialData:
+    """A study from an AnnData in squidpy's layout.
+
+    Parameters
+    ----------
+    adata
+        Raw counts with ``obsm["spatial"]`` and ``uns["spatial"][<library>]`` (``images``, ``scalefactors``).
+    spot_um
+        Spot diameter in µm (Visium 55, legacy ST 100), from which microns per pixel follow.
+    library_key
+        Column of obs that names each spot's library; needed for several libraries.
+    patient_key
+        Column of obs that names the donor.
+    image
+        Which image of each library to take.
+
+    Returns
+    -------
+    SpatialData as from the package's readers, one section per library.
+
+    Raises
+    ------
+    Img2GeneError
+        No positions, no images, or libraries that the column does not name.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=2, n_sections=1, n_spots=30, n_genes=60)
+    >>> back = ig.io.from_anndata(ig.io.to_anndata(sdata), spot_um=100, library_key="section", patient_key="patient")
+    >>> sorted(back.images)
+    ['P1_S1_image', 'P2_S1_image']
+    """
+    libraries = dict(adata.uns.get("spatial", {}))
+    if "spatial" not in adata.obsm or not libraries:
+        raise MissingKeyError('The AnnData needs positions in `obsm["spatial"]` and images in `uns["spatial"]`.')
+    for key in (library_key, patient_key):
+        if key is not None and key not in adata.obs:
+            raise MissingKeyError(missing(key, "adata.obs", adata.obs.columns))
+    if library_key is None and len(libraries) > 1:
+        raise Img2GeneError(f"Several libraries ({listing(libraries)}); name the column of obs with `library_key=`.")
+    names = (
+        np.array([next(iter(libraries))] * adata.n_obs)
+        if library_key is None
+        else adata.obs[library_key].astype(str).to_numpy()
+    )
+    unknown = sorted(set(names) - set(libraries))
+    if unknown:
+        raise MissingKeyError(f"No images for the libraries {listing(unknown)} (available: {listing(libraries)}).")
+    return concat_sections(
+        [
+            _section(adata[names == name], name, libraries[name], spot_um, patient_key, image)
+            for name in dict.fromkeys(names)
+        ]
+    )
+
+
+def _section(
+    adata: AnnData, name: str, library: dict, spot_um: float, patient_key: str | None, image: str
+) -> SpatialData:
+    from img2gene._pixels import to_rgb
+
+    _schema.check_name(name, "library")
+    if image not in library.get("images", {}):
+        raise MissingKeyError(missing(image, f"uns['spatial']['{name}']['images']", library.get("images", {})))
+    factors = library["scalefactors"]
+    scale = float(factors.get(f"tissue_{image}_scalef", 1.0))
+    patients = [] if patient_key is None else sorted(set(adata.obs[patient_key].astype(str)))
+    if len(patients) > 1:
+        raise Img2GeneError(f"Library `{name}` has spots of several patients ({listing(patients)}).")
+    table = adata.copy()
+    for key in ("spatial", _schema.UNS):
+        table.uns.pop(key, None)
+    return build_section(
+        to_rgb(np.asarray(library["images"][image]), f"image of library `{name}`"),
+        np.asarray(adata.obsm["spatial"], dtype=float) * scale,
+        table,
+        section=name,
+        patient=patients[0] if patients else None,
+        mpp=spot_um / (float(factors["spot_diameter_fullres"]) * scale),
+        spot_um=spot_um,
+    )

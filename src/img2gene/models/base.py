@@ -1,0 +1,199 @@
+"""What a model is: a predictor of arrays, and the facts that travel with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from img2gene._errors import Img2GeneError, listing, raise_problems
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What every predictor is fitted to.
+
+    Attributes
+    ----------
+    features
+        float32 (n_spots, width), no NaN.
+    labels
+        float32 (n_spots, n_genes), no NaN.
+    sections
+        str (n_spots,): the section of each spot.
+    groups
+        str (n_spots,): the unit that validation inside the training data leaves out, usually the patient.
+    positions
+        float (n_spots, 2): row and column of the spots, comparable within a section.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    sections: np.ndarray
+    groups: np.ndarray
+    positions: np.ndarray
+
+
+class Predictor(Protocol):
+    """The contract of a model: fit on arrays, predict arrays, turn into arrays and back.
+
+    ``shapes`` declares every stored array by named axes; stored models are checked against it.
+    """
+
+    name: ClassVar[str]
+    shapes: ClassVar[dict[str, tuple[str, ...]]]
+
+    def fit(self, data: TrainingData, *, seed: int) -> None:
+        """Fit to training data; nothing outside ``data`` may be looked at."""
+        ...
+
+    def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """Labels float32 (n_spots, n_genes) of float32 (n_spots, width) features; ``sections`` names each spot's."""
+        ...
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Configuration (JSON) and arrays that :meth:`from_state` restores the predictor from."""
+        ...
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Predictor:
+        """Restore a fitted predictor."""
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """What the fit chose and how it validated, for the training report (JSON)."""
+        ...
+
+
+@dataclass
+class Model:
+    """A trained model: predictor, genes, and everything needed to use and to judge it elsewhere.
+
+    Attributes
+    ----------
+    predictor
+        The fitted predictor.
+    genes
+        Names of the genes it predicts, in order.
+    statistics
+        Per gene, from the training labels: ``mean``, ``variance``, ``dispersion``, ``detection``, ``moran``.
+    inputs
+        Identity of the embedding it was trained on: encoder, revision, fields of view, input size, width.
+    labels
+        How labels were made: ``layer`` (None for counts) and ``target_sum``.
+    report
+        Training sections, patients and groups, what was held out, seed, package version, inner validation.
+    """
+
+    predictor: Predictor
+    genes: list[str]
+    statistics: dict[str, np.ndarray]
+    inputs: dict[str, Any]
+    labels: dict[str, Any]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Registered name of the predictor."""
+        return self.predictor.name
+
+    def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """Predicted labels, float32 (n_spots, n_genes).
+
+        Parameters
+        ----------
+        features
+            float32 (n_spots, width), embedded as :attr:`inputs` says.
+        sections
+            Section of each spot; models that centre by section use the features of all its spots.
+        """
+        features = np.asarray(features, dtype=np.float32)
+        problems = []
+        if features.ndim != 2 or features.shape[1] != self.inputs["width"]:
+            problems.append(f"Features have shape {features.shape}; the model takes (n_spots, {self.inputs['width']}).")
+        elif not np.isfinite(features).all():
+            problems.append(f"{int((~np.isfinite(features)).any(axis=1).sum())} spots have NaN or infinite features.")
+        if len(sections) != len(features):
+            problems.append(f"{len(sections)} section names for {len(features)} spots.")
+        raise_problems(problems)
+        return self.predictor.predict(features, np.asarray(sections))
+
+    def top_genes(self, by: str, n: int, min_detection: float = 0.1) -> list[str]:
+        """The ``n`` genes with the highest training ``mean``, ``variance``, ``dispersion`` or ``moran``.
+
+        All but ``mean`` are ranked among genes detected in at least ``min_detection`` of the training spots.
+        """
+        if by not in self.statistics:
+            raise Img2GeneError(f"by={by!r}: statistics are {listing(self.statistics)}.")
+        score = self.statistics[by].astype(float).copy()
+        if by != "mean":
+            score[self.statistics["detection"] < min_detection] = np.nan
+        score[np.isnan(score)] = -np.inf
+        order = np.argsort(-score, kind="stable")[:n]
+        return [self.genes[i] for i in order if np.isfinite(score[i])]
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Configuration (JSON) and arrays, the whole model."""
+        config, arrays = self.predictor.state()
+        facts = {"genes": self.genes, "inputs": self.inputs, "labels": self.labels, "report": self.report}
+        stored = {f"predictor.{name}": np.ascontiguousarray(value) for name, value in arrays.items()}
+        stored |= {f"statistics.{name}": np.ascontiguousarray(value) for name, value in self.statistics.items()}
+        return {"format": FORMAT, "model": self.name, "predictor": config, **facts}, stored
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
+        """Restore a model; names what does not fit the declared architecture."""
+        from img2gene.models import registry
+
+        if config.get("format") != FORMAT:
+            raise Img2GeneError(
+                f"The model has format {config.get('format')!r}; this version of img2gene reads format {FORMAT}. "
+                "Train it again, or install the version it was trained with."
+            )
+        kind = registry.get(config["model"])
+        own = _part(arrays, "predictor")
+        statistics = _part(arrays, "statistics")
+        _check_arrays(kind.shapes, own, statistics, len(config["genes"]), config["inputs"]["width"])
+        predictor = kind.from_state(config["predictor"], own)
+        return cls(predictor, list(config["genes"]), statistics, config["inputs"], config["labels"], config["report"])
+
+    def __repr__(self) -> str:
+        trained = listing(self.report.get("sections", []), 6)
+        return f"Model({self.name}, {len(self.genes)} genes, encoder={self.inputs.get('name')}, trained on {trained})"
+
+    def describe(self) -> str:
+        """All facts as indented JSON, for a look."""
+        facts = {"model": self.name, "n_genes": len(self.genes), "inputs": self.inputs, "labels": self.labels}
+        return json.dumps({**facts, "report": self.report}, indent=2)
+
+
+def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.split(".", 1)[1]: value for name, value in arrays.items() if name.startswith(f"{prefix}.")}
+
+
+def _check_arrays(
+    shapes: dict[str, tuple[str, ...]],
+    arrays: dict[str, np.ndarray],
+    statistics: dict[str, np.ndarray],
+    n_genes: int,
+    width: int,
+) -> None:
+    """Compare stored arrays with the declared ones; all differences are raised together."""
+    sizes = {"genes": n_genes, "width": width}
+    problems = [f"Array `{name}` is missing." for name in shapes if name not in arrays]
+    problems += [f"Array `{name}` is not part of this model." for name in arrays if name not in shapes]
+    declared = {name: axes for name, axes in shapes.items() if name in arrays}
+    declared |= {f"statistics.{name}": ("genes",) for name in statistics}
+    stored = {**arrays, **{f"statistics.{name}": value for name, value in statistics.items()}}
+    for name, axes in declared.items():
+        found = stored[name].shape
+        expected = tuple(sizes.setdefault(axis, found[i] if i < len(found) else -1) for i, axis in enumerate(axes))
+        if found != expected:
+            problems.append(f"Array `{name}` has shape {found}, expected {expected} ({', '.join(axes)}).")
+        elif not np.isfinite(stored[name]).all() and not name.startswith("statistics."):
+            problems.append(f"Array `{name}` holds NaN or infinite values.")
+    raise_problems(problems)

@@ -1,0 +1,278 @@
+"""Slide-centred ridge regression on the principal components of an embedding: the bar for every other model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from img2gene._errors import Img2GeneError, raise_problems
+from img2gene.models.base import TrainingData
+from img2gene.models.folds import InnerFolds, inner_folds
+
+PENALTIES = tuple(float(value) for value in np.geomspace(0.1, 1000, 17).round(4))
+_BIN_EDGES = (250, 1000, 4000)
+_EXACT_LIMIT = 4000
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Singular value decomposition of the scaled training features, and the labels' share of it.
+
+    Attributes
+    ----------
+    scale
+        float64 (width,): SD of each feature within sections.
+    components
+        float64 (k, width): right singular vectors of the scaled features.
+    singular
+        float64 (k,): singular values.
+    projected
+        float64 (k, n_genes): uᵀ y; a ridge solution is its rows times a shrinkage.
+    energy
+        Mean squared length of the scaled rows: the unit of the penalties.
+    """
+
+    scale: np.ndarray
+    components: np.ndarray
+    singular: np.ndarray
+    projected: np.ndarray
+    energy: float
+
+    def scores(self, centred: np.ndarray) -> np.ndarray:
+        """Principal component scores (n, k) of centred features."""
+        return (centred / self.scale) @ self.components.T
+
+    def shrinkage(self, penalty: float) -> np.ndarray:
+        """Factor of each component (k,): s / (s² + λ), λ = penalty · energy."""
+        return self.singular / (np.square(self.singular) + penalty * self.energy)
+
+
+class Ridge:
+    """Ridge regression of all genes at once on the principal components of the embedding.
+
+    Features and labels are centred per section, so that stain and batch shifts between slides are removed; predictions
+    are offset by the training mean. One decomposition serves all penalties. The penalty is chosen inside the training data
+    by leaving out one group at a time (one section, or one compact block, where there are fewer): the largest within one
+    standard error of the best, for each of up to four bins of genes by expression.
+
+    ŷ = ȳ_train + (x − x̄_section) / s · Vᵀ · diag(σ / (σ² + λ)) · Uᵀ (y − ȳ_section)
+
+    Parameters
+    ----------
+    penalty
+        One or several candidates, in units of the mean squared length of a scaled training row.
+    center
+        ``"section"`` subtracts each section's mean, also at prediction; ``"none"`` subtracts the training mean (a plain
+        ridge with intercept).
+    n_components
+        Largest number of principal components.
+
+    References
+    ----------
+    Slide-centring: arXiv:2609.32857. Probe without centring: HEST-Benchmark, Jaume et al., NeurIPS 2024.
+    """
+
+    name: ClassVar[str] = "ridge"
+    shapes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "feature_mean": ("width",),
+        "scale": ("width",),
+        "components": ("components", "width"),
+        "coefficients": ("components", "genes"),
+        "label_mean": ("genes",),
+    }
+
+    def __init__(
+        self,
+        penalty: float | tuple[float, ...] = PENALTIES,
+        center: str = "section",
+        n_components: int = 512,
+    ) -> None:
+        self.penalties = [float(value) for value in np.atleast_1d(np.asarray(penalty, dtype=float))]
+        self.center, self.n_components = center, n_components
+        self._check()
+        self.arrays: dict[str, np.ndarray] = {}
+        self.report: dict[str, Any] = {}
+
+    def _check(self) -> None:
+        problems = []
+        if not self.penalties or not all(np.isfinite(value) and value > 0 for value in self.penalties):
+            problems.append(f"penalty={self.penalties!r}: expected positive numbers.")
+        if self.center not in ("section", "none"):
+            problems.append(f"center={self.center!r}: choose 'section' or 'none'.")
+        if self.n_components < 1:
+            problems.append(f"n_components={self.n_components!r}: expected at least 1.")
+        raise_problems(problems)
+
+    def fit(self, data: TrainingData, *, seed: int) -> None:
+        """Choose the penalties inside the training data, then fit to all of it."""
+        bins = _gene_bins(data.labels)
+        penalties = self._choose_penalties(data, bins, seed)
+        features, labels = self._centred(data.features, data.sections), self._centred(data.labels, data.sections)
+        found = decompose(features, labels, self.n_components, seed)
+        coefficients = np.empty(found.projected.shape, dtype=np.float32)
+        for genes, penalty in zip(bins, penalties, strict=True):
+            coefficients[:, genes] = found.shrinkage(penalty)[:, None] * found.projected[:, genes]
+        self.arrays = {
+            "feature_mean": data.features.mean(axis=0, dtype=np.float64).astype(np.float32),
+            "scale": found.scale.astype(np.float32),
+            "components": found.components.astype(np.float32),
+            "coefficients": coefficients,
+            "label_mean": data.labels.mean(axis=0, dtype=np.float64).astype(np.float32),
+        }
+        self.report |= {
+            "penalty": penalties,
+            "genes_per_penalty": [len(genes) for genes in bins],
+            "n_components": len(found.singular),
+        }
+
+    def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """Labels float32 (n_spots, n_genes)."""
+        if not self.arrays:
+            raise Img2GeneError("This ridge is not fitted yet; call `fit` first.")
+        reference = None if self.center == "section" else self.arrays["feature_mean"]
+        centred = centre(features, sections, reference) / self.arrays["scale"]
+        scores = (centred @ self.arrays["components"].T).astype(np.float32)
+        return scores @ self.arrays["coefficients"] + self.arrays["label_mean"]
+
+    def _centred(self, values: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        reference = None if self.center == "section" else values.mean(axis=0, dtype=np.float64)
+        return centre(values, sections, reference)
+
+    def _choose_penalties(self, data: TrainingData, bins: list[np.ndarray], seed: int) -> list[float]:
+        """For each bin of genes the largest penalty within one standard error (over folds) of the smallest error."""
+        if len(self.penalties) == 1:
+            return self.penalties * len(bins)
+        folds = inner_folds(data, seed=seed)
+        # folds × bins × penalties
+        errors = np.array([self._fold_errors(data, split, folds, bins, seed) for split in folds.splits()])
+        self.report |= {
+            "inner_folds": folds.kind,
+            "penalties": self.penalties,
+            "inner_error": errors.mean(axis=0).round(6).tolist(),
+        }
+        return [self.penalties[_one_standard_error(errors[:, number], self.penalties)] for number in range(len(bins))]
+
+    def _fold_errors(
+        self,
+        data: TrainingData,
+        split: tuple[np.ndarray, np.ndarray],
+        folds: InnerFolds,
+        bins: list[np.ndarray],
+        seed: int,
+    ) -> np.ndarray:
+        """Squared error of held-out sections as a share of their variance, (n_bins, n_penalties).
+
+        With scores Z, shrinkages d and projected labels P the error |Y − Z diag(d) P|² expands into
+        |Y|² − 2 d · diag(Zᵀ Y Pᵀ) + dᵀ (ZᵀZ ∘ PPᵀ) d, so all penalties and genes cost one product with the labels.
+        """
+        fitted, held = split
+        inside = data.sections[fitted]
+        # A block left out of the only section is centred by itself, as a section of its own would be.
+        outside = folds.labels[held] if folds.kind == "block" else data.sections[held]
+        features, labels = self._centred(data.features[fitted], inside), self._centred(data.labels[fitted], inside)
+        found = decompose(features, labels, self.n_components, seed)
+        means = [
+            None if self.center == "section" else values[fitted].mean(axis=0) for values in (data.features, data.labels)
+        ]
+        scores = found.scores(centre(data.features[held], outside, means[0]))
+        truth = centre(data.labels[held], outside, means[1])
+        shrinkages = [found.shrinkage(penalty) for penalty in self.penalties]
+        covariance, products = scores.T @ scores, scores.T @ truth
+        errors = []
+        for genes in bins:
+            total = max(float(np.square(truth[:, genes]).sum()), 1e-12)
+            linear = (products[:, genes] * found.projected[:, genes]).sum(axis=1)
+            quadratic = covariance * (found.projected[:, genes] @ found.projected[:, genes].T)
+            errors.append([1 + (d @ quadratic @ d - 2 * d @ linear) / total for d in shrinkages])
+        return np.array(errors)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Settings and fitted arrays."""
+        config = {"penalty": self.penalties, "center": self.center, "n_components": self.n_components}
+        return {**config, "report": self.report}, self.arrays
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Ridge:
+        """Restore a fitted ridge."""
+        model = cls(tuple(config["penalty"]), config["center"], config["n_components"])
+        model.arrays, model.report = dict(arrays), dict(config["report"])
+        return model
+
+    def summary(self) -> dict[str, Any]:
+        """The chosen penalty and how every candidate validated."""
+        return dict(self.report)
+
+
+def centre(values: np.ndarray, sections: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
+    """Subtract ``reference``, or where it is None each section's own mean; float64."""
+    values = np.asarray(values, dtype=np.float64)
+    if reference is not None:
+        return values - reference
+    centred = np.empty_like(values)
+    for rows in _members(sections):
+        centred[rows] = values[rows] - values[rows].mean(axis=0)
+    return centred
+
+
+def _gene_bins(labels: np.ndarray) -> list[np.ndarray]:
+    """Genes by falling mean label in bins of rank 1–250, –1000, –4000 and beyond.
+
+    The less a gene is expressed, the noisier its labels and the larger its best penalty; and a gene's bin depends little
+    on how many others are predicted beside it.
+    """
+    order = np.argsort(-labels.mean(axis=0, dtype=np.float64), kind="stable")
+    edges = [edge for edge in _BIN_EDGES if edge < len(order)]
+    return [np.sort(part) for part in np.split(order, edges)]
+
+
+def _one_standard_error(errors: np.ndarray, penalties: list[float]) -> int:
+    """Index of the largest penalty whose error (n_folds, n_penalties) is within one standard error of the best.
+
+    The standard error is that of the differences to the best over folds: what all folds share does not tell penalties
+    apart.
+    """
+    mean = errors.mean(axis=0)
+    best = int(mean.argmin())
+    differences = errors - errors[:, [best]]
+    spread = differences.std(axis=0, ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.zeros(len(mean))
+    return int(max(np.flatnonzero(mean <= mean[best] + spread), key=lambda i: penalties[i]))
+
+
+def decompose(features: np.ndarray, labels: np.ndarray, n_components: int, seed: int) -> Decomposition:
+    """Scale centred features to unit SD and take the leading singular vectors.
+
+    Exact through the smaller Gram matrix up to 4,000 rows or columns, randomised (Halko et al. 2011) above.
+    """
+    scale = np.sqrt(np.square(features).mean(axis=0))
+    # A feature that never varies (a filter that never fires) carries nothing; dividing by its rounding error would.
+    scale = np.where(scale > 1e-6 * max(float(scale.max(initial=0)), 1e-12), scale, np.inf)
+    scaled = features / scale
+    u, singular, vt = _svd(scaled, n_components, seed)
+    kept = singular > 1e-8 * max(float(singular.max(initial=0)), 1e-12)
+    energy = max(float(np.square(scaled).sum()) / max(len(scaled), 1), 1e-12)
+    scale = np.where(np.isfinite(scale), scale, np.finfo(np.float32).max)
+    return Decomposition(scale, vt[kept], singular[kept], u[:, kept].T @ labels, energy)
+
+
+def _svd(matrix: np.ndarray, n_components: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Leading ``n_components`` singular triplets, largest first."""
+    n, width = matrix.shape
+    k = min(n_components, n, width)
+    if min(n, width) > _EXACT_LIMIT:
+        from sklearn.utils.extmath import randomized_svd
+
+        return randomized_svd(matrix, k, n_iter=4, random_state=seed)
+    tall = n > width
+    values, vectors = np.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)
+    values, vectors = values[: -k - 1 : -1], vectors[:, : -k - 1 : -1]
+    singular = np.sqrt(np.maximum(values, 0))
+    inverse = np.divide(1, singular, out=np.zeros_like(singular), where=singular > 0)
+    if tall:
+        return matrix @ vectors * inverse, singular, vectors.T
+    return vectors, singular, (vectors * inverse).T @ matrix
+
+
+def _members(labels: np.ndarray) -> list[np.ndarray]:
+    return [np.flatnonzero(labels == name) for name in np.unique(labels)]

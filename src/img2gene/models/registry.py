@@ -1,0 +1,81 @@
+"""Which models there are."""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+from importlib.metadata import entry_points
+
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene.models.base import Predictor
+
+_REGISTRY: dict[str, type[Predictor]] = {}
+_loaded: builtins.list[bool] = []
+
+
+def register(predictor: type[Predictor]) -> type[Predictor]:
+    """Make a model available under its ``name``; usable as a class decorator.
+
+    Other packages register theirs through the entry-point group ``img2gene.models``.
+
+    Raises
+    ------
+    Img2GeneError
+        The name is taken by a different class.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> from img2gene.models.linear import Ridge
+    >>> class Stiff(Ridge):
+    ...     name = "stiff"
+    >>> ig.models.register(Stiff).name
+    'stiff'
+    """
+    if _REGISTRY.get(predictor.name, predictor) is not predictor:
+        raise Img2GeneError(f"A model named `{predictor.name}` is registered already; choose another name.")
+    _REGISTRY[predictor.name] = predictor
+    return predictor
+
+
+def get(name: str) -> type[Predictor]:
+    """The class of a registered model; an unknown name lists the registered ones."""
+    _load_all()
+    if name not in _REGISTRY:
+        raise MissingKeyError(missing(name, "img2gene.models", _REGISTRY, "See `img2gene.models.list()`."))
+    return _REGISTRY[name]
+
+
+def create(name: str, **params: object) -> Predictor:
+    """An unfitted model with these parameters; unknown ones are named with the known ones."""
+    kind = get(name)
+    known = [key for key in inspect.signature(kind).parameters if key not in ("args", "kwargs")]
+    unknown = [key for key in params if key not in known]
+    if unknown:
+        raise Img2GeneError(f"`{name}` has no parameter {listing(unknown)} (available: {listing(known)}).")
+    return kind(**params)
+
+
+def list() -> builtins.list[str]:
+    """Names of the registered models.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> "ridge" in ig.models.list()
+    True
+    """
+    _load_all()
+    return sorted(_REGISTRY)
+
+
+def _load_all() -> None:
+    if _loaded:
+        return
+    _loaded.append(True)
+    from img2gene.models import baselines, linear
+
+    for predictor in (linear.Ridge, baselines.TrainingMean):
+        register(predictor)
+    for entry in entry_points(group="img2gene.models"):
+        register(entry.load())

@@ -1,0 +1,122 @@
+"""Choose which genes to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing
+from img2gene._expression import labels, layer_problems, name_problems
+from img2gene._sections import section_labels
+from img2gene._statistics import gene_statistics
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+_RANKINGS = {"mean": "mean", "variable": "dispersion", "spatial": "moran"}
+
+
+def select_genes(
+    sdata: SpatialData,
+    n_genes: int = 250,
+    *,
+    by: str = "mean",
+    min_detection: float = 0.1,
+    sections: Iterable[str] | None = None,
+    layer: str | None = None,
+    table_key: str = "table",
+    key_added: str = "panel",
+    inplace: bool = True,
+) -> dict[str, dict[str, Any]] | None:
+    """Choose a gene panel.
+
+    A panel that held-out sections helped to choose leaks: name the training sections, or let
+    ``img2gene.tl.fit(genes=<number>)`` choose inside the training data.
+
+    Parameters
+    ----------
+    sdata
+        Study with raw counts.
+    n_genes
+        Size of the panel.
+    by
+        ``"mean"`` expression, ``"variable"`` (dispersion: variance over mean) or ``"spatial"`` (Moran's I over the six
+        nearest spots, averaged over sections).
+    min_detection
+        Genes detected in a smaller share of the spots are not taken, 0–1.
+    sections
+        Sections that decide; by default all.
+    layer
+        Layer with labels; by default counts in X are normalised.
+    table_key
+        Table with the counts.
+    key_added
+        Column of var that is written.
+    inplace
+        If False, nothing is written and the update is returned.
+
+    Returns
+    -------
+    None, or the update. Written are ``var[key_added]`` (truth value per gene) and, for ``"panel"``, the sections that
+    decided, against which :func:`img2gene.tl.fit` checks its split.
+
+    Raises
+    ------
+    Img2GeneError
+        Counts that are not raw, unknown sections, or fewer genes than asked for.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=2, n_sections=1, n_spots=30, n_genes=60)
+    >>> ig.pp.select_genes(sdata, 20, sections=["P1_S1"])
+    >>> int(sdata["table"].var["panel"].sum())
+    20
+    """
+    table = _schema.get_table(sdata, table_key)
+    _schema.check_name(key_added, "key_added")
+    problems = Problems(name_problems(table, table_key) + layer_problems(table, layer, table_key))
+    if by not in _RANKINGS:
+        problems.found.append(f"by={by!r}: choose {listing(_RANKINGS)}.")
+    if not 0 <= min_detection <= 1:
+        problems.found.append(f"min_detection={min_detection!r}: expected a share from 0 to 1.")
+    if by == "spatial" and "spatial" not in table.obsm:
+        problems.found.append('`by="spatial"` needs positions in `obsm["spatial"]`.')
+    names = section_labels(table, table_key)
+    with problems.collect():
+        rows = _rows_of(names, sections)
+    problems.raise_all()
+    values = labels(table, rows, np.arange(table.n_vars), layer=layer)
+    complete = np.isfinite(values).all(axis=1)
+    rows, values = rows[complete], values[complete]
+    positions = np.asarray(table.obsm["spatial"])[rows] if "spatial" in table.obsm else np.zeros((len(rows), 2))
+    statistics = gene_statistics(values, names[rows], positions)
+    score = np.where(statistics["detection"] >= min_detection, statistics[_RANKINGS[by]], np.nan)
+    usable = np.flatnonzero(np.isfinite(score) & (statistics["variance"] > 0))
+    if len(usable) < n_genes or n_genes < 1:
+        raise Img2GeneError(
+            f"n_genes={n_genes}: {len(usable)} of {table.n_vars} genes vary and are detected in {min_detection:.0%} of the spots. "
+            "Lower `n_genes` or `min_detection`."
+        )
+    panel = np.zeros(table.n_vars, dtype=bool)
+    panel[usable[np.argsort(-score[usable], kind="stable")[:n_genes]]] = True
+    update: dict[str, dict[str, Any]] = {"var": {key_added: panel}}
+    if key_added == _schema.PANEL:
+        update["uns"] = {"panel": {"sections": sorted(set(names[rows].tolist())), "by": by}}
+    if not inplace:
+        return update
+    _schema.apply(table, update)
+    return None
+
+
+def _rows_of(names: np.ndarray, sections: Iterable[str] | None) -> np.ndarray:
+    if sections is None:
+        return np.arange(len(names))
+    asked = [sections] if isinstance(sections, str) else [str(name) for name in sections]
+    unknown = [name for name in asked if name not in names]
+    if unknown or not asked:
+        raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(np.unique(names))}).")
+    return np.flatnonzero(np.isin(names, asked))

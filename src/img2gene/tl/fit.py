@@ -1,0 +1,255 @@
+"""Train a model on the sections of a study and store it in the object."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene import _schema, models
+from img2gene._errors import Img2GeneError, LeakageError, Problems, listing, raise_problems
+from img2gene._expression import TARGET_SUM, labels, layer_problems, name_problems
+from img2gene._sections import group_labels, section_labels
+from img2gene._statistics import gene_statistics
+from img2gene._study import Split, choose_encoder, embedding, patient_labels, positions, section_names, split
+from img2gene.models import Model, Predictor, TrainingData
+from img2gene.settings import settings
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+Genes = Sequence[str] | int | None
+
+
+def fit(
+    sdata: SpatialData,
+    model: str = "ridge",
+    *,
+    genes: Genes = None,
+    layer: str | None = None,
+    groups: str = "patient",
+    train_on: Iterable[str] | None = None,
+    validate_on: Iterable[str] | None = None,
+    encoder: str | None = None,
+    seed: int | None = None,
+    key_added: str = "img2gene",
+    table_key: str = "table",
+    allow_leakage: bool = False,
+    allow_single_section: bool = False,
+    inplace: bool = True,
+    **params: Any,
+) -> Model | None:
+    """Train a model to predict expression from the embedded patches.
+
+    Everything is fitted to the training sections alone: scaling, components, penalty, gene statistics and, with
+    ``genes=<int>``, the gene panel.
+
+    Parameters
+    ----------
+    sdata
+        Study on which :func:`img2gene.pp.embed_patches` was run.
+    model
+        Registered model, see :func:`img2gene.models.list`.
+    genes
+        Names of the genes to predict, or the number of genes with the highest mean in the training sections. By default
+        the panel of :func:`img2gene.pp.select_genes` if there is one, else every gene that varies in the training sections.
+    layer
+        Layer with labels on a scale of your own. By default labels are ``log1p(1e4 · counts / library size)`` of X.
+    groups
+        Column of obs that splits are made by: ``"patient"``, or ``"section"`` (the region where there is no such column).
+    train_on, validate_on
+        Values of ``groups`` that are trained on (default: all others) and held out (default: none).
+    encoder
+        Which embedding, if several are stored.
+    seed
+        Seed of everything random; None takes ``img2gene.settings.seed``.
+    key_added
+        Name the model is stored under.
+    table_key
+        Table with counts and embedding.
+    allow_leakage
+        Train although a patient is on both sides of the split; the result is marked.
+    allow_single_section
+        Train although the study has only one section, so that nothing can be held out.
+    inplace
+        If False, the model is returned and not stored.
+    **params
+        Parameters of the model.
+
+    Returns
+    -------
+    None, or the :class:`~img2gene.models.Model`. It is stored in ``uns[key_added]`` as JSON and safetensors.
+
+    Raises
+    ------
+    Img2GeneError
+        All problems of the input at once: no embedding, no such gene, layer or group, NaN, negative or already normalised
+        counts, duplicate genes or spots, genes that do not vary, fewer than two sections.
+    LeakageError
+        A patient, or a gene panel chosen on held-out sections, is on both sides of the split.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=1, n_spots=30, n_genes=60)
+    >>> ig.pp.extract_patches(sdata, patch_um=112)
+    >>> ig.pp.embed_patches(sdata, "color-texture")
+    >>> ig.tl.fit(sdata, "ridge", validate_on=["P3"])
+    >>> ig.get.model(sdata).report["sections"]
+    ['P1_S1', 'P2_S1']
+    """
+    _schema.check_name(key_added, "key_added")
+    predictor = models.create(model, **params)
+    table = _schema.get_table(sdata, table_key)
+    problems = Problems(name_problems(table, table_key) + layer_problems(table, layer, table_key))
+    with problems.collect():
+        identity = choose_encoder(table, encoder, table_key)
+        features = embedding(table, identity, table_key)
+    with problems.collect():
+        division = split(table, groups, train_on=train_on, validate_on=validate_on, table_key=table_key)
+        _check_split(table, division, groups, table_key, allow_leakage, allow_single_section)
+    with problems.collect():
+        _check_genes(table, genes, table_key)
+    problems.raise_all()
+    plan = _Plan(table, table_key, layer, groups, division, settings.seed if seed is None else seed)
+    if genes is None:
+        plan.check_panel(allow_leakage)
+    trained = plan.train(predictor, features, identity, genes)
+    if not inplace:
+        return trained
+    from img2gene.io.model_store import write_model
+
+    write_model(table, trained, key_added)
+    logger.info("stored %r in uns[%r]", trained, key_added)
+    return None
+
+
+def _check_split(
+    table: AnnData, division: Split, groups: str, table_key: str, allow_leakage: bool, allow_single_section: bool
+) -> None:
+    sections = np.unique(section_labels(table, table_key))
+    if len(sections) < 2 and not allow_single_section:
+        raise Img2GeneError(
+            f"The study has one section only ({sections[0]}), so nothing can be held out and no score would tell anything. "
+            "Join more with `img2gene.io.concat_sections`, or pass `allow_single_section=True` to train regardless."
+        )
+    if division.leakage is None and division.held_out.any():
+        logger.warning('no obs["patient"]: whether one patient is on both sides of the split cannot be checked')
+    if division.leakage and not allow_leakage:
+        raise LeakageError(
+            f"Patients {listing(division.leakage)} are on both sides of the split by {groups}. Sections of one patient are not "
+            'independent: hold out whole patients (`groups="patient"`), or pass `allow_leakage=True`, which marks the result.'
+        )
+
+
+def _check_genes(table: AnnData, genes: Genes, table_key: str) -> None:
+    if genes is None:
+        return
+    if isinstance(genes, (int, np.integer)):
+        if not 1 <= genes <= table.n_vars:
+            raise Img2GeneError(f"genes={genes}: the table has {table.n_vars} genes.")
+        return
+    names = [genes] if isinstance(genes, str) else list(genes)
+    absent = [name for name in names if name not in table.var_names]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    raise_problems(
+        [
+            f"Genes {listing(absent)} not found in `sdata['{table_key}'].var_names` (available: {listing(table.var_names)})."
+        ]
+        * bool(absent)
+        + [f"Genes named twice: {listing(twice)}."] * bool(twice)
+        + ["`genes` is empty."] * (not names)
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One training run: which rows of which table, on which labels."""
+
+    table: AnnData
+    table_key: str
+    layer: str | None
+    groups: str
+    division: Split
+    seed: int
+
+    def check_panel(self, allow_leakage: bool) -> None:
+        """Refuse a gene panel that held-out sections helped to choose."""
+        chosen_on = _schema.read_json(self.table, "panel", default={}).get("sections", [])
+        held_out = section_names(self.table, self.division.held_out, self.table_key)
+        seen = [name for name in held_out if name in chosen_on]
+        if _schema.PANEL in self.table.var and seen and not allow_leakage:
+            raise LeakageError(
+                f"The gene panel was chosen on the held-out sections {listing(seen)} too. Choose it on the training sections "
+                "(`img2gene.pp.select_genes(…, sections=…)`), or let `fit` choose with `genes=<number>`."
+            )
+
+    def train(self, predictor: Predictor, features: np.ndarray, identity: dict[str, Any], genes: Genes) -> Model:
+        """Choose genes, fit, and wrap up the model with its report."""
+        table = self.table
+        sections, groups = section_labels(table, self.table_key), group_labels(table, self.groups, self.table_key)
+        candidates = self._candidates(genes)
+        rows = np.flatnonzero(self.division.train)
+        values = labels(table, rows, candidates, layer=self.layer)
+        empty = ~np.isfinite(values).all(axis=1)
+        rows, values = rows[~empty], values[~empty]
+        if not len(rows):
+            raise Img2GeneError("No training spot has a count.")
+        chosen = self._choose(genes, candidates, values)
+        values = np.ascontiguousarray(values[:, np.isin(candidates, chosen)])
+        data = TrainingData(features[rows], values, sections[rows], groups[rows], positions(table)[rows])
+        predictor.fit(data, seed=self.seed)
+        return Model(
+            predictor,
+            [str(name) for name in table.var_names[np.sort(chosen)]],
+            gene_statistics(values, data.sections, data.positions),
+            identity,
+            {"layer": self.layer, "target_sum": TARGET_SUM if self.layer is None else None},
+            self._report(rows, int(empty.sum()), predictor),
+        )
+
+    def _candidates(self, genes: Genes) -> np.ndarray:
+        if genes is None and _schema.PANEL in self.table.var:
+            return np.flatnonzero(self.table.var[_schema.PANEL].to_numpy(dtype=bool))
+        if genes is None or isinstance(genes, (int, np.integer)):
+            return np.arange(self.table.n_vars)
+        return np.sort(self.table.var_names.get_indexer([genes] if isinstance(genes, str) else list(genes)))
+
+    def _choose(self, genes: Genes, candidates: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Candidates that vary in the training spots; constant genes that were asked for by name are an error."""
+        varies = values.max(axis=0) > values.min(axis=0)
+        constant = candidates[~varies]
+        named = genes is not None and not isinstance(genes, (int, np.integer))
+        if len(constant) and (named or not varies.any()):
+            raise Img2GeneError(
+                f"{len(constant)} genes do not vary in the training sections, so nothing can be learnt about them: "
+                f"{listing(self.table.var_names[constant])}. Leave them out of `genes`."
+            )
+        if len(constant):
+            logger.info("left out %d genes that do not vary in the training sections", len(constant))
+        if isinstance(genes, (int, np.integer)):
+            order = np.argsort(-np.where(varies, values.mean(axis=0, dtype=np.float64), -np.inf), kind="stable")
+            return candidates[order[: min(int(genes), int(varies.sum()))]]
+        return candidates[varies]
+
+    def _report(self, rows: np.ndarray, n_empty: int, predictor: Predictor) -> dict[str, Any]:
+        patients = patient_labels(self.table)
+        return {
+            "sections": section_names(self.table, rows, self.table_key),
+            "patients": None if patients is None else sorted(set(patients[rows].tolist())),
+            "held_out": section_names(self.table, self.division.held_out, self.table_key),
+            "groups": self.groups,
+            "leakage": self.division.leakage,
+            "n_spots": len(rows),
+            "n_empty_spots": n_empty,
+            "seed": self.seed,
+            "img2gene": version("img2gene"),
+            "fit": predictor.summary(),
+        }

@@ -1,0 +1,172 @@
+"""Predict expression for every patch of a study with a trained model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, MissingKeyError, missing, raise_problems
+from img2gene._sections import section_labels
+from img2gene._study import embedding
+from img2gene.models import Model
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+_MAX_LAYER_BYTES = 4 * 2**30
+
+
+def predict(
+    sdata: SpatialData,
+    model: Model | str | Path | None = None,
+    *,
+    table_key: str = "table",
+    key_added: str = "img2gene",
+    inplace: bool = True,
+) -> AnnData | None:
+    """Predict expression from embedded patches.
+
+    Parameters
+    ----------
+    sdata
+        Study, or a section with only an image and tiles, on which :func:`img2gene.pp.embed_patches` was run as for the
+        training sections.
+    model
+        A model, the path of one written by :func:`img2gene.io.save_model`, or the key it is stored under in this table; by
+        default ``key_added``.
+    table_key
+        Table whose rows are predicted.
+    key_added
+        Name of the result.
+    inplace
+        If False, nothing is written and a table of the predictions is returned.
+
+    Returns
+    -------
+    None, or an AnnData of predictions (n_obs, n_genes of the model).
+
+    Written is ``layers[key_added]`` (float32, on the scale of the training labels; genes that the model does not know are
+    NaN) for the genes that the table has. Where it lacks genes of the model (tiles have none at all), or a layer would
+    exceed 4 GiB, the whole prediction is written to ``tables[key_added]``, annotating the same regions.
+
+    Raises
+    ------
+    Img2GeneError
+        The embedding is not what the model was trained on; all differences are named.
+
+    Notes
+    -----
+    The slide-centred ridge refers each spot to the mean of its section, so predictions depend on which spots of a section
+    are present: predict whole sections.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=1, n_spots=30, n_genes=60)
+    >>> ig.pp.extract_patches(sdata, patch_um=112)
+    >>> ig.pp.embed_patches(sdata, "color-texture")
+    >>> ig.tl.fit(sdata, "ridge", validate_on=["P3"])
+    >>> ig.tl.predict(sdata)
+    >>> sdata["table"].layers["img2gene"].shape == sdata["table"].shape
+    True
+    """
+    _schema.check_name(key_added, "key_added")
+    table = _schema.get_table(sdata, table_key)
+    found = resolve_model(table, model, key_added)
+    identity = matching_identity(table, found, table_key)
+    sections = section_labels(table, table_key)
+    values = found.predict(embedding(table, identity, table_key), sections)
+    shared = table.var_names.get_indexer(found.genes)
+    complete = bool((shared >= 0).all())
+    fits = table.n_obs * table.n_vars * 4 <= _MAX_LAYER_BYTES
+    predicted = _predicted_table(table, found, values) if not (inplace and complete and fits) else None
+    if not inplace:
+        return predicted
+    if (shared >= 0).any() and fits:
+        layer = np.full(table.shape, np.nan, dtype=np.float32)
+        layer[:, shared[shared >= 0]] = values[:, shared >= 0]
+        table.layers[key_added] = layer
+        logger.info("wrote layers[%r]", key_added)
+    if predicted is not None:
+        if key_added == table_key or key_added in {*sdata.images, *sdata.shapes, *sdata.labels, *sdata.points}:
+            raise Img2GeneError(f"key_added={key_added!r} is the name of another element; choose another one.")
+        sdata.tables[key_added] = predicted
+        logger.info("wrote tables[%r]", key_added)
+    return None
+
+
+def resolve_model(table: AnnData, model: Model | str | Path | None, key: str) -> Model:
+    """The model itself, the one in a file, or the one stored in the table."""
+    from img2gene.io.model_store import load_model, read_model, stored_models
+
+    if isinstance(model, Model):
+        return model
+    if model is None or (isinstance(model, str) and model in stored_models(table)):
+        return read_model(table, model or key)
+    if not Path(model).is_file():
+        raise MissingKeyError(missing(str(model), "the trained models of the table, nor a file", stored_models(table)))
+    return load_model(model)
+
+
+def matching_identity(table: AnnData, model: Model, table_key: str) -> dict[str, Any]:
+    """Identity of the stored embedding that the model takes; everything that differs is named."""
+    wanted = model.inputs
+    key = _schema.embedding_key(wanted["name"])
+    known = _schema.read_json(table, "encoder", default={})
+    if wanted["name"] not in known or key not in table.obsm:
+        raise MissingKeyError(
+            missing(
+                key,
+                f"sdata['{table_key}'].obsm",
+                table.obsm,
+                f"The model was trained on it: run `img2gene.pp.extract_patches(sdata, patch_um={tuple(wanted['patch_um'])})` "
+                f"and `img2gene.pp.embed_patches(sdata, {wanted['name']!r})`.",
+            )
+        )
+    have = known[wanted["name"]]
+    names = {
+        "revision": "encoder revision",
+        "patch_um": "fields of view (µm)",
+        "input_px": "input size (px)",
+        "orientations": "orientations",
+        "width": "embedding width",
+    }
+    raise_problems(
+        [
+            f"The model was trained with {label} {wanted[field]}, the object has {have[field]}."
+            + (
+                f" Run `img2gene.pp.extract_patches(sdata, patch_um={tuple(wanted['patch_um'])})` and embed again."
+                if field == "patch_um"
+                else ""
+            )
+            for field, label in names.items()
+            if wanted[field] != have[field]
+        ]
+    )
+    return have
+
+
+def _predicted_table(table: AnnData, model: Model, values: np.ndarray) -> AnnData:
+    """Predictions as a table of their own that annotates the same regions."""
+    import anndata as ad
+    from spatialdata.models import TableModel
+
+    attrs = table.uns["spatialdata_attrs"]
+    kept = [attrs["region_key"], attrs["instance_key"], _schema.SECTION, _schema.PATIENT, _schema.PATCH_TISSUE]
+    obs = table.obs[[name for name in dict.fromkeys(kept) if name in table.obs]].copy()
+    out = ad.AnnData(values, obs=obs, var=pd.DataFrame(index=pd.Index(model.genes)))
+    if "spatial" in table.obsm:
+        out.obsm["spatial"] = np.asarray(table.obsm["spatial"]).copy()
+    if "spatial" in table.uns:
+        out.uns["spatial"] = table.uns["spatial"]
+    return TableModel.parse(
+        out, region=attrs["region"], region_key=attrs["region_key"], instance_key=attrs["instance_key"]
+    )
