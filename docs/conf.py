@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib.metadata import metadata
 from pathlib import Path
@@ -98,13 +99,13 @@ nitpick_ignore_regex = [
 ]
 
 
-def include_benchmarks(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Show the benchmarks' own README where the page asks for it, if there is one."""
-    text = REPOSITORY / "benchmarks" / "README.md"
-    if docname == "benchmarks" and text.is_file():
-        app.env.note_dependency(str(text))
-        source[0] = "```{include} ../benchmarks/README.md\n:relative-images:\n```\n"
+def show_benchmarks(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Make the benchmarks' own README their page, if there is one; its links stay relative to it."""
+    readme = REPOSITORY / "benchmarks" / "README.md"
+    if docname == "benchmarks" and readme.is_file():
+        app.env.note_dependency(str(readme))
+        source[0] = re.sub(r"\]\((?![a-z]+:|#|/)", "](../benchmarks/", readme.read_text(encoding="utf-8"))
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("source-read", include_benchmarks)
+    app.connect("source-read", show_benchmarks)

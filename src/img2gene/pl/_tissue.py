@@ -1,0 +1,115 @@
+"""Values of spots drawn over the tissue image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import MissingKeyError, listing, missing
+from img2gene._patches import specification
+from img2gene._sections import Geometry, locate, section_labels, thumbnail
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from spatialdata import SpatialData
+
+_OVERVIEW_PX = 1200
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One section ready to be drawn: its thumbnail, and its spots in thumbnail pixels.
+
+    Attributes
+    ----------
+    name
+        Section.
+    rows
+        (n,) rows of the table.
+    picture
+        uint8 (height, width, 3).
+    xy
+        (n, 2) column and row of the spots in thumbnail pixels.
+    diameter
+        Spot diameter in thumbnail pixels.
+    """
+
+    name: str
+    rows: np.ndarray
+    picture: np.ndarray
+    xy: np.ndarray
+    diameter: float
+
+
+def canvases(sdata: SpatialData, table_key: str, sections: list[str] | None) -> list[Canvas]:
+    """Chosen sections of a study (default: all), cropped to their spots."""
+    table = _schema.get_table(sdata, table_key)
+    names = section_labels(table, table_key)
+    known = list(dict.fromkeys(names.tolist()))
+    asked = known if sections is None else sections
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(known)}).")
+    geometries = {str(names[geometry.rows[0]]): geometry for geometry in locate(sdata, table_key, _images(table, table_key))}
+    return [_canvas(sdata, name, geometries[name]) for name in asked]
+
+
+def _images(table: AnnData, table_key: str) -> dict[str, str] | None:
+    """The images that patches were taken from, where that was recorded."""
+    if _schema.read_json(table, "patches") is None:
+        return None
+    return {region: entry["image"] for region, entry in specification(table, table_key)["regions"].items()}
+
+
+def _canvas(sdata: SpatialData, name: str, geometry: Geometry) -> Canvas:
+    extent = np.ptp(geometry.centers, axis=0).max() + 4 * np.nan_to_num(geometry.spot_px, nan=1.0)
+    picture, step = thumbnail(sdata, geometry.image_key, max(1, int(extent / _OVERVIEW_PX)))
+    centers = geometry.centers / step
+    margin = max(2 * np.nan_to_num(geometry.spot_px) / step, 10)
+    low = np.clip(centers.min(axis=0) - margin, 0, None).astype(int)
+    high = (centers.max(axis=0) + margin).astype(int)
+    spot = geometry.spot_px / step if geometry.spot_px > 0 else _nearest(centers)
+    return Canvas(name, geometry.rows, picture[low[0] : high[0], low[1] : high[1]], (centers - low)[:, ::-1], spot)
+
+
+def _nearest(centers: np.ndarray) -> float:
+    from scipy.spatial import cKDTree
+
+    return float(np.median(cKDTree(centers).query(centers, k=min(2, len(centers)))[0][..., -1])) if len(centers) > 1 else 10.0
+
+
+def draw(
+    ax: Axes, canvas: Canvas, values: np.ndarray, *, cmap: str, vmin: float, vmax: float, alpha: float, size: float
+) -> ScalarMappable:
+    """Draw one value per spot over the tissue; spots without a value are left out."""
+    from matplotlib.collections import EllipseCollection
+
+    shown = np.isfinite(values)
+    width = np.full(int(shown.sum()), canvas.diameter * size)
+    spots = EllipseCollection(
+        width, width, np.zeros_like(width), units="xy", offsets=canvas.xy[shown], offset_transform=ax.transData, linewidths=0
+    )
+    spots.set_array(values[shown])
+    spots.set_clim(vmin, vmax)
+    spots.set_cmap(cmap)
+    spots.set_alpha(alpha)
+    ax.imshow(canvas.picture)
+    ax.add_collection(spots)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    return spots
+
+
+def gene_columns(table: AnnData, genes: str | list[str], where: str) -> list[int]:
+    """Columns of genes, or an error that lists the available ones."""
+    names = [genes] if isinstance(genes, str) else list(genes)
+    absent = [name for name in names if name not in table.var_names]
+    if absent or not names:
+        raise MissingKeyError(missing(listing(absent), where, table.var_names))
+    return [int(table.var_names.get_loc(name)) for name in names]

@@ -1,0 +1,83 @@
+"""The distribution of per-gene scores, with the baselines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from img2gene._errors import MissingKeyError, listing
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+_COLORS = ("#3b6fb6", "#8a8a8a", "#c9c9c9", "#c4673d", "#5c9e5c", "#8d6cb3")
+
+
+def scores(
+    scores: pd.DataFrame, *, metric: str = "pcc", genes: str | None = None, by: str = "model", ax: Axes | None = None
+) -> Axes:
+    """Draw the distribution over genes of a score for each model.
+
+    Parameters
+    ----------
+    scores
+        Result of :func:`img2gene.tl.evaluate`, or several concatenated.
+    metric
+        ``"pcc"``, ``"spearman"``, ``"mse"``, ``"mae"`` or ``"r2"``.
+    genes
+        Gene group, a column of truth values such as ``"HVG"``; by default all genes.
+    by
+        Column that makes a violin: ``"model"``, or ``"section"`` for the sections of one model.
+    ax
+        Axes to draw on; by default new ones.
+
+    Returns
+    -------
+    The axes. Each gene counts once, averaged over sections; the line is the mean. Scores that are undefined, such as the
+    correlation of the constant training mean, are stated below the name.
+
+    Raises
+    ------
+    MissingKeyError
+        No such metric, gene group or column.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> ax = ig.pl.scores(ig.tl.evaluate(sdata), genes="HVG")  # doctest: +SKIP
+    """
+    import matplotlib.pyplot as plt
+
+    for name in filter(None, (metric, genes, by)):
+        if name not in scores:
+            raise MissingKeyError(f"{name!r} is not a column of the scores (available: {listing(scores.columns)}).")
+    chosen = scores if genes is None else scores[scores[genes]]
+    if ax is None:
+        ax = plt.subplots(figsize=(1.6 + 1.3 * chosen[by].nunique(), 3.6), layout="constrained")[1]
+    ticks = []
+    for place, (name, part) in enumerate(chosen.groupby(by, sort=False, observed=True)):
+        values = part.groupby("gene", observed=True)[metric].mean().to_numpy(dtype=float)
+        ticks.append(_violin(ax, place, str(name), values))
+    ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    ax.set_xticks(range(len(ticks)), ticks, fontsize=9)
+    ax.set_ylabel(f"{metric.upper() if metric != 'spearman' else 'Spearman'} per gene, within section")
+    ax.set_title("all genes" if genes is None else genes, fontsize=10)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _violin(ax: Axes, place: int, name: str, values: np.ndarray) -> str:
+    """Draw one distribution; returns its label with the mean and the number of undefined genes."""
+    defined = values[np.isfinite(values)]
+    if not len(defined):
+        return f"{name}\nundefined"
+    color = _COLORS[place % len(_COLORS)]
+    if len(defined) > 1 and np.ptp(defined) > 0:
+        body = ax.violinplot(defined, [place], widths=0.75, showextrema=False)["bodies"][0]  # type: ignore[index]
+        body.set_facecolor(color)
+        body.set_alpha(0.7)
+    ax.hlines(defined.mean(), place - 0.25, place + 0.25, color="black", linewidth=1.5)
+    missing = len(values) - len(defined)
+    return f"{name}\nmean {defined.mean():.3f}" + (f"\n{missing} undefined" if missing else "")
