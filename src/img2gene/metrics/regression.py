@@ -20,7 +20,7 @@ def _pair(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndar
         raise Img2GeneError(f"Labels {pair[0].shape} and predictions {pair[1].shape} differ in shape.")
     if pair[0].ndim not in (1, 2):
         raise Img2GeneError(f"Expected (n_spots, n_genes) arrays, got {pair[0].ndim} dimensions.")
-    one, two = (values.reshape(len(values), -1) for values in pair)
+    one, two = (values if values.ndim == 2 else values[:, None] for values in pair)
     return one, two
 
 

@@ -11,7 +11,7 @@ from img2gene._errors import Img2GeneError, raise_problems
 from img2gene.models.base import TrainingData
 from img2gene.models.folds import InnerFolds, inner_folds
 
-PENALTIES = tuple(float(value) for value in np.geomspace(0.1, 1000, 17).round(4))
+PENALTIES = tuple(float(value) for value in np.geomspace(0.1, 3000, 28).round(4))
 _BIN_EDGES = (250, 1000, 4000)
 _EXACT_LIMIT = 4000
 

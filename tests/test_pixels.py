@@ -1,0 +1,276 @@
+"""Windows cut out of large images, and the conversion of pixels to 8-bit RGB."""
+
+import collections
+import itertools
+import re
+import threading
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spatialdata import SpatialData, read_zarr
+from spatialdata.models import Image2DModel
+
+import img2gene as ig
+from img2gene._errors import Img2GeneError
+from img2gene._pixels import RGBImage, prefetch, stream_windows, to_rgb
+from img2gene._sections import open_image
+
+
+class CountedArray:
+    """An array that notes which part was read how often."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.dtype, self.ndim = values, values.shape, values.dtype, values.ndim
+        self.reads = collections.Counter()
+
+    def __getitem__(self, key):
+        self.reads[tuple((part.start, part.stop) for part in key[1:])] += 1
+        return self.values[key]
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def opened(pixels, chunks):
+    array = da.from_array(np.moveaxis(pixels, -1, 0), chunks=((3,), *chunks))
+    return RGBImage(array, ["r", "g", "b"], "image")
+
+
+def expected_windows(pixels, boxes):
+    """Each window by plain slicing of an image padded with white."""
+    pad = 200
+    padded = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)), constant_values=255)
+    return [padded[y0 + pad : y1 + pad, x0 + pad : x1 + pad] for y0, x0, y1, x1 in boxes]
+
+
+def streamed(image, boxes, batch_size, num_workers):
+    """Windows of every field in the order of ``boxes``; each spot must come exactly once."""
+    found = {}
+    for windows in stream_windows(image, boxes, batch_size, num_workers):
+        assert len(windows.index) <= batch_size
+        for place, spot in enumerate(windows.index):
+            assert spot not in found
+            found[spot] = [field[place] for field in windows.fields]
+    assert sorted(found) == list(range(len(boxes)))
+    return [found[spot] for spot in range(len(boxes))]
+
+
+@st.composite
+def partitions(draw, maximum=30):
+    """Chunk lengths of one axis."""
+    return tuple(draw(st.lists(st.integers(1, maximum), min_size=1, max_size=5)))
+
+
+@st.composite
+def cuts(draw):
+    chunks = (draw(partitions()), draw(partitions()))
+    sides = draw(st.lists(st.integers(1, 25), min_size=1, max_size=3))
+    n = draw(st.integers(1, 12))
+    places = draw(st.lists(st.tuples(st.integers(-30, 120), st.integers(-30, 120)), min_size=n, max_size=n))
+    boxes = np.array([[[y, x, y + side, x + side] for side in sides] for y, x in places])
+    return chunks, boxes, draw(st.integers(1, 13)), draw(st.integers(0, 3))
+
+
+@given(cuts())
+@settings(deadline=None, max_examples=60)
+def test_windows_equal_slices_of_the_padded_image(case):
+    chunks, boxes, batch_size, num_workers = case
+    pixels = noise(sum(chunks[0]), sum(chunks[1]))
+    found = streamed(opened(pixels, chunks), boxes, batch_size, num_workers)
+    for field in range(boxes.shape[1]):
+        for spot, window in enumerate(expected_windows(pixels, boxes[:, field])):
+            np.testing.assert_array_equal(found[spot][field], window)
+
+
+@given(cuts())
+@settings(deadline=None, max_examples=40)
+def test_each_touched_chunk_is_decoded_exactly_once_and_no_other(case):
+    chunks, boxes, batch_size, num_workers = case
+    counted = CountedArray(np.moveaxis(noise(sum(chunks[0]), sum(chunks[1])), -1, 0))
+    array = da.from_array(counted, chunks=((3,), *chunks), asarray=False, meta=np.empty((0, 0, 0), np.uint8))
+    streamed(RGBImage(array, ["r", "g", "b"], "image"), boxes, batch_size, num_workers)
+    assert set(counted.reads.values()) <= {1}
+    edges = [np.concatenate([[0], np.cumsum(lengths)]) for lengths in chunks]
+    blocks = itertools.product(itertools.pairwise(edges[0]), itertools.pairwise(edges[1]))
+    # All fields of a spot are cut from the one rectangle that holds them.
+    low, high = boxes[:, :, :2].min(axis=1), boxes[:, :, 2:].max(axis=1)
+    touched = {
+        ((int(t), int(b)), (int(l), int(r)))
+        for (t, b), (l, r) in blocks
+        if ((low[:, 0] < b) & (high[:, 0] > t) & (low[:, 1] < r) & (high[:, 1] > l)).any()
+    }
+    assert set(counted.reads) == touched
+
+
+def test_no_boxes_yield_nothing():
+    image = opened(noise(10, 10), ((10,), (10,)))
+    assert list(stream_windows(image, np.empty((0, 1, 4), dtype=int), 4)) == []
+
+
+def test_a_window_outside_the_image_is_white_without_reading():
+    counted = CountedArray(np.zeros((3, 8, 8), np.uint8))
+    array = da.from_array(counted, chunks=(3, 4, 4), asarray=False, meta=np.empty((0, 0, 0), np.uint8))
+    found = streamed(RGBImage(array, [0, 1, 2], "image"), np.array([[[20, 20, 25, 25]]]), 1, 1)
+    assert (found[0][0] == 255).all()
+    assert not counted.reads
+
+
+def test_stored_chunks_are_read_once_by_a_whole_embedding(tmp_path, make_section, monkeypatch):
+    built = make_section("S1", "P1")
+    pixels = np.moveaxis(built["S1_image"].values, 0, -1)
+    ig.pp.extract_patches(built, patch_um=(60, 150), patch_px=32)
+    ig.pp.embed_patches(built, "tiny")
+    system = {"S1": built["S1_spots"].attrs["transform"]["S1"]}
+    chunked = Image2DModel.parse(
+        np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"), transformations=system, chunks=(3, 48, 48)
+    )
+    sdata = SpatialData(images={"S1_image": chunked}, shapes=dict(built.shapes), tables={"table": built["table"].copy()})
+    del sdata["table"].obsm["X_tiny"]
+    sdata.write(tmp_path / "study.zarr")
+    stored = read_zarr(tmp_path / "study.zarr")
+    assert stored["S1_image"].data.chunks[1:] == ((48, 48, 48, 16),) * 2
+    reads, get = collections.Counter(), zarr.storage.LocalStore.get
+
+    def counted(self, key, *args, **kwargs):
+        reads[key] += 1
+        return get(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", counted)
+    ig.pp.embed_patches(stored, "tiny", batch_size=5, num_workers=2)
+    chunks = {key: n for key, n in reads.items() if re.search(r"c?/?0/\d+/\d+$", key)}
+    assert len(chunks) == 16
+    assert set(chunks.values()) == {1}
+    np.testing.assert_allclose(stored["table"].obsm["X_tiny"], built["table"].obsm["X_tiny"], rtol=1e-6)
+
+
+@given(partitions(), partitions(), st.integers(1, 40))
+@settings(deadline=None, max_examples=40)
+def test_thumbnail_is_every_nth_pixel_whatever_the_chunks(rows, columns, step):
+    pixels = noise(sum(rows), sum(columns))
+    np.testing.assert_array_equal(opened(pixels, (rows, columns)).thumbnail(step), pixels[::step, ::step])
+
+
+def test_uint8_rgb_is_unchanged():
+    pixels = noise(5, 4)
+    np.testing.assert_array_equal(to_rgb(pixels, "x"), pixels)
+
+
+def test_rgba_is_laid_over_white():
+    pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 100, 255, 128]]], dtype=np.uint8)
+    # 0 · 128/255 + 255 · 127/255 = 127; 100 → 177.2; 255 stays
+    np.testing.assert_array_equal(to_rgb(pixels, "x"), [[[10, 20, 30], [255, 255, 255], [127, 177, 255]]])
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        ([0.0, 0.2, 1.0], np.float32, [0, 51, 255]),
+        ([0.0, 0.2, 1.0], np.float64, [0, 51, 255]),
+        ([0, 32896, 65535], np.uint16, [0, 128, 255]),
+        ([0, 17, 255], np.uint16, [0, 17, 255]),
+        ([0, 17, 255], np.int64, [0, 17, 255]),
+    ],
+)
+def test_certain_scales_are_converted(values, dtype, expected):
+    found = to_rgb(np.array([[values]], dtype=dtype), "x")
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, [[expected]])
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0.0, 100.0, 255.0], np.float32),
+        ([-0.5, 0.0, 0.5], np.float32),
+        ([0.0, np.nan, 1.0], np.float32),
+        ([0, 5, 4095], np.uint16),
+        ([-1, 5, 200], np.int16),
+        ([0, 5, 70000], np.int64),
+    ],
+)
+def test_uncertain_scales_are_refused(values, dtype):
+    with pytest.raises(Img2GeneError, match=f"slide: {np.dtype(dtype)} pixels .* scale is not certain"):
+        to_rgb(np.array([[values]], dtype=dtype), "slide")
+
+
+def test_grey_and_multichannel_pixels_are_refused():
+    with pytest.raises(Img2GeneError, match=r"slide: .* got shape \(4, 4\) \(grey images are refused\)"):
+        to_rgb(np.zeros((4, 4), np.uint8), "slide")
+    for channels in (1, 2, 5):
+        with pytest.raises(Img2GeneError, match=rf"slide: {channels} channel\(s\); H&E images have 3"):
+            to_rgb(np.zeros((4, 4, channels), np.uint8), "slide")
+
+
+def test_fluorescence_channels_are_refused_by_name():
+    array = da.zeros((3, 4, 4), dtype=np.uint8)
+    with pytest.raises(Img2GeneError, match="image `if`: channels are DAPI, CD3, CD8, not RGB"):
+        RGBImage(array, ["DAPI", "CD3", "CD8"], "image `if`")
+
+
+def test_blocks_of_one_image_share_one_scale():
+    # The left chunk alone would look like 8-bit values, the right one tells that the image has 16 bits.
+    array = da.from_array(np.stack([np.array([[257, 200, 65535, 32896]], np.uint16)] * 3), chunks=(3, 1, 2))
+    image = RGBImage(array, ["r", "g", "b"], "image")
+    np.testing.assert_array_equal(image.block(0, 0)[0, :, 0], [1, 1])
+    np.testing.assert_array_equal(image.block(0, 1)[0, :, 0], [255, 128])
+
+
+def test_axes_in_another_order_and_several_scales_read_the_same_pixels():
+    pixels = noise(64, 48)
+    image = Image2DModel.parse(pixels, dims=("y", "x", "c"), scale_factors=[2], c_coords=["r", "g", "b"])
+    found = open_image(SpatialData(images={"he": image}), "he")
+    assert (found.height, found.width) == (64, 48)
+    np.testing.assert_array_equal(found.thumbnail(1), pixels)
+
+
+def producers():
+    return {thread for thread in threading.enumerate() if "produce" in thread.name}
+
+
+def test_prefetch_keeps_the_order():
+    assert list(prefetch(iter(range(50)), depth=3)) == list(range(50))
+
+
+def test_prefetch_passes_items_then_the_exception_on():
+    def failing():
+        yield 1
+        raise OSError("disk gone")
+
+    items = prefetch(failing())
+    assert next(items) == 1
+    with pytest.raises(OSError, match="disk gone"):
+        next(items)
+
+
+def test_prefetch_runs_at_most_its_depth_ahead_and_stops_its_thread_with_its_consumer():
+    made, before = [], producers()
+
+    def endless():
+        for number in itertools.count():
+            made.append(number)
+            yield number
+
+    items = prefetch(endless(), depth=2)
+    assert next(items) == 0
+    (thread,) = producers() - before
+    items.close()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    # the one consumed, two waiting, one in hand, and one that took the place of what was consumed
+    assert len(made) <= 5
+
+
+def test_an_unreadable_chunk_stops_the_embedding_and_leaves_the_table_alone(make_section, snapshot, monkeypatch):
+    sdata = make_section("S1", "P1")
+    ig.pp.extract_patches(sdata, patch_um=60, patch_px=32)
+    before = snapshot(sdata["table"])
+    monkeypatch.setattr(RGBImage, "block", lambda self, row, column: (_ for _ in ()).throw(OSError("truncated tile")))
+    for workers in (0, 2):
+        with pytest.raises(OSError, match="truncated tile"):
+            ig.pp.embed_patches(sdata, "tiny", num_workers=workers)
+    assert snapshot(sdata["table"]) == before
