@@ -4,10 +4,9 @@ JOBS ?= 2
 # Options of pip that hold versions; `make test CONSTRAINTS=` takes the newest of everything.
 CONSTRAINTS ?= -c constraints.txt
 # Real sections for tests and tutorials; what needs them is skipped where there are none.
-IMG2GENE_DATA ?= $(if $(wildcard ../shared/data),$(CURDIR)/../shared/data)
-
+IMG2GENE_DATA ?= $(wildcard ../shared/data)
 ifneq ($(IMG2GENE_DATA),)
-test docs: export IMG2GENE_DATA := $(IMG2GENE_DATA)
+test docs: export IMG2GENE_DATA := $(shell cd "$(IMG2GENE_DATA)" && pwd)
 endif
 
 BIN := $(VENV)/bin/python

@@ -56,7 +56,7 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
             "MSE": model["mse"],
             "MSE of training mean": mean["mse"],
             "undefined": model["n_nan"],
-            "same patient in training": model["leakage"].map({True: "yes", False: "no"}),
+            "same patient in training": model["leakage"].map({True: "yes", False: "no"}).fillna("unknown"),
         }
     ).reset_index()
 

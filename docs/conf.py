@@ -62,10 +62,10 @@ nb_execution_excludepatterns: list[str] = []
 nb_merge_streams = True
 nb_output_stderr = "remove"
 
-# The kernels run elsewhere, so the folder of real sections has to be absolute.
-data = Path(os.environ["IMG2GENE_DATA"]).resolve() if os.environ.get("IMG2GENE_DATA") else None
-if data is not None and (data / "her2st").is_dir():
-    os.environ["IMG2GENE_DATA"] = str(data)
+# Unset or without this study, its tutorial is shown unexecuted. Absolute, as the kernels run elsewhere.
+real_data = os.environ.get("IMG2GENE_DATA")
+if real_data and (Path(real_data) / "her2st").is_dir():
+    os.environ["IMG2GENE_DATA"] = str(Path(real_data).resolve())
 else:
     nb_execution_excludepatterns.append("tutorials/her2st*")
 

@@ -153,8 +153,8 @@ def trained_study(shared_study):
 
 def _snapshot(table):
     """Everything a function could have written, as comparable values."""
-    parts = {f"obs/{key}": table.obs[key].to_numpy().tolist() for key in table.obs}
-    parts |= {f"var/{key}": table.var[key].to_numpy().tolist() for key in table.var}
+    parts = {f"obs/{key}": repr(table.obs[key].to_numpy().tolist()) for key in table.obs}
+    parts |= {f"var/{key}": repr(table.var[key].to_numpy().tolist()) for key in table.var}
     parts |= {f"obsm/{key}": np.asarray(table.obsm[key]).tobytes() for key in table.obsm}
     parts |= {f"layers/{key}": np.asarray(table.layers[key]).tobytes() for key in table.layers}
     return parts | {"uns": repr(table.uns), "X": table.X.toarray().tobytes(), "names": list(table.obs_names)}

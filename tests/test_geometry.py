@@ -50,7 +50,9 @@ def replace_region(sdata, element):
 
 
 def squares(centers, width):
-    frame = gpd.GeoDataFrame(geometry=[shapely.box(x - width / 2, y - width / 2, x + width / 2, y + width / 2) for x, y in centers])
+    frame = gpd.GeoDataFrame(
+        geometry=[shapely.box(x - width / 2, y - width / 2, x + width / 2, y + width / 2) for x, y in centers]
+    )
     return ShapesModel.parse(frame, transformations={"S1": Identity()})
 
 
@@ -165,7 +167,9 @@ def test_bin_size_of_visium_hd_is_read_from_the_name(section):
     table.obs["region"] = pd.Categorical(["S1_square_016um"] * 49)
     table.uns["spatialdata_attrs"] = {**table.uns["spatialdata_attrs"], "region": "S1_square_016um"}
     sdata = SpatialData(
-        images={"S1_image": section["S1_image"]}, shapes={"S1_square_016um": squares(centers, 8)}, tables={"table": table}
+        images={"S1_image": section["S1_image"]},
+        shapes={"S1_square_016um": squares(centers, 8)},
+        tables={"table": table},
     )
     # 16 µm in 8 px
     assert side(sdata) == 30
@@ -289,9 +293,15 @@ ROTATED = affine([[np.cos(0.2), -np.sin(0.2), 20], [np.sin(0.2), np.cos(0.2), 0]
 FAULTS = {
     "rotated": (lambda s: set_transformation(s["S1_spots"], ROTATED, "S1"), {}, "rotates, shears or stretches"),
     "stretched": (
-        lambda s: set_transformation(s["S1_spots"], Scale([1, 0.9], axes=("x", "y")), "S1"), {}, "rotates, shears or stretches",
+        lambda s: set_transformation(s["S1_spots"], Scale([1, 0.9], axes=("x", "y")), "S1"),
+        {},
+        "rotates, shears or stretches",
     ),
-    "outside": (outside, {}, r"35 of 49 spots of `S1_spots` lie outside image `S1_image` \(160 × 160 px.*columns 120 to 240"),
+    "outside": (
+        outside,
+        {},
+        r"35 of 49 spots of `S1_spots` lie outside image `S1_image` \(160 × 160 px.*columns 120 to 240",
+    ),
     "no mpp": (forget_reader, {}, r"Microns per pixel of `S1_image` \(region `S1_spots`\) are not known. Pass `mpp=`"),
     "no region's mpp": (None, {"mpp": {"other": 1}}, "`mpp` has no entry for region `S1_spots`"),
     "negative mpp": (None, {"mpp": -1}, "mpp=-1: expected a positive number"),
@@ -326,7 +336,9 @@ def test_all_problems_come_in_one_message(make_study, snapshot):
     _schema.write_json(sdata["table"], "sections", sections)
     set_transformation(sdata["S3_spots"], Translation([200, 0], axes=("x", "y")), "S3")
     before = snapshot(sdata["table"])
-    with pytest.raises(Img2GeneError, match=r"(?s)^2 problems:\n- .*`S2_image`.* are not known.*\n- .*`S3_spots` lie outside"):
+    with pytest.raises(
+        Img2GeneError, match=r"(?s)^2 problems:\n- .*`S2_image`.* are not known.*\n- .*`S3_spots` lie outside"
+    ):
         ig.pp.extract_patches(sdata, patch_um=60)
     assert snapshot(sdata["table"]) == before
 
@@ -334,7 +346,9 @@ def test_all_problems_come_in_one_message(make_study, snapshot):
 def test_ambiguous_images_of_a_study_are_refused(make_study):
     sdata = forget_reader(make_study([("S1", "P"), ("S2", "P")], embed=False))
     second_image(sdata)
-    with pytest.raises(Img2GeneError, match=r"Several images share .* `S1_spots` \(S1_image, other\); say which with `images="):
+    with pytest.raises(
+        Img2GeneError, match=r"Several images share .* `S1_spots` \(S1_image, other\); say which with `images="
+    ):
         ig.pp.extract_patches(sdata, mpp=5)
     ig.pp.extract_patches(sdata, mpp=5, images={"S1_spots": "S1_image", "S2_spots": "S2_image"})
 
@@ -386,11 +400,11 @@ def test_neighbours_on_a_real_visium_array_are_100_microns_apart(data, folder, n
 
     sdata = visium(data / folder, dataset_id=name)
     positions = sdata["table"].obsm["spatial"].copy()
-    ig.pp.extract_patches(sdata)
+    ig.pp.extract_patches(sdata, patch_um=(112, 300))
     (entry,) = _schema.read_json(sdata["table"], "patches")["regions"].values()
     pitch = np.median(cKDTree(positions).query(positions, k=2)[0][:, 1])
     scale = json.loads((data / folder / "spatial" / "scalefactors_json.json").read_text())["tissue_hires_scalef"]
     assert entry["image"] == f"{name}_hires_image"
     assert entry["mpp"] * scale * pitch == pytest.approx(100, rel=0.01)
     np.testing.assert_array_equal(sdata["table"].obsm["spatial"], positions)
-    assert entry["side_px"] == [round(um / entry["mpp"]) for um in (200, 400, 600)]
+    assert entry["side_px"] == [round(um / entry["mpp"]) for um in (112, 300)]

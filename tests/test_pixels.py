@@ -129,7 +129,9 @@ def test_stored_chunks_are_read_once_by_a_whole_embedding(tmp_path, make_section
     chunked = Image2DModel.parse(
         np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"), transformations=system, chunks=(3, 48, 48)
     )
-    sdata = SpatialData(images={"S1_image": chunked}, shapes=dict(built.shapes), tables={"table": built["table"].copy()})
+    sdata = SpatialData(
+        images={"S1_image": chunked}, shapes=dict(built.shapes), tables={"table": built["table"].copy()}
+    )
     del sdata["table"].obsm["X_tiny"]
     sdata.write(tmp_path / "study.zarr")
     stored = read_zarr(tmp_path / "study.zarr")

@@ -123,6 +123,12 @@ def test_nothing_is_printed(path):
     assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tutorials").glob("*.md")), ids=lambda path: path.stem)
+def test_tutorial_names_its_language_without_which_unexecuted_code_has_no_highlighting(path):
+    header = path.read_text().split("---")[1]
+    assert "\n  language: python\n" in header
+
+
 def test_version_is_that_of_the_installed_package_and_of_the_citation():
     assert ig.__version__ == version("img2gene")
     assert f"version: {ig.__version__}\n" in (ROOT / "CITATION.cff").read_text()

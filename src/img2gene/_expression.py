@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,7 +18,7 @@ TARGET_SUM = 1e4
 
 def count_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:
     """What keeps ``matrix`` (n_obs, n_genes) from being raw counts; empty if nothing does."""
-    values = matrix.data if sp.issparse(matrix) else np.asarray(matrix)
+    values = _values(matrix)
     if not np.issubdtype(values.dtype, np.number):
         return [f"{name} holds {values.dtype} values, not counts."]
     problems = []
@@ -39,7 +39,7 @@ def count_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:
 
 def label_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:
     """What keeps ``matrix`` from being labels on the user's own scale."""
-    values = matrix.data if sp.issparse(matrix) else np.asarray(matrix)
+    values = _values(matrix)
     if not np.issubdtype(values.dtype, np.number):
         return [f"{name} holds {values.dtype} values, not numbers."]
     bad = int((~np.isfinite(values)).sum())
@@ -93,5 +93,10 @@ def layer_problems(table: AnnData, layer: str | None, table_key: str) -> list[st
     return label_problems(table.layers[layer], f"`layers['{layer}']`")
 
 
-def _dense(matrix: np.ndarray | sp.spmatrix) -> np.ndarray:
+def _values(matrix: Any) -> np.ndarray:
+    """Stored values: the non-zero ones of a sparse matrix, all of a dense one."""
+    return np.asarray(matrix.data if sp.issparse(matrix) else matrix)
+
+
+def _dense(matrix: Any) -> np.ndarray:
     return matrix.toarray() if sp.issparse(matrix) else np.array(matrix)

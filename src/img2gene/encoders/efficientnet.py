@@ -75,9 +75,10 @@ class ConvUnit(nn.Module):
     def fold(self) -> None:
         """Fold the normalisation into the convolution."""
         if isinstance(self.norm, nn.BatchNorm2d):
-            scale = self.norm.weight * torch.rsqrt(self.norm.running_var + BN_EPS)  # type: ignore[operator]
+            mean, variance = self.norm.running_mean, self.norm.running_var
+            scale = self.norm.weight * torch.rsqrt(variance + BN_EPS)  # type: ignore[operator, arg-type]
             self.conv.weight = nn.Parameter(self.conv.weight * scale.view(-1, 1, 1, 1))
-            self.conv.bias = nn.Parameter(self.norm.bias - self.norm.running_mean * scale)  # type: ignore[operator]
+            self.conv.bias = nn.Parameter(self.norm.bias - mean * scale)  # type: ignore[operator]
             self.norm = nn.Identity()
 
 
@@ -104,13 +105,13 @@ class EfficientNetLite0(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = ConvUnit(3, 32, 3, 2)
-        self.stages = nn.ModuleList(_stage(*shape) for shape in STAGES)
+        self.stages = nn.Sequential(*(_stage(*shape) for shape in STAGES))
         self.head = ConvUnit(STAGES[-1][-1], HEAD_WIDTH, 1)
 
     def stage_maps(self, x: torch.Tensor, last: int = len(STAGES)) -> list[torch.Tensor]:
         """Feature maps of the stem (0) and of the stages 1 to ``last``."""
         maps = [self.stem(x)]
-        for stage in self.stages[:last]:  # type: ignore[union-attr]
+        for stage in list(self.stages)[:last]:
             maps.append(stage(maps[-1]))
         return maps
 
@@ -163,8 +164,8 @@ def load_network() -> EfficientNetLite0:
 def _weight_names(network: EfficientNetLite0) -> dict[str, str]:
     """Our parameter names against those of the published file."""
     units = {"stem.conv": "_conv_stem", "stem.norm": "_bn0", "head.conv": "_conv_head", "head.norm": "_bn1"}
-    blocks = [(f"stages.{i}.{j}", block) for i, stage in enumerate(network.stages) for j, block in enumerate(stage)]  # type: ignore[arg-type]
-    for number, (ours, _) in enumerate(blocks):
+    blocks = [f"stages.{i}.{j}" for i, stage in enumerate(STAGES) for j in range(stage[0])]
+    for number, ours in enumerate(blocks):
         for part, conv, norm in (
             ("expand", "_expand_conv", "_bn0"),
             ("depthwise", "_depthwise_conv", "_bn1"),

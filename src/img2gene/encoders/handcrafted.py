@@ -48,12 +48,13 @@ def _features(patch: np.ndarray) -> np.ndarray:
     rgb = patch / 255.0
     gray = rgb2gray(rgb)
     edges = sobel(gray)
+    strength = np.array([edges.mean(), edges.std()])
     parts = [
         _colour(rgb),
         _colour(rgb2hed(rgb)),
         _cooccurrence(gray),
         _binary_patterns(gray),
-        [edges.mean(), edges.std()],
+        strength,
     ]
     return np.concatenate(parts)
 

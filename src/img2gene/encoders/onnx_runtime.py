@@ -75,6 +75,8 @@ def _session(model: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    # Waiting threads that spin slow every other process down, and themselves with it, where cores are shared.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -85,8 +87,8 @@ class _Graph:
         self.network, self.side = network, side
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
-        self._constant("low", np.float32(0))
-        self._constant("high", np.float32(6))
+        self._constant("low", np.array(0, dtype=np.float32))
+        self._constant("high", np.array(6, dtype=np.float32))
         self._constant("axes", np.array([2, 3], dtype=np.int64))
 
     def build(self, span: tuple[int, int] | None) -> bytes:
@@ -111,8 +113,8 @@ class _Graph:
     def _stages(self, last: int) -> list[str]:
         name, size = self._unit(self.network.stem, "images", self.side)
         maps = [name]
-        for stage in self.network.stages[:last]:  # type: ignore[union-attr]
-            for block in stage:  # type: ignore[union-attr]
+        for stage in list(self.network.stages)[:last]:
+            for block in stage:  # type: ignore[attr-defined]
                 name, size = self._block(block, name, size)
             maps.append(name)
         return maps

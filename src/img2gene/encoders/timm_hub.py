@@ -26,8 +26,9 @@ def build(
         raise Img2GeneError(f'Encoder `{spec.name}` runs in torch; pass `backend="torch"`.')
     try:
         import timm
-    except ImportError as error:
-        raise Img2GeneError(f'Encoder `{spec.name}` needs timm: `pip install "img2gene[timm]"` ({error}).') from error
+    except (ImportError, RuntimeError) as error:
+        # A torchvision that was built for another torch raises RuntimeError.
+        raise Img2GeneError(f"Encoder `{spec.name}` needs timm: `pip install timm torchvision` ({error}).") from error
     try:
         network = timm.create_model(
             spec.source if pretrained else spec.source.split("/")[-1].split(".")[0],

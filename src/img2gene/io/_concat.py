@@ -178,7 +178,7 @@ def _storable(obs: pd.DataFrame, parts: list[AnnData]) -> pd.DataFrame:
         dtypes = [part.obs[column].dtype for part in parts if column in part.obs]
         if all(isinstance(dtype, pd.CategoricalDtype) for dtype in dtypes):
             obs[column] = obs[column].astype("category")
-        elif obs[column].dtype == object and all(dtype == bool for dtype in dtypes):
+        elif obs[column].dtype == object and all(pd.api.types.is_bool_dtype(dtype) for dtype in dtypes):
             obs[column] = obs[column].astype("boolean")
     return obs
 

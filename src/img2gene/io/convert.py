@@ -8,6 +8,7 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._sections import section_labels
 from img2gene.io._build import build_section
 from img2gene.io._concat import concat_sections
 
@@ -50,6 +51,9 @@ def to_anndata(sdata: SpatialData, *, table_key: str = "table") -> AnnData:
         )
     adata = table.copy()
     adata.uns.pop("spatialdata_attrs", None)
+    # A subset keeps the thumbnails of sections it has lost, and squidpy would look for their spots.
+    present = set(section_labels(table, table_key))
+    adata.uns["spatial"] = {name: item for name, item in adata.uns.get("spatial", {}).items() if name in present}
     return adata
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from img2gene._expression import count_problems
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
 
 PITCH_UM = 200.0
 """Centre-to-centre distance of neighbouring spots on a legacy ST array, in µm."""
@@ -158,6 +161,8 @@ def _join_spots(
     found = place >= 0
     if not found.any():
         raise Img2GeneError(f"{source}: no spot of the count table is listed; are both files of one section?")
+    if not found.all() or len(keys) > found.sum():
+        logger.info("%s: kept %d of %d counted and %d listed spots", source, found.sum(), len(found), len(keys))
     chosen = spots.iloc[place[found]]
     array = chosen[["new_x", "new_y"] if {"new_x", "new_y"} <= set(chosen) else ["x", "y"]]
     return table[found], array.to_numpy(float), chosen[["pixel_x", "pixel_y"]].to_numpy(float)

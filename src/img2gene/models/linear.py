@@ -14,6 +14,7 @@ from img2gene.models.folds import InnerFolds, inner_folds
 PENALTIES = tuple(float(value) for value in np.geomspace(0.1, 3000, 28).round(4))
 _BIN_EDGES = (250, 1000, 4000)
 _EXACT_LIMIT = 4000
+_DOUBLE_LIMIT = 2**27
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,8 @@ class Ridge:
 
 
 def centre(values: np.ndarray, sections: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
-    """Subtract ``reference``, or where it is None each section's own mean; float64."""
-    values = np.asarray(values, dtype=np.float64)
+    """Subtract ``reference``, or where it is None each section's own mean; float64 as long as that takes under 1 GiB."""
+    values = np.asarray(values, dtype=np.float64 if values.size < _DOUBLE_LIMIT else np.float32)
     if reference is not None:
         return values - reference
     centred = np.empty_like(values)

@@ -55,7 +55,9 @@ def canvases(sdata: SpatialData, table_key: str, sections: list[str] | None) -> 
     unknown = [name for name in asked if name not in known]
     if unknown:
         raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(known)}).")
-    geometries = {str(names[geometry.rows[0]]): geometry for geometry in locate(sdata, table_key, _images(table, table_key))}
+    geometries = {
+        str(names[geometry.rows[0]]): geometry for geometry in locate(sdata, table_key, _images(table, table_key))
+    }
     return [_canvas(sdata, name, geometries[name]) for name in asked]
 
 
@@ -80,7 +82,11 @@ def _canvas(sdata: SpatialData, name: str, geometry: Geometry) -> Canvas:
 def _nearest(centers: np.ndarray) -> float:
     from scipy.spatial import cKDTree
 
-    return float(np.median(cKDTree(centers).query(centers, k=min(2, len(centers)))[0][..., -1])) if len(centers) > 1 else 10.0
+    return (
+        float(np.median(cKDTree(centers).query(centers, k=min(2, len(centers)))[0][..., -1]))
+        if len(centers) > 1
+        else 10.0
+    )
 
 
 def draw(
@@ -92,7 +98,13 @@ def draw(
     shown = np.isfinite(values)
     width = np.full(int(shown.sum()), canvas.diameter * size)
     spots = EllipseCollection(
-        width, width, np.zeros_like(width), units="xy", offsets=canvas.xy[shown], offset_transform=ax.transData, linewidths=0
+        width,
+        width,
+        np.zeros_like(width),
+        units="xy",
+        offsets=canvas.xy[shown],
+        offset_transform=ax.transData,
+        linewidths=0,
     )
     spots.set_array(values[shown])
     spots.set_clim(vmin, vmax)

@@ -82,7 +82,11 @@ def patches(
     n_columns = min(n_columns, len(rows))
     n_rows = -(-len(rows) // n_columns)
     figure, grid = plt.subplots(
-        n_rows, n_columns, figsize=(panel_size * n_columns, panel_size * (n_rows + 0.3)), squeeze=False, layout="constrained"
+        n_rows,
+        n_columns,
+        figsize=(panel_size * n_columns, panel_size * (n_rows + 0.3)),
+        squeeze=False,
+        layout="constrained",
     )
     for ax in grid.flat:
         ax.axis("off")

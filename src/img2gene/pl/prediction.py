@@ -103,7 +103,9 @@ def _predicted(sdata: SpatialData, table: AnnData, table_key: str, key: str, gen
     if key in sdata.tables and sdata.tables[key].obs_names.equals(table.obs_names):
         other = sdata.tables[key]
         return np.asarray(other.X[:, gene_columns(other, genes, f"sdata['{key}'].var_names")], dtype=float)
-    raise MissingKeyError(missing(key, f"sdata['{table_key}'].layers", table.layers, "Run `img2gene.tl.predict` first."))
+    raise MissingKeyError(
+        missing(key, f"sdata['{table_key}'].layers", table.layers, "Run `img2gene.tl.predict` first.")
+    )
 
 
 def _measured(table: AnnData, key: str, genes: list[str]) -> np.ndarray | None:
@@ -148,6 +150,6 @@ def _correlation(truth: np.ndarray, predicted: np.ndarray) -> str:
 
 
 def _colorbar(ax: Axes, mappable: object, label: str) -> None:
-    bar = ax.figure.colorbar(mappable, ax=ax, fraction=0.046, pad=0.02)  # type: ignore[union-attr, arg-type]
+    bar = ax.figure.colorbar(mappable, ax=ax, fraction=0.046, pad=0.02)  # type: ignore[arg-type]
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)

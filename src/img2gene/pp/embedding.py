@@ -95,7 +95,7 @@ def embed_patches(
         features[rows] = _encode(model, windows.fields, side, orientations)
     identity = _identity(spec, patches, side, orientations)
     known = _schema.read_json(table, "encoder", default={})
-    update = {
+    update: dict[str, dict[str, Any]] = {
         "obsm": {_schema.embedding_key(spec.name): features},
         "uns": {"encoder": {**known, spec.name: identity}},
     }
@@ -116,7 +116,7 @@ def _average(model: Encoder, pixels: np.ndarray, side: int, orientations: int) -
     if views is None:
         bases = [pixels, mirrored] if orientations == 8 else [pixels]
         views = [np.rot90(base, turns, axes=(1, 2)) for base in bases for turns in range(4)]
-    return sum(model(view, side) for view in views) / len(views)
+    return np.mean([model(view, side) for view in views], axis=0)
 
 
 def _progress(batches: Any, total: int, name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +77,8 @@ def evaluate(
     Returns
     -------
     DataFrame, one row per model, section and gene: ``model``, ``section``, ``patient``, ``gene``, one truth value per
-    gene group, ``pcc``, ``spearman``, ``mse``, ``mae``, ``r2`` (against the training mean), ``n_spots``, ``leakage``.
+    gene group, ``pcc``, ``spearman``, ``mse``, ``mae``, ``r2`` (against the training mean), ``n_spots``, and ``leakage``:
+    whether the section's patient was trained on, NA where patients are not recorded.
     Genes that are constant in a section have NaN correlations. Unless ``inplace=False``, ``var["pcc"]`` (mean over
     sections) and a summary in ``uns[key]["evaluation"]`` are written.
 
@@ -125,7 +126,7 @@ def evaluate(
         kept = np.isfinite(truth).all(axis=1)
         part = _score_section(truth[kept], predicted[kept], found, genes, n_permutations, rng)
         parts.append(
-            part.assign(section=name, patient=_patient(table, rows), n_spots=int(kept.sum()), leakage=name in leaked)
+            part.assign(section=name, patient=_patient(table, rows), n_spots=int(kept.sum()), leakage=leaked(name))
         )
     result = _tidy(pd.concat(parts, ignore_index=True), _groups(found, genes, gene_groups))
     if inplace:
@@ -154,6 +155,7 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
     >>> ig.tl.summarize(scores, by=["model", "section"])  # doctest: +SKIP
     """
     keys = [by] if isinstance(by, str) else list(by)
+    scores = scores.reset_index(drop=True)
     groups = {"all": np.ones(len(scores), dtype=bool)}
     groups |= {name: scores[name].to_numpy() for name in _group_columns(scores)}
     rows = []
@@ -161,7 +163,7 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
         for group, members in groups.items():
             chosen = part[members[scores.index.get_indexer(part.index)]]
             rows.append(dict(zip(keys, names, strict=True)) | {"genes": group} | _means(chosen))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"leakage": "boolean"})
 
 
 def _group_columns(scores: pd.DataFrame) -> list[str]:
@@ -176,7 +178,7 @@ def _means(part: pd.DataFrame) -> dict[str, float | int | bool]:
         "n_sections": part["section"].nunique(),
         "n_genes": part["gene"].nunique(),
         "n_nan": int(part["pcc"].isna().sum()),
-        "leakage": bool(part["leakage"].any()),
+        "leakage": part["leakage"].any(skipna=False),
     }
 
 
@@ -197,8 +199,10 @@ def _choose_sections(table: AnnData, model: Model, sections: Iterable[str] | Non
     return asked
 
 
-def _check_leakage(table: AnnData, model: Model, chosen: list[str], table_key: str, allow: bool) -> set[str]:
-    """Chosen sections that were trained on themselves, or through another section of their patient."""
+def _check_leakage(
+    table: AnnData, model: Model, chosen: list[str], table_key: str, allow: bool
+) -> Callable[[str], object]:
+    """Tell of a section whether it, or another one of its patient, was trained on; NA where patients are not known."""
     names, patients = section_labels(table, table_key), patient_labels(table)
     trained = set(model.report["patients"] or [])
     leaked = {name for name in chosen if name in model.report["sections"]}
@@ -217,7 +221,8 @@ def _check_leakage(table: AnnData, model: Model, chosen: list[str], table_key: s
             "sections %s share a patient with the training sections; their scores are optimistic",
             listing(sorted(leaked)),
         )
-    return leaked
+    unknown = patients is None or model.report["patients"] is None
+    return lambda name: True if name in leaked else pd.NA if unknown else False
 
 
 def _score_section(
@@ -258,7 +263,7 @@ def _groups(
         if name in {"all", "model", "section", "patient", "gene", "n_spots", "leakage", *METRICS}:
             raise Img2GeneError(f"A gene group cannot be called {name!r}; choose another name.")
         ranked = len(rule) == 2 and isinstance(rule[1], int)
-        members = model.top_genes(*rule) if ranked else [str(gene) for gene in rule]  # type: ignore[arg-type]
+        members = model.top_genes(*rule) if ranked else [str(gene) for gene in rule]
         absent = [gene for gene in members if gene not in genes] if not ranked else []
         if absent:
             raise MissingKeyError(
@@ -271,6 +276,7 @@ def _groups(
 def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:
     for name, members in groups.items():
         result[name] = result["gene"].isin(members)
+    result["leakage"] = result["leakage"].astype("boolean")
     columns = ["model", "section", "patient", "gene", *groups, *METRICS, "n_spots", "leakage"]
     return result[columns]
 

@@ -1,0 +1,78 @@
+"""Share of the wall time of ``pp.embed_patches`` that passes outside the encoder's forward pass."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from _report import report
+from _slide import MPP, write_slide
+from spatialdata import SpatialData
+
+import img2gene as ig
+from img2gene import encoders
+from img2gene.pp.patches import DEFAULT_FIELDS_UM
+
+
+class Stopwatch:
+    """Times every call of a function."""
+
+    def __init__(self, function: object) -> None:
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        start = time.perf_counter()
+        try:
+            return self.function(*args, **kwargs)  # type: ignore[operator]
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def embed(sdata: SpatialData, encoder: encoders.Encoder, num_workers: int) -> tuple[float, float]:
+    """Wall time of ``embed_patches`` and of the forward passes within, in seconds."""
+    watch = Stopwatch(type(encoder).forward.__get__(encoder))
+    encoder.forward = watch  # type: ignore[attr-defined]
+    start = time.perf_counter()
+    with mock.patch.object(encoders, "load", lambda *args, **kwargs: encoder):
+        ig.pp.embed_patches(sdata, num_workers=num_workers)
+    return time.perf_counter() - start, watch.seconds
+
+
+def measure(sdata: SpatialData, backends: list[str], repeats: int) -> list[dict[str, object]]:
+    loaded = {backend: encoders.load("default", backend=backend) for backend in backends}
+    for encoder in loaded.values():
+        encoder(np.zeros((32, 224, 224, 3), dtype=np.uint8))
+    settings = [(backend, workers) for backend in backends for workers in (1, 0)]
+    found = {setting: [embed(sdata, loaded[setting[0]], setting[1]) for _ in range(repeats)] for setting in settings}
+    n = sdata["table"].n_obs
+    rows = []
+    for (backend, workers), times in found.items():
+        wall, forward = np.median(times, axis=0)
+        share = float(np.median([100 * (1 - inside / whole) for whole, inside in times]))
+        row = {"backend": backend, "decoding": "ahead" if workers else "same thread", "spots": n}
+        rows.append(row | {"ms/spot": 1e3 * wall / n, "forward ms/spot": 1e3 * forward / n, "outside forward (%)": share})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spots", type=int, default=256)
+    parser.add_argument("--patch-um", type=float, nargs="+", default=DEFAULT_FIELDS_UM)
+    parser.add_argument("--mpp", type=float, default=MPP, help="microns per pixel the slide is declared to have")
+    parser.add_argument("--backends", nargs="+", default=["torch", "onnx"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    ig.settings.progress = False
+    with tempfile.TemporaryDirectory() as folder:
+        sdata = write_slide(Path(folder) / "slide.zarr", 6_000, args.spots)
+        ig.pp.extract_patches(sdata, patch_um=args.patch_um, mpp=args.mpp)
+        report(measure(sdata, args.backends, args.repeats), args.out)
+
+
+if __name__ == "__main__":
+    main()

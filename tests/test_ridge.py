@@ -1,0 +1,307 @@
+"""The ridge: known signal, the closed form, what must not change it, and how it chooses its penalty."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.preprocessing import StandardScaler
+
+from img2gene import models
+from img2gene._errors import Img2GeneError
+from img2gene.metrics import pearson
+from img2gene.models import TrainingData
+from img2gene.models.folds import inner_folds
+from img2gene.models.linear import Ridge, _gene_bins, _one_standard_error, decompose
+
+
+def linear_data(n=240, width=12, n_genes=6, *, noise=0.5, n_sections=4, shift=0.0, seed=0):
+    """Labels that are a linear function of features; sections ``s0`` … of as many groups, shifted against each other."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n, width))
+    weights = rng.normal(size=(width, n_genes))
+    labels = features @ weights / np.sqrt(width) + noise * rng.normal(size=(n, n_genes)) + 3
+    number = np.arange(n) % n_sections
+    features = features + shift * rng.normal(size=(n_sections, width))[number]
+    labels = labels + shift * rng.normal(size=(n_sections, n_genes))[number]
+    names = np.array([f"s{i}" for i in number])
+    return TrainingData(features.astype(np.float32), labels.astype(np.float32), names, names, rng.normal(size=(n, 2)))
+
+
+def take(data, rows):
+    return TrainingData(*(getattr(data, name)[rows] for name in TrainingData.__dataclass_fields__))
+
+
+def fitted(data, **params):
+    model = Ridge(**params)
+    model.fit(data, seed=0)
+    return model
+
+
+def predicted(data, new=None, **params):
+    new = data if new is None else new
+    return fitted(data, **params).predict(new.features, new.sections)
+
+
+def test_it_recovers_a_planted_linear_signal():
+    data = linear_data(400, noise=0.3)
+    train, test = take(data, np.arange(300)), take(data, np.arange(300, 400))
+    # noise of SD .3 beside a signal of about unit SD
+    assert pearson(test.labels, predicted(train, test)).min() > 0.9
+    assert pearson(test.labels, predicted(train, test, center="none")).min() > 0.9
+
+
+def test_without_signal_it_predicts_close_to_the_mean():
+    data = linear_data(200, noise=0)
+    noise = np.random.default_rng(1).normal(size=data.labels.shape).astype(np.float32)
+    data = TrainingData(data.features, noise, data.sections, data.groups, data.positions)
+    found = predicted(data)
+    assert found.std(axis=0).max() < 0.1
+    np.testing.assert_allclose(found.mean(axis=0), noise.mean(axis=0), atol=0.02)
+
+
+@pytest.mark.parametrize("n", [60, 9])
+@pytest.mark.parametrize("penalty", [0.01, 1.0, 100.0])
+def test_it_equals_the_closed_form_of_scikit_learn(penalty, n):
+    data, new = linear_data(n, width=12), linear_data(20, width=12, seed=1)
+    scaler = StandardScaler().fit(data.features.astype(np.float64))
+    scaled = scaler.transform(data.features)
+    alpha = penalty * np.square(scaled).sum() / n
+    reference = SklearnRidge(alpha=alpha, solver="svd").fit(scaled, data.labels.astype(np.float64))
+    found = predicted(data, new, penalty=penalty, center="none")
+    np.testing.assert_allclose(found, reference.predict(scaler.transform(new.features)), rtol=1e-4, atol=1e-4)
+
+
+def test_centred_by_section_it_equals_the_closed_form_on_centred_data():
+    data = linear_data(shift=2.0)
+    centred = {name: getattr(data, name).astype(np.float64) for name in ("features", "labels")}
+    for values in centred.values():
+        for section in np.unique(data.sections):
+            values[data.sections == section] -= values[data.sections == section].mean(axis=0)
+    scaled = centred["features"] / centred["features"].std(axis=0)
+    alpha = 2.0 * np.square(scaled).sum() / len(scaled)
+    reference = SklearnRidge(alpha=alpha, fit_intercept=False).fit(scaled, centred["labels"]).predict(scaled)
+    expected = reference + data.labels.mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(predicted(data, penalty=2.0), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_truncation_keeps_the_leading_components():
+    data = linear_data(width=12)
+    rank_two = np.random.default_rng(0).normal(size=(240, 2)) @ np.random.default_rng(1).normal(size=(2, 12))
+    flat = TrainingData(rank_two.astype(np.float32), data.labels, data.sections, data.groups, data.positions)
+    np.testing.assert_allclose(predicted(flat, penalty=1.0, n_components=2), predicted(flat, penalty=1.0), atol=1e-4)
+    assert fitted(data, penalty=1.0, n_components=5).arrays["components"].shape == (5, 12)
+
+
+def test_shifts_of_whole_sections_do_not_matter_when_centred_by_section():
+    data, rng = linear_data(), np.random.default_rng(3)
+    number = np.unique(data.sections, return_inverse=True)[1]
+    features = data.features + 5 * rng.normal(size=(4, 12)).astype(np.float32)[number]
+    offsets = rng.normal(size=(4, 6)).astype(np.float32)
+    offsets -= offsets.mean(axis=0)
+    shifted = TrainingData(features, data.labels + offsets[number], data.sections, data.groups, data.positions)
+    np.testing.assert_allclose(predicted(shifted), predicted(data), atol=1e-3)
+    # without centring they do
+    assert np.abs(predicted(shifted, center="none") - predicted(data, center="none")).max() > 0.1
+
+
+def test_a_shift_of_the_new_section_does_not_matter_when_centred_by_section():
+    data, new = linear_data(), linear_data(50, seed=1)
+    model = fitted(data)
+    moved = new.features + np.float32(7)
+    np.testing.assert_allclose(model.predict(moved, new.sections), model.predict(new.features, new.sections), atol=1e-3)
+
+
+def test_sections_are_predicted_independently():
+    model, new = fitted(linear_data()), linear_data(60, n_sections=3, seed=2)
+    whole = model.predict(new.features, new.sections)
+    for section in ("s0", "s1", "s2"):
+        rows = new.sections == section
+        np.testing.assert_allclose(model.predict(new.features[rows], new.sections[rows]), whole[rows], atol=1e-5)
+
+
+def test_order_of_spots_does_not_matter():
+    data = linear_data()
+    order = np.random.default_rng(0).permutation(240)
+    one, two = fitted(data), fitted(take(data, order))
+    assert one.report["penalty"] == two.report["penalty"]
+    new = linear_data(40, seed=1)
+    np.testing.assert_allclose(
+        two.predict(new.features, new.sections), one.predict(new.features, new.sections), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        one.predict(data.features[order], data.sections[order]), predicted(data)[order], atol=1e-4
+    )
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    data = linear_data()
+    one, two = fitted(data), fitted(data)
+    assert all(one.arrays[name].tobytes() == two.arrays[name].tobytes() for name in one.arrays)
+
+
+def test_noisier_labels_get_a_larger_penalty():
+    chosen = [fitted(linear_data(noise=noise, seed=5)).report["penalty"][0] for noise in (0.1, 1.0, 8.0)]
+    assert chosen[0] < chosen[1] < chosen[2]
+
+
+def test_scale_of_a_feature_does_not_matter():
+    data = linear_data()
+    scale = np.geomspace(0.01, 100, 12).astype(np.float32)
+    scaled = TrainingData(data.features * scale, data.labels, data.sections, data.groups, data.positions)
+    np.testing.assert_allclose(predicted(scaled), predicted(data), atol=1e-3)
+
+
+def test_a_constant_feature_is_harmless_even_where_it_later_varies():
+    data, new = linear_data(), linear_data(40, seed=1)
+    constant = np.full((240, 1), 0.3, dtype=np.float32)
+    wide = TrainingData(np.hstack([data.features, constant]), data.labels, data.sections, data.groups, data.positions)
+    varies = np.random.default_rng(0).normal(size=(40, 1)).astype(np.float32)
+    model = fitted(wide)
+    found = model.predict(np.hstack([new.features, varies]), new.sections)
+    np.testing.assert_allclose(found, predicted(data, new), atol=1e-4)
+    assert all(np.isfinite(values).all() for values in model.arrays.values())
+
+
+def test_fold_errors_equal_brute_force():
+    data, penalties = linear_data(), (0.1, 1.0, 30.0)
+    for center in ("section", "none"):
+        model = Ridge(penalties, center=center)
+        folds = inner_folds(data, seed=0)
+        bins = [np.array([0, 3]), np.array([1, 2, 4, 5])]
+        for fit_on, held in folds.splits():
+            found = model._fold_errors(data, (fit_on, held), folds, bins, seed=0)
+            train, test = take(data, fit_on), take(data, held)
+            offset = test.labels.mean(axis=0) if center == "section" else train.labels.mean(axis=0)
+            for j, penalty in enumerate(penalties):
+                guess = predicted(train, test, penalty=penalty, center=center) - train.labels.mean(axis=0)
+                residual = np.square(test.labels - offset - guess)
+                total = np.square(test.labels - offset)
+                expected = [residual[:, genes].sum() / total[:, genes].sum() for genes in bins]
+                np.testing.assert_allclose(found[:, j], expected, rtol=1e-4)
+
+
+def test_one_standard_error_by_hand():
+    # Means 1.0, 1.1, 1.2 and 2.0. Differences to the first over two folds: (0, .2), (.2, .2), (1, 1):
+    # their standard errors are .1, 0 and 0, so only the second is within one of the best.
+    errors = np.array([[1.0, 1.0, 1.2, 2.0], [1.0, 1.2, 1.2, 2.0]])
+    assert _one_standard_error(errors, [1.0, 10.0, 100.0, 1000.0]) == 1
+    assert _one_standard_error(errors[:, ::-1], [1000.0, 100.0, 10.0, 1.0]) == 2
+    # what both folds share does not widen the choice
+    assert _one_standard_error(errors + np.array([[0.0], [50.0]]), [1.0, 10.0, 100.0, 1000.0]) == 1
+    # with one fold there is no standard error: the best
+    assert _one_standard_error(errors[:1, 1:], [10.0, 100.0, 1000.0]) == 0
+
+
+def test_gene_bins_go_by_falling_mean():
+    means = np.random.default_rng(0).permutation(1200).astype(float)
+    bins = _gene_bins(np.tile(means, (3, 1)))
+    assert [len(part) for part in bins] == [250, 750, 200]
+    assert means[bins[0]].min() > means[bins[1]].max()
+    assert means[bins[1]].min() > means[bins[2]].max()
+    np.testing.assert_array_equal(np.sort(np.concatenate(bins)), np.arange(1200))
+
+
+def with_groups(data, sections, groups):
+    return TrainingData(data.features, data.labels, np.array(sections), np.array(groups), data.positions)
+
+
+def test_inner_folds_leave_out_groups_then_sections_then_blocks():
+    data = linear_data(60)
+    sections = np.repeat(["a", "b", "c"], 20)
+    by_group = inner_folds(with_groups(data, sections, np.repeat(["P", "Q"], [40, 20])), seed=0)
+    assert by_group.kind == "group"
+    np.testing.assert_array_equal(by_group.labels, np.repeat(["P", "Q"], [40, 20]))
+    by_section = inner_folds(with_groups(data, sections, ["P"] * 60), seed=0)
+    assert by_section.kind == "section"
+    np.testing.assert_array_equal(by_section.labels, sections)
+    by_block = inner_folds(with_groups(data, ["a"] * 60, ["P"] * 60), seed=0)
+    assert by_block.kind == "block"
+    assert len(np.unique(by_block.labels)) == 5
+    for fitted_on, held in by_block.splits():
+        assert (fitted_on ^ held).all()
+
+
+def test_blocks_are_compact_parts_of_the_section():
+    grid = np.stack(np.meshgrid(np.arange(12.0), np.arange(12.0)), axis=-1).reshape(-1, 2)
+    data = TrainingData(np.zeros((144, 1)), np.zeros((144, 1)), np.full(144, "a"), np.full(144, "P"), grid)
+    blocks = inner_folds(data, seed=0).labels
+    spread = [grid[blocks == name].std(axis=0).max() for name in np.unique(blocks)]
+    assert max(spread) < 0.75 * grid.std(axis=0).max()
+
+
+def test_many_groups_are_dealt_into_ten_folds_that_never_split_a_group():
+    data = linear_data(100)
+    groups = np.array([f"P{i % 25}" for i in range(100)])
+    folds = inner_folds(with_groups(data, groups, groups), seed=0)
+    assert len(np.unique(folds.labels)) == 10
+    assert all(len(set(folds.labels[groups == name])) == 1 for name in np.unique(groups))
+
+
+@pytest.mark.parametrize("n_sections", [1, 3])
+def test_the_report_says_how_the_penalty_was_chosen(n_sections):
+    report = fitted(linear_data(n_sections=n_sections)).summary()
+    assert report["inner_folds"] == ("block" if n_sections == 1 else "group")
+    assert len(report["penalty"]) == len(report["inner_error"]) == 1
+    assert report["penalty"][0] in report["penalties"]
+    assert report["genes_per_penalty"] == [6]
+
+
+@pytest.mark.parametrize("center", ["section", "none"])
+def test_state_round_trip_is_exact(center):
+    data = linear_data()
+    model = fitted(data, center=center)
+    config, arrays = model.state()
+    again = Ridge.from_state(config, {name: values.copy() for name, values in arrays.items()})
+    assert (
+        again.predict(data.features, data.sections).tobytes() == model.predict(data.features, data.sections).tobytes()
+    )
+    assert again.state()[0] == config
+    assert again.center == center
+    assert set(Ridge.shapes) == set(arrays)
+
+
+def test_wide_and_tall_data_have_the_same_decomposition():
+    rng = np.random.default_rng(0)
+    for shape in ((30, 8), (8, 30)):
+        features = rng.normal(size=shape)
+        found = decompose(features, rng.normal(size=(shape[0], 2)), 100, 0)
+        expected = np.linalg.svd(features / found.scale, compute_uv=False)
+        np.testing.assert_allclose(found.singular, expected, rtol=1e-6)
+        np.testing.assert_allclose(found.components @ found.components.T, np.eye(8), atol=1e-8)
+
+
+def test_the_baseline_predicts_the_training_mean():
+    data = linear_data()
+    model = models.create("mean")
+    model.fit(data, seed=0)
+    found = model.predict(np.zeros((3, 12), np.float32), np.array(["x"] * 3))
+    np.testing.assert_allclose(found, np.tile(data.labels.mean(axis=0), (3, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"penalty": 0}, r"penalty=\[0.0\]: expected positive numbers"),
+        ({"penalty": (1, np.nan)}, "penalty=.* expected positive numbers"),
+        ({"center": "slide"}, "center='slide': choose 'section' or 'none'"),
+        ({"n_components": 0}, "n_components=0: expected at least 1"),
+        ({"center": "slide", "n_components": 0}, "2 problems"),
+        ({"alpha": 3}, r"`ridge` has no parameter alpha \(available: penalty, center, n_components\)"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(params, message):
+    with pytest.raises(Img2GeneError, match=message):
+        models.create("ridge", **params)
+
+
+def test_an_unfitted_ridge_says_so():
+    with pytest.raises(Img2GeneError, match="not fitted yet"):
+        Ridge().predict(np.zeros((2, 3), np.float32), np.array(["a", "a"]))
+
+
+def test_unknown_and_taken_names_of_models():
+    with pytest.raises(Img2GeneError, match=r"`forest` not found in `img2gene.models` \(available: ridge, mean"):
+        models.get("forest")
+    with pytest.raises(Img2GeneError, match="A model named `ridge` is registered already"):
+        models.register(type("Other", (Ridge,), {"name": "ridge"}))
+    assert models.register(Ridge) is Ridge
+    assert {"mean", "ridge"} <= set(models.list())
