@@ -54,7 +54,9 @@ def measure(sdata: SpatialData, backends: list[str], repeats: int) -> list[dict[
         wall, forward = np.median(times, axis=0)
         share = float(np.median([100 * (1 - inside / whole) for whole, inside in times]))
         row = {"backend": backend, "decoding": "ahead" if workers else "same thread", "spots": n}
-        rows.append(row | {"ms/spot": 1e3 * wall / n, "forward ms/spot": 1e3 * forward / n, "outside forward (%)": share})
+        rows.append(
+            row | {"ms/spot": 1e3 * wall / n, "forward ms/spot": 1e3 * forward / n, "outside forward (%)": share}
+        )
     return rows
 
 

@@ -21,7 +21,13 @@ from spatialdata import SpatialData
 import img2gene as ig
 from img2gene import _schema
 
-ENCODERS = ("efficientnet-lite0", "efficientnet-lite0-stages", "efficientnet-lite0-head", "color-texture")
+# Orientations of each encoder; colour and texture statistics do not change with them.
+ENCODERS = {
+    "efficientnet-lite0": (1, 2, 4),
+    "efficientnet-lite0-stages": (1, 2, 4),
+    "efficientnet-lite0-head": (1, 4),
+    "color-texture": (1,),
+}
 FIELDS = ((104,), (155,), (200,), (310,), (400,), (600,), (200, 400), (200, 400, 600), (104, 155, 200, 310))
 PATIENT_C = ("C2", "C3", "C4", "C5", "C6")
 GENE_GROUPS = {"HEG-250": ("mean", 250), "HVG-50": ("variance", 50)}
@@ -46,6 +52,17 @@ class Setting:
     def row(self) -> dict[str, object]:
         fields = " + ".join(str(field) for field in self.fields_um)
         return {"encoder": self.encoder, "fields (µm)": fields, "orientations": self.orientations}
+
+
+def settings_of(encoders: list[str], orientations: list[int]) -> list[Setting]:
+    """All rows, the cheap ones first."""
+    return [
+        Setting(encoder, fields, number)
+        for number in orientations
+        for encoder in encoders
+        for fields in FIELDS
+        if number in ENCODERS[encoder]
+    ]
 
 
 @cache
@@ -89,7 +106,9 @@ def set_features(sdata: SpatialData, setting: Setting, folder: Path) -> None:
     """Store the fields' cached features side by side, as ``embed_patches`` would have written them."""
     table = sdata["table"]
     parts = [
-        np.hstack([embedding(name, setting.encoder, field, setting.orientations, folder) for field in setting.fields_um])
+        np.hstack(
+            [embedding(name, setting.encoder, field, setting.orientations, folder) for field in setting.fields_um]
+        )
         for name in table.obs["section"].unique()
     ]
     features = np.vstack(parts)
@@ -158,28 +177,23 @@ def save(rows: list[dict[str, object]], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, required=True, help="folder for the embeddings of single fields")
-    parser.add_argument("--encoders", nargs="+", default=ENCODERS)
-    parser.add_argument("--orientations", nargs="+", type=int, default=(1, 4))
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
+    parser.add_argument("--orientations", nargs="+", type=int, default=(1, 2, 4))
     parser.add_argument("--embed-only", action="store_true", help="fill the cache, then stop")
     parser.add_argument("--out", type=Path, help="CSV; the Markdown table is written beside it")
     args = parser.parse_args()
     ig.settings.progress = False
     args.cache.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
-    for orientations in args.orientations:
-        for encoder in args.encoders:
-            for fields in FIELDS:
-                setting = Setting(encoder, fields, orientations)
-                if args.embed_only:
-                    for kind in ("her2st", "MOB"):
-                        set_features(study(kind), setting, args.cache)
-                    continue
-                rows.append(compare(setting, args.cache))
-                print(" | ".join(str(value) for value in rows[-1].values()), flush=True)
-                if args.out:
-                    save(rows, args.out)
-    if rows:
-        print(markdown(table_rows(rows)))
+    for setting in settings_of(args.encoders, args.orientations):
+        if args.embed_only:
+            for kind in ("her2st", "MOB"):
+                set_features(study(kind), setting, args.cache)
+            continue
+        rows.append(compare(setting, args.cache))
+        print(" | ".join(str(value) for value in rows[-1].values()), flush=True)
+        if args.out:
+            save(rows, args.out)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def main() -> None:
     for size in args.batch_sizes:
         for encoder in loaded.values():
             encoder(patches[:size])
-        runs = {name: lambda encoder=encoder: embed(encoder, size) for name, encoder in loaded.items()}
+        runs = {name: partial(embed, encoder, size) for name, encoder in loaded.items()}
         seconds = median_seconds(runs, args.repeats)
         row: dict[str, object] = {"batch size": size}
         row |= {f"{name} (ms)": 1e3 * value / len(patches) for name, value in seconds.items()}

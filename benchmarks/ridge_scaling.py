@@ -32,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--genes", type=int, nargs="+", default=[250, 2_000, 15_000])
     parser.add_argument("--spots", type=int, nargs="+", default=[1_000, 5_000])
-    parser.add_argument("--width", type=int, default=2_688, help="features per spot: three fields of the default encoder")
+    parser.add_argument(
+        "--width", type=int, default=2_688, help="features per spot: three fields of the default encoder"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -156,7 +156,7 @@ def _snapshot(table):
     parts = {f"obs/{key}": repr(table.obs[key].to_numpy().tolist()) for key in table.obs}
     parts |= {f"var/{key}": repr(table.var[key].to_numpy().tolist()) for key in table.var}
     parts |= {f"obsm/{key}": np.asarray(table.obsm[key]).tobytes() for key in table.obsm}
-    parts |= {f"layers/{key}": np.asarray(table.layers[key]).tobytes() for key in table.layers}
+    parts |= {f"layers/{key}": np.asarray(table.layers[key]).tobytes() for key in table.layers if key is not None}
     return parts | {"uns": repr(table.uns), "X": table.X.toarray().tobytes(), "names": list(table.obs_names)}
 
 

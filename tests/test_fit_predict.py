@@ -369,8 +369,9 @@ def test_a_slide_without_expression_is_tiled_embedded_predicted_and_plotted(trai
 
 def plotted(adata: ad.AnnData):
     """Draw a gene as a user would, and look for the spots in the figure."""
-    import matplotlib.pyplot as plt
     import warnings
+
+    import matplotlib.pyplot as plt
 
     squidpy = pytest.importorskip("squidpy")
     with warnings.catch_warnings():

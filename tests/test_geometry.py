@@ -15,7 +15,7 @@ from spatialdata.transformations import Affine, Identity, Scale, Translation, se
 
 import img2gene as ig
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError
+from img2gene._errors import Img2GeneError
 from img2gene._patches import field_boxes
 
 # Sections of the fixture: 7 × 7 spots, 20 px apart from (20, 20) on, 11 px wide, 160 × 160 px of 5 µm.
@@ -351,41 +351,6 @@ def test_ambiguous_images_of_a_study_are_refused(make_study):
     ):
         ig.pp.extract_patches(sdata, mpp=5)
     ig.pp.extract_patches(sdata, mpp=5, images={"S1_spots": "S1_image", "S2_spots": "S2_image"})
-
-
-def test_patches_are_the_pixels_of_chosen_spots_in_the_order_asked_for(section):
-    found = boxes(section)
-    pixels = np.moveaxis(section["S1_image"].values, 0, -1)
-    cut = [pixels[y0:y1, x0:x1] for y0, x0, y1, x1 in found]
-    names = section["table"].obs_names
-    for index, rows in (
-        ([5, 2, 5, -1], [5, 2, 5, 48]),
-        (slice(3, 6), [3, 4, 5]),
-        (np.arange(49) == 7, [7]),
-        ([names[9], names[1]], [9, 1]),
-        (4, [4]),
-    ):
-        np.testing.assert_array_equal(ig.get.patches(section, index), [cut[row] for row in rows])
-
-
-@pytest.mark.parametrize(
-    ("index", "options", "message"),
-    [
-        ([99], {}, "Row 99 is out of range: the table has 49 spots"),
-        (["nobody"], {}, "No spots named nobody"),
-        (np.ones(3, dtype=bool), {}, "The mask has 3 values for 49 spots"),
-        ([0], {"field": 1}, "field=1: fields of view are 0 to 0"),
-    ],
-)
-def test_patches_of_no_spot_are_refused(section, index, options, message):
-    boxes(section)
-    with pytest.raises(Img2GeneError, match=message):
-        ig.get.patches(section, index, **options)
-
-
-def test_patches_have_to_be_extracted_first(section):
-    with pytest.raises(MissingKeyError, match="`patch_bbox` not found .* Run `img2gene.pp.extract_patches` first"):
-        ig.get.patches(section, [0])
 
 
 @pytest.mark.real

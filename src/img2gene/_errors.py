@@ -23,7 +23,8 @@ class MissingKeyError(Img2GeneError, KeyError):
 
 def listing(names: Iterable[object], limit: int = 10) -> str:
     """Names joined for a message, shortened after ``limit``; ``none`` if empty."""
-    items = [str(name) for name in names]
+    # anndata 0.13 lists X among the layers, under the name None.
+    items = [str(name) for name in names if name is not None]
     if not items:
         return "none"
     shown = ", ".join(items[:limit])

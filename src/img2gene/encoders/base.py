@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 
 class Encoder(Protocol):
-    """Turns patches into features."""
+    """Turns patches into features.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> ig.encoders.load("color-texture").width
+    50
+    """
 
     width: int
 

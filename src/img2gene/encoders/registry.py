@@ -46,6 +46,12 @@ class EncoderSpec:
         Version of the weights; part of a trained model's identity.
     build
         ``build(spec, device=…, amp=…, backend=…)`` loads the encoder.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> ig.encoders.get("uni").gated
+    True
     """
 
     name: str

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import SparseEfficiencyWarning
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, listing, raise_problems
@@ -108,14 +110,18 @@ def _join_tables(tables: list[AnnData], key: str, genes: str) -> AnnData:
     regions = [_regions(table) for table in tables]
     prepared = _prepare(tables, key, genes)
     names = pd.Index([name for table in prepared for name in table.obs_names])
-    joined = ad.concat(
-        prepared,
-        join="outer",
-        merge="unique",
-        fill_value=np.nan,
-        keys=[region[0] for region in regions] if names.has_duplicates else None,
-        index_unique="-" if names.has_duplicates else None,
-    )
+    with warnings.catch_warnings():
+        # Genes that were not measured become stored NaN: that is what the union asks for.
+        warnings.simplefilter("ignore", SparseEfficiencyWarning)
+        joined = ad.concat(
+            prepared,
+            join="outer",
+            merge="unique",
+            fill_value=np.nan,
+            keys=[region[0] for region in regions] if names.has_duplicates else None,
+            index_unique="-" if names.has_duplicates else None,
+        )
+    joined.X = joined.X.astype(np.result_type(*(table.X.dtype for table in prepared)))
     joined.obs = _storable(joined.obs, prepared)
     joined.uns = _merge_uns(tables, regions)
     return TableModel.parse(

@@ -29,6 +29,15 @@ class TrainingData:
         str (n_spots,): the unit that validation inside the training data leaves out, usually the patient.
     positions
         float (n_spots, 2): row and column of the spots, comparable within a section.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models import TrainingData
+    >>> names = np.array(["S1", "S1", "S2"])
+    >>> data = TrainingData(np.eye(3, dtype="f4"), np.ones((3, 2), dtype="f4"), names, names, np.zeros((3, 2)))
+    >>> data.labels.shape
+    (3, 2)
     """
 
     features: np.ndarray
@@ -42,6 +51,12 @@ class Predictor(Protocol):
     """The contract of a model: fit on arrays, predict arrays, turn into arrays and back.
 
     ``shapes`` declares every stored array by named axes; stored models are checked against it.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> ig.models.get("ridge").shapes["label_mean"]
+    ('genes',)
     """
 
     name: ClassVar[str]
@@ -87,6 +102,12 @@ class Model:
         How labels were made: ``layer`` (None for counts) and ``target_sum``.
     report
         Training sections, patients and groups, what was held out, seed, package version, inner validation.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> model = ig.io.load_model("tumour.img2gene")  # doctest: +SKIP
+    >>> model.top_genes("moran", 50)  # doctest: +SKIP
     """
 
     predictor: Predictor

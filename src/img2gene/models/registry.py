@@ -39,7 +39,14 @@ def register(predictor: type[Predictor]) -> type[Predictor]:
 
 
 def get(name: str) -> type[Predictor]:
-    """The class of a registered model; an unknown name lists the registered ones."""
+    """The class of a registered model; an unknown name lists the registered ones.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> ig.models.get("ridge").name
+    'ridge'
+    """
     _load_all()
     if name not in _REGISTRY:
         raise MissingKeyError(missing(name, "img2gene.models", _REGISTRY, "See `img2gene.models.list()`."))
@@ -47,7 +54,14 @@ def get(name: str) -> type[Predictor]:
 
 
 def create(name: str, **params: object) -> Predictor:
-    """An unfitted model with these parameters; unknown ones are named with the known ones."""
+    """An unfitted model with these parameters; unknown ones are named with the known ones.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> ig.models.create("ridge", center="none").center
+    'none'
+    """
     kind = get(name)
     known = [key for key in inspect.signature(kind).parameters if key not in ("args", "kwargs")]
     unknown = [key for key in params if key not in known]

@@ -157,7 +157,7 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
     keys = [by] if isinstance(by, str) else list(by)
     scores = scores.reset_index(drop=True)
     groups = {"all": np.ones(len(scores), dtype=bool)}
-    groups |= {name: scores[name].to_numpy() for name in _group_columns(scores)}
+    groups |= {name: (scores[name] == True).to_numpy() for name in _group_columns(scores)}  # noqa: E712 - NaN is no member
     rows = []
     for names, part in scores.groupby(keys, sort=False):
         for group, members in groups.items():
@@ -168,7 +168,7 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
 
 def _group_columns(scores: pd.DataFrame) -> list[str]:
     fixed = {"model", "section", "patient", "gene", "n_spots", "leakage", *METRICS}
-    return [name for name in scores if name not in fixed and scores[name].dtype == bool]
+    return [name for name in scores if name not in fixed and set(scores[name].dropna().unique()) <= {True, False}]
 
 
 def _means(part: pd.DataFrame) -> dict[str, float | int | bool]:

@@ -81,7 +81,11 @@ def predict(
     _schema.check_name(key_added, "key_added")
     table = _schema.get_table(sdata, table_key)
     if key_added == table_key or key_added in {*sdata.images, *sdata.shapes, *sdata.labels, *sdata.points}:
-        raise Img2GeneError(f"key_added={key_added!r} is the name of an element; choose another one.")
+        raise Img2GeneError(f"key_added={key_added!r} is the name of another element; choose another one.")
+    if key_added in sdata.tables and _schema.read_json(sdata.tables[key_added], "prediction") is None:
+        raise Img2GeneError(
+            f"key_added={key_added!r} is the name of a table that is no prediction; choose another one."
+        )
     found = resolve_model(table, model, key_added)
     identity = matching_identity(table, found, table_key)
     sections = section_labels(table, table_key)
@@ -92,15 +96,14 @@ def predict(
     predicted = _predicted_table(table, found, values) if not (inplace and complete and fits) else None
     if not inplace:
         return predicted
-    taken = {table_key, *sdata.images, *sdata.shapes, *sdata.labels, *sdata.points}
-    if predicted is not None and key_added in taken:
-        raise Img2GeneError(f"key_added={key_added!r} is the name of another element; choose another one.")
     if (shared >= 0).any() and fits:
         layer = np.full(table.shape, np.nan, dtype=np.float32)
         layer[:, shared[shared >= 0]] = values[:, shared >= 0]
         table.layers[key_added] = layer
         logger.info("wrote layers[%r]", key_added)
     if predicted is not None:
+        if key_added in sdata.tables:
+            del sdata.tables[key_added]
         sdata.tables[key_added] = predicted
         logger.info("wrote tables[%r]", key_added)
     return None
@@ -170,6 +173,7 @@ def _predicted_table(table: AnnData, model: Model, values: np.ndarray) -> AnnDat
         out.obsm["spatial"] = np.asarray(table.obsm["spatial"]).copy()
     if "spatial" in table.uns:
         out.uns["spatial"] = table.uns["spatial"]
+    _schema.write_json(out, "prediction", {"model": model.name, "report": model.report})
     return TableModel.parse(
         out, region=attrs["region"], region_key=attrs["region_key"], instance_key=attrs["instance_key"]
     )

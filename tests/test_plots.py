@@ -1,0 +1,108 @@
+"""Plots show the values they claim, leave the data alone, and name what is missing."""
+
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+import img2gene as ig
+from img2gene import MissingKeyError, _schema
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def predicted(study):
+    ig.tl.fit(study, validate_on=["C"])
+    ig.tl.predict(study)
+    return study
+
+
+def _values(ax):
+    return np.asarray(ax.collections[0].get_array())
+
+
+def test_prediction_draws_measured_predicted_and_their_difference(predicted, snapshot):
+    table = predicted["table"]
+    before = snapshot(table)
+    figure = ig.pl.prediction(predicted, ["G00", "G01"], sections="C1")
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert len(panels) == 6
+    measured, shown, residual = (_values(ax) for ax in panels[:3])
+    rows = (table.obs["section"] == "C1").to_numpy()
+    np.testing.assert_allclose(shown, table.layers["img2gene"][rows][:, table.var_names.get_loc("G00")], rtol=1e-5)
+    np.testing.assert_allclose(residual, measured - shown, atol=1e-5)
+    assert snapshot(table) == before
+
+
+def test_measured_and_predicted_share_their_colours(predicted):
+    panels = [ax for ax in ig.pl.prediction(predicted, "G00", sections="C1").axes if ax.get_title()]
+    assert panels[0].collections[0].get_clim() == panels[1].collections[0].get_clim()
+
+
+def test_spots_are_drawn_where_they_lie(predicted):
+    panel = next(ax for ax in ig.pl.prediction(predicted, "G00", sections="C1").axes if ax.get_title())
+    height, width = panel.images[0].get_array().shape[:2]
+    xy = np.asarray(panel.collections[0].get_offsets())
+    assert (xy >= 0).all()
+    assert (xy <= [width, height]).all()
+    truth = predicted["table"].obsm["spatial"][(predicted["table"].obs["section"] == "C1").to_numpy()]
+    # Only cropping and shrinking lie between the two.
+    slope = np.ptp(xy, axis=0) / np.ptp(truth, axis=0)
+    np.testing.assert_allclose(xy - xy[0], (truth - truth[0]) * slope, atol=1e-6)
+
+
+def test_a_prediction_without_measured_genes_has_one_column(predicted):
+    model = ig.get.model(predicted)
+    ig.pp.tile_slide(predicted, "C1_image", tile_um=100, patch_um=100, patch_px=32)
+    ig.pp.embed_patches(predicted, "tiny", table_key="tiles")
+    model.inputs = dict(_schema.read_json(predicted["tiles"], "encoder")["tiny"])
+    ig.tl.predict(predicted, model=model, table_key="tiles", key_added="slide")
+    titles = [ax.get_title() for ax in ig.pl.prediction(predicted, "G00", key="slide", table_key="tiles").axes]
+    assert [title for title in titles if title] == ["C1  G00 predicted"]
+
+
+@pytest.mark.parametrize(
+    ("genes", "options", "message"),
+    [
+        ("nothing", {}, "`nothing` not found"),
+        ("G00", {"sections": "Z9"}, "No section named Z9"),
+        ("G00", {"key": "other"}, "`other` not found.*predict"),
+    ],
+)
+def test_prediction_names_what_is_missing(predicted, genes, options, message):
+    with pytest.raises(MissingKeyError, match=message):
+        ig.pl.prediction(predicted, genes, **options)
+
+
+def test_scores_state_each_mean_and_what_is_undefined(predicted):
+    scores = ig.tl.evaluate(predicted)
+    ax = ig.pl.scores(scores)
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    mean = scores[scores["model"] == "ridge"].groupby("gene")["pcc"].mean().mean()
+    assert labels[0].startswith(f"ridge\nmean {mean:.3f}")
+    assert labels[1] == "training mean\nundefined"
+
+
+def test_scores_draw_on_given_axes_and_refuse_unknown_columns(predicted):
+    scores = ig.tl.evaluate(predicted)
+    ax = plt.subplots()[1]
+    assert ig.pl.scores(scores, metric="mse", by="section", ax=ax) is ax
+    with pytest.raises(MissingKeyError, match="'accuracy' is not a column"):
+        ig.pl.scores(scores, metric="accuracy")
+
+
+def test_patches_shows_the_pixels_of_the_chosen_spots(study):
+    figure = ig.pl.patches(study, [3, 1], label="section")
+    shown = [ax for ax in figure.axes if ax.images]
+    for ax, row in zip(shown, [3, 1], strict=True):
+        np.testing.assert_array_equal(ax.images[0].get_array(), ig.get.patches(study, [row])[0])
+        assert ax.get_title() == str(study["table"].obs["section"].iloc[row])
+    with pytest.raises(MissingKeyError, match="`weather` not found"):
+        ig.pl.patches(study, [0], label="weather")
