@@ -32,22 +32,25 @@ class Stopwatch:
             self.seconds += time.perf_counter() - start
 
 
-def embed(sdata: SpatialData, encoder: encoders.Encoder, num_workers: int) -> tuple[float, float]:
+def embed(sdata: SpatialData, encoder: encoders.Encoder, orientations: int, num_workers: int) -> tuple[float, float]:
     """Wall time of ``embed_patches`` and of the forward passes within, in seconds."""
     watch = Stopwatch(type(encoder).forward.__get__(encoder))
     encoder.forward = watch  # type: ignore[attr-defined]
     start = time.perf_counter()
     with mock.patch.object(encoders, "load", lambda *args, **kwargs: encoder):
-        ig.pp.embed_patches(sdata, num_workers=num_workers)
+        ig.pp.embed_patches(sdata, orientations=orientations, num_workers=num_workers)
     return time.perf_counter() - start, watch.seconds
 
 
-def measure(sdata: SpatialData, backends: list[str], repeats: int) -> list[dict[str, object]]:
+def measure(sdata: SpatialData, backends: list[str], orientations: int, repeats: int) -> list[dict[str, object]]:
     loaded = {backend: encoders.load("default", backend=backend) for backend in backends}
     for encoder in loaded.values():
         encoder(np.zeros((32, 224, 224, 3), dtype=np.uint8))
     settings = [(backend, workers) for backend in backends for workers in (1, 0)]
-    found = {setting: [embed(sdata, loaded[setting[0]], setting[1]) for _ in range(repeats)] for setting in settings}
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {setting: [] for setting in settings}
+    for _ in range(repeats):
+        for backend, workers in settings:
+            found[backend, workers].append(embed(sdata, loaded[backend], orientations, workers))
     n = sdata["table"].n_obs
     rows = []
     for (backend, workers), times in found.items():
@@ -65,6 +68,7 @@ def main() -> None:
     parser.add_argument("--spots", type=int, default=256)
     parser.add_argument("--patch-um", type=float, nargs="+", default=DEFAULT_FIELDS_UM)
     parser.add_argument("--mpp", type=float, default=MPP, help="microns per pixel the slide is declared to have")
+    parser.add_argument("--orientations", type=int, default=1)
     parser.add_argument("--backends", nargs="+", default=["torch", "onnx"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -73,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sdata = write_slide(Path(folder) / "slide.zarr", 6_000, args.spots)
         ig.pp.extract_patches(sdata, patch_um=args.patch_um, mpp=args.mpp)
-        report(measure(sdata, args.backends, args.repeats), args.out)
+        report(measure(sdata, args.backends, args.orientations, args.repeats), args.out)
 
 
 if __name__ == "__main__":

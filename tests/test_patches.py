@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import get_transformation
 
 import img2gene as ig
 from img2gene._errors import Img2GeneError, MissingKeyError
@@ -77,3 +79,15 @@ def test_a_row_without_a_window_is_named(section):
         Img2GeneError, match="`obsm\\['patch_bbox'\\]` is incomplete: run `img2gene.pp.extract_patches` again"
     ):
         ig.get.patches(section, [0])
+
+
+def test_a_multiscale_image_gives_the_pixels_of_its_finest_scale(study):
+    plain = ig.get.patches(study, slice(0, 5))
+    key = "A1_image"
+    image = study.images[key]
+    transformations = get_transformation(image, get_all=True)
+    scaled = Image2DModel.parse(image.data, dims=("c", "y", "x"), scale_factors=[2, 2], transformations=transformations)
+    del study.images[key]
+    study.images[key] = scaled
+    ig.pp.extract_patches(study, patch_um=60, patch_px=32)
+    np.testing.assert_array_equal(ig.get.patches(study, slice(0, 5)), plain)

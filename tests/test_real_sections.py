@@ -1,0 +1,62 @@
+"""The main job on real sections, at the accuracy that a quick slide-centred ridge is known to reach."""
+
+import pytest
+import spatialdata_io
+
+import img2gene as ig
+
+pytestmark = [
+    pytest.mark.real,
+    # spatialdata-io's own reading of Visium folders
+    pytest.mark.filterwarnings("ignore:Variable names are not unique:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Converting `region_key:UserWarning"),
+]
+
+GROUPS = {"HEG-250": ("mean", 250), "HVG-50": ("variance", 50)}
+
+
+def _bulbs(data):
+    names = ("MOB1", "MOB2")
+    sdata = ig.io.concat_sections(
+        ig.io.read_legacy_st(
+            data / "mob_st" / f"{name}_counts.tsv.gz", data / "mob_st" / f"{name}.jpg", section=name, patient=name
+        )
+        for name in names
+    )
+    ig.pp.extract_patches(sdata)
+    ig.pp.embed_patches(sdata, orientations=1)
+    return sdata
+
+
+def test_each_olfactory_bulb_predicts_the_other(data):
+    bulbs = _bulbs(data)
+    for train, test, heg, hvg in (("MOB1", "MOB2", 0.305, 0.564), ("MOB2", "MOB1", 0.344, 0.588)):
+        ig.tl.fit(bulbs, "ridge", genes=1000, train_on=[train], validate_on=[test])
+        ig.tl.predict(bulbs)
+        scores = ig.tl.summarize(ig.tl.evaluate(bulbs, gene_groups=GROUPS)).set_index(["model", "genes"])["pcc"]
+        assert scores["ridge", "HEG-250"] > heg
+        assert scores["ridge", "HVG-50"] > hvg
+        assert abs(scores["permutation null", "HEG-250"]) < 0.02
+        assert ig.get.model(bulbs).report["patients"] == [train]
+
+
+def test_visium_sections_need_no_special_handling(data):
+    folder = data / "lung_organoid_visium"
+    names = sorted(path.name for path in folder.iterdir())
+    sdata = ig.io.concat_sections(spatialdata_io.visium(folder / name, dataset_id=name) for name in names)
+    ig.pp.extract_patches(sdata, patch_um=400, patch_px=64)
+    ig.pp.embed_patches(sdata, orientations=1)
+    ig.tl.fit(sdata, "ridge", genes=250, groups="section", validate_on=names[:1])
+    ig.tl.predict(sdata)
+    scores = ig.tl.evaluate(sdata)
+    ridge = scores[scores["model"] == "ridge"]
+    assert set(ridge["section"]) == {names[0]}
+    # What spatialdata-io reads does not name the donors, so nobody can tell whether one is on both sides.
+    assert ridge["leakage"].isna().all()
+    assert ridge["pcc"].mean() > 0.1
+
+
+def test_a_space_ranger_folder_with_an_rgba_image_is_read(data):
+    sdata = spatialdata_io.visium(data / "formats" / "visium", dataset_id="tiny")
+    ig.pp.extract_patches(sdata, spot_um=55)
+    assert sdata["table"].obsm["patch_bbox"].shape == (2695, 4)
