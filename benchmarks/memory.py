@@ -23,7 +23,7 @@ _INTERVAL_S = 0.02
 _GIB = 2**30
 
 
-def child(action: str, path: str, encoder: str, fields: list[float]) -> None:
+def child(action: str, path: str, encoder: str, fields: list[float], mpp: float) -> None:
     """Run in a process of its own: ``write`` the slide, run one batch only (``baseline``), or ``embed`` all spots."""
     ig.settings.progress = False
     if action == "baseline":
@@ -36,7 +36,7 @@ def child(action: str, path: str, encoder: str, fields: list[float]) -> None:
     import spatialdata as sd
 
     sdata = sd.read_zarr(path)
-    ig.pp.extract_patches(sdata, patch_um=fields, mpp=MPP)
+    ig.pp.extract_patches(sdata, patch_um=fields, mpp=mpp)
     ig.pp.embed_patches(sdata, encoder)
 
 
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--spots", type=int, default=5_000)
     parser.add_argument("--encoder", default="default", help="`color-texture` is a cheap one")
     parser.add_argument("--patch-um", type=float, nargs="+", default=DEFAULT_FIELDS_UM)
+    parser.add_argument("--mpp", type=float, default=MPP, help="microns per pixel the slide is declared to have")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -73,11 +74,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slide.zarr"
         write_slide(path, args.side, args.spots)
-        common = [str(path), args.encoder, list(args.patch_um)]
+        common = [str(path), args.encoder, list(args.patch_um), args.mpp]
         baseline, _ = peak_memory(["baseline", *common])
         peak, seconds = peak_memory(["embed", *common])
     fields = " + ".join(f"{field:g}" for field in args.patch_um)
-    row = {"encoder": args.encoder, "fields (µm)": fields, "image (GiB)": 3 * args.side**2 / _GIB, "spots": args.spots}
+    row = {"encoder": args.encoder, "fields (µm)": fields, "µm/px": args.mpp}
+    row |= {"image (GiB)": 3 * args.side**2 / _GIB, "spots": args.spots}
     row |= {"baseline (GiB)": baseline, "peak (GiB)": peak, "above baseline (GiB)": peak - baseline}
     report([row | {"wall (s)": seconds}], args.out)
 
