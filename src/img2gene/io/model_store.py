@@ -117,7 +117,7 @@ def save_model(
 
 
 def load_model(path: str | Path) -> Model:
-    """Read a model that :func:`save_model` wrote.
+    """Read a model that :func:`img2gene.io.save_model` wrote.
 
     Raises
     ------

@@ -97,7 +97,7 @@ def mse(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def mae(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Mean absolute error of each gene, mean |y − ŷ|, 0 at best; NaN without spots.
+    """Mean absolute error of each gene, mean ``abs(y − ŷ)``, 0 at best; NaN without spots.
 
     Examples
     --------
