@@ -33,6 +33,11 @@ def embedding_key(encoder: str) -> str:
     return f"X_{encoder}"
 
 
+def tokens_key(encoder: str) -> str:
+    """``obsm`` key of the tokens that belong to an encoder's embedding."""
+    return f"{embedding_key(encoder)}_tokens"
+
+
 def check_name(name: str, what: str) -> None:
     """Raise if spatialdata could not store an element or key called ``name``."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name.startswith("__") or name in {".", ".."}:
@@ -65,12 +70,15 @@ def apply(table: AnnData, update: dict[str, dict[str, Any]]) -> None:
     """Write everything a function computed, at its very end, so that an error before leaves the object untouched.
 
     ``update`` maps ``obs``, ``obsm``, ``var``, ``layers`` and ``uns`` to what is set there; ``uns`` holds values for
-    this package's container that :func:`write_json` stores.
+    this package's container that :func:`write_json` stores; elsewhere, None removes a key.
     """
     for slot, items in update.items():
         for key, value in items.items():
             if slot == "uns":
                 write_json(table, key, value)
+            elif value is None:
+                del getattr(table, slot)[key]
+                logger.info("removed %s[%r]", slot, key)
             else:
                 getattr(table, slot)[key] = value
                 logger.info("wrote %s[%r]", slot, key)

@@ -67,6 +67,33 @@ def embedding(table: AnnData, identity: dict[str, Any], table_key: str) -> np.nd
     return values.astype(np.float32, copy=False)
 
 
+def tokens(table: AnnData, identity: dict[str, Any], table_key: str) -> np.ndarray | None:
+    """The stored tokens, float16 (n_obs, m, width), or None where the embedding was made without; faulty ones raise."""
+    if not identity.get("tokens"):
+        return None
+    key = _schema.tokens_key(identity["name"])
+    hint = f"Run `img2gene.pp.embed_patches(sdata, {identity['name']!r}, tokens={identity['tokens']})` again."
+    if key not in table.obsm:
+        raise MissingKeyError(missing(key, f"sdata['{table_key}'].obsm", table.obsm, hint))
+    values = np.asarray(table.obsm[key])
+    expected = (table.n_obs, identity["tokens"], identity["token_width"])
+    if values.shape != expected:
+        raise Img2GeneError(
+            f"`sdata['{table_key}'].obsm['{key}']` has shape {values.shape}, its record says {expected}. {hint}"
+        )
+    # NaN and infinity carry through a sum, which takes no array of the size of the tokens.
+    with np.errstate(invalid="ignore"):
+        bad = int((~np.isfinite(values.sum(axis=(1, 2), dtype=np.float32))).sum())
+    if bad:
+        raise Img2GeneError(f"`obsm['{key}']` is NaN or infinite in {bad} rows. {hint}")
+    return values.astype(np.float16, copy=False)
+
+
+def without_tokens(identity: dict[str, Any]) -> dict[str, Any]:
+    """Identity for a model that does not look at the tokens: it takes the embedding with or without them."""
+    return {key: value for key, value in identity.items() if key not in ("tokens", "token_width")}
+
+
 def split(
     table: AnnData,
     groups: str,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -26,6 +28,26 @@ class Encoder(Protocol):
 
     def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
         """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
+        ...
+
+
+class TokenEncoder(Protocol):
+    """What an encoder has besides if it can tell where in a patch its features were found: tokens, one for each cell of a grid.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import img2gene as ig
+    >>> features, tokens = ig.encoders.load("color-texture").tokens(np.zeros((1, 48, 48, 3), dtype=np.uint8), 48, 3)
+    >>> tokens.shape
+    (1, 9, 50)
+    """
+
+    def tokens(self, patches: np.ndarray, side: int | None, grid: int) -> tuple[np.ndarray, np.ndarray]:
+        """Features as from a call, and tokens float32 (n, grid², token_width), row by row from the top left.
+
+        Both come from one pass.
+        """
         ...
 
 
@@ -91,7 +113,8 @@ class TorchEncoder:
     Parameters
     ----------
     network
-        Module from float (n, 3, side, side) to (n, width).
+        Module from float (n, 3, side, side) to (n, width); for tokens it also has ``with_tokens(images, grid)``, which
+        gives (n, width) and (n, grid², token_width).
     width
         Number of features.
     mean, std
@@ -119,12 +142,25 @@ class TorchEncoder:
 
     def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
         """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
-        pixels = resize(patches, side or patches.shape[1]).to(self.device)
-        return self.forward(normalise(pixels, self.mean, self.std))
+        with self._inference():
+            return _array(self.network(self._images(patches, side)))
 
-    def forward(self, images: torch.Tensor) -> np.ndarray:
-        """Features of normalised images."""
+    def tokens(self, patches: np.ndarray, side: int | None, grid: int) -> tuple[np.ndarray, np.ndarray]:
+        """Features, and tokens float32 (n, grid², token_width) of the same pass."""
+        with self._inference():
+            features, tokens = self.network.with_tokens(self._images(patches, side), grid)
+            return _array(features), _array(tokens)
+
+    def _images(self, patches: np.ndarray, side: int | None) -> torch.Tensor:
+        return normalise(resize(patches, side or patches.shape[1]).to(self.device), self.mean, self.std)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
         import torch
 
         with torch.inference_mode(), torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.amp):
-            return self.network(images).float().cpu().numpy()
+            yield
+
+
+def _array(values: torch.Tensor) -> np.ndarray:
+    return values.float().cpu().numpy()

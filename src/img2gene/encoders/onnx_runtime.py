@@ -9,7 +9,8 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError
 from img2gene.encoders.base import normalise, resize
-from img2gene.encoders.efficientnet import ConvUnit, EfficientNetLite0, same_padding
+from img2gene.encoders.efficientnet import ConvUnit, EfficientNetLite0, same_padding, token_width
+from img2gene.encoders.grids import cell_means
 
 if TYPE_CHECKING:
     import torch
@@ -55,22 +56,35 @@ class OnnxEncoder:
         std: tuple[float, float, float],
     ) -> None:
         self.network, self.span, self.width, self.mean, self.std = network, span, width, mean, std
-        self._sessions: dict[int, Any] = {}
+        self._sessions: dict[tuple[int, int | None], Any] = {}
 
     def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
         """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
+        return self._run(patches, side, None)[0]
+
+    def tokens(self, patches: np.ndarray, side: int | None, grid: int) -> tuple[np.ndarray, np.ndarray]:
+        """Features, and tokens float32 (n, grid², token_width) of the same pass."""
+        features, tokens = self._run(patches, side, grid)
+        return features, tokens
+
+    def _run(self, patches: np.ndarray, side: int | None, grid: int | None) -> list[np.ndarray]:
         pixels = resize(patches, side or patches.shape[1])
+        if not len(pixels):
+            return [np.zeros(shape, dtype=np.float32) for shape in self._empty(grid)]
         # One image at a time keeps the feature maps in the cache: 1.7 times as fast as batches of 32, and the result
         # cannot depend on the batch.
-        singles = [self.forward(normalise(image.contiguous(), self.mean, self.std)) for image in pixels.split(1)]
-        return np.concatenate(singles) if len(pixels) else np.zeros((0, self.width), dtype=np.float32)
+        singles = [self.forward(normalise(image.contiguous(), self.mean, self.std), grid) for image in pixels.split(1)]
+        return [np.concatenate(parts) for parts in zip(*singles, strict=True)]
 
-    def forward(self, images: torch.Tensor) -> np.ndarray:
-        """Features of normalised images, (n, 3, side, side)."""
-        side = images.shape[-1]
-        if side not in self._sessions:
-            self._sessions[side] = _session(_Graph(self.network, side).build(self.span))
-        return self._sessions[side].run(None, {"images": images.contiguous().numpy()})[0]
+    def _empty(self, grid: int | None) -> list[tuple[int, ...]]:
+        return [(0, self.width)] + ([] if grid is None else [(0, grid**2, token_width(self.span))])
+
+    def forward(self, images: torch.Tensor, grid: int | None = None) -> list[np.ndarray]:
+        """Features and, with a grid, tokens of normalised images, (n, 3, side, side)."""
+        key = images.shape[-1], grid
+        if key not in self._sessions:
+            self._sessions[key] = _session(_Graph(self.network, images.shape[-1]).build(self.span, grid))
+        return self._sessions[key].run(None, {"images": images.contiguous().numpy()})
 
 
 def _session(model: bytes) -> Any:
@@ -96,32 +110,50 @@ class _Graph:
         self._constant("high", np.array(6, dtype=np.float32))
         self._constant("axes", np.array([2, 3], dtype=np.int64))
 
-    def build(self, span: tuple[int, int] | None) -> bytes:
+    def build(self, span: tuple[int, int] | None, grid: int | None = None) -> bytes:
         from onnx import TensorProto, checker, helper
 
         maps = self._stages(len(self.network.stages) if span is None else span[1])
         if span is not None:
-            moments = [self._moments(name) for name in maps[span[0] :]]
+            maps = maps[span[0] :]
+            moments = [self._moments(name) for name, _ in maps]
             pooled = [mean for mean, _ in moments] + [sd for _, sd in moments]
         else:
-            head = self._unit(self.network.head, maps[-1], 1)[0]
-            pooled = [self._add("ReduceMean", [head, "axes"], keepdims=1)]
+            maps = [self._unit(self.network.head, *maps[-1])]
+            pooled = [self._add("ReduceMean", [maps[0][0], "axes"], keepdims=1)]
         joined = self._add("Concat", pooled, axis=1)
         self.nodes.append(helper.make_node("Flatten", [joined], ["features"], axis=1))
         inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, self.side, self.side])]
         outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", None])]
+        if grid is not None:
+            self._tokens(maps, grid)
+            outputs.append(helper.make_tensor_value_info("tokens", TensorProto.FLOAT, ["n", grid**2, None]))
         graph = helper.make_graph(self.nodes, "efficientnet-lite0", inputs, outputs, self.weights)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
         checker.check_model(model)
         return model.SerializeToString()
 
-    def _stages(self, last: int) -> list[str]:
+    def _tokens(self, maps: list[tuple[str, int]], grid: int) -> None:
+        """Average each map over the cells of a grid: from the left along its rows, from the right along its columns."""
+        from onnx import helper
+
+        pooled = []
+        for name, size in maps:
+            matrix = cell_means(size, grid)
+            left = self._constant(f"l{len(self.weights)}", matrix)
+            right = self._constant(f"r{len(self.weights)}", matrix.T)
+            pooled.append(self._add("MatMul", [self._add("MatMul", [left, name]), right]))
+        shape = self._constant("row", np.array([0, 0, -1], dtype=np.int64))
+        rows = self._add("Reshape", [self._add("Concat", pooled, axis=1), shape])
+        self.nodes.append(helper.make_node("Transpose", [rows], ["tokens"], perm=[0, 2, 1]))
+
+    def _stages(self, last: int) -> list[tuple[str, int]]:
         name, size = self._unit(self.network.stem, "images", self.side)
-        maps = [name]
+        maps = [(name, size)]
         for stage in list(self.network.stages)[:last]:
             for block in stage:  # type: ignore[attr-defined]
                 name, size = self._block(block, name, size)
-            maps.append(name)
+            maps.append((name, size))
         return maps
 
     def _block(self, block: nn.Module, name: str, size: int) -> tuple[str, int]:

@@ -46,6 +46,8 @@ class EncoderSpec:
         Version of the weights; part of a trained model's identity.
     build
         ``build(spec, device=…, amp=…, backend=…)`` loads the encoder.
+    token_width
+        Width of the tokens of a :class:`img2gene.encoders.TokenEncoder`; 0 for an encoder that gives none.
 
     Examples
     --------
@@ -66,13 +68,18 @@ class EncoderSpec:
     source: str
     revision: str
     build: Callable[..., Encoder]
+    token_width: int = 0
 
     def __post_init__(self) -> None:
         from img2gene import _schema
 
         _schema.check_name(self.name, "encoder")
-        if self.width < 1 or self.input_px < 1:
-            raise Img2GeneError(f"Encoder `{self.name}`: width and input_px must be positive.")
+        if self.width < 1 or self.input_px < 1 or self.token_width < 0:
+            raise Img2GeneError(
+                f"Encoder `{self.name}`: width and input_px must be positive, token_width must not be negative."
+            )
+        if self.name.endswith("_tokens"):
+            raise Img2GeneError(f"Encoder `{self.name}`: the ending `_tokens` names the tokens of another encoder.")
 
 
 _REGISTRY: dict[str, EncoderSpec] = {}

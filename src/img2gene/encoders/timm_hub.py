@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 from img2gene._errors import Img2GeneError
 from img2gene.encoders.base import TorchEncoder, resolve_amp, resolve_device
+from img2gene.encoders.grids import pool_tokens
 from img2gene.encoders.registry import EncoderSpec
 
 if TYPE_CHECKING:
@@ -16,6 +21,30 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "uni": {"init_values": 1e-5, "dynamic_img_size": True},
     "h-optimus-0": {"init_values": 1e-5, "dynamic_img_size": False},
 }
+
+
+class TimmNetwork(nn.Module):
+    """A timm model without classifier, transformer or convolutional, that also gives tokens."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: Any = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pooled features, (n, width)."""
+        return self.network(x)
+
+    def with_tokens(self, x: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled features, and those before pooling averaged over each cell of a grid, (n, grid², width)."""
+        found = self.network.forward_features(x)
+        return self.network.forward_head(found), pool_tokens([self._map(found)], grid)
+
+    def _map(self, found: torch.Tensor) -> torch.Tensor:
+        """Features before pooling as a map (n, width, h, h): a transformer's lie in a row, after class and registers."""
+        if found.ndim == 4:
+            return found
+        patches = found[:, self.network.num_prefix_tokens :].transpose(1, 2)
+        return patches.unflatten(2, (math.isqrt(patches.shape[2]),) * 2)
 
 
 def build(
@@ -42,7 +71,9 @@ def build(
             f"The weights of `{spec.name}` ({spec.source}) could not be loaded: {error}.{login}"
         ) from error
     place = resolve_device(device)
-    return TorchEncoder(network, spec.width, spec.mean, spec.std, device=place, amp=resolve_amp(amp, place))
+    return TorchEncoder(
+        TimmNetwork(network), spec.width, spec.mean, spec.std, device=place, amp=resolve_amp(amp, place)
+    )
 
 
 def _spec(name: str, width: int, source: str, licence: str, **changes: Any) -> EncoderSpec:
@@ -55,6 +86,7 @@ def _spec(name: str, width: int, source: str, licence: str, **changes: Any) -> E
         "gated": True,
         "revision": "main",
         "build": build,
+        "token_width": width,
     }
     return EncoderSpec(name=name, width=width, source=source, licence=licence, **{**values, **changes})
 

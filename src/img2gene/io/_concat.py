@@ -140,11 +140,16 @@ def _prepare(tables: list[AnnData], key: str, genes: str) -> list[AnnData]:
             f"{'; '.join(listing(table.var_names, 3) for table in tables)}). Symbols in one and Ensembl ids in another?"
         )
     _check_widths(tables, key)
+    deep = {name: table.obsm[name] for table in tables for name in table.obsm if len(table.obsm[name].shape) > 2}
     prepared = []
     for table in tables:
         sizes = library_size(table)
         table = table.copy() if genes == "union" else table[:, shared].copy()
         table.obs[_schema.LIBRARY_SIZE] = sizes
+        for name in deep.keys() - set(table.obsm):
+            # anndata fills what a part lacks in two dimensions only.
+            kind = np.result_type(deep[name].dtype, np.float16)
+            table.obsm[name] = np.full((table.n_obs, *deep[name].shape[1:]), np.nan, dtype=kind)
         prepared.append(table)
     return prepared
 
@@ -152,7 +157,7 @@ def _prepare(tables: list[AnnData], key: str, genes: str) -> list[AnnData]:
 def _check_widths(tables: list[AnnData], key: str) -> None:
     problems = []
     for name in {name for table in tables for name in table.obsm}:
-        widths = {table.obsm[name].shape[1] for table in tables if name in table.obsm}
+        widths = {" × ".join(map(str, table.obsm[name].shape[1:])) for table in tables if name in table.obsm}
         if len(widths) > 1:
             problems.append(
                 f"`obsm['{name}']` of `{key}` has different widths ({listing(sorted(widths))}): embed anew."

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from img2gene import _schema, encoders
-from img2gene._errors import Img2GeneError
+from img2gene._errors import Img2GeneError, listing
 from img2gene._patches import specification, stream_patches
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
-    from img2gene.encoders import Encoder, EncoderSpec
+    from img2gene.encoders import Encoder, EncoderSpec, TokenEncoder
 
-_ORIENTATIONS = (1, 2, 4, 8)
+_TURNS = [(False, turns) for turns in range(4)]
+# For each number of orientations: whether a view is mirrored, then by how many quarters it is turned.
+_VIEWS = {
+    1: [(False, 0)],
+    2: [(False, 0), (True, 0)],
+    4: _TURNS,
+    8: [*_TURNS, *((True, turns) for _, turns in _TURNS)],
+}
+_MIN_GRID = 3
 
 
 def embed_patches(
     sdata: SpatialData,
     encoder: str = "default",
     *,
+    tokens: int | None = None,
     orientations: int = 2,
     table_key: str = "table",
     batch_size: int | None = None,
@@ -43,6 +54,9 @@ def embed_patches(
         Study on which :func:`img2gene.pp.extract_patches` (or :func:`img2gene.pp.tile_slide`) was run.
     encoder
         Registered encoder, see :func:`img2gene.encoders.list`; ``"default"`` is the offline ``"efficientnet-lite0"``.
+    tokens
+        Also keep this many tokens of the first field of view, for models that attend to where in a patch something is:
+        the cells of a square grid over the patch, 9, 16, 25, … None keeps none, and removes those of an earlier call.
     orientations
         Average the features over this many orientations of each patch: 1, 2 (and mirrored at the diagonal), 4 (quarter turns)
         or 8 (all). Costs as many forward passes; averaging helps most where patients or stains differ.
@@ -60,14 +74,18 @@ def embed_patches(
     Returns
     -------
     None, or the update. Written are ``obsm["X_<encoder>"]`` (float32 (n_obs, n_fields · width), the fields of view one
-    after the other) and the encoder's identity in ``uns["img2gene"]["encoder"]``.
+    after the other), with ``tokens`` also ``obsm["X_<encoder>_tokens"]`` (float16 (n_obs, tokens, token_width), the cells row
+    by row from the top left of the patch), and the encoder's identity in ``uns["img2gene"]["encoder"]``.
+
+    A token averages the encoder's feature maps over its cell, and over the orientations, each turned back: where a patch
+    turns, its tokens change places. ``color-texture`` describes each cell by itself.
 
     Raises
     ------
     MissingKeyError
         No patches, no such encoder, or their image is gone.
     Img2GeneError
-        The encoder's input size differs from the patches', or its weights cannot be loaded.
+        The encoder's weights cannot be loaded, it gives no tokens, or ``tokens`` is no square.
 
     Examples
     --------
@@ -83,40 +101,84 @@ def embed_patches(
     patches = specification(table, table_key)
     size = batch_size or settings.batch_size
     workers = settings.num_workers if num_workers is None else num_workers
-    if size < 1 or workers < 0 or orientations not in _ORIENTATIONS:
+    if size < 1 or workers < 0 or orientations not in _VIEWS:
         raise Img2GeneError(
             f"batch_size={size}, num_workers={workers}, orientations={orientations}: expected at least 1, at least 0, "
-            f"and one of {', '.join(map(str, _ORIENTATIONS))}."
+            f"and one of {', '.join(map(str, _VIEWS))}."
         )
+    side = patches["patch_px"] if spec.any_size else spec.input_px
+    grid = None if tokens is None else _grid(spec, tokens, side)
     model = encoders.load(encoder, device=device, amp=amp, backend=backend)
     features = np.full((table.n_obs, len(patches["patch_um"]) * spec.width), np.nan, dtype=np.float32)
-    side = patches["patch_px"] if spec.any_size else spec.input_px
+    kept = None if grid is None else np.full((table.n_obs, grid**2, spec.token_width), np.nan, dtype=np.float16)
     for rows, windows in _progress(stream_patches(sdata, table_key, size, workers), table.n_obs, spec.name):
-        features[rows] = _encode(model, windows.fields, side, orientations)
-    identity = _identity(spec, patches, side, orientations)
-    known = _schema.read_json(table, "encoder", default={})
-    update: dict[str, dict[str, Any]] = {
-        "obsm": {_schema.embedding_key(spec.name): features},
-        "uns": {"encoder": {**known, spec.name: identity}},
-    }
+        features[rows], found = _encode(model, windows.fields, side, orientations, grid)
+        if kept is not None:
+            kept[rows] = found
+    identity = _identity(spec, patches, side, orientations, tokens)
+    update = _update(table, identity, features, kept)
     if not inplace:
         return update
     _schema.apply(table, update)
     return None
 
 
-def _encode(model: Encoder, fields: list[np.ndarray], side: int, orientations: int) -> np.ndarray:
-    return np.concatenate([_average(model, pixels, side, orientations) for pixels in fields], axis=1)
+def _grid(spec: EncoderSpec, tokens: int, side: int) -> int:
+    """Cells along a side of the patch."""
+    grid = math.isqrt(tokens) if isinstance(tokens, (int, np.integer)) and tokens > 0 else 0
+    if grid < _MIN_GRID or grid**2 != tokens:
+        raise Img2GeneError(f"tokens={tokens!r}: expected the number of cells of a square grid, 9, 16, 25, …")
+    if grid > side:
+        raise Img2GeneError(f"tokens={tokens}: a grid of {grid} × {grid} cells is finer than the input of {side} px.")
+    if not spec.token_width:
+        known = encoders.list()
+        raise Img2GeneError(
+            f"Encoder `{spec.name}` gives no tokens (available: {listing(known.index[known['token_width'] > 0])}). "
+            "Choose one that does, or leave out `tokens=`."
+        )
+    return grid
 
 
-def _average(model: Encoder, pixels: np.ndarray, side: int, orientations: int) -> np.ndarray:
-    """Features averaged over some of the eight symmetries of the square."""
-    mirrored = np.rot90(pixels.swapaxes(1, 2), 2, axes=(1, 2))
-    views = {1: [pixels], 2: [pixels, mirrored]}.get(orientations)
-    if views is None:
-        bases = [pixels, mirrored] if orientations == 8 else [pixels]
-        views = [np.rot90(base, turns, axes=(1, 2)) for base in bases for turns in range(4)]
-    return np.mean([model(view, side) for view in views], axis=0)
+def _encode(
+    model: Encoder, fields: list[np.ndarray], side: int, orientations: int, grid: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Features of all fields of view, one after the other, and tokens of the first."""
+    first, tokens = _average(model, fields[0], side, orientations, grid)
+    others = [_average(model, pixels, side, orientations, None)[0] for pixels in fields[1:]]
+    return np.concatenate([first, *others], axis=1), tokens
+
+
+def _average(
+    model: Encoder, pixels: np.ndarray, side: int, orientations: int, grid: int | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Features and tokens averaged over some of the eight symmetries of the square."""
+    views = _VIEWS[orientations]
+    features: Any = 0
+    tokens: Any = 0
+    for mirrored, turns in views:
+        view = np.rot90(_mirror(pixels) if mirrored else pixels, turns, axes=(1, 2))
+        if grid is None:
+            features = features + model(view, side)
+            continue
+        found, seen = cast("TokenEncoder", model).tokens(view, side, grid)
+        upright = np.rot90(seen.reshape(len(seen), grid, grid, -1), -turns, axes=(1, 2))
+        features, tokens = features + found, tokens + (_mirror(upright) if mirrored else upright)
+    return features / len(views), None if grid is None else tokens.reshape(len(tokens), grid**2, -1) / len(views)
+
+
+def _mirror(pixels: np.ndarray) -> np.ndarray:
+    """Mirrored at the diagonal from the bottom left to the top right; twice is not at all."""
+    return np.rot90(pixels.swapaxes(1, 2), 2, axes=(1, 2))
+
+
+def _update(
+    table: AnnData, identity: dict[str, Any], features: np.ndarray, tokens: np.ndarray | None
+) -> dict[str, dict[str, Any]]:
+    name = identity["name"]
+    obsm: dict[str, Any] = {_schema.embedding_key(name): features}
+    if tokens is not None or _schema.tokens_key(name) in table.obsm:
+        obsm[_schema.tokens_key(name)] = tokens
+    return {"obsm": obsm, "uns": {"encoder": {**_schema.read_json(table, "encoder", default={}), name: identity}}}
 
 
 def _progress(batches: Any, total: int, name: str) -> Any:
@@ -128,8 +190,12 @@ def _progress(batches: Any, total: int, name: str) -> Any:
             bar.update(len(rows))
 
 
-def _identity(spec: EncoderSpec, patches: dict[str, Any], side: int, orientations: int) -> dict[str, Any]:
+def _identity(
+    spec: EncoderSpec, patches: dict[str, Any], side: int, orientations: int, tokens: int | None
+) -> dict[str, Any]:
     """What a model trained on these features has to find again: which encoder, on which fields, at which size."""
+    # Without tokens nothing is said of them, so that records from before there were any stay the same.
+    grid = {} if tokens is None else {"tokens": int(tokens), "token_width": spec.token_width}
     return {
         "name": spec.name,
         "revision": spec.revision,
@@ -139,4 +205,5 @@ def _identity(spec: EncoderSpec, patches: dict[str, Any], side: int, orientation
         "patch_um": patches["patch_um"],
         "input_px": side,
         "orientations": orientations,
+        **grid,
     }

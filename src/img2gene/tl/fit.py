@@ -15,7 +15,16 @@ from img2gene._errors import Img2GeneError, LeakageError, Problems, listing, rai
 from img2gene._expression import TARGET_SUM, labels, layer_problems, name_problems
 from img2gene._sections import group_labels, section_labels
 from img2gene._statistics import gene_statistics
-from img2gene._study import Split, choose_encoder, embedding, patient_labels, positions, section_names, split
+from img2gene._study import (
+    Split,
+    choose_encoder,
+    embedding,
+    patient_labels,
+    positions,
+    section_names,
+    split,
+    without_tokens,
+)
 from img2gene.models import Model, Predictor, TrainingData
 from img2gene.settings import settings
 
@@ -210,7 +219,7 @@ class _Plan:
             predictor,
             [str(name) for name in table.var_names[np.sort(chosen)]],
             gene_statistics(values, data.sections, data.positions),
-            identity,
+            without_tokens(identity),
             {"layer": self.layer, "target_sum": TARGET_SUM if self.layer is None else None},
             self._report(rows, int(empty.sum()), predictor),
         )

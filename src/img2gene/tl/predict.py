@@ -156,8 +156,21 @@ def matching_identity(table: AnnData, model: Model, table_key: str) -> dict[str,
             for field, label in names.items()
             if wanted[field] != have[field]
         ]
+        + _token_problems(wanted, have)
     )
     return have
+
+
+def _token_problems(wanted: dict[str, Any], have: dict[str, Any]) -> list[str]:
+    """What a model that looks at tokens lacks; one that does not takes the embedding with or without them."""
+    grids = [(identity.get("tokens"), identity.get("token_width")) for identity in (wanted, have)]
+    if not wanted.get("tokens") or grids[0] == grids[1]:
+        return []
+    trained, stored = (f"{count} tokens of width {width}" if count else "none" for count, width in grids)
+    return [
+        f"The model was trained with {trained}, the object has {stored}. "
+        f"Run `img2gene.pp.embed_patches(sdata, {wanted['name']!r}, tokens={wanted['tokens']})`."
+    ]
 
 
 def _predicted_table(table: AnnData, model: Model, values: np.ndarray) -> AnnData:
