@@ -142,9 +142,10 @@ def fold_context(
     normalised = log_counts(table, rows)
     names, enrichment = list(record["gene_sets"]), None
     if len(names) > record["n_top"]:
-        known = np.flatnonzero(_complete(normalised if labels is None else labels))
+        ranked = normalised if labels is None else labels
+        known = np.flatnonzero(library_size(table)[rows] > 0 if labels is None else np.isfinite(labels).all(axis=1))
         names, enrichment = choose_pathways(
-            (normalised if labels is None else labels)[known],
+            ranked[known],
             list(table.var_names),
             record["gene_sets"],
             record["n_top"],
@@ -156,8 +157,3 @@ def fold_context(
     chosen = {name: record["gene_sets"][name] for name in names}
     scores = score_spots(record["method"], table.X[rows], normalised, set_columns(table, chosen))
     return PathwayContext(names, chosen, record["method"], scores, enrichment)
-
-
-def _complete(labels: Any) -> np.ndarray:
-    """Spots that have a label: no NaN, and for sparse ones at least one count."""
-    return np.diff(labels.indptr) > 0 if sp.issparse(labels) else np.isfinite(labels).all(axis=1)

@@ -35,7 +35,7 @@ class PathwayContext:
     scores
         float32 (n_spots, P); NaN in spots without counts.
     enrichment
-        What they were selected by, see :func:`enrich`; None where there was nothing to select.
+        What they were selected by, see :func:`img2gene.pathways.enrich`; None where there was nothing to select.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def choose_pathways(
 def score_spots(
     method: str, counts: Any, labels: Any, sets: Mapping[str, np.ndarray], *, reference: np.ndarray | None = None
 ) -> np.ndarray:
-    """Scores float32 (n_spots, n_sets) by one of :data:`METHODS`; ``labels`` and ``reference`` are those of the z-score."""
+    """Scores float32 (n_spots, n_sets) by one of ``METHODS``; ``labels`` and ``reference`` are those of the z-score."""
     if method == "zscore":
         return zscore(labels, sets, reference=reference)
     return (aucell if method == "aucell" else ssgsea)(counts, sets)

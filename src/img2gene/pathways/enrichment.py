@@ -154,7 +154,7 @@ def enrich(
     Parameters
     ----------
     ranking
-        Score of each gene, indexed by name; NaN is left out. See :func:`rank_genes`.
+        Score of each gene, indexed by name; NaN is left out. See :func:`img2gene.pathways.rank_genes`.
     gene_sets
         Genes of each set, named as in ``ranking``.
     seed
@@ -250,7 +250,7 @@ def select_pathways(table: pd.DataFrame, n_top: int) -> list[str]:
     Parameters
     ----------
     table
-        From :func:`enrich`.
+        From :func:`img2gene.pathways.enrich`.
     n_top
         How many.
 

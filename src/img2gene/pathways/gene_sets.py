@@ -22,7 +22,7 @@ _GMT = (".gmt", ".gmt.gz")
 
 
 def read_gene_sets(
-    source: Mapping[str, list[str]] | pd.DataFrame | str | os.PathLike, *, organism: str = "human"
+    source: Mapping[str, list[str]] | pd.DataFrame | str | Path, *, organism: str = "human"
 ) -> dict[str, list[str]]:
     """Read a collection of gene sets.
 
@@ -37,7 +37,7 @@ def read_gene_sets(
           in ``img2gene.settings.cache_dir``.
     organism
         ``"human"`` or ``"mouse"``; decides which symbols a named collection has. Libraries of Enrichr have human symbols
-        for both: :func:`match_gene_sets` compares them regardless of case where it must.
+        for both: :func:`img2gene.pathways.match_gene_sets` compares them regardless of case where it must.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def read_gene_sets(
         return _checked(source)
     if hasattr(source, "columns"):
         return _checked(_from_network(source))
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, Path)):
         raise Img2GeneError(
             f"Gene sets cannot be read from {type(source).__name__}: pass a dict, a GMT path, a data frame with `source` and "
             f"`target`, or a name ({listing([*PACKAGED, *ALIASES])})."
@@ -75,11 +75,11 @@ def read_gene_sets(
     return _from_name(source, organism)
 
 
-def _from_name(source: str | os.PathLike, organism: str) -> dict[str, list[str]]:
-    name = os.fspath(source)
+def _from_name(source: str | Path, organism: str) -> dict[str, list[str]]:
+    name = str(source)
     if name in PACKAGED:
         return _packaged(name, organism)
-    if name.endswith(_GMT) or not isinstance(source, str) or os.sep in name:
+    if name.endswith(_GMT) or isinstance(source, Path) or os.sep in name:
         return _checked(_read_gmt(Path(name)))
     return _checked(read_library(name, organism, packaged=PACKAGED))
 

@@ -35,7 +35,7 @@ def match_gene_sets(
     Parameters
     ----------
     gene_sets
-        Genes of each set, see :func:`read_gene_sets`.
+        Genes of each set, see :func:`img2gene.pathways.read_gene_sets`.
     genes
         (n_genes,) names of the columns, usually symbols.
     ids

@@ -70,30 +70,64 @@ def aucell(counts: Matrix, sets: Sets, *, n_up: int | None = None, batch_size: i
     columns = _checked(sets, n_genes)
     top = _n_up(n_up, n_genes)
     order = np.random.default_rng(0).choice(n_genes, n_genes, replace=False)
-    ordered = _by_rows(counts)[:, order]
-    members = _members(columns, n_genes)[order]
+    priority = np.empty(n_genes, dtype=np.int32)
+    priority[order] = np.arange(n_genes - 1, -1, -1, dtype=np.int32)
+    members = sp.csr_matrix(_members([priority[found] for found in columns], n_genes))
     highest = np.array([np.arange(top - 1, max(top - 1 - len(found), 0), -1).sum() for found in columns])
-    scores = np.empty((n_spots, len(columns)), dtype=np.float32)
-    batches = _batches(n_spots, batch_size or max(1, _BATCH_VALUES // n_genes))
-    for rows in tqdm(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 8):
-        scores[rows] = _top_weights(_dense(ordered[rows]), top) @ members / highest
-    scores[empty_spots(counts)] = np.nan
+    by_rows = _by_rows(counts)
+    scores = np.full((n_spots, len(columns)), np.nan, dtype=np.float32)
+    batches = _rank_batches(by_rows, top, batch_size or max(1, _BATCH_VALUES // n_genes))
+    for rows, dense in tqdm(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 64):
+        part = _dense(by_rows[rows]) if dense else by_rows[rows]
+        scores[rows] = (_top_weights(_sort_keys(part, priority), top, n_genes) @ members).toarray() / highest
     return scores
 
 
-def _top_weights(values: np.ndarray, top: int) -> sp.csr_matrix:
-    """``top`` − rank of the ``top`` highest genes of each spot; equal values rank in the order of the columns."""
-    n_spots, n_genes = values.shape
-    threshold = np.partition(values, n_genes - top, axis=1)[:, n_genes - top, None]
-    above, level = values > threshold, values == threshold
-    room = top - above.sum(axis=1, keepdims=True)
-    taken = above | (level & (np.cumsum(level, axis=1, dtype=np.int32) <= room))
-    columns = np.nonzero(taken)[1].reshape(n_spots, top)
-    ranks = np.argsort(-np.take_along_axis(values, columns, axis=1), axis=1, kind="stable")
-    weights = np.empty(columns.shape)
-    np.put_along_axis(weights, ranks, np.broadcast_to(np.arange(top - 1.0, -1, -1), columns.shape), axis=1)
-    starts = np.arange(n_spots + 1) * top
-    return sp.csr_matrix((weights.ravel(), columns.ravel(), starts), shape=values.shape)
+def _rank_batches(by_rows: Matrix, top: int, size: int) -> list[tuple[np.ndarray, bool]]:
+    """Rows of each batch, and whether their undetected genes have to be ranked too; empty rows are left out."""
+    detected = n_detected(by_rows)
+    filled = np.flatnonzero(detected)
+    dense = not sp.issparse(by_rows) or by_rows.data.min(initial=0) < 0
+    rich = np.zeros(len(filled), dtype=bool) if dense else detected[filled] >= top
+    # Rows of about equal length are padded together with little waste.
+    parts = [(filled[rich][np.argsort(detected[filled[rich]], kind="stable")], False), (filled[~rich], True)]
+    return [(rows[part], flag) for rows, flag in parts for part in _batches(len(rows), size)]
+
+
+def _sort_keys(part: Matrix, priority: np.ndarray) -> np.ndarray:
+    """One integer for each value of a row, in the order of the values, then of priority: which its lowest bits hold.
+
+    (n, n_genes) of a dense array, (n, most values in a row) of a sparse one of positive values, filled with 0.
+    """
+    bits = int(priority.max()).bit_length()
+    values = part.data if sp.issparse(part) else part
+    codes = _codes(values, 31 - bits)
+    if not sp.issparse(part):
+        return (codes << bits) | priority
+    lengths = np.diff(part.indptr)
+    keys = np.zeros((len(lengths), lengths.max()), dtype=codes.dtype)
+    keys[np.arange(keys.shape[1]) < lengths[:, None]] = (codes << bits) | priority[part.indices]
+    return keys
+
+
+def _codes(values: np.ndarray, bits: int) -> np.ndarray:
+    """Integers in the order of the values: counts themselves, int32 if they have so few bits; else their dense ranks."""
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low >= 0 and high < 2**31:
+        codes = values.astype(np.int32)
+        if np.array_equal(codes, values):
+            return codes if high < 2**bits else codes.astype(np.int64)
+    return np.unique(values, return_inverse=True)[1].reshape(values.shape).astype(np.int64) + 1
+
+
+def _top_weights(keys: np.ndarray, top: int, n_genes: int) -> sp.csr_matrix:
+    """``top`` − rank of the ``top`` highest keys of each row, (n, n_genes) in the order of priority."""
+    highest = np.partition(keys, keys.shape[1] - top, axis=1)[:, keys.shape[1] - top :]
+    highest.sort(axis=1)
+    places = (highest & (2 ** (n_genes - 1).bit_length() - 1)).astype(np.int32)
+    weights = np.tile(np.arange(top, dtype=np.float64), len(keys))
+    starts = np.arange(len(keys) + 1) * top
+    return sp.csr_matrix((weights, places.ravel(), starts), shape=(len(keys), n_genes))
 
 
 def ssgsea(counts: Matrix, sets: Sets) -> np.ndarray:
@@ -135,9 +169,9 @@ def ssgsea(counts: Matrix, sets: Sets) -> np.ndarray:
     columns = _checked(sets, counts.shape[1])
     named = {f"S{place}": [f"G{column}" for column in found] for place, found in enumerate(columns)}
     scores = np.full((counts.shape[0], len(columns)), np.nan, dtype=np.float32)
-    rows = np.flatnonzero(~empty_spots(counts))
-    batches = [rows[part] for part in _batches(len(rows), _SSGSEA_SPOTS)]
     by_rows = _by_rows(counts)
+    rows = np.flatnonzero(n_detected(by_rows))
+    batches = [rows[part] for part in _batches(len(rows), _SSGSEA_SPOTS)]
     for part in tqdm(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 3):
         scores[part] = _ssgsea_batch(_dense(by_rows[part]), named)
     return scores
@@ -195,7 +229,7 @@ def zscore(labels: Matrix, sets: Sets, *, reference: np.ndarray | None = None) -
     """
     columns = _checked(sets, labels.shape[1])
     by_rows = _by_rows(labels)
-    known = ~empty_spots(labels)
+    known = n_detected(by_rows) > 0
     rows = np.flatnonzero(known) if reference is None else np.arange(len(known))[reference]
     mean, deviation = _moments(by_rows[rows[known[rows]]])
     scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
@@ -218,10 +252,9 @@ def _moments(values: Matrix) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(np.where(variance > 1e-6 * power, variance, 0))
 
 
-def empty_spots(counts: Matrix) -> np.ndarray:
-    """Spots without a single value other than 0, bool (n_spots,)."""
-    detected = (counts != 0).sum(axis=1)
-    return np.asarray(detected).ravel() == 0
+def n_detected(by_rows: Matrix) -> np.ndarray:
+    """Values other than 0 in each row of a dense array, or of a CSR matrix without stored zeros."""
+    return np.diff(by_rows.indptr) if sp.issparse(by_rows) else np.count_nonzero(by_rows, axis=1)
 
 
 def _n_up(n_up: int | None, n_genes: int) -> int:
@@ -254,9 +287,14 @@ def _batches(n: int, size: int) -> list[slice]:
 
 
 def _by_rows(matrix: Matrix) -> Matrix:
-    """CSR or a dense array of floats: unsigned counts cannot be negated."""
-    found = sp.csr_matrix(matrix) if sp.issparse(matrix) else np.asarray(matrix)
-    return found if np.issubdtype(found.dtype, np.floating) else found.astype(np.float64)
+    """CSR without stored zeros, or a dense array."""
+    if not sp.issparse(matrix):
+        return np.asarray(matrix)
+    found = sp.csr_matrix(matrix)
+    if not found.data.all():
+        found = found.copy()
+        found.eliminate_zeros()
+    return found
 
 
 def _dense(matrix: Matrix) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +31,7 @@ _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl")
 
 def score_pathways(
     sdata: SpatialData,
-    gene_sets: Mapping[str, list[str]] | pd.DataFrame | str | os.PathLike = "tissue",
+    gene_sets: Mapping[str, list[str]] | pd.DataFrame | str | Path = "tissue",
     *,
     method: str = "aucell",
     n_top: int = 50,
