@@ -400,7 +400,7 @@ def test_enrichment_repeats_with_the_seed_and_writes_nothing(planted, tmp_path, 
     monkeypatch.chdir(tmp_path)
     genes, sets = planted[4:]
     ranking = pd.Series(np.random.default_rng(0).normal(size=200), index=genes)
-    one, again, other = (enrich(ranking, sets, seed=seed, n_permutations=50) for seed in (1, 1, 2))
+    one, again, other = (enrich(ranking, sets, seed=seed, n_permutations=100) for seed in (1, 1, 2))
     pd.testing.assert_frame_equal(one, again)
     assert not one["nes"].equals(other["nes"])
     assert not list(tmp_path.iterdir())
@@ -409,12 +409,14 @@ def test_enrichment_repeats_with_the_seed_and_writes_nothing(planted, tmp_path, 
 def test_sets_without_ranked_genes_come_last_and_ties_keep_the_order(planted):
     genes = planted[4]
     ranking = pd.Series(np.repeat([1.0, 0.0], 100), index=genes)
-    table = enrich(ranking, {"none": ["X"], "all": genes, "some": genes[:9]}, seed=0, n_permutations=20)
+    table = enrich(ranking, {"none": ["X"], "all": genes, "some": genes[:9]}, seed=0, n_permutations=100)
     assert table["pathway"].tolist() == ["some", "all", "none"]
     assert table["nes"].isna().tolist() == [False, True, True]
     assert table["leading_edge"].tolist() == [";".join(genes[:9]), "", ""]
     with pytest.raises(Img2GeneError, match="1 genes are ranked"):
         enrich(ranking[:1], {"a": genes[:1]}, seed=0)
+    with pytest.raises(Img2GeneError, match="n_permutations=20: expected 100 or more"):
+        enrich(ranking, {"a": genes[:9]}, seed=0, n_permutations=20)
 
 
 def test_selection_takes_the_highest_nes_and_ties_by_name():

