@@ -288,6 +288,17 @@ def test_a_record_that_no_longer_fits_is_refused(cohort):
         stored_pathways(cohort["table"])
 
 
+def test_sections_that_were_scored_apart_have_to_be_scored_again(make_section):
+    parts = [make_section(name, name, genes=GENES, seed=seed) for seed, name in enumerate("AB")]
+    for part, chosen in zip(parts, (["red", "green"], ["green", "noise"]), strict=True):
+        ig.pp.score_pathways(part, {name: SETS[name] for name in chosen})
+    joined = ig.io.concat_sections(parts)
+    with pytest.raises(Img2GeneError, match="Sections B were joined after pathways were scored.*score_pathways"):
+        ig.get.pathways(joined)
+    ig.pp.score_pathways(joined, SETS)
+    assert ig.get.pathways(joined)["selected"].all()
+
+
 # Storing and reading
 
 

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._expression import TARGET_SUM, library_size
+from img2gene._sections import section_labels
 from img2gene.pathways.context import PathwayContext, choose_pathways, score_spots
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ def stored_pathways(table: AnnData, key: str = _schema.PATHWAYS) -> dict[str, An
         return None
     if key not in table.obsm or np.shape(table.obsm[key])[1:] != (len(record["names"]),):
         raise Img2GeneError(f"`obsm['{key}']` does not hold the {len(record['names'])} pathways of its record. {_RUN}")
+    unknown = sorted(set(section_labels(table).tolist()) - set(record["scored"]))
+    if unknown:
+        # Joining keeps the record of the first part beside the columns of all.
+        raise Img2GeneError(f"Sections {listing(unknown)} were joined after pathways were scored. {_RUN}")
     genes = dict.fromkeys(gene for names in record["gene_sets"].values() for gene in names)
     absent = [gene for gene in genes if gene not in table.var_names]
     if absent:

@@ -51,7 +51,7 @@ def score_pathways(
     :func:`img2gene.pathways.rank_genes` and :func:`img2gene.pathways.enrich`. A model that is trained with pathways selects
     them anew on its training spots, so that held-out sections have no say whatever ``sections`` is.
 
-    Run it on the joined study: joining sections that were scored apart would mix their columns.
+    Run it on the joined study: sections that were scored apart and joined later have to be scored again.
 
     Parameters
     ----------
@@ -133,6 +133,7 @@ def score_pathways(
         "organism": species,
         "n_top": n_top,
         "sections": sorted(set(names[deciding].tolist())),
+        "scored": sorted(set(names.tolist())),
         "seed": selection.seed,
         "gene_sets": matched,
         "matching": to_columns(matching),
