@@ -22,6 +22,7 @@ PATCH_BBOX = "patch_bbox"
 PATCH_TISSUE = "patch_tissue"
 PATCH_INSIDE = "patch_inside"
 PANEL = "panel"
+PATHWAYS = "pathways"
 SECTION = "section"
 PATIENT = "patient"
 

@@ -1,7 +1,8 @@
 """Plots; every function returns the figure or axes and leaves the data as they are."""
 
 from img2gene.pl.patches import patches
+from img2gene.pl.pathways import pathways
 from img2gene.pl.prediction import prediction
 from img2gene.pl.scores import scores
 
-__all__ = ["patches", "prediction", "scores"]
+__all__ = ["patches", "pathways", "prediction", "scores"]

@@ -3,6 +3,7 @@
 from img2gene.pp.embedding import embed_patches
 from img2gene.pp.expression import select_genes
 from img2gene.pp.patches import extract_patches
+from img2gene.pp.pathways import score_pathways
 from img2gene.pp.tiles import tile_slide
 
-__all__ = ["embed_patches", "extract_patches", "select_genes", "tile_slide"]
+__all__ = ["embed_patches", "extract_patches", "score_pathways", "select_genes", "tile_slide"]

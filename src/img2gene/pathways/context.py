@@ -1,0 +1,82 @@
+"""The pathways of a study: which ones, and how much of each is in every spot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene.pathways.enrichment import enrich, rank_genes, select_pathways
+from img2gene.pathways.scores import aucell, ssgsea, zscore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("aucell", "ssgsea", "zscore")
+
+
+@dataclass(frozen=True)
+class PathwayContext:
+    """Selected pathways with their scores.
+
+    Attributes
+    ----------
+    names
+        The P pathways, in the order of the scores.
+    gene_sets
+        Measured genes of each.
+    method
+        ``"aucell"``, ``"ssgsea"`` or ``"zscore"``.
+    scores
+        float32 (n_spots, P); NaN in spots without counts.
+    enrichment
+        What they were selected by, see :func:`img2gene.pathways.enrich`; None where there was nothing to select.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.pathways import PathwayContext
+    >>> PathwayContext(["stroma"], {"stroma": ["COL1A1"]}, "aucell", np.zeros((3, 1), "f4"), None).names
+    ['stroma']
+    """
+
+    names: list[str]
+    gene_sets: dict[str, list[str]]
+    method: str
+    scores: np.ndarray
+    enrichment: pd.DataFrame | None
+
+
+def choose_pathways(
+    labels: Any,
+    genes: list[str],
+    gene_sets: Mapping[str, list[str]],
+    n_top: int,
+    *,
+    sections: np.ndarray,
+    positions: np.ndarray,
+    features: np.ndarray | None,
+    seed: int,
+) -> tuple[list[str], pd.DataFrame]:
+    """The ``n_top`` sets that are most enriched among the genes which vary with the tissue, and the enrichment of all."""
+    import pandas as pd
+
+    if features is None:
+        logger.info("no embedding: genes are ranked by spatial variability alone")
+    ranking = rank_genes(labels, sections, positions, features, seed=seed)
+    table = enrich(pd.Series(ranking, index=genes), gene_sets, seed=seed)
+    return select_pathways(table, n_top), table
+
+
+def score_spots(
+    method: str, counts: Any, labels: Any, sets: Mapping[str, np.ndarray], *, reference: np.ndarray | None = None
+) -> np.ndarray:
+    """Scores float32 (n_spots, n_sets) by one of ``METHODS``; ``labels`` and ``reference`` are those of the z-score."""
+    if method == "zscore":
+        return zscore(labels, sets, reference=reference)
+    return (aucell if method == "aucell" else ssgsea)(counts, sets)

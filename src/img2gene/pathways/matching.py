@@ -1,0 +1,144 @@
+"""Find the genes of a collection among those that were measured."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from img2gene._errors import Img2GeneError, listing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+_VERSION = re.compile(r"^(ENS[A-Z]*\d+)\.\d+$")
+
+
+def match_gene_sets(
+    gene_sets: Mapping[str, Iterable[str]],
+    genes: Iterable[str],
+    ids: Iterable[str] | None = None,
+    *,
+    min_genes: int = 5,
+) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    """Find the columns that each gene set names.
+
+    Names are compared with ``genes`` and with ``ids``; the whole collection takes whichever knows more of its genes. The
+    version of an Ensembl id (``ENSG00000141736.14``) is not compared. If nothing agrees, case is ignored, as for human sets
+    on a mouse: a warning says so.
+
+    Parameters
+    ----------
+    gene_sets
+        Genes of each set, see :func:`img2gene.pathways.read_gene_sets`.
+    genes
+        (n_genes,) names of the columns, usually symbols.
+    ids
+        (n_genes,) other names of the same columns, usually Ensembl ids.
+    min_genes
+        Sets with fewer measured genes are dropped; a warning names them.
+
+    Returns
+    -------
+    Columns int64 (n_matched,) of each kept set, ascending; and a data frame with one row per set: ``pathway``,
+    ``n_genes``, ``n_matched``, ``fraction``, ``genes`` (measured ones, joined by ``;``), ``kept``.
+
+    Raises
+    ------
+    Img2GeneError
+        No set has enough measured genes.
+
+    Examples
+    --------
+    >>> from img2gene.pathways import match_gene_sets
+    >>> sets, table = match_gene_sets({"luminal": ["ERBB2", "ESR1"]}, ["ESR1", "ACTB", "ERBB2"], min_genes=2)
+    >>> sets["luminal"]
+    array([0, 2])
+    """
+    symbols = [str(gene) for gene in genes]
+    spaces = [_places(symbols)] + ([] if ids is None else [_places(str(name) for name in ids)])
+    found = max((_columns(gene_sets, space) for space in spaces), key=_n_matched)
+    if not _n_matched(found):
+        found = max((_columns(gene_sets, _folded(space), fold=True) for space in spaces), key=_n_matched)
+        if _n_matched(found):
+            logger.warning("no gene of the sets is measured under its exact name: they were matched regardless of case")
+    kept = {name: columns for name, columns in found.items() if len(columns) >= min_genes}
+    if not kept:
+        raise Img2GeneError(_no_overlap(gene_sets, spaces, found, min_genes))
+    dropped = [name for name in found if name not in kept]
+    if dropped:
+        logger.warning(
+            "dropped %d gene sets with under %d measured genes: %s", len(dropped), min_genes, listing(dropped)
+        )
+    return kept, _table(gene_sets, found, symbols, min_genes)
+
+
+def _plain(name: str) -> str:
+    match = _VERSION.match(name)
+    return match.group(1) if match else name
+
+
+def _places(names: Iterable[str]) -> dict[str, int]:
+    """Column of each name; of names that occur twice, the first."""
+    places: dict[str, int] = {}
+    for column, name in enumerate(names):
+        places.setdefault(_plain(name), column)
+    return places
+
+
+def _folded(space: dict[str, int]) -> dict[str, int]:
+    folded: dict[str, int] = {}
+    for name, column in space.items():
+        folded.setdefault(name.casefold(), column)
+    return folded
+
+
+def _columns(
+    gene_sets: Mapping[str, Iterable[str]], space: dict[str, int], *, fold: bool = False
+) -> dict[str, np.ndarray]:
+    found = {}
+    for name, genes in gene_sets.items():
+        plain = (_plain(gene).casefold() if fold else _plain(gene) for gene in genes)
+        found[name] = np.array(sorted({space[gene] for gene in plain if gene in space}), dtype=np.int64)
+    return found
+
+
+def _n_matched(found: dict[str, np.ndarray]) -> int:
+    return sum(map(len, found.values()))
+
+
+def _table(
+    gene_sets: Mapping[str, Iterable[str]], found: dict[str, np.ndarray], symbols: list[str], min_genes: int
+) -> pd.DataFrame:
+    import pandas as pd
+
+    sizes = np.array([len(set(gene_sets[name])) for name in found])
+    matched = np.array([len(columns) for columns in found.values()])
+    return pd.DataFrame(
+        {
+            "pathway": list(found),
+            "n_genes": sizes,
+            "n_matched": matched,
+            "fraction": matched / np.maximum(sizes, 1),
+            "genes": [";".join(symbols[column] for column in columns) for columns in found.values()],
+            "kept": matched >= min_genes,
+        }
+    )
+
+
+def _no_overlap(
+    gene_sets: Mapping[str, Iterable[str]], spaces: list[dict[str, int]], found: dict[str, np.ndarray], min_genes: int
+) -> str:
+    most = max(map(len, found.values()), default=0)
+    theirs = listing(dict.fromkeys(gene for genes in gene_sets.values() for gene in genes), 5)
+    ours = " and ".join(listing(space, 5) for space in spaces)
+    return (
+        f"No gene set has {min_genes} measured genes (the best has {most}). The sets name {theirs}; the table has {ours}. "
+        "If these are different name spaces, pass the column of var with matching names as `gene_ids=`, or gene sets of the "
+        "same organism (`organism=`); for a small panel lower `min_genes`."
+    )

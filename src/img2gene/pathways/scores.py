@@ -1,0 +1,301 @@
+"""Scores of gene sets in every spot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from img2gene._errors import Img2GeneError, listing, raise_problems
+from img2gene.settings import settings
+
+Matrix = Any
+Sets = Mapping[str, Sequence[int] | np.ndarray]
+
+_BATCH_VALUES = 2**22
+_SSGSEA_SPOTS = 128
+
+
+def aucell(counts: Matrix, sets: Sets, *, n_up: int | None = None, batch_size: int | None = None) -> np.ndarray:
+    r"""Area under the recovery curve of each set among the top genes of each spot (AUCell).
+
+    With the genes of a spot ranked by falling count, rank :math:`r_g` from 1, and :math:`k` genes in the set,
+
+    .. math:: \mathrm{AUC} = \frac{\sum_{g \in S,\, r_g \le n_\mathrm{up}} (n_\mathrm{up} - r_g)}
+                                  {\sum_{i=1}^{\min(k,\, n_\mathrm{up} - 1)} (n_\mathrm{up} - i)}
+
+    Only ranks count, so a score depends on its spot alone, and neither on the library size nor on any increasing
+    transformation of the counts. Ties are broken by one fixed random order of the genes, undetected genes included: the
+    result equals decoupler's ``aucell`` (2.2, ``empty=False``; and with its default wherever every gene is detected
+    somewhere).
+
+    Parameters
+    ----------
+    counts
+        (n_spots, n_genes) sparse or dense, finite: counts, or anything that orders genes within a spot.
+    sets
+        Columns of each set.
+    n_up
+        How many top genes count, from 2; by default 5 % of all genes, rounded up.
+    batch_size
+        Spots at a time; the result does not depend on it.
+
+    Returns
+    -------
+    float32 (n_spots, n_sets), 0–1. Spots without a single count have no ranking: their scores are NaN.
+
+    Raises
+    ------
+    Img2GeneError
+        ``n_up`` out of range, no sets, or columns that ``counts`` does not have.
+
+    References
+    ----------
+    Aibar et al., "SCENIC: single-cell regulatory network inference and clustering", Nature Methods 2017. Ties as in
+    Badia-i-Mompel et al., "decoupleR", Bioinformatics Advances 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.pathways import aucell
+    >>> aucell(np.array([[9, 5, 4, 1], [1, 2, 3, 4]]), {"first": [0, 1]}, n_up=3)
+    array([[1.],
+           [0.]], dtype=float32)
+    """
+    from tqdm.auto import tqdm
+
+    n_spots, n_genes = counts.shape
+    columns = _checked(sets, n_genes)
+    top = _n_up(n_up, n_genes)
+    order = np.random.default_rng(0).choice(n_genes, n_genes, replace=False)
+    priority = np.empty(n_genes, dtype=np.int32)
+    priority[order] = np.arange(n_genes - 1, -1, -1, dtype=np.int32)
+    members = sp.csr_matrix(_members([priority[found] for found in columns], n_genes))
+    highest = np.array([np.arange(top - 1, max(top - 1 - len(found), 0), -1).sum() for found in columns])
+    by_rows = _by_rows(counts)
+    scores = np.full((n_spots, len(columns)), np.nan, dtype=np.float32)
+    batches = _rank_batches(by_rows, top, batch_size or max(1, _BATCH_VALUES // n_genes))
+    for rows, dense in tqdm(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 64):
+        part = _dense(by_rows[rows]) if dense else by_rows[rows]
+        scores[rows] = (_top_weights(_sort_keys(part, priority), top, n_genes) @ members).toarray() / highest
+    return scores
+
+
+def _rank_batches(by_rows: Matrix, top: int, size: int) -> list[tuple[np.ndarray, bool]]:
+    """Rows of each batch, and whether their undetected genes have to be ranked too; empty rows are left out."""
+    detected = n_detected(by_rows)
+    filled = np.flatnonzero(detected)
+    dense = not sp.issparse(by_rows) or by_rows.data.min(initial=0) < 0
+    rich = np.zeros(len(filled), dtype=bool) if dense else detected[filled] >= top
+    # Rows of about equal length are padded together with little waste.
+    parts = [(filled[rich][np.argsort(detected[filled[rich]], kind="stable")], False), (filled[~rich], True)]
+    return [(rows[part], flag) for rows, flag in parts for part in _batches(len(rows), size)]
+
+
+def _sort_keys(part: Matrix, priority: np.ndarray) -> np.ndarray:
+    """One integer for each value of a row, in the order of the values, then of priority: which its lowest bits hold.
+
+    (n, n_genes) of a dense array, (n, most values in a row) of a sparse one of positive values, filled with 0.
+    """
+    bits = int(priority.max()).bit_length()
+    values = part.data if sp.issparse(part) else part
+    codes = _codes(values, 31 - bits)
+    if not sp.issparse(part):
+        return (codes << bits) | priority
+    lengths = np.diff(part.indptr)
+    keys = np.zeros((len(lengths), lengths.max()), dtype=codes.dtype)
+    keys[np.arange(keys.shape[1]) < lengths[:, None]] = (codes << bits) | priority[part.indices]
+    return keys
+
+
+def _codes(values: np.ndarray, bits: int) -> np.ndarray:
+    """Integers in the order of the values: counts themselves, int32 if they have so few bits; else their dense ranks."""
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low >= 0 and high < 2**31:
+        codes = values.astype(np.int32)
+        if np.array_equal(codes, values):
+            return codes if high < 2**bits else codes.astype(np.int64)
+    return np.unique(values, return_inverse=True)[1].reshape(values.shape).astype(np.int64) + 1
+
+
+def _top_weights(keys: np.ndarray, top: int, n_genes: int) -> sp.csr_matrix:
+    """``top`` − rank of the ``top`` highest keys of each row, (n, n_genes) in the order of priority."""
+    highest = np.partition(keys, keys.shape[1] - top, axis=1)[:, keys.shape[1] - top :]
+    highest.sort(axis=1)
+    places = (highest & (2 ** (n_genes - 1).bit_length() - 1)).astype(np.int32)
+    weights = np.tile(np.arange(top, dtype=np.float64), len(keys))
+    starts = np.arange(len(keys) + 1) * top
+    return sp.csr_matrix((weights, places.ravel(), starts), shape=(len(keys), n_genes))
+
+
+def ssgsea(counts: Matrix, sets: Sets) -> np.ndarray:
+    """Single-sample gene set enrichment of each spot, computed by gseapy.
+
+    The enrichment score of Barbie et al. with ranks as weights, to the power .25. It is the plain score: the normalised one
+    divides by the range over all spots, so that it would change with the spots it is computed for.
+
+    Parameters
+    ----------
+    counts
+        (n_spots, n_genes) sparse or dense.
+    sets
+        Columns of each set.
+
+    Returns
+    -------
+    float32 (n_spots, n_sets). Spots without a single count: NaN.
+
+    Raises
+    ------
+    Img2GeneError
+        No sets, or columns that ``counts`` does not have.
+
+    References
+    ----------
+    Barbie et al., Nature 2009; Fang, Liu & Peltz, "GSEApy", Bioinformatics 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.pathways import ssgsea
+    >>> scores = ssgsea(np.array([[9, 5, 4, 1], [1, 2, 3, 4]]), {"first": [0, 1]})
+    >>> bool(scores[0, 0] > scores[1, 0])
+    True
+    """
+    from tqdm.auto import tqdm
+
+    columns = _checked(sets, counts.shape[1])
+    named = {f"S{place}": [f"G{column}" for column in found] for place, found in enumerate(columns)}
+    scores = np.full((counts.shape[0], len(columns)), np.nan, dtype=np.float32)
+    by_rows = _by_rows(counts)
+    rows = np.flatnonzero(n_detected(by_rows))
+    batches = [rows[part] for part in _batches(len(rows), _SSGSEA_SPOTS)]
+    for part in tqdm(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 3):
+        scores[part] = _ssgsea_batch(_dense(by_rows[part]), named)
+    return scores
+
+
+def _ssgsea_batch(values: np.ndarray, named: dict[str, list[str]]) -> np.ndarray:
+    import gseapy
+    import pandas as pd
+
+    # Names of our own: gseapy changes the case of genes and reads digits as Entrez ids.
+    frame = pd.DataFrame(values.T, index=[f"G{column}" for column in range(values.shape[1])])
+    frame.columns = [f"spot{place}" for place in range(len(values))]
+    found = gseapy.ssgsea(
+        frame, named, outdir=None, min_size=1, max_size=values.shape[1], threads=1, no_plot=True, verbose=False
+    ).res2d
+    table = found.pivot(index="Name", columns="Term", values="ES")
+    return table.reindex(index=frame.columns, columns=list(named)).to_numpy(dtype=np.float32)
+
+
+def zscore(labels: Matrix, sets: Sets, *, reference: np.ndarray | None = None) -> np.ndarray:
+    """Mean over the set of each gene's z-score.
+
+    Parameters
+    ----------
+    labels
+        (n_spots, n_genes) sparse or dense: log-normalised expression.
+    sets
+        Columns of each set.
+    reference
+        Rows, or a mask of rows, whose mean and SD each gene is measured against; by default all. For a fair test these are
+        the training spots.
+
+    Returns
+    -------
+    float32 (n_spots, n_sets). Genes that do not vary in the reference are left out; a set of nothing else is NaN, and so
+    are spots without any expression.
+
+    Raises
+    ------
+    Img2GeneError
+        No sets, or columns that ``labels`` does not have.
+
+    References
+    ----------
+    Lee et al., "Inferring pathway activity toward precise disease classification", PLoS Computational Biology 2008, with
+    the mean instead of the sum over √k.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.pathways import zscore
+    >>> zscore(np.array([[1.0, 4.0], [3.0, 2.0]]), {"one": [0], "both": [0, 1]})
+    array([[-1.,  0.],
+           [ 1.,  0.]], dtype=float32)
+    """
+    columns = _checked(sets, labels.shape[1])
+    by_rows = _by_rows(labels)
+    known = n_detected(by_rows) > 0
+    rows = np.flatnonzero(known) if reference is None else np.arange(len(known))[reference]
+    mean, deviation = _moments(by_rows[rows[known[rows]]])
+    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    weights = _members(columns, labels.shape[1]) * scale[:, None]
+    n_varying = (weights > 0).sum(axis=0)
+    weights = np.divide(weights, n_varying, out=np.full_like(weights, np.nan), where=n_varying > 0)
+    scores = (by_rows @ weights - mean @ weights).astype(np.float32)
+    scores[~known] = np.nan
+    return scores
+
+
+def _moments(values: Matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and SD of each gene, float64; the SD of genes that do not vary is exactly 0."""
+    n = max(values.shape[0], 1)
+    mean = np.asarray(values.sum(axis=0, dtype=np.float64)).ravel() / n
+    squares = values.multiply(values) if sp.issparse(values) else np.square(values, dtype=np.float64)
+    power = np.asarray(squares.sum(axis=0, dtype=np.float64)).ravel() / n
+    variance = power - np.square(mean)
+    # Rounding leaves about 1e-7 of the power in float32 labels that are all the same.
+    return mean, np.sqrt(np.where(variance > 1e-6 * power, variance, 0))
+
+
+def n_detected(by_rows: Matrix) -> np.ndarray:
+    """Values other than 0 in each row of a dense array, or of a CSR matrix without stored zeros."""
+    return np.diff(by_rows.indptr) if sp.issparse(by_rows) else np.count_nonzero(by_rows, axis=1)
+
+
+def _n_up(n_up: int | None, n_genes: int) -> int:
+    top = min(max(int(np.ceil(0.05 * n_genes)), 2), n_genes) if n_up is None else int(np.ceil(n_up))
+    if not 2 <= top <= n_genes:
+        raise Img2GeneError(f"n_up={top}: expected 2 to {n_genes}, the number of genes.")
+    return top
+
+
+def _checked(sets: Sets, n_genes: int) -> list[np.ndarray]:
+    columns = {name: np.unique(np.asarray(found, dtype=np.int64)) for name, found in sets.items()}
+    empty = [name for name, found in columns.items() if not len(found)]
+    outside = [name for name, found in columns.items() if len(found) and (found[0] < 0 or found[-1] >= n_genes)]
+    problems = ["There are no gene sets to score."] * (not columns)
+    problems += [f"Gene sets {listing(empty)} have no genes."] if empty else []
+    problems += [f"Gene sets {listing(outside)} name columns outside 0 to {n_genes - 1}."] if outside else []
+    raise_problems(problems)
+    return list(columns.values())
+
+
+def _members(columns: list[np.ndarray], n_genes: int) -> np.ndarray:
+    members = np.zeros((n_genes, len(columns)))
+    for place, found in enumerate(columns):
+        members[found, place] = 1
+    return members
+
+
+def _batches(n: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _by_rows(matrix: Matrix) -> Matrix:
+    """CSR without stored zeros, or a dense array."""
+    if not sp.issparse(matrix):
+        return np.asarray(matrix)
+    found = sp.csr_matrix(matrix)
+    if not found.data.all():
+        found = found.copy()
+        found.eliminate_zeros()
+    return found
+
+
+def _dense(matrix: Matrix) -> np.ndarray:
+    return matrix.toarray() if sp.issparse(matrix) else np.asarray(matrix)

@@ -1,0 +1,231 @@
+"""Score pathways in every spot, and select those that vary with the tissue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
+from img2gene._expression import layer_problems, library_size, name_problems
+from img2gene._pathways import log_counts, set_columns, to_columns
+from img2gene._sections import section_labels
+from img2gene._study import choose_encoder, embedding, positions
+from img2gene.pathways import match_gene_sets, read_gene_sets
+from img2gene.pathways.context import METHODS, choose_pathways, score_spots
+from img2gene.pathways.gene_sets import ORGANISMS
+from img2gene.pp.expression import _rows_of
+from img2gene.settings import settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl")
+
+
+def score_pathways(
+    sdata: SpatialData,
+    gene_sets: Mapping[str, list[str]] | pd.DataFrame | str | Path = "tissue",
+    *,
+    method: str = "aucell",
+    n_top: int = 50,
+    sections: Iterable[str] | None = None,
+    organism: str = "auto",
+    encoder: str | None = None,
+    gene_ids: str | None = None,
+    min_genes: int = 5,
+    seed: int | None = None,
+    table_key: str = "table",
+    key_added: str = _schema.PATHWAYS,
+    inplace: bool = True,
+) -> dict[str, dict[str, Any]] | None:
+    """Score gene sets in every spot.
+
+    Where there are more than ``n_top``, those most enriched among genes that vary with place and morphology are taken, see
+    :func:`img2gene.pathways.rank_genes` and :func:`img2gene.pathways.enrich`. A model that is trained with pathways selects
+    them anew on its training spots, so that held-out sections have no say whatever ``sections`` is.
+
+    Run it on the joined study: sections that were scored apart and joined later have to be scored again.
+
+    Parameters
+    ----------
+    sdata
+        Study with raw counts.
+    gene_sets
+        ``"tissue"``, ``"hallmark"``, ``"reactome"``, ``"go_bp"``, a library of Enrichr, a GMT path, a dict, or a network:
+        see :func:`img2gene.pathways.read_gene_sets`.
+    method
+        ``"aucell"`` (:func:`img2gene.pathways.aucell`), ``"ssgsea"`` (:func:`img2gene.pathways.ssgsea`, some hundred times
+        slower) or ``"zscore"`` (:func:`img2gene.pathways.zscore`).
+    n_top
+        How many pathways are taken.
+    sections
+        Sections that select, and whose mean and SD the z-score refers to; by default all.
+    organism
+        ``"human"``, ``"mouse"``, or ``"auto"``: told by the names of the genes. Decides for named collections.
+    encoder
+        Which embedding describes morphology, if several are stored. Without any, genes are ranked by place alone.
+    gene_ids
+        Column of var with other names of the genes, usually Ensembl ids; by default the first of ``gene_ids``, ``gene_id``
+        and ``ensembl`` that there is. Sets are matched by the names that know more of their genes.
+    min_genes
+        Sets with fewer measured genes are dropped.
+    seed
+        Seed of the selection; None takes ``img2gene.settings.seed``.
+    table_key
+        Table with the counts.
+    key_added
+        Name the pathways are stored under.
+    inplace
+        If False, nothing is written and the update is returned.
+
+    Returns
+    -------
+    None, or the update. Written are ``obsm[key_added]``, float32 (n_obs, P), NaN in spots without counts, and
+    ``uns["img2gene"][key_added]``: one JSON string with names, method, all matched sets, how they were matched and enriched.
+    Read it with :func:`img2gene.get.pathways`.
+
+    Raises
+    ------
+    Img2GeneError
+        Counts that are not raw, unknown sections, method or organism, no embedding where one is named, or gene sets none of
+        which has enough measured genes.
+    MissingKeyError
+        No such collection, file or column.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=2, n_sections=1, n_spots=30)
+    >>> ig.pp.score_pathways(sdata)
+    >>> "hypoxia" in ig.get.pathways(sdata)["pathway"].tolist()
+    True
+    """
+    table = _schema.get_table(sdata, table_key)
+    _check_key(table, key_added)
+    problems = Problems(name_problems(table, table_key) + layer_problems(table, None, table_key))
+    problems.found += _option_problems(method, organism, n_top, min_genes)
+    with problems.collect():
+        names = section_labels(table, table_key)
+        deciding = _rows_of(names, sections)
+        deciding = deciding[library_size(table)[deciding] > 0]
+    with problems.collect():
+        other_names = _other_names(table, gene_ids, table_key)
+    problems.raise_all()
+    species = _organism(table, other_names) if organism == "auto" else organism
+    collection = read_gene_sets(gene_sets, organism=species)
+    columns, matching = match_gene_sets(collection, table.var_names, other_names, min_genes=min_genes)
+    matched = {name: table.var_names[found].tolist() for name, found in columns.items()}
+    chosen, enrichment = list(matched), None
+    selection = _Selection(table, table_key, names, deciding, settings.seed if seed is None else seed)
+    if len(matched) > n_top:
+        chosen, enrichment = selection.choose(matched, n_top, encoder)
+    scores = selection.score(method, {name: matched[name] for name in chosen})
+    record = {
+        "names": chosen,
+        "method": method,
+        "organism": species,
+        "n_top": n_top,
+        "sections": sorted(set(names[deciding].tolist())),
+        "scored": sorted(set(names.tolist())),
+        "seed": selection.seed,
+        "gene_sets": matched,
+        "matching": to_columns(matching),
+        "enrichment": None if enrichment is None else to_columns(enrichment),
+    }
+    update: dict[str, dict[str, Any]] = {"obsm": {key_added: scores}, "uns": {key_added: record}}
+    if not inplace:
+        return update
+    _schema.apply(table, update)
+    return None
+
+
+def _check_key(table: AnnData, key: str) -> None:
+    """Refuse a name that something else than pathways is stored under."""
+    _schema.check_name(key, "key_added")
+    record = _schema.read_json(table, key)
+    ours = isinstance(record, dict) and "gene_sets" in record
+    if not ours and (record is not None or key in table.obsm):
+        raise Img2GeneError(f"key_added={key!r} would overwrite something else than pathways; choose another name.")
+
+
+def _option_problems(method: str, organism: str, n_top: int, min_genes: int) -> list[str]:
+    problems = [] if method in METHODS else [f"method={method!r}: choose {listing(METHODS)}."]
+    if organism not in ("auto", *ORGANISMS):
+        problems.append(f"organism={organism!r}: choose auto, {listing(ORGANISMS)}.")
+    sizes = {"n_top": n_top, "min_genes": min_genes}
+    return problems + [f"{name}={value!r}: expected at least 1." for name, value in sizes.items() if value < 1]
+
+
+def _other_names(table: AnnData, column: str | None, table_key: str) -> list[str] | None:
+    if column is None:
+        column = next((name for name in _ID_COLUMNS if name in table.var), None)
+    elif column not in table.var:
+        raise MissingKeyError(missing(column, f"sdata['{table_key}'].var", table.var.columns, "Pass `gene_ids=`."))
+    return None if column is None else table.var[column].astype(str).tolist()
+
+
+def _organism(table: AnnData, other_names: list[str] | None) -> str:
+    """Mouse if most genes are named as in mice: ``Actb`` or ``ENSMUSG…``; else human."""
+    symbols = [str(name) for name in table.var_names]
+    if any(name.startswith("ENSMUSG") for name in [*symbols, *(other_names or [])]):
+        return "mouse"
+    lower = sum(name[1:] != name[1:].upper() for name in symbols)
+    return "mouse" if 2 * lower > len(symbols) else "human"
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """The spots of a table, and those among them that decide."""
+
+    table: AnnData
+    table_key: str
+    sections: np.ndarray
+    deciding: np.ndarray
+    seed: int
+
+    def choose(
+        self, gene_sets: dict[str, list[str]], n_top: int, encoder: str | None
+    ) -> tuple[list[str], pd.DataFrame]:
+        """The pathways most enriched in the deciding spots."""
+        rows = self.deciding
+        features = self._features(encoder)
+        return choose_pathways(
+            log_counts(self.table, rows),
+            list(self.table.var_names),
+            gene_sets,
+            n_top,
+            sections=self.sections[rows],
+            positions=self._positions()[rows],
+            features=None if features is None else features[rows],
+            seed=self.seed,
+        )
+
+    def score(self, method: str, gene_sets: dict[str, list[str]]) -> np.ndarray:
+        """Scores of all spots."""
+        everything = np.arange(self.table.n_obs)
+        labels = log_counts(self.table, everything) if method == "zscore" else None
+        columns = set_columns(self.table, gene_sets)
+        return score_spots(method, self.table.X, labels, columns, reference=self.deciding)
+
+    def _features(self, encoder: str | None) -> np.ndarray | None:
+        stored = _schema.read_json(self.table, "encoder", default={})
+        if encoder is None and not any(_schema.embedding_key(name) in self.table.obsm for name in stored):
+            return None
+        return embedding(self.table, choose_encoder(self.table, encoder, self.table_key), self.table_key)
+
+    def _positions(self) -> np.ndarray:
+        if "spatial" in self.table.obsm:
+            return np.asarray(self.table.obsm["spatial"], dtype=float)
+        if _schema.PATCH_BBOX in self.table.obsm:
+            return positions(self.table)
+        raise Img2GeneError(
+            'Selecting pathways needs the positions of the spots: set `obsm["spatial"]`, run `img2gene.pp.extract_patches` '
+            "first, or raise `n_top` to the number of gene sets."
+        )
