@@ -1,0 +1,213 @@
+"""Layers that the networks share; all of them run under ``torch.func.vmap``."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Offsets between spots are given in this unit, so that attention sees numbers of order one.
+MICRONS = 100.0
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries over keys, softmax(Q Kᵀ / √d + bias) V.
+
+    Parameters
+    ----------
+    dim
+        Width of queries, keys and output.
+    heads
+        Number of heads; divides ``dim``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.layers import Attention
+    >>> Attention(8, heads=2)(torch.zeros(5, 1, 8), torch.zeros(5, 3, 8)).shape
+    torch.Size([5, 1, 8])
+    """
+
+    def __init__(self, dim: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(…, q, dim) queries over (…, k, dim) keys; ``bias`` (…, heads, q, k) is added to the logits."""
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+            for layer, x in ((self.query, queries), (self.key, keys), (self.value, keys))
+        )
+        logits = q @ k.mT / q.shape[-1] ** 0.5
+        if bias is not None:
+            logits = logits + bias
+        return self.out((logits.softmax(dim=-1) @ v).transpose(-3, -2).flatten(-2))
+
+
+class RelativePosition(nn.Module):
+    """Attention bias of each head from the offset between two spots in µm, and from its length.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.layers import RelativePosition
+    >>> RelativePosition(heads=4)(torch.zeros(5, 8, 8, 2)).shape
+    torch.Size([5, 4, 8, 8])
+    """
+
+    def __init__(self, heads: int, width: int = 16) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, heads))
+
+    def forward(self, offsets: Tensor) -> Tensor:
+        """(…, heads, q, k) of offsets (…, q, k, 2) in µm."""
+        scaled = offsets / MICRONS
+        length = scaled.square().sum(dim=-1, keepdim=True).add(1e-12).sqrt()
+        return self.layers(torch.cat([scaled, length], dim=-1)).movedim(-1, -3)
+
+
+class FeedForward(nn.Module):
+    """Residual block x + dropout(GELU(W x)).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.layers import FeedForward
+    >>> FeedForward(8)(torch.zeros(5, 8)).shape
+    torch.Size([5, 8])
+    """
+
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(dim, dim), dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        return x + F.dropout(F.gelu(self.linear(x)), self.dropout, self.training)
+
+
+class SpotEncoder(nn.Module):
+    """Hidden features (…, dim) of a spot's components: dropout, linear, GELU, and a residual block.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.layers import SpotEncoder
+    >>> SpotEncoder(32, 8)(torch.zeros(5, 32)).shape
+    torch.Size([5, 8])
+    """
+
+    def __init__(self, width: int, dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear, self.block, self.dropout = nn.Linear(width, dim), FeedForward(dim, dropout), dropout
+        # Components carry unit energy in all, so this starts the hidden units off in the bent part of the GELU.
+        nn.init.normal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode components (…, width)."""
+        # Half the rate on the input: there is one view of it, while hidden units repeat each other.
+        x = F.dropout(x, self.dropout / 2, self.training)
+        x = F.dropout(F.gelu(self.linear(x)), self.dropout, self.training)
+        return self.block(x)
+
+
+class Neighborhood(nn.Module):
+    """Tokens (B, k, dim) of the spots around a spot: self-attention among them with relative positions as bias.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.layers import Neighborhood
+    >>> Neighborhood(8, heads=2)(torch.zeros(5, 6, 8), torch.zeros(5, 6, 2)).shape
+    torch.Size([5, 6, 8])
+    """
+
+    def __init__(self, dim: int, heads: int = 4) -> None:
+        super().__init__()
+        self.attention, self.position = Attention(dim, heads), RelativePosition(heads)
+
+    def forward(self, hidden: Tensor, offsets: Tensor) -> Tensor:
+        """Hidden features (B, k, dim) of the neighbours, at ``offsets`` (B, k, 2) in µm from the spot."""
+        between = offsets.unsqueeze(-3) - offsets.unsqueeze(-2)
+        return hidden + self.attention(hidden, hidden, self.position(between))
+
+
+class SectionSummary(nn.Module):
+    """The whole section in a fixed number of latent tokens, so that looking at it costs a spot the same in any section.
+
+    Latents attend to the hidden features of the section's spots; then each spot attends to the latents. A layer over the
+    nearest spots gives each its place: relative, as sections have neither origin nor orientation in common.
+
+    References
+    ----------
+    Jaegle et al., "Perceiver: General Perception with Iterative Attention", ICML 2021 (latents); Chu et al., "Conditional
+    Positional Encodings for Vision Transformers", ICLR 2023 (position from neighbours).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.layers import SectionSummary
+    >>> summary = SectionSummary(8, n_latents=3, heads=2)
+    >>> latents = summary.latents_of(torch.randn(50, 8))
+    >>> summary(torch.zeros(5, 8), torch.zeros(5, 6, 8), latents).shape
+    torch.Size([5, 8])
+    """
+
+    def __init__(self, dim: int, n_latents: int = 16, heads: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(n_latents, dim))
+        self.gather, self.spread = Attention(dim, heads), Attention(dim, heads)
+        self.block = FeedForward(dim, dropout)
+        self.place = nn.Linear(dim, dim)
+
+    def latents_of(self, spots: Tensor) -> Tensor:
+        """Latents (n_latents, dim) of a section from the hidden features (n, dim) of its spots."""
+        return self.block(self.latents + self.gather(self.latents, spots))
+
+    def forward(self, hidden: Tensor, around: Tensor, latents: Tensor) -> Tensor:
+        """One token (B, dim) per spot of hidden features (B, dim), those of its neighbours (B, k, dim), and the latents."""
+        return hidden + self.spread(hidden, latents) + self.place(around.mean(dim=-2))
+
+
+class PathwayAttention(nn.Module):
+    """Context from pathways: Z' = softmax(Z W_q (P W_k)ᵀ / √d) P W_v, with P the spot's pathway tokens.
+
+    The token of pathway j is a learned vector times the spot's predicted score p̂_j. What a pathway adds to an embedding is
+    a term of a sum, so that its contribution to a gene can be read off (:meth:`terms`).
+
+    References
+    ----------
+    Img2Gene (Zhang et al., IEEE JBHI 2026), pathway context.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.layers import PathwayAttention
+    >>> PathwayAttention(8, n_pathways=5)(torch.randn(3, 8), torch.randn(3, 5)).shape
+    torch.Size([3, 8])
+    """
+
+    def __init__(self, dim: int, n_pathways: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(n_pathways, dim) / dim**0.5)
+        self.query, self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+
+    def shares(self, embedding: Tensor, scores: Tensor) -> Tensor:
+        """What each pathway's value is multiplied with, attention · p̂, (B, P)."""
+        # Scores are rows of unit length; this brings them to order one.
+        scores = scores * scores.shape[-1] ** 0.5
+        logits = scores * (self.query(embedding) @ self.key(self.tokens).mT) / embedding.shape[-1] ** 0.5
+        return logits.softmax(dim=-1) * scores
+
+    def terms(self, embedding: Tensor, scores: Tensor) -> Tensor:
+        """What each pathway adds, (B, P, dim)."""
+        return self.shares(embedding, scores).unsqueeze(-1) * self.value(self.tokens)
+
+    def forward(self, embedding: Tensor, scores: Tensor) -> Tensor:
+        """Context (B, dim) of embeddings (B, dim) with pathway scores (B, P)."""
+        return self.shares(embedding, scores) @ self.value(self.tokens)

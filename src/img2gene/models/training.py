@@ -1,0 +1,200 @@
+"""Training of an ensemble through Lightning: early stopping, checkpoints, resumption, and what stops a run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from img2gene._errors import Img2GeneError
+from img2gene.models.ensemble import Ensemble
+from img2gene.settings import settings
+
+logger = logging.getLogger(__name__)
+
+LAST = "last.ckpt"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes
+    ----------
+    max_epochs
+        Largest number of epochs.
+    validate_every
+        Epochs between validations.
+    patience
+        Validations without improvement until training stops.
+    learning_rate, weight_decay
+        Of AdamW.
+    accelerator, devices, precision
+        As in Lightning's trainer.
+    seed
+        Of the order of spots, dropout, and, for the first member, of the initial weights.
+    """
+
+    max_epochs: int
+    validate_every: int = 1
+    patience: int = 10
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    accelerator: str = "cpu"
+    devices: int | str = 1
+    precision: str = "32-true"
+    seed: int = 0
+
+
+@dataclass
+class Task:
+    """What is to be learnt, in terms that training needs.
+
+    Attributes
+    ----------
+    ensemble
+        The networks.
+    batches
+        Batches of an epoch, given its number: tuples of tensors, reproducible.
+    loss
+        Losses of one network on a batch: the total, and its parts by name.
+    validate
+        Score to be maximised, without gradients; None trains for all epochs and keeps the last.
+    prepare
+        Called before each epoch, without gradients.
+    describe
+        Says what a batch holds, for errors.
+    """
+
+    ensemble: Ensemble
+    batches: Callable[[int], Iterator[Any]]
+    loss: Callable[[nn.Module, Any], dict[str, Tensor]]
+    validate: Callable[[Ensemble], float] | None = None
+    prepare: Callable[[Ensemble], None] | None = None
+    describe: Callable[[Any], str] = lambda batch: "a batch"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a training run.
+
+    Attributes
+    ----------
+    best_epoch
+        Number of epochs after which validation was best (all of them without validation); its weights are in the ensemble.
+    score
+        Validation score then; NaN without validation.
+    history
+        One entry for each epoch: ``epoch``, the losses, and ``validation`` where it was computed.
+    """
+
+    best_epoch: int
+    score: float
+    history: list[dict[str, float]]
+
+
+def train(task: Task, schedule: Schedule, *, folder: Path | None = None, label: str = "train") -> Run:
+    """Train an ensemble; its weights are those of the best validation afterwards.
+
+    With a ``folder``, a checkpoint is written there after each epoch, and a run that was interrupted goes on from it to the
+    result of an uninterrupted one: everything random is drawn from the seed and the number of the epoch.
+
+    Raises
+    ------
+    Img2GeneError
+        The loss is not finite (the batch and the likely cause are named), or memory ran out; the checkpoint of the last
+        good epoch stays.
+    """
+    with _quiet(), torch.random.fork_rng(), _memory_advice(schedule):
+        plan, trainer = _build(task, schedule, folder, label)
+        last = folder / LAST if folder is not None and (folder / LAST).is_file() else None
+        try:
+            trainer.fit(plan, ckpt_path=last, weights_only=True if last else None)
+        except SystemExit as exit_:
+            # What Lightning makes of an interruption from the keyboard would end a notebook's kernel.
+            raise KeyboardInterrupt from exit_
+    return plan.finish()
+
+
+def _build(task: Task, schedule: Schedule, folder: Path | None, label: str) -> tuple[Any, Any]:
+    lightning = import_lightning()
+    from img2gene.models._plan import LastEpoch, Plan, Progress
+
+    callbacks: list[Any] = []
+    if task.validate is not None:
+        callbacks.append(lightning.callbacks.EarlyStopping("validation", mode="max", patience=schedule.patience))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        callbacks.append(LastEpoch(folder / LAST))
+    if settings.progress:
+        callbacks.append(Progress(label))
+    trainer = lightning.Trainer(
+        accelerator=schedule.accelerator,
+        devices=schedule.devices,
+        precision=schedule.precision,
+        max_epochs=schedule.max_epochs,
+        check_val_every_n_epoch=schedule.validate_every,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=folder is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+    )
+    return Plan(task, schedule), trainer
+
+
+def import_lightning() -> Any:
+    """Lightning, or an error that says what is wrong with its installation."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import lightning.pytorch as pl
+    except (ImportError, RuntimeError) as error:
+        raise Img2GeneError(
+            f"Lightning, which trains networks, cannot be imported: {error}. If this names torchvision, its build does not "
+            "match torch: install the matching one, or `pip uninstall torchvision`."
+        ) from error
+    return pl
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's banners and its advice about data loaders, which does not apply to arrays in memory."""
+    names = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [found.level for found in loggers]
+    for found in loggers:
+        found.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        try:
+            yield
+        finally:
+            for found, level in zip(loggers, levels, strict=True):
+                found.setLevel(level)
+
+
+@contextlib.contextmanager
+def _memory_advice(schedule: Schedule) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and not any(hint in text for hint in ("out of memory", "allocate memory")):
+            raise
+        raise Img2GeneError(
+            f"Memory ran out while training in precision {schedule.precision!r} on {schedule.accelerator}: {error}. Lower "
+            "`batch_size`, `n_models` or the number of genes, or use `precision='bf16-mixed'`."
+        ) from error
