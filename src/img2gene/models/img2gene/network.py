@@ -33,6 +33,8 @@ class Architecture:
         One of :data:`img2gene.models.debias.EFFECTS`.
     neighborhood, section
         Whether those views are looked at.
+    counts
+        Whether the outputs are log rates of negative binomial counts, with a dispersion for each gene.
     """
 
     n_components: int
@@ -49,6 +51,7 @@ class Architecture:
     effect: str = "TE"
     neighborhood: bool = True
     section: bool = True
+    counts: bool = False
 
     def state(self) -> dict[str, Any]:
         """As JSON."""
@@ -95,7 +98,7 @@ class Img2GeneNetwork(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from img2gene.models.img2gene_network import Architecture, Img2GeneNetwork
+    >>> from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
     >>> from img2gene.models.spots import Batch
     >>> network = Img2GeneNetwork(Architecture(n_components=6, n_genes=5, n_neighbors=2))
     >>> spots, near = torch.arange(4), torch.tensor([[1, 2]] * 4)
@@ -133,6 +136,8 @@ class Img2GeneNetwork(nn.Module):
         self.head = _zero_linear(a.dim, a.n_genes)
         looked_at = [name for name in VIEWS if name == "own" or getattr(a, {"around": "neighborhood"}.get(name, name))]
         self.view_heads = nn.ModuleDict({name: _zero_linear(a.dim, a.n_genes) for name in looked_at})
+        if a.counts:
+            self.log_theta = nn.Parameter(torch.zeros(a.n_genes))
         if a.n_pathways:
             self.pathway_head = nn.Linear(a.dim, a.n_pathways)
             self.pathway_context = PathwayAttention(a.dim, a.n_pathways)

@@ -1,0 +1,241 @@
+"""A fitted Img2Gene: networks, ridges, and how they are put together to a prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from img2gene.models.components import Components
+from img2gene.models.debias import calibrate
+from img2gene.models.ensemble import Ensemble
+from img2gene.models.img2gene.inference import SpotArrays, predictions
+from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
+from img2gene.models.linear import Ridge
+from img2gene.models.shift import section_means, shift
+from img2gene.models.spots import split_sections
+
+TARGET_SUM = 1e4
+
+
+@dataclass(frozen=True)
+class Readout:
+    """From what the networks put out to labels relative to the training mean.
+
+    Attributes
+    ----------
+    scale
+        SD that labels were divided by.
+    label_mean
+        float32 (G,): mean training label.
+    log_rate
+        float32 (G,): log of each gene's share of the training counts, for networks of counts; else empty.
+    reference_genes, reference_own
+        float32 (n_models, G): outputs at the reference views, of the full network and of the own view.
+    """
+
+    scale: float
+    label_mean: np.ndarray
+    log_rate: np.ndarray
+    reference_genes: np.ndarray
+    reference_own: np.ndarray
+
+    def __call__(self, outputs: Tensor, own: bool) -> np.ndarray:
+        """Mean over members (B, G) of their outputs (n_models, B, G)."""
+        outputs = outputs.float().cpu()
+        if len(self.log_rate):
+            rate = TARGET_SUM * torch.exp(outputs + torch.from_numpy(self.log_rate))
+            return torch.log1p(rate).mean(dim=0).numpy() - self.label_mean
+        reference = torch.from_numpy(self.reference_own if own else self.reference_genes)
+        return (calibrate(outputs, reference.unsqueeze(1), torch.zeros(())).mean(dim=0) * self.scale).numpy()
+
+
+@dataclass(frozen=True)
+class ShiftScale:
+    """How far sections may lie from the training sections.
+
+    Attributes
+    ----------
+    means
+        float32 (n_sections, width): mean features of the training sections.
+    scale
+        float32 (width,): SD of features within sections.
+    near, far
+        Shifts up to which the validated weights hold, and from which on the stiff ridge alone predicts.
+    """
+
+    means: np.ndarray
+    scale: np.ndarray
+    near: float
+    far: float
+
+    def __call__(self, features: np.ndarray, sections: np.ndarray) -> dict[str, tuple[float, float]]:
+        """For each section its shift, and the share 0–1 of the stiff ridge."""
+        names, means = section_means(features, sections)
+        shifts = [shift(mean, self.means, self.scale) for mean in means]
+        return {str(name): (value, self.share(value)) for name, value in zip(names, shifts, strict=True)}
+
+    def share(self, value: float) -> float:
+        """Share of the stiff ridge at a shift."""
+        return float(np.clip((value - self.near) / (self.far - self.near), 0, 1))
+
+
+@dataclass
+class FittedImg2Gene:
+    """Everything that a prediction takes."""
+
+    architecture: Architecture
+    ensemble: Ensemble
+    components: Components
+    token_components: Components | None
+    ridge: Ridge
+    stiff: Ridge
+    readout: Readout
+    weights: np.ndarray
+    shift: ShiftScale
+    smoothing: float
+
+    def inputs(
+        self, features: np.ndarray, sections: np.ndarray, positions: np.ndarray, tokens: np.ndarray | None
+    ) -> SpotArrays:
+        """Inputs of the networks."""
+        return SpotArrays(
+            split_sections(sections, positions, self.architecture.n_neighbors, pad=True),
+            self.components(features, sections),
+            project_tokens(self.token_components, tokens, sections),
+        )
+
+    def predict(
+        self, features: np.ndarray, sections: np.ndarray, positions: np.ndarray, tokens: np.ndarray | None
+    ) -> np.ndarray:
+        """Labels float32 (n_spots, n_genes)."""
+        arrays = self.inputs(features, sections, positions, tokens)
+        stiff = np.zeros(len(features), dtype=np.float32)
+        for name, (_, share) in self.shift(features, sections).items():
+            stiff[sections == name] = share
+        out = self.ridge.predict(features, sections)
+        out -= self.readout.label_mean
+        out *= ((1 - stiff) * self.weights[0])[:, None]
+        self._add_networks(out, arrays, 1 - stiff)
+        self._add_stiff(out, arrays, features, sections, stiff)
+        out += self.readout.label_mean
+        return out
+
+    def _add_networks(self, out: np.ndarray, arrays: SpotArrays, shares: np.ndarray) -> None:
+        """Add what the networks predict to ``out``, in place."""
+        device = _device()
+        self.ensemble.to(device).eval()
+        known = SpotArrays([s for s in arrays.sections if shares[s.rows[0]] > 0], arrays.features, arrays.tokens)
+        for rows, genes, own in predictions(self.ensemble, known):
+            mixed = self.weights[2] * self.readout(genes, own=False) + self.weights[1] * self.readout(own, own=True)
+            out[rows] += mixed * shares[rows, None]
+        self.ensemble.cpu()
+
+    def _add_stiff(
+        self, out: np.ndarray, arrays: SpotArrays, features: np.ndarray, sections: np.ndarray, shares: np.ndarray
+    ) -> None:
+        """Add the stiff ridge, smoothed over the nearest spots, of sections that lie far away."""
+        for section in arrays.sections:
+            share = float(shares[section.rows[0]])
+            if share > 0:
+                found = self.stiff.predict(features[section.rows], sections[section.rows]) - self.readout.label_mean
+                around = sum(found[section.neighbors[:, i]] for i in range(section.neighbors.shape[1]))
+                smooth = (1 - self.smoothing) * found + self.smoothing / section.neighbors.shape[1] * around
+                out[section.rows] += share * smooth
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Facts (JSON) and arrays."""
+        ridge, ridge_arrays = self.ridge.state()
+        arrays = {f"ridge.{name}": value for name, value in ridge_arrays.items()}
+        arrays["stiff.coefficients"] = self.stiff.arrays["coefficients"]
+        arrays |= {f"network.{name}": value.cpu().numpy() for name, value in self.ensemble.state_dict().items()}
+        for name, part in (("components", self.components), ("tokens", self.token_components)):
+            if part is not None:
+                arrays |= {f"{name}.{key}": getattr(part, key) for key in ("mean", "scale", "axes")}
+        arrays |= {"shift.means": self.shift.means, "shift.scale": self.shift.scale, "weights": self.weights}
+        for key in ("label_mean", "log_rate", "reference_genes", "reference_own"):
+            arrays[f"readout.{key}"] = getattr(self.readout, key)
+        config = {
+            "architecture": self.architecture.state(),
+            "n_models": self.ensemble.n_models,
+            "center": self.components.center,
+            "ridge": ridge,
+            "scale": self.readout.scale,
+            "shift": {"near": self.shift.near, "far": self.shift.far},
+            "smoothing": self.smoothing,
+        }
+        return config, arrays
+
+    @classmethod
+    def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
+        """Shapes of the arrays that go with a configuration; names stand for sizes that arrays share."""
+        architecture, members = Architecture(**config["architecture"]), config["n_models"]
+        with torch.device("meta"):
+            network = Img2GeneNetwork(architecture)
+        shapes: dict[str, tuple[str | int, ...]] = {f"ridge.{name}": axes for name, axes in Ridge.shapes.items()}
+        shapes["stiff.coefficients"] = Ridge.shapes["coefficients"]
+        for name, value in network.state_dict().items():
+            shapes[f"network.{name.replace('.', '/')}"] = (members, *value.shape)
+        q, w = architecture.n_components, architecture.token_width
+        shapes |= {"components.mean": ("width",), "components.scale": ("width",), "components.axes": (q, "width")}
+        if architecture.n_tokens:
+            shapes |= {"tokens.mean": ("token",), "tokens.scale": ("token",), "tokens.axes": (w, "token")}
+        shapes |= {"shift.means": ("sections", "width"), "shift.scale": ("width",), "weights": (3,)}
+        shapes |= {"readout.label_mean": ("genes",), "readout.log_rate": ("genes",) if architecture.counts else (0,)}
+        shapes |= {"readout.reference_genes": (members, "genes"), "readout.reference_own": (members, "genes")}
+        return shapes
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedImg2Gene:
+        """Restore it."""
+        architecture = Architecture(**config["architecture"])
+        ensemble = build_ensemble(architecture, config["n_models"], 0)
+        part = _prefixed(arrays, "network")
+        ensemble.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in part.items()})
+        ridge = Ridge.from_state(config["ridge"], _prefixed(arrays, "ridge"))
+        center = config["center"]
+        tokens = _prefixed(arrays, "tokens")
+        readout, distance = _prefixed(arrays, "readout"), _prefixed(arrays, "shift")
+        return cls(
+            architecture,
+            ensemble.eval(),
+            Components(**_prefixed(arrays, "components"), center=center),
+            Components(**tokens, center=center) if tokens else None,
+            ridge,
+            stiff_ridge(ridge, arrays["stiff.coefficients"]),
+            Readout(scale=config["scale"], **readout),
+            arrays["weights"],
+            ShiftScale(**distance, **config["shift"]),
+            config["smoothing"],
+        )
+
+
+def build_ensemble(architecture: Architecture, n_models: int, seed: int) -> Ensemble:
+    """An untrained ensemble."""
+    return Ensemble(lambda: Img2GeneNetwork(architecture), n_models, seed)
+
+
+def project_tokens(components: Components | None, tokens: np.ndarray | None, sections: np.ndarray) -> np.ndarray:
+    """Components (n, m, w) of patch tokens; m is 0 where the networks do not look at any."""
+    if components is None or tokens is None:
+        return np.zeros((len(sections), 0, 0), dtype=np.float32)
+    return components(tokens, sections)
+
+
+def stiff_ridge(ridge: Ridge, coefficients: np.ndarray) -> Ridge:
+    """The ridge with other coefficients of the same components."""
+    config, arrays = ridge.state()
+    return Ridge.from_state(config, {**arrays, "coefficients": coefficients})
+
+
+def _device() -> str:
+    from img2gene.encoders.base import resolve_device
+
+    return resolve_device(None)
+
+
+def _prefixed(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.split(".", 1)[1]: value for name, value in arrays.items() if name.startswith(f"{prefix}.")}

@@ -1,0 +1,425 @@
+"""Fitting Img2Gene: validation on parts of the training data, choice of epochs and weights, and the final fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from img2gene.metrics import pearson
+from img2gene.models.base import TrainingData
+from img2gene.models.components import Components
+from img2gene.models.debias import confounder_dictionary
+from img2gene.models.ensemble import Ensemble
+from img2gene.models.folds import InnerFolds, inner_folds
+from img2gene.models.img2gene.fitted import (
+    TARGET_SUM,
+    FittedImg2Gene,
+    Readout,
+    ShiftScale,
+    build_ensemble,
+    project_tokens,
+)
+from img2gene.models.img2gene.inference import SpotArrays, predictions, update_references
+from img2gene.models.img2gene.network import Architecture
+from img2gene.models.img2gene.objective import Objective, Targets
+from img2gene.models.img2gene.parameters import Parameters
+from img2gene.models.imbalance import density_weights
+from img2gene.models.linear import Ridge, centre
+from img2gene.models.resume import Progress, fingerprint
+from img2gene.models.shift import section_means, shift
+from img2gene.models.spots import Batch, Section, gather, split_sections, training_chunks
+from img2gene.models.stacking import stack_weights
+from img2gene.models.training import Run, Schedule, Task, train
+
+logger = logging.getLogger(__name__)
+
+_TOKEN_COMPONENTS = 64
+_ANCHORS = 256
+_SCORED_GENES = 500
+# Steps of the optimiser after which validation had stopped improving on all cohorts tried (benchmarks/ablation.py).
+_STEPS = 1000
+_EPOCHS = (15, 200)
+_VALIDATIONS = 25
+# Shifts between sections of one patient or batch were below, those between patients above (benchmarks/README.md).
+_NEAR, _FAR_MARGIN = 0.5, 0.15
+_STIFFNESS, _SMOOTHING = 4.0, 0.4
+
+
+@dataclass
+class _Trial:
+    """What one validation brought."""
+
+    rows: np.ndarray
+    own: np.ndarray
+    full: np.ndarray
+    run: Run
+    ensemble: Ensemble
+    readout: Readout
+
+
+@dataclass
+class Fitting:
+    """One fit of Img2Gene to training data."""
+
+    parameters: Parameters
+    data: TrainingData
+    seed: int
+
+    def run(self) -> tuple[FittedImg2Gene, dict[str, Any]]:
+        """The fitted model, and the report on it."""
+        progress = Progress.open(self.parameters.checkpoint_dir, self._facts())
+        folds = inner_folds(self.data, seed=self.seed)
+        splits = [(fitted, held) for fitted, held in folds.splits() if fitted.any() and held.sum() > 1]
+        order = np.random.default_rng(self.seed).permutation(len(splits))[: self.parameters.n_validations]
+        trials = [self._validate(number, splits[i], folds, progress) for number, i in enumerate(order)]
+        weights = self._weigh(trials, folds)
+        epochs = round(np.mean([trial.run.best_epoch for trial in trials])) if trials else self._schedule().max_epochs
+        if self.parameters.refit or not trials:
+            ensemble, run = self._refit(epochs, progress)
+            readout = self._readout(ensemble, self.arrays, self.targets.log_rate_mean)
+        else:
+            ensemble, run, readout = trials[0].ensemble, trials[0].run, trials[0].readout
+        fitted = FittedImg2Gene(
+            self.architecture,
+            ensemble,
+            self.components,
+            self.token_components,
+            self.ridge,
+            self.ridge.stiffened(_STIFFNESS),
+            readout,
+            weights,
+            self._shift_scale(),
+            _SMOOTHING,
+        )
+        return fitted, self._report(folds, trials, weights, epochs, run)
+
+    @cached_property
+    def ridge(self) -> Ridge:
+        """The slide-centred ridge beside the networks."""
+        ridge = Ridge(center=self.parameters.center)
+        ridge.fit(self.data, seed=self.seed)
+        return ridge
+
+    @cached_property
+    def components(self) -> Components:
+        """Principal components of the embedding."""
+        p, data = self.parameters, self.data
+        return Components.fit(data.features, data.sections, p.n_components, center=p.center, seed=self.seed)
+
+    @cached_property
+    def token_components(self) -> Components | None:
+        """Principal components of the patch tokens."""
+        data = self.data
+        if data.tokens is None:
+            return None
+        k = min(_TOKEN_COMPONENTS, data.tokens.shape[-1])
+        return Components.fit(data.tokens, data.sections, k, center=self.parameters.center, seed=self.seed)
+
+    @cached_property
+    def arrays(self) -> SpotArrays:
+        """Inputs of the networks for all training spots."""
+        data = self.data
+        return SpotArrays(
+            split_sections(data.sections, data.positions, self.parameters.n_neighbors, pad=True),
+            self.components(data.features, data.sections),
+            project_tokens(self.token_components, data.tokens, data.sections),
+        )
+
+    @cached_property
+    def targets(self) -> TargetArrays:
+        """What all training spots are to predict."""
+        folds = inner_folds(self.data, seed=self.seed)
+        base = self.ridge.held_out(self.data, folds, seed=self.seed) if self.parameters.ridge == "residual" else None
+        return TargetArrays.build(self.parameters, self.data, base)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Shapes of the networks."""
+        p, data = self.parameters, self.data
+        tokens = self.token_components
+        return Architecture(
+            n_components=len(self.components.axes),
+            n_genes=data.labels.shape[1],
+            n_pathways=0 if data.pathways is None else data.pathways.shape[1],
+            n_tokens=0 if tokens is None or data.tokens is None else data.tokens.shape[1],
+            token_width=0 if tokens is None else len(tokens.axes),
+            n_confounders=p.n_confounders,
+            dim=p.dim,
+            heads=p.heads,
+            n_neighbors=p.n_neighbors,
+            n_latents=p.n_latents,
+            dropout=p.dropout,
+            effect=p.effect,
+            neighborhood=p.neighborhood,
+            section=p.section_view,
+            counts=p.objective == "negative_binomial",
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What tells this fit from another."""
+        kept = dataclasses.asdict(self.parameters)
+        for name in ("checkpoint_dir", "accelerator", "devices"):
+            kept.pop(name)
+        names = [field.name for field in dataclasses.fields(self.data)]
+        return {**kept, "seed": self.seed, **fingerprint(**{name: getattr(self.data, name) for name in names})}
+
+    def _schedule(self, n_steps: int | None = None, epochs: int | None = None) -> Schedule:
+        p = self.parameters
+        steps = n_steps or n_batches(self.arrays.sections, p.batch_size)
+        most = epochs or p.max_epochs or int(np.clip(math.ceil(_STEPS / steps), *_EPOCHS))
+        accelerator, devices = resolve_accelerator(p.accelerator, p.devices)
+        return Schedule(
+            most,
+            max(most // _VALIDATIONS, 1),
+            p.patience,
+            p.learning_rate,
+            p.weight_decay,
+            accelerator,
+            devices,
+            p.precision,
+            self.seed,
+        )
+
+    def _new_ensemble(self) -> Ensemble:
+        ensemble = build_ensemble(self.architecture, self.parameters.n_models, self.seed)
+        if self.parameters.n_confounders:
+            found = confounder_dictionary(self.arrays.features, self.parameters.n_confounders, seed=self.seed)
+            for name, values in zip(("centroids", "frequency"), found, strict=True):
+                buffer = ensemble.get_buffer(f"backdoor/{name}")
+                buffer.copy_(torch.from_numpy(values).expand_as(buffer))
+        return ensemble
+
+    def _task(self, arrays: SpotArrays, ensemble: Ensemble) -> Task:
+        """Training on the sections of ``arrays``."""
+        p = self.parameters
+        objective = Objective(p.objective, p.distillation, p.pathway, p.pathway_coherence, p.coherence)
+
+        def batches(epoch: int) -> Iterator[tuple[Batch, Targets]]:
+            rng = np.random.default_rng([self.seed, epoch])
+            for section, spots, anchors in training_chunks(arrays.sections, p.batch_size, _ANCHORS, rng):
+                spot_batch = gather(section, spots, anchors, arrays.features, arrays.tokens)
+                yield spot_batch, self.targets.batch(section, section.rows[spots])
+
+        prepare = None if p.effect == "none" else lambda found: update_references(found, arrays)
+        return Task(ensemble, batches, objective, prepare=prepare, describe=self._describe)
+
+    def _describe(self, batch: tuple[Batch, Targets]) -> str:
+        spots, targets = batch
+        largest = float(targets.labels.abs().max()), float(spots.features.abs().max())
+        return (
+            f"{len(spots.own)} spots of section {self.targets.section_of(targets)}, labels up to {largest[0]:.3g}, "
+            f"components up to {largest[1]:.3g} in size"
+        )
+
+    def _validate(
+        self, number: int, split: tuple[np.ndarray, np.ndarray], folds: InnerFolds, progress: Progress
+    ) -> _Trial:
+        """Train without one fold, stopped by the correlation on it."""
+        fitted, held = split
+        inside = self._part(fitted, self.data.sections)
+        outside = self._part(held, folds.labels if folds.kind == "block" else self.data.sections)
+        ensemble = self._new_ensemble()
+        task = self._task(inside, ensemble)
+        genes = np.argsort(-self.data.labels.mean(axis=0), kind="stable")[:_SCORED_GENES]
+        task.validate = lambda found: self._score(found, outside, genes)
+        schedule = self._schedule(n_batches(inside.sections, self.parameters.batch_size))
+        name = f"validation{number + 1}"
+        run = self._resumable(name, task, schedule, progress)
+        if self.parameters.effect != "none":
+            update_references(ensemble, inside)
+        readout = self._readout(ensemble, inside, self.targets.log_rate_mean)
+        rows = np.concatenate([section.rows for section in outside.sections])
+        own, full = (np.empty((len(self.data.labels), self.data.labels.shape[1]), dtype=np.float32) for _ in range(2))
+        for block, genes_out, own_out in predictions(ensemble, outside):
+            full[block], own[block] = readout(genes_out, own=False), readout(own_out, own=True)
+        return _Trial(rows, own[rows], full[rows], run, ensemble, readout)
+
+    def _part(self, rows: np.ndarray, sections: np.ndarray) -> SpotArrays:
+        """Inputs of some spots, each section with the neighbours that are left; arrays stay those of all spots."""
+        index = np.flatnonzero(rows)
+        found = split_sections(sections[index], self.data.positions[index], self.parameters.n_neighbors, pad=True)
+        moved = [dataclasses.replace(section, rows=index[section.rows]) for section in found]
+        return SpotArrays(moved, self.arrays.features, self.arrays.tokens)
+
+    def _score(self, ensemble: Ensemble, arrays: SpotArrays, genes: np.ndarray) -> float:
+        """Mean correlation over genes and sections of the members' mean prediction."""
+        found = np.full((len(self.data.labels), len(genes)), np.nan, dtype=np.float32)
+        for rows, outputs, _ in predictions(ensemble, arrays):
+            found[rows] = outputs.mean(dim=0)[:, genes].float().cpu().numpy()
+        scores = [pearson(self.data.labels[s.rows][:, genes], found[s.rows]) for s in arrays.sections]
+        known = np.concatenate(scores)
+        return float(np.nanmean(known)) if np.isfinite(known).any() else 0.0
+
+    def _resumable(self, name: str, task: Task, schedule: Schedule, progress: Progress) -> Run:
+        """Train, or take up what was finished before."""
+        done = progress.load(name)
+        if done is not None:
+            facts, arrays = done
+            task.ensemble.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
+            task.ensemble.eval()
+            return Run(**facts)
+        run = train(task, schedule, folder=progress.part(name), label=name)
+        progress.save(
+            name, dataclasses.asdict(run), {key: value.numpy() for key, value in task.ensemble.state_dict().items()}
+        )
+        return run
+
+    def _refit(self, epochs: int, progress: Progress) -> tuple[Ensemble, Run]:
+        ensemble = self._new_ensemble()
+        run = self._resumable("fit", self._task(self.arrays, ensemble), self._schedule(epochs=epochs), progress)
+        if self.parameters.effect != "none":
+            update_references(ensemble, self.arrays)
+        return ensemble, run
+
+    def _readout(self, ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) -> Readout:
+        shape = (self.parameters.n_models, self.data.labels.shape[1])
+        genes = own = np.zeros(shape, dtype=np.float32)
+        if self.parameters.effect != "none":
+            with torch.no_grad():
+                found = ensemble.call(lambda net: net.reference_outputs())
+            genes, own = found.genes[:, 0].numpy(), found.views[:, 0, 0].numpy()
+        mean = self.data.labels.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return Readout(self.targets.scale, mean, log_rate, genes, own)
+
+    def _weigh(self, trials: list[_Trial], folds: InnerFolds) -> np.ndarray:
+        """Weights of ridge, own view and full network."""
+        role = self.parameters.ridge
+        if not trials:
+            return {"none": np.array([0, 0, 1.0]), "residual": np.array([1.0, 0, 1.0])}.get(role, np.array([0.5, 0, 0.5]))
+        rows = np.concatenate([trial.rows for trial in trials])
+        names = (folds.labels if folds.kind == "block" else self.data.sections)[rows]
+        networks = [np.concatenate([getattr(trial, part) for trial in trials]) for part in ("own", "full")]
+        base = self.ridge.held_out(self.data, folds, seed=self.seed)[rows]
+        candidates = [centre(values, names) for values in (base, *networks)]
+        labels = centre(self.data.labels[rows], names)
+        if role == "none":
+            return np.r_[0, stack_weights(candidates[1:], labels, labels.var(axis=0))]
+        return stack_weights(candidates, labels, labels.var(axis=0))
+
+    def _shift_scale(self) -> ShiftScale:
+        """Distances that validation has seen: between the training groups."""
+        data = self.data
+        scale = self.ridge.arrays["scale"]
+        names, means = section_means(data.features, data.sections)
+        group = np.array([data.groups[data.sections == name][0] for name in names])
+        apart = [
+            shift(means[i], means[group != group[i]], scale) for i in range(len(names)) if (group != group[i]).any()
+        ]
+        near = max([_NEAR, *(value for value in apart if np.isfinite(value))])
+        return ShiftScale(means.astype(np.float32), scale, near, near + _FAR_MARGIN)
+
+    def _report(
+        self, folds: InnerFolds, trials: list[_Trial], weights: np.ndarray, epochs: int, run: Run
+    ) -> dict[str, Any]:
+        history = [
+            {"run": f"validation {number + 1}", **entry}
+            for number, trial in enumerate(trials)
+            for entry in trial.run.history
+        ]
+        history += [{"run": "fit", **entry} for entry in run.history] if self.parameters.refit or not trials else []
+        return {
+            "inner_folds": folds.kind,
+            "n_validations": len(trials),
+            "validation_pcc": [round(trial.run.score, 6) for trial in trials],
+            "best_epochs": [trial.run.best_epoch for trial in trials],
+            "epochs": epochs,
+            "weights": dict(zip(("ridge", "own view", "network"), np.round(weights, 6).tolist(), strict=True)),
+            "ridge": self.ridge.summary(),
+            "n_pathways": self.architecture.n_pathways,
+            "history": history,
+        }
+
+
+@dataclass
+class TargetArrays:
+    """What all training spots are to predict.
+
+    Attributes
+    ----------
+    labels
+        float32 (n, G): centred, in units of ``scale``.
+    weights, pathways, counts
+        float32 (n, G or 0), (n, P or 0), (n, G or 0).
+    library
+        float32 (n,).
+    log_rates
+        float32 (G or 0,) for each section; ``log_rate_mean`` over all training counts.
+    scale
+        Root of the mean variance of the centred labels.
+    """
+
+    labels: np.ndarray
+    weights: np.ndarray
+    pathways: np.ndarray
+    counts: np.ndarray
+    library: np.ndarray
+    log_rates: dict[str, np.ndarray]
+    log_rate_mean: np.ndarray
+    scale: float
+
+    @classmethod
+    def build(cls, parameters: Parameters, data: TrainingData, base: np.ndarray | None) -> TargetArrays:
+        """Targets of training data; ``base`` is what the ridge predicts of spots it was not fitted to."""
+        left = data.labels if base is None else data.labels - base
+        mean = None if parameters.center == "section" else left.mean(axis=0, dtype=np.float64)
+        centred = centre(left, data.sections, mean)
+        scale = float(np.sqrt(max(np.square(centred).mean(), 1e-12)))
+        none = np.zeros((len(centred), 0), dtype=np.float32)
+        counts, library, log_rates, log_rate_mean = none, np.ones(len(centred), dtype=np.float32), {}, none[0]
+        if parameters.objective == "negative_binomial":
+            assert data.library is not None
+            library = data.library.astype(np.float32)
+            counts = np.round(np.expm1(data.labels) * (library / TARGET_SUM)[:, None]).astype(np.float32)
+            log_rate_mean = _log_rate(counts, library)
+            log_rates = {
+                str(name): _log_rate(counts[data.sections == name], library[data.sections == name])
+                if parameters.center == "section"
+                else log_rate_mean
+                for name in np.unique(data.sections)
+            }
+        return cls(
+            (centred / scale).astype(np.float32),
+            density_weights(data.labels) if parameters.weighting == "density" else none,
+            none if data.pathways is None else data.pathways.astype(np.float32),
+            counts,
+            library,
+            log_rates,
+            log_rate_mean,
+            scale,
+        )
+
+    def batch(self, section: Section, rows: np.ndarray) -> Targets:
+        """The targets of some spots of a section."""
+        rate = self.log_rates.get(section.name, self.log_rate_mean)
+        parts = (self.labels, self.weights, self.pathways, self.counts, self.library)
+        return Targets(
+            *(torch.from_numpy(part[rows]) for part in parts), torch.from_numpy(rate).expand(len(rows), len(rate))
+        )
+
+
+def _log_rate(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
+    """Log of each gene's share of the counts; half a count is added, as no gene has a share of exactly 0."""
+    return np.log((counts.sum(axis=0, dtype=np.float64) + 0.5) / library.sum(dtype=np.float64)).astype(np.float32)
+
+
+def n_batches(sections: list[Section], batch_size: int) -> int:
+    """Batches of an epoch."""
+    return sum(max(round(len(section.rows) / batch_size), 1) for section in sections)
+
+
+def resolve_accelerator(accelerator: str, devices: int | str) -> tuple[str, int | str]:
+    """The accelerator asked for; ``"auto"`` takes the device of the settings."""
+    from img2gene.encoders.base import resolve_device
+
+    if accelerator != "auto":
+        return accelerator, devices
+    kind = resolve_device(None).split(":")[0]
+    return {"cuda": "gpu"}.get(kind, kind), devices

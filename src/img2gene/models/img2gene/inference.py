@@ -1,0 +1,84 @@
+"""Passes of an ensemble over whole sections, in blocks of spots: references and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from img2gene.models.debias import Views
+from img2gene.models.ensemble import Ensemble
+from img2gene.models.spots import Section
+
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class SpotArrays:
+    """Inputs of the network for all spots.
+
+    Attributes
+    ----------
+    sections
+        Sections with their neighbours.
+    features
+        float32 (n, q): components.
+    tokens
+        float (n, m, w): components of the patch tokens; m is 0 where there are none.
+    """
+
+    sections: list[Section]
+    features: np.ndarray
+    tokens: np.ndarray
+
+
+def section_views(ensemble: Ensemble, arrays: SpotArrays, section: Section) -> Iterator[tuple[np.ndarray, Views]]:
+    """Views of all spots of a section, in blocks: (rows of the study, views with the members first).
+
+    The section's latents come from all of its spots, so a prediction does not depend on the blocks.
+    """
+    device = next(ensemble.parameters()).device
+    features = torch.from_numpy(arrays.features[section.rows]).to(device)
+    parts = [ensemble.call(lambda net, x: net.encode(x), part) for part in features.split(8 * _BLOCK)]
+    hidden = torch.cat(parts, dim=1)
+    latents = ensemble.call(lambda net, h: net.latents(h), paired=(hidden,))
+    for start in range(0, len(section.rows), _BLOCK):
+        spots = np.arange(start, min(start + _BLOCK, len(section.rows)))
+        tokens = torch.from_numpy(np.asarray(arrays.tokens[section.rows[spots]], dtype=np.float32)).to(device)
+        offsets = torch.from_numpy(section.offsets(spots)).to(device)
+        near = torch.from_numpy(section.neighbors[spots]).to(device)
+        views = ensemble.call(
+            lambda net, tok, off, own, around, lat: net.views(own, around, tok, off, lat),
+            tokens,
+            offsets,
+            paired=(hidden[:, start : start + _BLOCK], hidden[:, near], latents),
+        )
+        yield section.rows[spots], views
+
+
+@torch.no_grad()
+def predictions(ensemble: Ensemble, arrays: SpotArrays) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """What the members predict, in blocks: (rows, full network (n_models, B, G), own view alone (n_models, B, G))."""
+    for section in arrays.sections:
+        for rows, views in section_views(ensemble, arrays, section):
+            found = ensemble.call(lambda net, *x: net.predict(Views(*x)), paired=tuple(views))
+            yield rows, found.genes, found.views[:, 0]
+
+
+@torch.no_grad()
+def update_references(ensemble: Ensemble, arrays: SpotArrays) -> None:
+    """Set every member's reference views to the exact means over all spots of ``arrays``."""
+    training = ensemble.training
+    ensemble.eval()
+    sums = [torch.zeros(ensemble.get_buffer(f"reference_{name}").shape, dtype=torch.float64) for name in Views._fields]
+    for section in arrays.sections:
+        for _, views in section_views(ensemble, arrays, section):
+            for total, view in zip(sums, views, strict=True):
+                total += view.sum(dim=1).cpu().double()
+    count = sum(len(section.rows) for section in arrays.sections)
+    for name, total in zip(Views._fields, sums, strict=True):
+        ensemble.get_buffer(f"reference_{name}").copy_(total / count)
+    ensemble.train(training)

@@ -1,0 +1,104 @@
+"""What the network of Img2Gene is trained for: labels, their sparsity, and coherence between modalities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from img2gene.models import losses
+from img2gene.models.img2gene.network import Img2GeneNetwork, Outputs
+from img2gene.models.spots import Batch
+
+OBJECTIVES = ("gaussian", "balanced", "negative_binomial")
+
+
+class Targets(NamedTuple):
+    """What a batch is to predict; empty second axes stand for "not used".
+
+    Attributes
+    ----------
+    labels
+        (B, G): labels, centred, in units of their typical SD.
+    weights
+        (B, G or 0): weights against the imbalance of labels.
+    pathways
+        (B, P or 0): pathway scores.
+    counts, library, log_rate
+        (B, G or 0) counts, (B,) library sizes and (B, G or 0) log of the expected share of each gene in its section.
+    """
+
+    labels: Tensor
+    weights: Tensor
+    pathways: Tensor
+    counts: Tensor
+    library: Tensor
+    log_rate: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss, L = D(ŷ, y) + Σ_v [(1 − α) D(ŷ_v, y) + α MSE(ŷ_v, stopgrad ŷ)] + λ_p MSE(p̂, p̃) + λ_ip C(S_z, S_p) + λ_ig C(S_z, S_y).
+
+    D is the mean squared error (weighted where there are weights), Balanced MSE, or the negative log-likelihood of negative
+    binomial counts.
+
+    Attributes
+    ----------
+    kind
+        One of ``OBJECTIVES``.
+    distillation
+        α.
+    pathway, pathway_coherence, coherence
+        λ_p, λ_ip and λ_ig.
+    noise
+        σ of Balanced MSE, in units of the labels' typical SD.
+
+    References
+    ----------
+    Img2Gene (Zhang et al., IEEE JBHI 2026).
+    """
+
+    kind: str = "gaussian"
+    distillation: float = 0.3
+    pathway: float = 0.1
+    pathway_coherence: float = 0.1
+    coherence: float = 0.1
+    noise: float = 1.0
+
+    def __call__(self, network: Img2GeneNetwork, batch: tuple[Batch, Targets]) -> dict[str, Tensor]:
+        """The total, ``loss``, and its parts without their weights."""
+        spots, targets = batch
+        found = network(spots)
+        parts = {"labels": self._fit(network, found.genes, targets), "views": self._views(network, found, targets)}
+        total = parts["labels"] + parts["views"]
+        if targets.pathways.shape[-1]:
+            parts["pathways"] = losses.pathway(found.pathways, targets.pathways)
+            parts["pathway coherence"] = losses.coherence(found.embedding, targets.pathways)
+            total = total + self.pathway * parts["pathways"] + self.pathway_coherence * parts["pathway coherence"]
+        if self.coherence:
+            parts["coherence"] = losses.coherence(found.embedding, targets.labels)
+            total = total + self.coherence * parts["coherence"]
+        return {"loss": total, **parts}
+
+    def _fit(self, network: Img2GeneNetwork, predicted: Tensor, targets: Targets) -> Tensor:
+        if self.kind == "negative_binomial":
+            return losses.negative_binomial(
+                targets.log_rate + predicted, network.log_theta, targets.counts, targets.library
+            )
+        if self.kind == "balanced":
+            return losses.balanced_mse(predicted, targets.labels, self.noise)
+        return losses.weighted_mse(predicted, targets.labels, targets.weights if targets.weights.shape[-1] else None)
+
+    def _views(self, network: Img2GeneNetwork, found: Outputs, targets: Targets) -> Tensor:
+        if self.kind == "gaussian" and not targets.weights.shape[-1]:
+            return losses.distillation(list(found.views), found.genes, targets.labels, self.distillation)
+        teacher = found.genes.detach()
+        alpha = self.distillation
+        each = [
+            (1 - alpha) * self._fit(network, view, targets) + alpha * torch.nn.functional.mse_loss(view, teacher)
+            for view in found.views
+        ]
+        return torch.stack(each).sum()

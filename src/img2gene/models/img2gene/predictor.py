@@ -1,0 +1,195 @@
+"""Img2Gene as a predictor: an ensemble of networks beside a slide-centred ridge, weighed by validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from img2gene._errors import Img2GeneError, raise_problems
+from img2gene.models.base import TrainingData
+from img2gene.models.components import Components
+from img2gene.models.ensemble import Ensemble
+from img2gene.models.img2gene.fitting import Fitting, NetworkFit
+from img2gene.models.img2gene.inference import SpotArrays, member_outputs
+from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
+from img2gene.models.img2gene.parameters import Parameters
+from img2gene.models.linear import Ridge
+from img2gene.models.shift import ramp, section_means, shift
+from img2gene.models.spots import split_sections
+
+logger = logging.getLogger(__name__)
+
+
+class Img2Gene:
+    """Debiased, pathway-informed prediction: Img2Gene on frozen embeddings, beside a ridge that it is weighed against.
+
+    An ensemble of networks looks at each spot, at its nearest spots and at the whole section, fuses the three, and takes a
+    causal effect of what it sees (:mod:`img2gene.models.debias`). It is trained on labels, on pathway scores, and on
+    coherence between the spots' embeddings and their expression. Sections (or groups) of the training data are left out in
+    turn to choose the number of epochs and the weights of ridge, own view and full network; then all is fitted to all
+    training data.
+
+    ŷ = ȳ_train + (1 − s) (w_r ridge + w_o own view + w_f network) + s · stiff ridge
+
+    where s rises from 0 to 1 with the section's shift: its distance from the nearest training section, beyond the distances
+    that validation has seen. Capacity that serves sections like those of the training is thus not spent on others.
+
+    Parameters
+    ----------
+    effect
+        Debiasing: ``"none"``, ``"TE"``, ``"TDE"``, ``"TIE"``, ``"NDE"``, ``"NIE"``.
+    n_confounders
+        Centroids of the backdoor adjustment; 0 for none.
+    objective
+        ``"gaussian"`` (squared error), ``"balanced"`` (Balanced MSE) or ``"negative_binomial"`` (counts, with the library
+        size as offset; needs count labels).
+    weighting
+        ``"density"`` weighs rare labels of each gene up.
+    pathways
+        Use the pathway context where the study has one (:func:`img2gene.pp.score_pathways`).
+    neighborhood, section_view
+        Look at the nearest spots, and at the section.
+    ridge
+        ``"mixture"``: ridge and network are weighed by validation; ``"residual"``: the network predicts what the ridge leaves;
+        ``"none"``: the network alone.
+    center
+        ``"section"`` refers features and labels to the mean of their section; ``"none"`` to that of the training data.
+    coherence, pathway, pathway_coherence, distillation
+        λ_ig, λ_p, λ_ip and α of the loss (:class:`~img2gene.models.img2gene.objective.Objective`).
+    n_models
+        Members of the ensemble, which are trained in one batched pass.
+    n_neighbors
+        Spots around a spot that are looked at.
+    n_components
+        Principal components of the embedding that the network sees.
+    n_latents, dim, heads, dropout
+        Latent tokens of the section, hidden width, attention heads, dropout.
+    batch_size, learning_rate, weight_decay, max_epochs, patience
+        Of the training (AdamW); ``max_epochs`` None is chosen from the number of spots; ``patience`` counts validations.
+    n_validations
+        Inner folds that are validated on; 0 trains for ``max_epochs`` and weighs ridge and network equally.
+    refit
+        Train anew on all training data after validation; if False, the network of the first validation is kept.
+    accelerator, devices, precision
+        As in Lightning's trainer; ``"auto"`` takes ``img2gene.settings.device``.
+    checkpoint_dir
+        Folder that an interrupted fit goes on from when it is called again with the same data and parameters.
+
+    References
+    ----------
+    Zhang, Chen, Xu, Sakal, Li: "Img2Gene: Debiased Spatially Resolved Transcriptomics with Biological Context from Pathology
+    Images", IEEE JBHI 2026.
+    """
+
+    name: ClassVar[str] = "img2gene"
+    inputs: ClassVar[tuple[str, ...]] = ("positions", "tokens")
+    uses_pathways: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        effect: str = "TE",
+        n_confounders: int = 0,
+        objective: str = "gaussian",
+        weighting: str = "none",
+        pathways: bool = True,
+        neighborhood: bool = True,
+        section_view: bool = True,
+        ridge: str = "mixture",
+        center: str = "section",
+        coherence: float = 0.1,
+        pathway: float = 0.1,
+        pathway_coherence: float = 0.1,
+        distillation: float = 0.3,
+        n_models: int = 8,
+        n_neighbors: int = 8,
+        n_components: int = 256,
+        n_latents: int = 16,
+        dim: int = 128,
+        heads: int = 4,
+        dropout: float = 0.3,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-2,
+        max_epochs: int | None = None,
+        patience: int = 8,
+        n_validations: int = 3,
+        refit: bool = True,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        precision: str = "32-true",
+        checkpoint_dir: str | Path | None = None,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.parameters = Parameters(**given)
+        self.parameters.check()
+        self.context: dict[str, Any] = {}
+        self.fitted: NetworkFit | None = None
+        self.report: dict[str, Any] = {}
+
+    def set_context(self, facts: dict[str, Any]) -> None:
+        """Names, gene sets and enrichment of the pathways whose scores the training data hold (JSON)."""
+        self.context = facts
+
+    def fit(self, data: TrainingData, *, seed: int) -> None:
+        """Validate on parts of the training data, choose epochs and weights, then fit to all of it."""
+        self._check(data)
+        if not self.parameters.pathways:
+            data, self.context = dataclasses.replace(data, pathways=None), {}
+        self.fitted = Fitting(self.parameters, data, seed).run()
+        self.report = self.fitted.report
+
+    def _check(self, data: TrainingData) -> None:
+        problems = []
+        if self.parameters.objective == "negative_binomial" and data.library is None:
+            problems.append("objective='negative_binomial' needs counts: labels of `layer=` have none. Leave `layer` out.")
+        if data.pathways is not None and self.parameters.pathways and not np.isfinite(data.pathways).all():
+            problems.append("Pathway scores are NaN for some training spots: run `img2gene.pp.score_pathways` again.")
+        raise_problems(problems)
+        split_sections(data.sections, data.positions, self.parameters.n_neighbors, pad=False)
+
+    @property
+    def _found(self) -> NetworkFit:
+        if self.fitted is None:
+            raise Img2GeneError("This model is not fitted yet; call `fit` first.")
+        return self.fitted
+
+    def predict(
+        self, features: np.ndarray, sections: np.ndarray, *, positions: np.ndarray, tokens: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Labels float32 (n_spots, n_genes)."""
+        return self._found.predict(features, sections, positions, tokens)
+
+    @property
+    def history_(self) -> list[dict[str, float]]:
+        """Losses, and validation scores, of each epoch of each training run."""
+        return list(self.report.get("history", []))
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Parameters and facts, and all arrays."""
+        config, arrays = self._found.state()
+        parameters = dataclasses.asdict(self.parameters)
+        folder = parameters.pop("checkpoint_dir")
+        parameters["checkpoint_dir"] = None if folder is None else str(folder)
+        return {**config, "parameters": parameters, "context": self.context, "report": self.report}, arrays
+
+    @classmethod
+    def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
+        """Shapes of the arrays that go with a configuration."""
+        return NetworkFit.array_shapes(config)
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Img2Gene:
+        """Restore a fitted predictor."""
+        model = cls(**config["parameters"])
+        model.context, model.report = config["context"], config["report"]
+        model.fitted = NetworkFit.from_state(config, arrays, model.parameters, model.report)
+        return model
+
+    def summary(self) -> dict[str, Any]:
+        """What was chosen, and how it validated."""
+        return {name: value for name, value in self.report.items() if name != "history"}

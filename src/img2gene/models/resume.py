@@ -1,0 +1,100 @@
+"""A folder in which a fit keeps what it has finished, so that it can go on after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from img2gene._errors import Img2GeneError, listing
+
+_RECORD = "fit.json"
+
+
+def fingerprint(**arrays: np.ndarray | None) -> dict[str, str]:
+    """A digest of each array's shape and values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models.resume import fingerprint
+    >>> fingerprint(labels=np.zeros(3)) == fingerprint(labels=np.zeros(4))
+    False
+    """
+    found = {}
+    for name, values in arrays.items():
+        digest = hashlib.sha256()
+        if values is not None:
+            plain = values.astype("U") if values.dtype.kind in "OT" else values
+            digest.update(f"{plain.dtype}{plain.shape}".encode())
+            digest.update(np.ascontiguousarray(plain).view(np.uint8))
+        found[name] = digest.hexdigest()[:16]
+    return found
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Finished parts of a fit, kept in ``folder``; without one nothing is kept.
+
+    Examples
+    --------
+    >>> from img2gene.models.resume import Progress
+    >>> Progress(None).load("fold0") is None
+    True
+    """
+
+    folder: Path | None
+
+    @classmethod
+    def open(cls, folder: str | Path | None, facts: dict[str, Any]) -> Progress:
+        """Open a folder for a fit described by ``facts`` (JSON); one that holds another fit is refused."""
+        if folder is None:
+            return cls(None)
+        path = Path(folder)
+        record = path / _RECORD
+        if record.is_file():
+            stored = json.loads(record.read_text())
+            differ = [name for name in sorted({*stored, *facts}) if stored.get(name) != facts.get(name)]
+            if differ:
+                raise Img2GeneError(
+                    f"checkpoint_dir={str(path)!r} holds a fit with other {listing(differ)}; results of two fits are never "
+                    "mixed. Name another folder, or remove this one."
+                )
+            return cls(path)
+        if path.is_dir() and any(path.iterdir()):
+            raise Img2GeneError(f"checkpoint_dir={str(path)!r} is not empty and holds no fit; name another folder.")
+        path.mkdir(parents=True, exist_ok=True)
+        _replace(record, json.dumps(facts, indent=1).encode())
+        return cls(path)
+
+    def part(self, name: str) -> Path | None:
+        """Folder of one part of the fit."""
+        return None if self.folder is None else self.folder / name
+
+    def load(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """Facts and arrays of a finished part, or None."""
+        from safetensors.numpy import load_file
+
+        if self.folder is None or not (self.folder / f"{name}.json").is_file():
+            return None
+        facts = json.loads((self.folder / f"{name}.json").read_text())
+        return facts, load_file(self.folder / f"{name}.safetensors")
+
+    def save(self, name: str, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Keep a finished part; the facts are written last, so that they stand for a complete one."""
+        from safetensors.numpy import save
+
+        if self.folder is not None:
+            _replace(self.folder / f"{name}.safetensors", save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+            _replace(self.folder / f"{name}.json", json.dumps(facts).encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
