@@ -1,5 +1,7 @@
 """The ridge: known signal, the closed form, what must not change it, and how it chooses its penalty."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as SklearnRidge
@@ -26,10 +28,6 @@ def linear_data(n=240, width=12, n_genes=6, *, noise=0.5, n_sections=4, shift=0.
     return TrainingData(features.astype(np.float32), labels.astype(np.float32), names, names, rng.normal(size=(n, 2)))
 
 
-def take(data, rows):
-    return TrainingData(*(getattr(data, name)[rows] for name in TrainingData.__dataclass_fields__))
-
-
 def fitted(data, **params):
     model = Ridge(**params)
     model.fit(data, seed=0)
@@ -41,9 +39,21 @@ def predicted(data, new=None, **params):
     return fitted(data, **params).predict(new.features, new.sections)
 
 
+def test_taking_spots_takes_their_part_of_everything():
+    data = linear_data(6)
+    whole = replace(data, tokens=np.arange(48, dtype=np.float16).reshape(6, 2, 4), library=np.arange(6.0))
+    for rows in (np.array([4, 1]), np.array([False, True, False, False, True, False])):
+        part = whole.take(rows)
+        assert part.pathways is None
+        for name in (field.name for field in fields(whole) if field.name != "pathways"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows])
+    assert part.library.tolist() == [1, 4]
+    assert data.take(rows).tokens is None
+
+
 def test_it_recovers_a_planted_linear_signal():
     data = linear_data(400, noise=0.3)
-    train, test = take(data, np.arange(300)), take(data, np.arange(300, 400))
+    train, test = data.take(np.arange(300)), data.take(np.arange(300, 400))
     # noise of SD .3 beside a signal of about unit SD
     assert pearson(test.labels, predicted(train, test)).min() > 0.9
     assert pearson(test.labels, predicted(train, test, center="none")).min() > 0.9
@@ -52,7 +62,7 @@ def test_it_recovers_a_planted_linear_signal():
 def test_without_signal_it_predicts_close_to_the_mean():
     data = linear_data(200, noise=0)
     noise = np.random.default_rng(1).normal(size=data.labels.shape).astype(np.float32)
-    data = TrainingData(data.features, noise, data.sections, data.groups, data.positions)
+    data = replace(data, labels=noise)
     found = predicted(data)
     assert found.std(axis=0).max() < 0.1
     np.testing.assert_allclose(found.mean(axis=0), noise.mean(axis=0), atol=0.02)
@@ -86,7 +96,7 @@ def test_centred_by_section_it_equals_the_closed_form_on_centred_data():
 def test_truncation_keeps_the_leading_components():
     data = linear_data(width=12)
     rank_two = np.random.default_rng(0).normal(size=(240, 2)) @ np.random.default_rng(1).normal(size=(2, 12))
-    flat = TrainingData(rank_two.astype(np.float32), data.labels, data.sections, data.groups, data.positions)
+    flat = replace(data, features=rank_two.astype(np.float32))
     np.testing.assert_allclose(predicted(flat, penalty=1.0, n_components=2), predicted(flat, penalty=1.0), atol=1e-4)
     assert fitted(data, penalty=1.0, n_components=5).arrays["components"].shape == (5, 12)
 
@@ -97,7 +107,7 @@ def test_shifts_of_whole_sections_do_not_matter_when_centred_by_section():
     features = data.features + 5 * rng.normal(size=(4, 12)).astype(np.float32)[number]
     offsets = rng.normal(size=(4, 6)).astype(np.float32)
     offsets -= offsets.mean(axis=0)
-    shifted = TrainingData(features, data.labels + offsets[number], data.sections, data.groups, data.positions)
+    shifted = replace(data, features=features, labels=data.labels + offsets[number])
     np.testing.assert_allclose(predicted(shifted), predicted(data), atol=1e-3)
     # without centring they do
     assert np.abs(predicted(shifted, center="none") - predicted(data, center="none")).max() > 0.1
@@ -121,7 +131,7 @@ def test_sections_are_predicted_independently():
 def test_order_of_spots_does_not_matter():
     data = linear_data()
     order = np.random.default_rng(0).permutation(240)
-    one, two = fitted(data), fitted(take(data, order))
+    one, two = fitted(data), fitted(data.take(order))
     assert one.report["penalty"] == two.report["penalty"]
     new = linear_data(40, seed=1)
     np.testing.assert_allclose(
@@ -146,14 +156,14 @@ def test_noisier_labels_get_a_larger_penalty():
 def test_scale_of_a_feature_does_not_matter():
     data = linear_data()
     scale = np.geomspace(0.01, 100, 12).astype(np.float32)
-    scaled = TrainingData(data.features * scale, data.labels, data.sections, data.groups, data.positions)
+    scaled = replace(data, features=data.features * scale)
     np.testing.assert_allclose(predicted(scaled), predicted(data), atol=1e-3)
 
 
 def test_a_constant_feature_is_harmless_even_where_it_later_varies():
     data, new = linear_data(), linear_data(40, seed=1)
     constant = np.full((240, 1), 0.3, dtype=np.float32)
-    wide = TrainingData(np.hstack([data.features, constant]), data.labels, data.sections, data.groups, data.positions)
+    wide = replace(data, features=np.hstack([data.features, constant]))
     varies = np.random.default_rng(0).normal(size=(40, 1)).astype(np.float32)
     model = fitted(wide)
     found = model.predict(np.hstack([new.features, varies]), new.sections)
@@ -169,7 +179,7 @@ def test_fold_errors_equal_brute_force():
         bins = [np.array([0, 3]), np.array([1, 2, 4, 5])]
         for fit_on, held in folds.splits():
             found = model._fold_errors(data, (fit_on, held), folds, bins, seed=0)
-            train, test = take(data, fit_on), take(data, held)
+            train, test = data.take(fit_on), data.take(held)
             offset = test.labels.mean(axis=0) if center == "section" else train.labels.mean(axis=0)
             for j, penalty in enumerate(penalties):
                 guess = predicted(train, test, penalty=penalty, center=center) - train.labels.mean(axis=0)
@@ -201,7 +211,7 @@ def test_gene_bins_go_by_falling_mean():
 
 
 def with_groups(data, sections, groups):
-    return TrainingData(data.features, data.labels, np.array(sections), np.array(groups), data.positions)
+    return replace(data, sections=np.array(sections), groups=np.array(groups))
 
 
 def test_inner_folds_leave_out_groups_then_sections_then_blocks():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -28,7 +28,13 @@ class TrainingData:
     groups
         str (n_spots,): the unit that validation inside the training data leaves out, usually the patient.
     positions
-        float (n_spots, 2): row and column of the spots, comparable within a section.
+        float (n_spots, 2): row and column of the spots in µm.
+    tokens
+        float16 (n_spots, m, token_width): tokens of each patch, for predictors that declare them; else None.
+    pathways
+        float32 (n_spots, n_pathways): pathway scores; None where there are none.
+    library
+        float (n_spots,): library sizes; None where the labels are not made of counts.
 
     Examples
     --------
@@ -38,6 +44,8 @@ class TrainingData:
     >>> data = TrainingData(np.eye(3, dtype="f4"), np.ones((3, 2), dtype="f4"), names, names, np.zeros((3, 2)))
     >>> data.labels.shape
     (3, 2)
+    >>> data.take(data.sections == "S1").sections
+    array(['S1', 'S1'], dtype='<U2')
     """
 
     features: np.ndarray
@@ -45,6 +53,14 @@ class TrainingData:
     sections: np.ndarray
     groups: np.ndarray
     positions: np.ndarray
+    tokens: np.ndarray | None = None
+    pathways: np.ndarray | None = None
+    library: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> TrainingData:
+        """The chosen spots (boolean mask or indices); what is None stays None."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
 
 class Predictor(Protocol):
