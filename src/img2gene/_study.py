@@ -10,7 +10,8 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
-from img2gene._sections import group_labels, section_labels
+from img2gene._patches import centers_of, specification
+from img2gene._sections import group_labels, regions, section_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -139,10 +140,20 @@ def shared_patients(table: AnnData, one: np.ndarray, other: np.ndarray) -> list[
     return sorted(set(patients[one].tolist()) & set(patients[other].tolist()))
 
 
-def positions(table: AnnData) -> np.ndarray:
-    """Row and column of each spot in pixels of its image: the centres of the patches, (n_obs, 2)."""
-    boxes = np.asarray(table.obsm[_schema.PATCH_BBOX], dtype=float)
-    return (boxes[:, :2] + boxes[:, 2:]) / 2
+def positions(table: AnnData, table_key: str = "table") -> np.ndarray:
+    """Row and column of each spot in µm from the top left corner of its image, float64 (n_obs, 2): patches' centres."""
+    recorded = specification(table, table_key)["regions"]
+    members = regions(table, table_key)
+    unknown = [name for name in members if not (recorded[name].get("mpp") or 0) > 0]
+    if unknown:
+        raise Img2GeneError(
+            f"Microns per pixel of the regions {listing(unknown)} are not recorded in `uns['{_schema.UNS}']['patches']`: "
+            "run `img2gene.pp.extract_patches` again."
+        )
+    found = np.empty((table.n_obs, 2))
+    for name, rows in members.items():
+        found[rows] = centers_of(table, rows) * recorded[name]["mpp"]
+    return found
 
 
 def section_names(table: AnnData, rows: np.ndarray, table_key: str) -> list[str]:

@@ -122,6 +122,8 @@ def fit(
         identity = choose_encoder(table, encoder, table_key)
         features = embedding(table, identity, table_key)
     with problems.collect():
+        places = positions(table, table_key)
+    with problems.collect():
         division = split(table, groups, train_on=train_on, validate_on=validate_on, table_key=table_key)
         _check_split(table, division, groups, table_key, allow_leakage, allow_single_section)
     with problems.collect():
@@ -130,7 +132,7 @@ def fit(
     plan = _Plan(table, table_key, layer, groups, division, settings.seed if seed is None else seed)
     if genes is None:
         plan.check_panel(allow_leakage)
-    trained = plan.train(predictor, features, identity, genes)
+    trained = plan.train(predictor, features, places, identity, genes)
     if not inplace:
         return trained
     from img2gene.io.model_store import write_model
@@ -200,7 +202,9 @@ class _Plan:
                 "(`img2gene.pp.select_genes(…, sections=…)`), or let `fit` choose with `genes=<number>`."
             )
 
-    def train(self, predictor: Predictor, features: np.ndarray, identity: dict[str, Any], genes: Genes) -> Model:
+    def train(
+        self, predictor: Predictor, features: np.ndarray, places: np.ndarray, identity: dict[str, Any], genes: Genes
+    ) -> Model:
         """Choose genes, fit, and wrap up the model with its report."""
         table = self.table
         sections, groups = section_labels(table, self.table_key), group_labels(table, self.groups, self.table_key)
@@ -213,7 +217,7 @@ class _Plan:
             raise Img2GeneError("No training spot has a count.")
         chosen = self._choose(genes, candidates, values)
         values = np.ascontiguousarray(values[:, np.isin(candidates, chosen)])
-        data = TrainingData(features[rows], values, sections[rows], groups[rows], positions(table)[rows])
+        data = TrainingData(features[rows], values, sections[rows], groups[rows], places[rows])
         predictor.fit(data, seed=self.seed)
         return Model(
             predictor,
