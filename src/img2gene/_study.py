@@ -12,6 +12,7 @@ from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._patches import centers_of, specification
 from img2gene._sections import group_labels, regions, section_labels
+from img2gene.models.base import n_faulty
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,7 +63,7 @@ def embedding(table: AnnData, identity: dict[str, Any], table_key: str) -> np.nd
             f"`sdata['{table_key}'].obsm['{key}']` has shape {values.shape}, its record says width {identity['width']}. "
             "Run `img2gene.pp.embed_patches` again."
         )
-    bad = int((~np.isfinite(values)).any(axis=1).sum())
+    bad = n_faulty(values)
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN in {bad} rows: run `img2gene.pp.embed_patches` again.")
     return values.astype(np.float32, copy=False)
@@ -82,9 +83,7 @@ def tokens(table: AnnData, identity: dict[str, Any], table_key: str) -> np.ndarr
         raise Img2GeneError(
             f"`sdata['{table_key}'].obsm['{key}']` has shape {values.shape}, its record says {expected}. {hint}"
         )
-    # NaN and infinity carry through a sum, which takes no array of the size of the tokens.
-    with np.errstate(invalid="ignore"):
-        bad = int((~np.isfinite(values.sum(axis=(1, 2), dtype=np.float32))).sum())
+    bad = n_faulty(values)
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN or infinite in {bad} rows. {hint}")
     return values.astype(np.float16, copy=False)
