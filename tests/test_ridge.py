@@ -238,6 +238,12 @@ def test_blocks_are_compact_parts_of_the_section():
     assert max(spread) < 0.75 * grid.std(axis=0).max()
 
 
+def test_a_section_of_few_spots_still_has_spots_left_to_fit_to():
+    report = fitted(linear_data(15, n_sections=1)).report
+    assert report["inner_folds"] == "block"
+    assert len(set(report["inner_error"][0])) > 1
+
+
 def test_many_groups_are_dealt_into_ten_folds_that_never_split_a_group():
     data = linear_data(100)
     groups = np.array([f"P{i % 25}" for i in range(100)])

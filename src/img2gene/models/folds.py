@@ -57,5 +57,5 @@ def _blocks(positions: np.ndarray, seed: int) -> np.ndarray:
     """Compact blocks by k-means on the positions: random spots would leak through their neighbours."""
     from sklearn.cluster import KMeans
 
-    n_blocks = min(N_BLOCKS, max(len(positions) // _MIN_BLOCK, 1))
+    n_blocks = min(N_BLOCKS, max(len(positions) // _MIN_BLOCK, 2), len(positions))
     return KMeans(n_blocks, n_init=10, random_state=seed).fit_predict(positions).astype(str)
