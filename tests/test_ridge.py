@@ -1,5 +1,6 @@
 """The ridge: known signal, the closed form, what must not change it, and how it chooses its penalty."""
 
+import tracemalloc
 from dataclasses import fields, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from img2gene import models
 from img2gene._errors import Img2GeneError
 from img2gene.metrics import pearson
-from img2gene.models import TrainingData
+from img2gene.models import TrainingData, linear
 from img2gene.models.folds import inner_folds
 from img2gene.models.linear import Ridge, _gene_bins, _one_standard_error, decompose
 
@@ -259,6 +260,33 @@ def test_the_report_says_how_the_penalty_was_chosen(n_sections):
     assert len(report["penalty"]) == len(report["inner_error"]) == 1
     assert report["penalty"][0] in report["penalties"]
     assert report["genes_per_penalty"] == [6]
+
+
+@pytest.mark.parametrize("center", ["section", "none"])
+@pytest.mark.parametrize("n_rows", [1, 7, 64, 1000])
+def test_predictions_do_not_depend_on_the_blocks_they_are_made_in(monkeypatch, center, n_rows):
+    data, new = linear_data(shift=3.0), linear_data(90, n_sections=3, shift=20.0, seed=2)
+    model, values = fitted(data, center=center), new.features.astype(np.float64)
+    monkeypatch.setattr(linear, "_BLOCK_ROWS", n_rows)
+    means = np.array([values[new.sections == name].mean(axis=0) for name in new.sections])
+    centred = values - (means if center == "section" else model.arrays["feature_mean"])
+    scores = centred / model.arrays["scale"] @ model.arrays["components"].T
+    expected = scores @ model.arrays["coefficients"] + model.arrays["label_mean"]
+    found = model.predict(new.features, new.sections)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_predicting_takes_little_memory_beside_input_and_output():
+    data, new = linear_data(300, width=512, n_genes=4), linear_data(30_000, width=512, n_genes=4, seed=1)
+    model = fitted(data, penalty=1.0)
+    tracemalloc.start()
+    model.predict(new.features, new.sections)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # a copy of the features would take 59 MiB
+    assert new.features.nbytes > 58 * 2**20
+    assert peak < 20 * 2**20
 
 
 @pytest.mark.parametrize("center", ["section", "none"])

@@ -10,11 +10,13 @@ import numpy as np
 from img2gene._errors import Img2GeneError, raise_problems
 from img2gene.models.base import TrainingData
 from img2gene.models.folds import InnerFolds, inner_folds
+from img2gene.models.shift import section_means
 
 PENALTIES = tuple(float(value) for value in np.geomspace(0.1, 3000, 28).round(4))
 _BIN_EDGES = (250, 1000, 4000)
 _EXACT_LIMIT = 4000
 _DOUBLE_LIMIT = 2**27
+_BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,22 @@ class Ridge:
         }
 
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
-        """Labels float32 (n_spots, n_genes)."""
+        """Labels float32 (n_spots, n_genes); spots go through in blocks, so that little memory is taken beside them."""
         if not self.arrays:
             raise Img2GeneError("This ridge is not fitted yet; call `fit` first.")
-        reference = None if self.center == "section" else self.arrays["feature_mean"]
-        centred = centre(features, sections, reference) / self.arrays["scale"]
-        scores = (centred @ self.arrays["components"].T).astype(np.float32)
-        return scores @ self.arrays["coefficients"] + self.arrays["label_mean"]
+        if self.center == "section":
+            names, means = section_means(features, sections)
+            number = np.searchsorted(names, sections)
+        else:
+            means, number = self.arrays["feature_mean"][None].astype(np.float64), np.zeros(len(features), dtype=int)
+        projection = (self.arrays["components"] / self.arrays["scale"].astype(np.float64)).T
+        found = np.empty((len(features), len(self.arrays["label_mean"])), dtype=np.float32)
+        for start in range(0, len(features), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            scores = _project(features[rows], means[number[rows]], projection)
+            np.matmul(scores, self.arrays["coefficients"], out=found[rows])
+            found[rows] += self.arrays["label_mean"]
+        return found
 
     def _centred(self, values: np.ndarray, sections: np.ndarray) -> np.ndarray:
         reference = None if self.center == "section" else values.mean(axis=0, dtype=np.float64)
@@ -212,9 +223,16 @@ def centre(values: np.ndarray, sections: np.ndarray, reference: np.ndarray | Non
     if reference is not None:
         return values - reference
     centred = np.empty_like(values)
-    for rows in _members(sections):
-        centred[rows] = values[rows] - values[rows].mean(axis=0)
+    for name, mean in zip(*section_means(values, sections), strict=True):
+        rows = sections == name
+        centred[rows] = values[rows] - mean.astype(values.dtype)
     return centred
+
+
+def _project(features: np.ndarray, means: np.ndarray, projection: np.ndarray) -> np.ndarray:
+    """Scores float32 (n, k) of a block; ``means`` (n, width) are overwritten."""
+    np.subtract(features, means, out=means)
+    return (means @ projection).astype(np.float32)
 
 
 def _gene_bins(labels: np.ndarray) -> list[np.ndarray]:
@@ -273,7 +291,3 @@ def _svd(matrix: np.ndarray, n_components: int, seed: int) -> tuple[np.ndarray, 
     if tall:
         return matrix @ vectors * inverse, singular, vectors.T
     return vectors, singular, (vectors * inverse).T @ matrix
-
-
-def _members(labels: np.ndarray) -> list[np.ndarray]:
-    return [np.flatnonzero(labels == name) for name in np.unique(labels)]
