@@ -13,7 +13,7 @@ from img2gene._errors import Img2GeneError
 from img2gene.metrics import pearson
 from img2gene.models import TrainingData, linear
 from img2gene.models.folds import inner_folds
-from img2gene.models.linear import Ridge, _gene_bins, _one_standard_error, decompose
+from img2gene.models.linear import Ridge, _gene_bins, _inverse_sd, _one_standard_error, decompose
 
 
 def linear_data(n=240, width=12, n_genes=6, *, noise=0.5, n_sections=4, shift=0.0, seed=0):
@@ -172,22 +172,57 @@ def test_a_constant_feature_is_harmless_even_where_it_later_varies():
     assert all(np.isfinite(values).all() for values in model.arrays.values())
 
 
-def test_fold_errors_equal_brute_force():
+def fold_errors(data, bins, *, penalties=(0.1, 1.0, 30.0), center="section"):
+    """Folds × bins × penalties."""
+    model, folds = Ridge(penalties, center=center), inner_folds(data, seed=0)
+    weights = _inverse_sd(model._centred(data.labels, data.sections))
+    return np.array([model._fold_errors(data, split, folds, bins, weights, seed=0) for split in folds.splits()])
+
+
+@pytest.mark.parametrize("center", ["section", "none"])
+def test_fold_errors_equal_brute_force(center):
     data, penalties = linear_data(), (0.1, 1.0, 30.0)
-    for center in ("section", "none"):
-        model = Ridge(penalties, center=center)
-        folds = inner_folds(data, seed=0)
-        bins = [np.array([0, 3]), np.array([1, 2, 4, 5])]
-        for fit_on, held in folds.splits():
-            found = model._fold_errors(data, (fit_on, held), folds, bins, seed=0)
-            train, test = data.take(fit_on), data.take(held)
-            offset = test.labels.mean(axis=0) if center == "section" else train.labels.mean(axis=0)
-            for j, penalty in enumerate(penalties):
-                guess = predicted(train, test, penalty=penalty, center=center) - train.labels.mean(axis=0)
-                residual = np.square(test.labels - offset - guess)
-                total = np.square(test.labels - offset)
-                expected = [residual[:, genes].sum() / total[:, genes].sum() for genes in bins]
-                np.testing.assert_allclose(found[:, j], expected, rtol=1e-4)
+    data = replace(data, labels=data.labels * np.geomspace(0.1, 10, 6).astype(np.float32))
+    bins = [np.array([0, 3]), np.array([1, 2, 4, 5])]
+    sections = [data.labels[data.sections == name] for name in np.unique(data.sections)]
+    if center == "section":
+        sd = np.sqrt(np.mean([part.var(axis=0) for part in sections], axis=0))
+    else:
+        sd = data.labels.std(axis=0)
+    found = fold_errors(data, bins, center=center)
+    for i, (fit_on, held) in enumerate(inner_folds(data, seed=0).splits()):
+        train, test = data.take(fit_on), data.take(held)
+        offset = test.labels.mean(axis=0) if center == "section" else train.labels.mean(axis=0)
+        for j, penalty in enumerate(penalties):
+            guess = predicted(train, test, penalty=penalty, center=center) - train.labels.mean(axis=0)
+            residual = np.square((test.labels - offset - guess) / sd)
+            total = np.square((test.labels - offset) / sd)
+            expected = [residual[:, genes].sum() / total[:, genes].sum() for genes in bins]
+            np.testing.assert_allclose(found[i, :, j], expected, rtol=1e-4)
+
+
+def test_each_gene_counts_the_same_in_the_choice_of_the_penalty():
+    # five genes of noise and one that the features tell, in units in which its variance exceeds theirs a millionfold
+    data = linear_data(noise=0.1)
+    labels = np.random.default_rng(1).normal(size=data.labels.shape).astype(np.float32)
+    labels[:, 0] = data.labels[:, 0]
+    plain, loud = replace(data, labels=labels), replace(data, labels=labels * np.float32([1e3, 1, 1, 1, 1, 1]))
+    bins = [np.arange(6)]
+    np.testing.assert_allclose(fold_errors(loud, bins), fold_errors(plain, bins), rtol=1e-4)
+    assert fitted(loud).report["penalty"] == fitted(plain).report["penalty"]
+    # alone, the loud gene wants another one
+    assert fitted(replace(data, labels=labels[:, :1])).report["penalty"] < fitted(loud).report["penalty"]
+
+
+def test_a_gene_that_does_not_vary_in_the_held_out_fold_is_left_out_of_its_error():
+    data = linear_data()
+    labels = data.labels.copy()
+    labels[data.sections == "s1", 2] = 0.1
+    data = replace(data, labels=labels)
+    found = fold_errors(data, [np.array([0, 1, 2, 3]), np.array([0, 1, 3]), np.array([2])])
+    np.testing.assert_array_equal(found[1, 0], found[1, 1])
+    np.testing.assert_array_equal(found[1, 2], 1)
+    assert np.abs(found[0, 0] - found[0, 1]).min() > 1e-3
 
 
 def test_one_standard_error_by_hand():

@@ -32,6 +32,13 @@ class InnerFolds:
         """Boolean masks (fitted on, held out) of every fold."""
         return [(self.labels != name, self.labels == name) for name in np.unique(self.labels)]
 
+    def centred_in(self, sections: np.ndarray) -> np.ndarray:
+        """What each spot, once held out, is centred in: its section, or its block of the only section.
+
+        The section of a block was fitted to, so its mean may not be looked at; a new section would be centred by itself.
+        """
+        return self.labels if self.kind == "block" else sections
+
 
 def inner_folds(data: TrainingData, *, seed: int, n_max: int = 10) -> InnerFolds:
     """Leave out one group; with one group one section; with one section one of five compact blocks of it.
