@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 import img2gene as ig
-from img2gene import _schema
+from img2gene import _schema, _study
 from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError
 from img2gene.metrics import pearson
 
@@ -83,6 +83,18 @@ def test_nothing_held_out_is_looked_at(study, trained_study):
     table.obsm["X_tiny"][held_out] *= -5
     ig.tl.fit(study, validate_on=["C"])
     assert weights(study) == weights(trained_study)
+
+
+def test_positions_are_in_microns_whatever_the_resolution_of_the_image(study):
+    # spots 20 px apart, the first one at (20, 20)
+    mpp = {"A1_spots": 5.0, "A2_spots": 2.5, "B1_spots": 5.0, "C1_spots": 10.0}
+    ig.pp.extract_patches(study, patch_um=60, patch_px=32, mpp=mpp)
+    found = _study.positions(study["table"])
+    for section, side in (("A1", 5.0), ("A2", 2.5), ("C1", 10.0)):
+        of_section = found[rows_of(study, section)]
+        np.testing.assert_allclose(of_section[0], [20 * side, 20 * side], atol=side)
+        # row by row: the second spot is the next column, the eighth the next row
+        np.testing.assert_allclose(of_section[[1, 7]] - of_section[0], [[0, 20 * side], [20 * side, 0]], atol=1e-9)
 
 
 def test_the_number_of_genes_is_filled_from_the_training_sections(study):
@@ -186,6 +198,13 @@ def panel_on_all(sdata):
     ig.pp.select_genes(sdata, 5)
 
 
+def forget_resolution(sdata):
+    patches = _schema.read_json(sdata["table"], "patches")
+    for region in ("A2_spots", "C1_spots"):
+        del patches["regions"][region]["mpp"]
+    _schema.write_json(sdata["table"], "patches", patches)
+
+
 FAULTS = {
     "no embedding": (lambda s: s["table"].obsm.pop("X_tiny"), {}, r"`X_<encoder>` not found in `sdata\['table'\].obsm` .*Run `img2gene.pp.embed_patches` first"),
     "several embeddings": (second_embedding, {}, r"Several embeddings are stored \(tiny, other\); say which with `encoder=`"),
@@ -193,6 +212,8 @@ FAULTS = {
     "encoder": (None, {"encoder": "magic"}, r"`magic` not found in `img2gene.encoders`"),
     "incomplete embedding": (lambda s: s["table"].obsm["X_tiny"].__setitem__((3, 0), np.nan), {}, "`obsm\\['X_tiny'\\]` is NaN in 1 rows"),
     "width": (lambda s: s["table"].obsm.__setitem__("X_tiny", np.ones((196, 2), np.float32)), {}, r"has shape \(196, 2\), its record says width 6"),
+    "no patches": (lambda s: s["table"].obsm.pop("patch_bbox"), {}, "`patch_bbox` not found in .*Run `img2gene.pp.extract_patches` first"),
+    "resolution": (forget_resolution, {}, "Microns per pixel of the regions A2_spots, C1_spots are not recorded .* run `img2gene.pp.extract_patches` again"),
     "model": (None, {"model": "forest"}, r"`forest` not found in `img2gene.models`"),
     "parameter": (None, {"alpha": 1}, "`ridge` has no parameter alpha"),
     "layer": (None, {"layer": "scaled"}, r"`scaled` not found in `sdata\['table'\].layers` \(available: none\)"),

@@ -1,5 +1,8 @@
 """The ridge: known signal, the closed form, what must not change it, and how it chooses its penalty."""
 
+import tracemalloc
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as SklearnRidge
@@ -8,9 +11,9 @@ from sklearn.preprocessing import StandardScaler
 from img2gene import models
 from img2gene._errors import Img2GeneError
 from img2gene.metrics import pearson
-from img2gene.models import TrainingData
+from img2gene.models import TrainingData, linear
 from img2gene.models.folds import inner_folds
-from img2gene.models.linear import Ridge, _gene_bins, _one_standard_error, decompose
+from img2gene.models.linear import Ridge, _gene_bins, _inverse_sd, _one_standard_error, decompose
 
 
 def linear_data(n=240, width=12, n_genes=6, *, noise=0.5, n_sections=4, shift=0.0, seed=0):
@@ -26,10 +29,6 @@ def linear_data(n=240, width=12, n_genes=6, *, noise=0.5, n_sections=4, shift=0.
     return TrainingData(features.astype(np.float32), labels.astype(np.float32), names, names, rng.normal(size=(n, 2)))
 
 
-def take(data, rows):
-    return TrainingData(*(getattr(data, name)[rows] for name in TrainingData.__dataclass_fields__))
-
-
 def fitted(data, **params):
     model = Ridge(**params)
     model.fit(data, seed=0)
@@ -41,9 +40,21 @@ def predicted(data, new=None, **params):
     return fitted(data, **params).predict(new.features, new.sections)
 
 
+def test_taking_spots_takes_their_part_of_everything():
+    data = linear_data(6)
+    whole = replace(data, tokens=np.arange(48, dtype=np.float16).reshape(6, 2, 4), library=np.arange(6.0))
+    for rows in (np.array([4, 1]), np.array([False, True, False, False, True, False])):
+        part = whole.take(rows)
+        assert part.pathways is None
+        for name in (field.name for field in fields(whole) if field.name != "pathways"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows])
+    assert part.library.tolist() == [1, 4]
+    assert data.take(rows).tokens is None
+
+
 def test_it_recovers_a_planted_linear_signal():
     data = linear_data(400, noise=0.3)
-    train, test = take(data, np.arange(300)), take(data, np.arange(300, 400))
+    train, test = data.take(np.arange(300)), data.take(np.arange(300, 400))
     # noise of SD .3 beside a signal of about unit SD
     assert pearson(test.labels, predicted(train, test)).min() > 0.9
     assert pearson(test.labels, predicted(train, test, center="none")).min() > 0.9
@@ -52,7 +63,7 @@ def test_it_recovers_a_planted_linear_signal():
 def test_without_signal_it_predicts_close_to_the_mean():
     data = linear_data(200, noise=0)
     noise = np.random.default_rng(1).normal(size=data.labels.shape).astype(np.float32)
-    data = TrainingData(data.features, noise, data.sections, data.groups, data.positions)
+    data = replace(data, labels=noise)
     found = predicted(data)
     assert found.std(axis=0).max() < 0.1
     np.testing.assert_allclose(found.mean(axis=0), noise.mean(axis=0), atol=0.02)
@@ -86,7 +97,7 @@ def test_centred_by_section_it_equals_the_closed_form_on_centred_data():
 def test_truncation_keeps_the_leading_components():
     data = linear_data(width=12)
     rank_two = np.random.default_rng(0).normal(size=(240, 2)) @ np.random.default_rng(1).normal(size=(2, 12))
-    flat = TrainingData(rank_two.astype(np.float32), data.labels, data.sections, data.groups, data.positions)
+    flat = replace(data, features=rank_two.astype(np.float32))
     np.testing.assert_allclose(predicted(flat, penalty=1.0, n_components=2), predicted(flat, penalty=1.0), atol=1e-4)
     assert fitted(data, penalty=1.0, n_components=5).arrays["components"].shape == (5, 12)
 
@@ -97,7 +108,7 @@ def test_shifts_of_whole_sections_do_not_matter_when_centred_by_section():
     features = data.features + 5 * rng.normal(size=(4, 12)).astype(np.float32)[number]
     offsets = rng.normal(size=(4, 6)).astype(np.float32)
     offsets -= offsets.mean(axis=0)
-    shifted = TrainingData(features, data.labels + offsets[number], data.sections, data.groups, data.positions)
+    shifted = replace(data, features=features, labels=data.labels + offsets[number])
     np.testing.assert_allclose(predicted(shifted), predicted(data), atol=1e-3)
     # without centring they do
     assert np.abs(predicted(shifted, center="none") - predicted(data, center="none")).max() > 0.1
@@ -121,7 +132,7 @@ def test_sections_are_predicted_independently():
 def test_order_of_spots_does_not_matter():
     data = linear_data()
     order = np.random.default_rng(0).permutation(240)
-    one, two = fitted(data), fitted(take(data, order))
+    one, two = fitted(data), fitted(data.take(order))
     assert one.report["penalty"] == two.report["penalty"]
     new = linear_data(40, seed=1)
     np.testing.assert_allclose(
@@ -146,14 +157,14 @@ def test_noisier_labels_get_a_larger_penalty():
 def test_scale_of_a_feature_does_not_matter():
     data = linear_data()
     scale = np.geomspace(0.01, 100, 12).astype(np.float32)
-    scaled = TrainingData(data.features * scale, data.labels, data.sections, data.groups, data.positions)
+    scaled = replace(data, features=data.features * scale)
     np.testing.assert_allclose(predicted(scaled), predicted(data), atol=1e-3)
 
 
 def test_a_constant_feature_is_harmless_even_where_it_later_varies():
     data, new = linear_data(), linear_data(40, seed=1)
     constant = np.full((240, 1), 0.3, dtype=np.float32)
-    wide = TrainingData(np.hstack([data.features, constant]), data.labels, data.sections, data.groups, data.positions)
+    wide = replace(data, features=np.hstack([data.features, constant]))
     varies = np.random.default_rng(0).normal(size=(40, 1)).astype(np.float32)
     model = fitted(wide)
     found = model.predict(np.hstack([new.features, varies]), new.sections)
@@ -161,22 +172,57 @@ def test_a_constant_feature_is_harmless_even_where_it_later_varies():
     assert all(np.isfinite(values).all() for values in model.arrays.values())
 
 
-def test_fold_errors_equal_brute_force():
+def fold_errors(data, bins, *, penalties=(0.1, 1.0, 30.0), center="section"):
+    """Folds × bins × penalties."""
+    model, folds = Ridge(penalties, center=center), inner_folds(data, seed=0)
+    weights = _inverse_sd(model._centred(data.labels, data.sections))
+    return np.array([model._fold_errors(data, split, folds, bins, weights, seed=0) for split in folds.splits()])
+
+
+@pytest.mark.parametrize("center", ["section", "none"])
+def test_fold_errors_equal_brute_force(center):
     data, penalties = linear_data(), (0.1, 1.0, 30.0)
-    for center in ("section", "none"):
-        model = Ridge(penalties, center=center)
-        folds = inner_folds(data, seed=0)
-        bins = [np.array([0, 3]), np.array([1, 2, 4, 5])]
-        for fit_on, held in folds.splits():
-            found = model._fold_errors(data, (fit_on, held), folds, bins, seed=0)
-            train, test = take(data, fit_on), take(data, held)
-            offset = test.labels.mean(axis=0) if center == "section" else train.labels.mean(axis=0)
-            for j, penalty in enumerate(penalties):
-                guess = predicted(train, test, penalty=penalty, center=center) - train.labels.mean(axis=0)
-                residual = np.square(test.labels - offset - guess)
-                total = np.square(test.labels - offset)
-                expected = [residual[:, genes].sum() / total[:, genes].sum() for genes in bins]
-                np.testing.assert_allclose(found[:, j], expected, rtol=1e-4)
+    data = replace(data, labels=data.labels * np.geomspace(0.1, 10, 6).astype(np.float32))
+    bins = [np.array([0, 3]), np.array([1, 2, 4, 5])]
+    sections = [data.labels[data.sections == name] for name in np.unique(data.sections)]
+    if center == "section":
+        sd = np.sqrt(np.mean([part.var(axis=0) for part in sections], axis=0))
+    else:
+        sd = data.labels.std(axis=0)
+    found = fold_errors(data, bins, center=center)
+    for i, (fit_on, held) in enumerate(inner_folds(data, seed=0).splits()):
+        train, test = data.take(fit_on), data.take(held)
+        offset = test.labels.mean(axis=0) if center == "section" else train.labels.mean(axis=0)
+        for j, penalty in enumerate(penalties):
+            guess = predicted(train, test, penalty=penalty, center=center) - train.labels.mean(axis=0)
+            residual = np.square((test.labels - offset - guess) / sd)
+            total = np.square((test.labels - offset) / sd)
+            expected = [residual[:, genes].sum() / total[:, genes].sum() for genes in bins]
+            np.testing.assert_allclose(found[i, :, j], expected, rtol=1e-4)
+
+
+def test_each_gene_counts_the_same_in_the_choice_of_the_penalty():
+    # five genes of noise and one that the features tell, in units in which its variance exceeds theirs a millionfold
+    data = linear_data(noise=0.1)
+    labels = np.random.default_rng(1).normal(size=data.labels.shape).astype(np.float32)
+    labels[:, 0] = data.labels[:, 0]
+    plain, loud = replace(data, labels=labels), replace(data, labels=labels * np.float32([1e3, 1, 1, 1, 1, 1]))
+    bins = [np.arange(6)]
+    np.testing.assert_allclose(fold_errors(loud, bins), fold_errors(plain, bins), rtol=1e-4)
+    assert fitted(loud).report["penalty"] == fitted(plain).report["penalty"]
+    # alone, the loud gene wants another one
+    assert fitted(replace(data, labels=labels[:, :1])).report["penalty"] < fitted(loud).report["penalty"]
+
+
+def test_a_gene_that_does_not_vary_in_the_held_out_fold_is_left_out_of_its_error():
+    data = linear_data()
+    labels = data.labels.copy()
+    labels[data.sections == "s1", 2] = 0.1
+    data = replace(data, labels=labels)
+    found = fold_errors(data, [np.array([0, 1, 2, 3]), np.array([0, 1, 3]), np.array([2])])
+    np.testing.assert_array_equal(found[1, 0], found[1, 1])
+    np.testing.assert_array_equal(found[1, 2], 1)
+    assert np.abs(found[0, 0] - found[0, 1]).min() > 1e-3
 
 
 def test_one_standard_error_by_hand():
@@ -201,7 +247,7 @@ def test_gene_bins_go_by_falling_mean():
 
 
 def with_groups(data, sections, groups):
-    return TrainingData(data.features, data.labels, np.array(sections), np.array(groups), data.positions)
+    return replace(data, sections=np.array(sections), groups=np.array(groups))
 
 
 def test_inner_folds_leave_out_groups_then_sections_then_blocks():
@@ -228,6 +274,12 @@ def test_blocks_are_compact_parts_of_the_section():
     assert max(spread) < 0.75 * grid.std(axis=0).max()
 
 
+def test_a_section_of_few_spots_still_has_spots_left_to_fit_to():
+    report = fitted(linear_data(15, n_sections=1)).report
+    assert report["inner_folds"] == "block"
+    assert len(set(report["inner_error"][0])) > 1
+
+
 def test_many_groups_are_dealt_into_ten_folds_that_never_split_a_group():
     data = linear_data(100)
     groups = np.array([f"P{i % 25}" for i in range(100)])
@@ -243,6 +295,33 @@ def test_the_report_says_how_the_penalty_was_chosen(n_sections):
     assert len(report["penalty"]) == len(report["inner_error"]) == 1
     assert report["penalty"][0] in report["penalties"]
     assert report["genes_per_penalty"] == [6]
+
+
+@pytest.mark.parametrize("center", ["section", "none"])
+@pytest.mark.parametrize("n_rows", [1, 7, 64, 1000])
+def test_predictions_do_not_depend_on_the_blocks_they_are_made_in(monkeypatch, center, n_rows):
+    data, new = linear_data(shift=3.0), linear_data(90, n_sections=3, shift=20.0, seed=2)
+    model, values = fitted(data, center=center), new.features.astype(np.float64)
+    monkeypatch.setattr(linear, "_BLOCK_ROWS", n_rows)
+    means = np.array([values[new.sections == name].mean(axis=0) for name in new.sections])
+    centred = values - (means if center == "section" else model.arrays["feature_mean"])
+    scores = centred / model.arrays["scale"] @ model.arrays["components"].T
+    expected = scores @ model.arrays["coefficients"] + model.arrays["label_mean"]
+    found = model.predict(new.features, new.sections)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_predicting_takes_little_memory_beside_input_and_output():
+    data, new = linear_data(300, width=512, n_genes=4), linear_data(30_000, width=512, n_genes=4, seed=1)
+    model = fitted(data, penalty=1.0)
+    tracemalloc.start()
+    model.predict(new.features, new.sections)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # a copy of the features would take 59 MiB
+    assert new.features.nbytes > 58 * 2**20
+    assert peak < 20 * 2**20
 
 
 @pytest.mark.parametrize("center", ["section", "none"])

@@ -39,12 +39,17 @@ def specification(table: AnnData, table_key: str) -> dict[str, Any]:
     return patches
 
 
-def boxes_of(table: AnnData, rows: np.ndarray, sides: Sequence[int]) -> np.ndarray:
-    """Windows (len(rows), n_fields, 4) of chosen rows, around the centres of their first field."""
+def centers_of(table: AnnData, rows: np.ndarray) -> np.ndarray:
+    """Row and column (len(rows), 2) of the centres of chosen rows' patches, in pixels of the scale-0 image."""
     first = np.asarray(table.obsm[_schema.PATCH_BBOX])[rows]
     if not np.isfinite(first).all():
         raise Img2GeneError(f"`obsm['{_schema.PATCH_BBOX}']` is incomplete: run `img2gene.pp.extract_patches` again.")
-    return field_boxes((first[:, :2] + first[:, 2:]) / 2, sides)
+    return (first[:, :2] + first[:, 2:]) / 2
+
+
+def boxes_of(table: AnnData, rows: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+    """Windows (len(rows), n_fields, 4) of chosen rows, around the centres of their first field."""
+    return field_boxes(centers_of(table, rows), sides)
 
 
 def stream_patches(

@@ -10,7 +10,9 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
-from img2gene._sections import group_labels, section_labels
+from img2gene._patches import centers_of, specification
+from img2gene._sections import group_labels, regions, section_labels
+from img2gene.models.base import n_faulty
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,7 +63,7 @@ def embedding(table: AnnData, identity: dict[str, Any], table_key: str) -> np.nd
             f"`sdata['{table_key}'].obsm['{key}']` has shape {values.shape}, its record says width {identity['width']}. "
             "Run `img2gene.pp.embed_patches` again."
         )
-    bad = int((~np.isfinite(values)).any(axis=1).sum())
+    bad = n_faulty(values)
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN in {bad} rows: run `img2gene.pp.embed_patches` again.")
     return values.astype(np.float32, copy=False)
@@ -81,9 +83,7 @@ def tokens(table: AnnData, identity: dict[str, Any], table_key: str) -> np.ndarr
         raise Img2GeneError(
             f"`sdata['{table_key}'].obsm['{key}']` has shape {values.shape}, its record says {expected}. {hint}"
         )
-    # NaN and infinity carry through a sum, which takes no array of the size of the tokens.
-    with np.errstate(invalid="ignore"):
-        bad = int((~np.isfinite(values.sum(axis=(1, 2), dtype=np.float32))).sum())
+    bad = n_faulty(values)
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN or infinite in {bad} rows. {hint}")
     return values.astype(np.float16, copy=False)
@@ -139,10 +139,20 @@ def shared_patients(table: AnnData, one: np.ndarray, other: np.ndarray) -> list[
     return sorted(set(patients[one].tolist()) & set(patients[other].tolist()))
 
 
-def positions(table: AnnData) -> np.ndarray:
-    """Row and column of each spot in pixels of its image: the centres of the patches, (n_obs, 2)."""
-    boxes = np.asarray(table.obsm[_schema.PATCH_BBOX], dtype=float)
-    return (boxes[:, :2] + boxes[:, 2:]) / 2
+def positions(table: AnnData, table_key: str = "table") -> np.ndarray:
+    """Row and column of each spot in µm from the top left corner of its image, float64 (n_obs, 2): patches' centres."""
+    recorded = specification(table, table_key)["regions"]
+    members = regions(table, table_key)
+    unknown = [name for name in members if not (recorded[name].get("mpp") or 0) > 0]
+    if unknown:
+        raise Img2GeneError(
+            f"Microns per pixel of the regions {listing(unknown)} are not recorded in `uns['{_schema.UNS}']['patches']`: "
+            "run `img2gene.pp.extract_patches` again."
+        )
+    found = np.empty((table.n_obs, 2))
+    for name, rows in members.items():
+        found[rows] = centers_of(table, rows) * recorded[name]["mpp"]
+    return found
 
 
 def section_names(table: AnnData, rows: np.ndarray, table_key: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from img2gene._errors import Img2GeneError, listing, raise_problems
 
 FORMAT = 1
+EXTRA_INPUTS = ("positions", "tokens")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,13 @@ class TrainingData:
     groups
         str (n_spots,): the unit that validation inside the training data leaves out, usually the patient.
     positions
-        float (n_spots, 2): row and column of the spots, comparable within a section.
+        float (n_spots, 2): row and column of the spots in µm.
+    tokens
+        float16 (n_spots, m, token_width): tokens of each patch, for predictors that declare them; else None.
+    pathways
+        float32 (n_spots, n_pathways): pathway scores; None where there are none.
+    library
+        float (n_spots,): library sizes; None where the labels are not made of counts.
 
     Examples
     --------
@@ -38,6 +45,8 @@ class TrainingData:
     >>> data = TrainingData(np.eye(3, dtype="f4"), np.ones((3, 2), dtype="f4"), names, names, np.zeros((3, 2)))
     >>> data.labels.shape
     (3, 2)
+    >>> data.take(data.sections == "S1").sections
+    array(['S1', 'S1'], dtype='<U2')
     """
 
     features: np.ndarray
@@ -45,12 +54,25 @@ class TrainingData:
     sections: np.ndarray
     groups: np.ndarray
     positions: np.ndarray
+    tokens: np.ndarray | None = None
+    pathways: np.ndarray | None = None
+    library: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> TrainingData:
+        """The chosen spots (boolean mask or indices); what is None stays None."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
 
 class Predictor(Protocol):
     """The contract of a model: fit on arrays, predict arrays, turn into arrays and back.
 
     ``shapes`` declares every stored array by named axes; stored models are checked against it.
+
+    A predictor may declare ``inputs: ClassVar[tuple[str, ...]]``, the keyword inputs that its ``predict`` takes beside
+    features and sections: ``"positions"``, float (n_spots, 2), row and column in µm; ``"tokens"``, float16 (n_spots, m,
+    token_width), which :class:`TrainingData` then holds, too, where they are stored. One that was fitted without tokens
+    is called without them. Without the attribute, ``predict`` is called with features and sections alone.
 
     Examples
     --------
@@ -122,7 +144,19 @@ class Model:
         """Registered name of the predictor."""
         return self.predictor.name
 
-    def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    @property
+    def extra_inputs(self) -> tuple[str, ...]:
+        """What :meth:`predict` needs beside features and sections: ``"positions"``, ``"tokens"``, both or nothing."""
+        return tuple(name for name in declared_inputs(self.predictor) if name != "tokens" or self.inputs.get("tokens"))
+
+    def predict(
+        self,
+        features: np.ndarray,
+        sections: np.ndarray,
+        *,
+        positions: np.ndarray | None = None,
+        tokens: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Predicted labels, float32 (n_spots, n_genes).
 
         Parameters
@@ -131,17 +165,40 @@ class Model:
             float32 (n_spots, width), embedded as :attr:`inputs` says.
         sections
             Section of each spot; models that centre by section use the features of all its spots.
+        positions
+            Row and column of each spot in µm, (n_spots, 2); only looked at by models with it in :attr:`extra_inputs`.
+        tokens
+            float16 (n_spots, m, token_width); only looked at by models with it in :attr:`extra_inputs`.
         """
         features = np.asarray(features, dtype=np.float32)
         problems = []
         if features.ndim != 2 or features.shape[1] != self.inputs["width"]:
             problems.append(f"Features have shape {features.shape}; the model takes (n_spots, {self.inputs['width']}).")
-        elif not np.isfinite(features).all():
-            problems.append(f"{int((~np.isfinite(features)).any(axis=1).sum())} spots have NaN or infinite features.")
+        elif bad := n_faulty(features):
+            problems.append(f"{bad} spots have NaN or infinite features.")
         if len(sections) != len(features):
             problems.append(f"{len(sections)} section names for {len(features)} spots.")
+        given = {"positions": positions, "tokens": tokens}
+        extra = {name: given[name] for name in self.extra_inputs}
+        for name, values in extra.items():
+            problems += self._extra_problems(name, values, len(features))
         raise_problems(problems)
-        return self.predictor.predict(features, np.asarray(sections))
+        return self.predictor.predict(features, np.asarray(sections), **extra)
+
+    def _extra_problems(self, name: str, values: np.ndarray | None, n_spots: int) -> list[str]:
+        grid = self.inputs.get("tokens"), self.inputs.get("token_width")
+        expected = (n_spots, *(grid if name == "tokens" else (2,)))
+        if values is None:
+            how = (
+                f"those of `img2gene.pp.embed_patches(sdata, {self.inputs['name']!r}, tokens={grid[0]})`"
+                if name == "tokens"
+                else "row and column of each spot in µm"
+            )
+            return [f"The model `{self.name}` needs `{name}=`, of shape {expected}: {how}."]
+        if np.shape(values) != expected:
+            return [f"`{name}` has shape {np.shape(values)}, expected {expected}."]
+        bad = n_faulty(np.asarray(values))
+        return [f"{bad} spots have NaN or infinite {name}."] if bad else []
 
     def top_genes(self, by: str, n: int, min_detection: float = 0.1) -> list[str]:
         """The ``n`` genes with the highest training ``mean``, ``variance``, ``dispersion`` or ``moran``.
@@ -190,6 +247,19 @@ class Model:
         """All facts as indented JSON, for a look."""
         facts = {"model": self.name, "n_genes": len(self.genes), "inputs": self.inputs, "labels": self.labels}
         return json.dumps({**facts, "report": self.report}, indent=2)
+
+
+def declared_inputs(predictor: Predictor | type[Predictor]) -> tuple[str, ...]:
+    """Inputs that a predictor takes beside features and sections; none where it does not say."""
+    return tuple(getattr(predictor, "inputs", ()))
+
+
+def n_faulty(values: np.ndarray) -> int:
+    """Number of rows that hold NaN or infinity."""
+    # Both carry through a sum, which takes no array of the size of the values.
+    with np.errstate(invalid="ignore"):
+        sums = values.sum(axis=tuple(range(1, values.ndim)), dtype=np.float64)
+    return int((~np.isfinite(sums)).sum())
 
 
 def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

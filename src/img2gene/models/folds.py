@@ -32,6 +32,13 @@ class InnerFolds:
         """Boolean masks (fitted on, held out) of every fold."""
         return [(self.labels != name, self.labels == name) for name in np.unique(self.labels)]
 
+    def centred_in(self, sections: np.ndarray) -> np.ndarray:
+        """What each spot, once held out, is centred in: its section, or its block of the only section.
+
+        The section of a block was fitted to, so its mean may not be looked at; a new section would be centred by itself.
+        """
+        return self.labels if self.kind == "block" else sections
+
 
 def inner_folds(data: TrainingData, *, seed: int, n_max: int = 10) -> InnerFolds:
     """Leave out one group; with one group one section; with one section one of five compact blocks of it.
@@ -57,5 +64,5 @@ def _blocks(positions: np.ndarray, seed: int) -> np.ndarray:
     """Compact blocks by k-means on the positions: random spots would leak through their neighbours."""
     from sklearn.cluster import KMeans
 
-    n_blocks = min(N_BLOCKS, max(len(positions) // _MIN_BLOCK, 1))
+    n_blocks = min(N_BLOCKS, max(len(positions) // _MIN_BLOCK, 2), len(positions))
     return KMeans(n_blocks, n_init=10, random_state=seed).fit_predict(positions).astype(str)

@@ -10,11 +10,13 @@ import numpy as np
 from img2gene._errors import Img2GeneError, raise_problems
 from img2gene.models.base import TrainingData
 from img2gene.models.folds import InnerFolds, inner_folds
+from img2gene.models.shift import section_means
 
 PENALTIES = tuple(float(value) for value in np.geomspace(0.1, 3000, 28).round(4))
 _BIN_EDGES = (250, 1000, 4000)
 _EXACT_LIMIT = 4000
 _DOUBLE_LIMIT = 2**27
+_BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Ridge:
     Features and labels are centred per section, so that stain and batch shifts between slides are removed; predictions
     are offset by the training mean. One decomposition serves all penalties. The penalty is chosen inside the training data
     by leaving out one group at a time (one section, or one compact block, where there are fewer): the largest within one
-    standard error of the best, for each of up to four bins of genes by expression.
+    standard error of the best, for each of up to four bins of genes by expression. Each gene of a bin counts the same.
 
     ŷ = ȳ_train + (x − x̄_section) / s · Vᵀ · diag(σ / (σ² + λ)) · Uᵀ (y − ȳ_section)
 
@@ -129,25 +131,38 @@ class Ridge:
         }
 
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
-        """Labels float32 (n_spots, n_genes)."""
+        """Labels float32 (n_spots, n_genes); spots go through in blocks, so that little memory is taken beside them."""
         if not self.arrays:
             raise Img2GeneError("This ridge is not fitted yet; call `fit` first.")
-        reference = None if self.center == "section" else self.arrays["feature_mean"]
-        centred = centre(features, sections, reference) / self.arrays["scale"]
-        scores = (centred @ self.arrays["components"].T).astype(np.float32)
-        return scores @ self.arrays["coefficients"] + self.arrays["label_mean"]
+        if self.center == "section":
+            names, means = section_means(features, sections)
+            number = np.searchsorted(names, sections)
+        else:
+            means, number = self.arrays["feature_mean"][None].astype(np.float64), np.zeros(len(features), dtype=int)
+        projection = (self.arrays["components"] / self.arrays["scale"].astype(np.float64)).T
+        found = np.empty((len(features), len(self.arrays["label_mean"])), dtype=np.float32)
+        for start in range(0, len(features), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            scores = _project(features[rows], means[number[rows]], projection)
+            np.matmul(scores, self.arrays["coefficients"], out=found[rows])
+            found[rows] += self.arrays["label_mean"]
+        return found
 
     def _centred(self, values: np.ndarray, sections: np.ndarray) -> np.ndarray:
-        reference = None if self.center == "section" else values.mean(axis=0, dtype=np.float64)
-        return centre(values, sections, reference)
+        return centre(values, sections, self._reference(values))
+
+    def _reference(self, values: np.ndarray) -> np.ndarray | None:
+        """What is subtracted from all spots alike: the mean of the fitted ones, or None where sections are centred."""
+        return None if self.center == "section" else values.mean(axis=0, dtype=np.float64)
 
     def _choose_penalties(self, data: TrainingData, bins: list[np.ndarray], seed: int) -> list[float]:
         """For each bin of genes the largest penalty within one standard error (over folds) of the smallest error."""
         if len(self.penalties) == 1:
             return self.penalties * len(bins)
         folds = inner_folds(data, seed=seed)
+        weights = _inverse_sd(self._centred(data.labels, data.sections))
         # folds × bins × penalties
-        errors = np.array([self._fold_errors(data, split, folds, bins, seed) for split in folds.splits()])
+        errors = np.array([self._fold_errors(data, split, folds, bins, weights, seed) for split in folds.splits()])
         self.report |= {
             "inner_folds": folds.kind,
             "penalties": self.penalties,
@@ -161,33 +176,43 @@ class Ridge:
         split: tuple[np.ndarray, np.ndarray],
         folds: InnerFolds,
         bins: list[np.ndarray],
+        weights: np.ndarray,
         seed: int,
     ) -> np.ndarray:
         """Squared error of held-out sections as a share of their variance, (n_bins, n_penalties).
+
+        Genes are in units of their SD over all training spots (``weights`` is its inverse), so that each counts the same:
+        in the units of the labels a few very variable genes would decide for all others. The SD is not that of the fold,
+        in which it may be next to nothing; genes that do not vary there at all are left out.
 
         With scores Z, shrinkages d and projected labels P the error |Y − Z diag(d) P|² expands into
         |Y|² − 2 d · diag(Zᵀ Y Pᵀ) + dᵀ (ZᵀZ ∘ PPᵀ) d, so all penalties and genes cost one product with the labels.
         """
         fitted, held = split
-        inside = data.sections[fitted]
-        # A block left out of the only section is centred by itself, as a section of its own would be.
-        outside = folds.labels[held] if folds.kind == "block" else data.sections[held]
-        features, labels = self._centred(data.features[fitted], inside), self._centred(data.labels[fitted], inside)
-        found = decompose(features, labels, self.n_components, seed)
-        means = [
-            None if self.center == "section" else values[fitted].mean(axis=0) for values in (data.features, data.labels)
-        ]
-        scores = found.scores(centre(data.features[held], outside, means[0]))
-        truth = centre(data.labels[held], outside, means[1])
+        found, scores = self._left_out(data, split, folds, seed)
+        outside = folds.centred_in(data.sections)[held]
+        truth = centre(data.labels[held], outside, self._reference(data.labels[fitted]))
+        truth *= weights.astype(truth.dtype)
+        projected, varies = found.projected * weights, _varies(data.labels[held], outside)
         shrinkages = [found.shrinkage(penalty) for penalty in self.penalties]
         covariance, products = scores.T @ scores, scores.T @ truth
         errors = []
-        for genes in bins:
+        for genes in (genes[varies[genes]] for genes in bins):
             total = max(float(np.square(truth[:, genes]).sum()), 1e-12)
-            linear = (products[:, genes] * found.projected[:, genes]).sum(axis=1)
-            quadratic = covariance * (found.projected[:, genes] @ found.projected[:, genes].T)
+            linear = (products[:, genes] * projected[:, genes]).sum(axis=1)
+            quadratic = covariance * (projected[:, genes] @ projected[:, genes].T)
             errors.append([1 + (d @ quadratic @ d - 2 * d @ linear) / total for d in shrinkages])
         return np.array(errors)
+
+    def _left_out(
+        self, data: TrainingData, split: tuple[np.ndarray, np.ndarray], folds: InnerFolds, seed: int
+    ) -> tuple[Decomposition, np.ndarray]:
+        """Decomposition of the spots outside a fold, and the scores (n_held, k) of those in it."""
+        fitted, held = split
+        inside, outside = data.sections[fitted], folds.centred_in(data.sections)[held]
+        features, labels = self._centred(data.features[fitted], inside), self._centred(data.labels[fitted], inside)
+        found = decompose(features, labels, self.n_components, seed)
+        return found, found.scores(centre(data.features[held], outside, self._reference(data.features[fitted])))
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Settings and fitted arrays."""
@@ -212,9 +237,16 @@ def centre(values: np.ndarray, sections: np.ndarray, reference: np.ndarray | Non
     if reference is not None:
         return values - reference
     centred = np.empty_like(values)
-    for rows in _members(sections):
-        centred[rows] = values[rows] - values[rows].mean(axis=0)
+    for name, mean in zip(*section_means(values, sections), strict=True):
+        rows = sections == name
+        centred[rows] = values[rows] - mean.astype(values.dtype)
     return centred
+
+
+def _project(features: np.ndarray, means: np.ndarray, projection: np.ndarray) -> np.ndarray:
+    """Scores float32 (n, k) of a block; ``means`` (n, width) are overwritten."""
+    np.subtract(features, means, out=means)
+    return (means @ projection).astype(np.float32)
 
 
 def _gene_bins(labels: np.ndarray) -> list[np.ndarray]:
@@ -226,6 +258,18 @@ def _gene_bins(labels: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(-labels.mean(axis=0, dtype=np.float64), kind="stable")
     edges = [edge for edge in _BIN_EDGES if edge < len(order)]
     return [np.sort(part) for part in np.split(order, edges)]
+
+
+def _inverse_sd(centred: np.ndarray) -> np.ndarray:
+    """1 / SD of each column (n_columns,); 0 for those that do not vary."""
+    sd = np.sqrt(np.square(centred).mean(axis=0, dtype=np.float64))
+    return np.divide(1, sd, out=np.zeros_like(sd), where=sd > 1e-12)
+
+
+def _varies(values: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """Which columns (n_columns,) differ between spots of one section; exact, unlike the variance of centred values."""
+    parts = [values[sections == name] for name in np.unique(sections)]
+    return np.any([part.max(axis=0) > part.min(axis=0) for part in parts], axis=0)
 
 
 def _one_standard_error(errors: np.ndarray, penalties: list[float]) -> int:
@@ -273,7 +317,3 @@ def _svd(matrix: np.ndarray, n_components: int, seed: int) -> tuple[np.ndarray, 
     if tall:
         return matrix @ vectors * inverse, singular, vectors.T
     return vectors, singular, (vectors * inverse).T @ matrix
-
-
-def _members(labels: np.ndarray) -> list[np.ndarray]:
-    return [np.flatnonzero(labels == name) for name in np.unique(labels)]

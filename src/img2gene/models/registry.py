@@ -7,7 +7,7 @@ import inspect
 from importlib.metadata import entry_points
 
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
-from img2gene.models.base import Predictor
+from img2gene.models.base import EXTRA_INPUTS, Predictor, declared_inputs
 
 _REGISTRY: dict[str, type[Predictor]] = {}
 _loaded: builtins.list[bool] = []
@@ -21,7 +21,7 @@ def register(predictor: type[Predictor]) -> type[Predictor]:
     Raises
     ------
     Img2GeneError
-        The name is taken by a different class.
+        The name is taken by a different class, or it declares inputs that there are not.
 
     Examples
     --------
@@ -34,6 +34,11 @@ def register(predictor: type[Predictor]) -> type[Predictor]:
     """
     if _REGISTRY.get(predictor.name, predictor) is not predictor:
         raise Img2GeneError(f"A model named `{predictor.name}` is registered already; choose another name.")
+    unknown = [name for name in declared_inputs(predictor) if name not in EXTRA_INPUTS]
+    if unknown:
+        raise Img2GeneError(
+            f"`{predictor.name}` declares inputs {listing(unknown)}; there are {listing(EXTRA_INPUTS)}."
+        )
     _REGISTRY[predictor.name] = predictor
     return predictor
 

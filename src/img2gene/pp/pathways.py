@@ -224,7 +224,7 @@ class _Selection:
         if "spatial" in self.table.obsm:
             return np.asarray(self.table.obsm["spatial"], dtype=float)
         if _schema.PATCH_BBOX in self.table.obsm:
-            return positions(self.table)
+            return positions(self.table, self.table_key)
         raise Img2GeneError(
             'Selecting pathways needs the positions of the spots: set `obsm["spatial"]`, run `img2gene.pp.extract_patches` '
             "first, or raise `n_top` to the number of gene sets."

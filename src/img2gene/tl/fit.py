@@ -12,7 +12,7 @@ import numpy as np
 
 from img2gene import _schema, models
 from img2gene._errors import Img2GeneError, LeakageError, Problems, listing, raise_problems
-from img2gene._expression import TARGET_SUM, labels, layer_problems, name_problems
+from img2gene._expression import TARGET_SUM, labels, layer_problems, library_size, name_problems
 from img2gene._sections import group_labels, section_labels
 from img2gene._statistics import gene_statistics
 from img2gene._study import (
@@ -23,9 +23,11 @@ from img2gene._study import (
     positions,
     section_names,
     split,
+    tokens,
     without_tokens,
 )
 from img2gene.models import Model, Predictor, TrainingData
+from img2gene.models.base import declared_inputs
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
@@ -119,8 +121,9 @@ def fit(
     table = _schema.get_table(sdata, table_key)
     problems = Problems(name_problems(table, table_key) + layer_problems(table, layer, table_key))
     with problems.collect():
-        identity = choose_encoder(table, encoder, table_key)
-        features = embedding(table, identity, table_key)
+        inputs = _inputs(table, predictor, encoder, table_key)
+    with problems.collect():
+        places = positions(table, table_key)
     with problems.collect():
         division = split(table, groups, train_on=train_on, validate_on=validate_on, table_key=table_key)
         _check_split(table, division, groups, table_key, allow_leakage, allow_single_section)
@@ -130,7 +133,7 @@ def fit(
     plan = _Plan(table, table_key, layer, groups, division, settings.seed if seed is None else seed)
     if genes is None:
         plan.check_panel(allow_leakage)
-    trained = plan.train(predictor, features, identity, genes)
+    trained = plan.train(predictor, inputs, places, genes)
     if not inplace:
         return trained
     from img2gene.io.model_store import write_model
@@ -179,6 +182,23 @@ def _check_genes(table: AnnData, genes: Genes, table_key: str) -> None:
 
 
 @dataclass(frozen=True)
+class _Inputs:
+    """What is known of every patch: the embedding, its tokens for predictors that look at them, and what made them."""
+
+    identity: dict[str, Any]
+    features: np.ndarray
+    tokens: np.ndarray | None
+
+
+def _inputs(table: AnnData, predictor: Predictor, encoder: str | None, table_key: str) -> _Inputs:
+    identity = choose_encoder(table, encoder, table_key)
+    features = embedding(table, identity, table_key)
+    if "tokens" not in declared_inputs(predictor):
+        return _Inputs(without_tokens(identity), features, None)
+    return _Inputs(identity, features, tokens(table, identity, table_key))
+
+
+@dataclass(frozen=True)
 class _Plan:
     """One training run: which rows of which table, on which labels."""
 
@@ -200,7 +220,7 @@ class _Plan:
                 "(`img2gene.pp.select_genes(…, sections=…)`), or let `fit` choose with `genes=<number>`."
             )
 
-    def train(self, predictor: Predictor, features: np.ndarray, identity: dict[str, Any], genes: Genes) -> Model:
+    def train(self, predictor: Predictor, inputs: _Inputs, places: np.ndarray, genes: Genes) -> Model:
         """Choose genes, fit, and wrap up the model with its report."""
         table = self.table
         sections, groups = section_labels(table, self.table_key), group_labels(table, self.groups, self.table_key)
@@ -213,13 +233,21 @@ class _Plan:
             raise Img2GeneError("No training spot has a count.")
         chosen = self._choose(genes, candidates, values)
         values = np.ascontiguousarray(values[:, np.isin(candidates, chosen)])
-        data = TrainingData(features[rows], values, sections[rows], groups[rows], positions(table)[rows])
+        data = TrainingData(
+            inputs.features[rows],
+            values,
+            sections[rows],
+            groups[rows],
+            places[rows],
+            tokens=None if inputs.tokens is None else inputs.tokens[rows],
+            library=library_size(table)[rows] if self.layer is None else None,
+        )
         predictor.fit(data, seed=self.seed)
         return Model(
             predictor,
             [str(name) for name in table.var_names[np.sort(chosen)]],
             gene_statistics(values, data.sections, data.positions),
-            without_tokens(identity),
+            inputs.identity,
             {"layer": self.layer, "target_sum": TARGET_SUM if self.layer is None else None},
             self._report(rows, int(empty.sum()), predictor),
         )

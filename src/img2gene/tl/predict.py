@@ -12,7 +12,7 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, missing, raise_problems
 from img2gene._sections import section_labels
-from img2gene._study import embedding
+from img2gene._study import embedding, positions, tokens
 from img2gene.models import Model
 
 if TYPE_CHECKING:
@@ -89,7 +89,12 @@ def predict(
     found = resolve_model(table, model, key_added)
     identity = matching_identity(table, found, table_key)
     sections = section_labels(table, table_key)
-    values = found.predict(embedding(table, identity, table_key), sections)
+    extra: dict[str, np.ndarray | None] = {}
+    if "positions" in found.extra_inputs:
+        extra["positions"] = positions(table, table_key)
+    if "tokens" in found.extra_inputs:
+        extra["tokens"] = tokens(table, identity, table_key)
+    values = found.predict(embedding(table, identity, table_key), sections, **extra)
     shared = table.var_names.get_indexer(found.genes)
     complete = bool((shared >= 0).all())
     fits = table.n_obs * table.n_vars * 4 <= _MAX_LAYER_BYTES
