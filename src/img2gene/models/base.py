@@ -67,7 +67,8 @@ class TrainingData:
 class Predictor(Protocol):
     """The contract of a model: fit on arrays, predict arrays, turn into arrays and back.
 
-    ``shapes`` declares every stored array by named axes; stored models are checked against it.
+    ``shapes`` declares every stored array by named axes; stored models are checked against it. A predictor whose arrays
+    depend on its configuration has a class method ``array_shapes(config)`` instead, whose axes may be sizes, too.
 
     A predictor may declare ``inputs: ClassVar[tuple[str, ...]]``, the keyword inputs that its ``predict`` takes beside
     features and sections: ``"positions"``, float (n_spots, 2), row and column in µm; ``"tokens"``, float16 (n_spots, m,
@@ -235,7 +236,8 @@ class Model:
         kind = registry.get(config["model"])
         own = _part(arrays, "predictor")
         statistics = _part(arrays, "statistics")
-        _check_arrays(kind.shapes, own, statistics, len(config["genes"]), config["inputs"]["width"])
+        shapes = kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
+        _check_arrays(shapes, own, statistics, len(config["genes"]), config["inputs"]["width"])
         predictor = kind.from_state(config["predictor"], own)
         return cls(predictor, list(config["genes"]), statistics, config["inputs"], config["labels"], config["report"])
 
@@ -267,24 +269,30 @@ def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 
 
 def _check_arrays(
-    shapes: dict[str, tuple[str, ...]],
+    shapes: dict[str, tuple[str | int, ...]],
     arrays: dict[str, np.ndarray],
     statistics: dict[str, np.ndarray],
     n_genes: int,
     width: int,
 ) -> None:
-    """Compare stored arrays with the declared ones; all differences are raised together."""
-    sizes = {"genes": n_genes, "width": width}
+    """Compare stored arrays with the declared ones; all differences are raised together.
+
+    Axes are sizes, or names for sizes that several arrays share.
+    """
+    sizes: dict[str, int] = {"genes": n_genes, "width": width}
     problems = [f"Array `{name}` is missing." for name in shapes if name not in arrays]
     problems += [f"Array `{name}` is not part of this model." for name in arrays if name not in shapes]
-    declared = {name: axes for name, axes in shapes.items() if name in arrays}
+    declared: dict[str, tuple[str | int, ...]] = {name: axes for name, axes in shapes.items() if name in arrays}
     declared |= {f"statistics.{name}": ("genes",) for name in statistics}
     stored = {**arrays, **{f"statistics.{name}": value for name, value in statistics.items()}}
     for name, axes in declared.items():
         found = stored[name].shape
-        expected = tuple(sizes.setdefault(axis, found[i] if i < len(found) else -1) for i, axis in enumerate(axes))
+        expected = tuple(
+            axis if isinstance(axis, int) else sizes.setdefault(axis, found[i] if i < len(found) else -1)
+            for i, axis in enumerate(axes)
+        )
         if found != expected:
-            problems.append(f"Array `{name}` has shape {found}, expected {expected} ({', '.join(axes)}).")
+            problems.append(f"Array `{name}` has shape {found}, expected {expected} ({', '.join(map(str, axes))}).")
         elif not np.isfinite(stored[name]).all() and not name.startswith("statistics."):
             problems.append(f"Array `{name}` holds NaN or infinite values.")
     raise_problems(problems)

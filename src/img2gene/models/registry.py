@@ -92,9 +92,9 @@ def _load_all() -> None:
     if _loaded:
         return
     _loaded.append(True)
-    from img2gene.models import baselines, linear
+    from img2gene.models import baselines, img2gene, linear
 
-    for predictor in (linear.Ridge, baselines.TrainingMean):
+    for predictor in (linear.Ridge, baselines.TrainingMean, img2gene.Img2Gene):
         register(predictor)
     for entry in entry_points(group="img2gene.models"):
         register(entry.load())

@@ -215,7 +215,7 @@ class Fitting:
         spots, targets = batch
         largest = float(targets.labels.abs().max()), float(spots.features.abs().max())
         return (
-            f"{len(spots.own)} spots of section {self.targets.section_of(targets)}, labels up to {largest[0]:.3g}, "
+            f"{len(spots.own)} spots of section {self.data.sections[int(targets.rows[0])]}, labels up to {largest[0]:.3g} and "
             f"components up to {largest[1]:.3g} in size"
         )
 
@@ -401,7 +401,9 @@ class TargetArrays:
         rate = self.log_rates.get(section.name, self.log_rate_mean)
         parts = (self.labels, self.weights, self.pathways, self.counts, self.library)
         return Targets(
-            *(torch.from_numpy(part[rows]) for part in parts), torch.from_numpy(rate).expand(len(rows), len(rate))
+            *(torch.from_numpy(part[rows]) for part in parts),
+            torch.from_numpy(rate).expand(len(rows), len(rate)),
+            torch.from_numpy(rows),
         )
 
 

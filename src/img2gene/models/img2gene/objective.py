@@ -28,6 +28,8 @@ class Targets(NamedTuple):
         (B, P or 0): pathway scores.
     counts, library, log_rate
         (B, G or 0) counts, (B,) library sizes and (B, G or 0) log of the expected share of each gene in its section.
+    rows
+        int (B,): which training spots these are.
     """
 
     labels: Tensor
@@ -36,6 +38,7 @@ class Targets(NamedTuple):
     counts: Tensor
     library: Tensor
     log_rate: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from img2gene._errors import Img2GeneError, raise_problems
 from img2gene.models.base import TrainingData
-from img2gene.models.components import Components
-from img2gene.models.ensemble import Ensemble
-from img2gene.models.img2gene.fitting import Fitting, NetworkFit
-from img2gene.models.img2gene.inference import SpotArrays, member_outputs
-from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
+from img2gene.models.img2gene.fitted import FittedImg2Gene
+from img2gene.models.img2gene.fitting import Fitting
 from img2gene.models.img2gene.parameters import Parameters
-from img2gene.models.linear import Ridge
-from img2gene.models.shift import ramp, section_means, shift
 from img2gene.models.spots import split_sections
-
-logger = logging.getLogger(__name__)
 
 
 class Img2Gene:
@@ -128,7 +119,7 @@ class Img2Gene:
         self.parameters = Parameters(**given)
         self.parameters.check()
         self.context: dict[str, Any] = {}
-        self.fitted: NetworkFit | None = None
+        self.fitted: FittedImg2Gene | None = None
         self.report: dict[str, Any] = {}
 
     def set_context(self, facts: dict[str, Any]) -> None:
@@ -140,8 +131,7 @@ class Img2Gene:
         self._check(data)
         if not self.parameters.pathways:
             data, self.context = dataclasses.replace(data, pathways=None), {}
-        self.fitted = Fitting(self.parameters, data, seed).run()
-        self.report = self.fitted.report
+        self.fitted, self.report = Fitting(self.parameters, data, seed).run()
 
     def _check(self, data: TrainingData) -> None:
         problems = []
@@ -153,7 +143,7 @@ class Img2Gene:
         split_sections(data.sections, data.positions, self.parameters.n_neighbors, pad=False)
 
     @property
-    def _found(self) -> NetworkFit:
+    def _found(self) -> FittedImg2Gene:
         if self.fitted is None:
             raise Img2GeneError("This model is not fitted yet; call `fit` first.")
         return self.fitted
@@ -180,14 +170,14 @@ class Img2Gene:
     @classmethod
     def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
         """Shapes of the arrays that go with a configuration."""
-        return NetworkFit.array_shapes(config)
+        return FittedImg2Gene.array_shapes(config)
 
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Img2Gene:
         """Restore a fitted predictor."""
         model = cls(**config["parameters"])
         model.context, model.report = config["context"], config["report"]
-        model.fitted = NetworkFit.from_state(config, arrays, model.parameters, model.report)
+        model.fitted = FittedImg2Gene.from_state(config, arrays)
         return model
 
     def summary(self) -> dict[str, Any]:
