@@ -288,6 +288,91 @@ def test_many_groups_are_dealt_into_ten_folds_that_never_split_a_group():
     assert all(len(set(folds.labels[groups == name])) == 1 for name in np.unique(groups))
 
 
+def two_bins(**options):
+    """300 genes, the first 250 of which (the most expressed) have less noise than the others."""
+    data = linear_data(n_genes=300, noise=0.1, **options)
+    labels = data.labels.copy()
+    labels[:, 250:] += np.random.default_rng(1).normal(scale=4, size=(len(labels), 50)) - 8
+    return replace(data, labels=labels)
+
+
+@pytest.mark.parametrize("center", ["section", "none"])
+def test_held_out_is_what_a_ridge_without_the_fold_predicts(center):
+    data = two_bins(shift=1.0)
+    model, folds = fitted(data, center=center), inner_folds(data, seed=0)
+    found = model.held_out(data, folds, seed=0)
+    assert found.dtype == np.float32
+    quiet, noisy = model.report["penalty"]
+    assert quiet < noisy
+    for fit_on, held in folds.splits():
+        train, test = data.take(fit_on), data.take(held)
+        for genes, penalty in ((slice(250), quiet), (slice(250, None), noisy)):
+            expected = predicted(train, test, penalty=penalty, center=center)[:, genes]
+            np.testing.assert_allclose(found[held, genes], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_held_out_blocks_of_the_only_section_are_centred_by_themselves():
+    data = linear_data(n_sections=1)
+    model, folds = fitted(data), inner_folds(data, seed=0)
+    assert folds.kind == "block"
+    found = model.held_out(data, folds, seed=0)
+    for fit_on, held in folds.splits():
+        ridge = fitted(data.take(fit_on), penalty=model.report["penalty"][0])
+        alone = ridge.predict(data.features[held], data.sections[held])
+        np.testing.assert_allclose(found[held], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_held_out_spots_are_predicted_without_their_own_labels():
+    data = linear_data()
+    model, folds = fitted(data, penalty=1.0), inner_folds(data, seed=0)
+    one = data.sections == "s1"
+    changed = replace(data, labels=np.where(one[:, None], -5 * data.labels, data.labels))
+    before, after = (model.held_out(each, folds, seed=0) for each in (data, changed))
+    np.testing.assert_array_equal(after[one], before[one])
+    assert np.abs(after[~one] - before[~one]).min(axis=0).max() > 0.01
+
+
+def test_a_stiffened_ridge_is_one_fitted_with_the_larger_penalty():
+    data = two_bins()
+    model = fitted(data)
+    config, before = model.state()[0], predicted(data)
+    stiff = model.stiffened(3).stiffened(2)
+    found, penalties = stiff.predict(data.features, data.sections), model.report["penalty"]
+    for genes, penalty in ((slice(250), penalties[0]), (slice(250, None), penalties[1])):
+        expected = predicted(data, penalty=6 * penalty)[:, genes]
+        np.testing.assert_allclose(found[:, genes], expected, rtol=1e-5, atol=1e-5)
+    assert stiff.report["penalty"] == pytest.approx([6 * penalty for penalty in penalties])
+    assert stiff.report["stiffened"] == 6
+    # the original is as it was, and a factor of 1 changes nothing
+    assert model.state()[0] == config
+    np.testing.assert_array_equal(model.predict(data.features, data.sections), before)
+    assert model.stiffened(1).arrays["coefficients"].tobytes() == model.arrays["coefficients"].tobytes()
+
+
+def test_a_stiffened_ridge_is_stored_and_held_out_like_any_other():
+    data = linear_data()
+    stiff, folds = fitted(data, penalty=2.0).stiffened(5), inner_folds(data, seed=0)
+    again = Ridge.from_state(*stiff.state())
+    assert (
+        again.predict(data.features, data.sections).tobytes() == stiff.predict(data.features, data.sections).tobytes()
+    )
+    expected = fitted(data, penalty=10.0).held_out(data, folds, seed=0)
+    np.testing.assert_allclose(stiff.held_out(data, folds, seed=0), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_fit_leaves_behind_is_not_stored_and_missed_by_name():
+    data = linear_data()
+    folds, stored = inner_folds(data, seed=0), Ridge.from_state(*fitted(data).state())
+    for ridge in (Ridge(), stored):
+        with pytest.raises(Img2GeneError, match="`stiffened` needs what `fit` leaves behind"):
+            ridge.stiffened(2)
+        with pytest.raises(Img2GeneError, match="`held_out` needs what `fit` leaves behind"):
+            ridge.held_out(data, folds, seed=0)
+    for factor in (0, -1, np.nan, np.inf):
+        with pytest.raises(Img2GeneError, match="factor=.*: expected a positive number"):
+            fitted(data, penalty=1.0).stiffened(factor)
+
+
 @pytest.mark.parametrize("n_sections", [1, 3])
 def test_the_report_says_how_the_penalty_was_chosen(n_sections):
     report = fitted(linear_data(n_sections=n_sections)).summary()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import copy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -51,6 +52,22 @@ class Decomposition:
         """Factor of each component (k,): s / (s² + λ), λ = penalty · energy."""
         return self.singular / (np.square(self.singular) + penalty * self.energy)
 
+    def coefficients(self, penalties: np.ndarray) -> np.ndarray:
+        """Ridge solution float32 (k, n_genes) with a penalty for each gene (n_genes,)."""
+        found = np.empty(self.projected.shape, dtype=np.float32)
+        for penalty in np.unique(penalties):
+            genes = penalties == penalty
+            found[:, genes] = self.shrinkage(penalty)[:, None] * self.projected[:, genes]
+        return found
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What a fit leaves behind beside the state: the decomposition of all training spots, and each gene's penalty."""
+
+    decomposition: Decomposition
+    penalties: np.ndarray
+
 
 class Ridge:
     """Ridge regression of all genes at once on the principal components of the embedding.
@@ -97,6 +114,7 @@ class Ridge:
         self._check()
         self.arrays: dict[str, np.ndarray] = {}
         self.report: dict[str, Any] = {}
+        self._fitted: _Fitted | None = None
 
     def _check(self) -> None:
         problems = []
@@ -111,21 +129,22 @@ class Ridge:
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Choose the penalties inside the training data, then fit to all of it."""
         bins = _gene_bins(data.labels)
-        penalties = self._choose_penalties(data, bins, seed)
+        chosen = self._choose_penalties(data, bins, seed)
+        penalties = np.empty(data.labels.shape[1])
+        for genes, penalty in zip(bins, chosen, strict=True):
+            penalties[genes] = penalty
         features, labels = self._centred(data.features, data.sections), self._centred(data.labels, data.sections)
         found = decompose(features, labels, self.n_components, seed)
-        coefficients = np.empty(found.projected.shape, dtype=np.float32)
-        for genes, penalty in zip(bins, penalties, strict=True):
-            coefficients[:, genes] = found.shrinkage(penalty)[:, None] * found.projected[:, genes]
+        self._fitted = _Fitted(found, penalties)
         self.arrays = {
             "feature_mean": data.features.mean(axis=0, dtype=np.float64).astype(np.float32),
             "scale": found.scale.astype(np.float32),
             "components": found.components.astype(np.float32),
-            "coefficients": coefficients,
+            "coefficients": found.coefficients(penalties),
             "label_mean": data.labels.mean(axis=0, dtype=np.float64).astype(np.float32),
         }
         self.report |= {
-            "penalty": penalties,
+            "penalty": chosen,
             "genes_per_penalty": [len(genes) for genes in bins],
             "n_components": len(found.singular),
         }
@@ -147,6 +166,41 @@ class Ridge:
             np.matmul(scores, self.arrays["coefficients"], out=found[rows])
             found[rows] += self.arrays["label_mean"]
         return found
+
+    def held_out(self, data: TrainingData, folds: InnerFolds, *, seed: int) -> np.ndarray:
+        """Prediction of every training spot by a ridge fitted without its fold, float32 (n_spots, n_genes).
+
+        On the scale of :meth:`predict`: the mean label of the spots that were fitted to is added. The penalties are those
+        that :meth:`fit` chose on all of ``data``.
+        """
+        penalties = self._left_behind("held_out").penalties
+        predicted = np.empty(data.labels.shape, dtype=np.float32)
+        for fitted, held in folds.splits():
+            found, scores = self._left_out(data, (fitted, held), folds, seed)
+            mean = data.labels[fitted].mean(axis=0, dtype=np.float64).astype(np.float32)
+            predicted[held] = scores.astype(np.float32) @ found.coefficients(penalties) + mean
+        return predicted
+
+    def stiffened(self, factor: float) -> Self:
+        """A fitted copy with all penalties times ``factor``, which takes no new decomposition."""
+        if not (np.isfinite(factor) and factor > 0):
+            raise Img2GeneError(f"factor={factor!r}: expected a positive number.")
+        fitted = self._left_behind("stiffened")
+        stiff = copy.copy(self)
+        stiff._fitted = replace(fitted, penalties=fitted.penalties * factor)
+        stiff.arrays = self.arrays | {"coefficients": fitted.decomposition.coefficients(stiff._fitted.penalties)}
+        stiff.report = self.report | {
+            "penalty": [penalty * factor for penalty in self.report["penalty"]],
+            "stiffened": self.report.get("stiffened", 1) * factor,
+        }
+        return stiff
+
+    def _left_behind(self, needed_by: str) -> _Fitted:
+        if self._fitted is None:
+            raise Img2GeneError(
+                f"`{needed_by}` needs what `fit` leaves behind and no stored ridge has; call `fit` first."
+            )
+        return self._fitted
 
     def _centred(self, values: np.ndarray, sections: np.ndarray) -> np.ndarray:
         return centre(values, sections, self._reference(values))
