@@ -92,6 +92,16 @@ def log_counts(table: AnnData, rows: np.ndarray) -> sp.csr_matrix:
     return (sp.diags(scale) @ sp.csr_matrix(table.X[rows])).astype(np.float32).log1p()
 
 
+def context_facts(context: PathwayContext) -> dict[str, Any]:
+    """What a model keeps of its pathways, as JSON."""
+    return {
+        "names": context.names,
+        "gene_sets": context.gene_sets,
+        "method": context.method,
+        "enrichment": None if context.enrichment is None else to_columns(context.enrichment),
+    }
+
+
 def set_columns(table: AnnData, gene_sets: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
     """Columns of the genes of each set."""
     return {name: table.var_names.get_indexer(genes) for name, genes in gene_sets.items()}

@@ -39,7 +39,10 @@ class Plan(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over all members; no parameter is shared between them."""
         return torch.optim.AdamW(
-            self.ensemble.parameters(), lr=self.schedule.learning_rate, weight_decay=self.schedule.weight_decay
+            self.ensemble.parameters(),
+            lr=self.schedule.learning_rate,
+            weight_decay=self.schedule.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
         )
 
     def train_dataloader(self) -> Epoch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -104,6 +104,27 @@ class Predictor(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """What the fit chose and how it validated, for the training report (JSON)."""
+        ...
+
+
+@runtime_checkable
+class UsesPathways(Protocol):
+    """A predictor that is trained on pathway scores, too, and keeps what they are.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> isinstance(ig.models.create("ridge"), ig.models.UsesPathways)
+    False
+    """
+
+    @property
+    def uses_pathways(self) -> bool:
+        """Whether :attr:`TrainingData.pathways` is wanted."""
+        ...
+
+    def set_context(self, facts: dict[str, Any]) -> None:
+        """Take names, gene sets, method and enrichment of the pathways (JSON), before ``fit``."""
         ...
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from img2gene import _schema, models
 from img2gene._errors import Img2GeneError, LeakageError, Problems, listing, raise_problems
 from img2gene._expression import TARGET_SUM, labels, layer_problems, library_size, name_problems
+from img2gene._pathways import context_facts, fold_context
 from img2gene._sections import group_labels, section_labels
 from img2gene._statistics import gene_statistics
 from img2gene._study import (
@@ -26,7 +27,7 @@ from img2gene._study import (
     tokens,
     without_tokens,
 )
-from img2gene.models import Model, Predictor, TrainingData
+from img2gene.models import Model, Predictor, TrainingData, UsesPathways
 from img2gene.models.base import declared_inputs
 from img2gene.settings import settings
 
@@ -240,6 +241,7 @@ class _Plan:
             groups[rows],
             places[rows],
             tokens=None if inputs.tokens is None else inputs.tokens[rows],
+            pathways=self._pathways(predictor, rows, inputs, sections, places),
             library=library_size(table)[rows] if self.layer is None else None,
         )
         predictor.fit(data, seed=self.seed)
@@ -251,6 +253,27 @@ class _Plan:
             {"layer": self.layer, "target_sum": TARGET_SUM if self.layer is None else None},
             self._report(rows, int(empty.sum()), predictor),
         )
+
+    def _pathways(
+        self, predictor: Predictor, rows: np.ndarray, inputs: _Inputs, sections: np.ndarray, places: np.ndarray
+    ) -> np.ndarray | None:
+        """Scores of the pathways that the training rows select, for predictors with a pathway context."""
+        if not isinstance(predictor, UsesPathways) or not predictor.uses_pathways:
+            return None
+        context = fold_context(
+            self.table,
+            rows,
+            features=inputs.features[rows],
+            sections=sections[rows],
+            positions=places[rows],
+            seed=self.seed,
+            table_key=self.table_key,
+        )
+        if context is None:
+            logger.info("no pathway context: run `img2gene.pp.score_pathways` before for one")
+            return None
+        predictor.set_context(context_facts(context))
+        return context.scores
 
     def _candidates(self, genes: Genes) -> np.ndarray:
         if genes is None and _schema.PANEL in self.table.var:

@@ -45,7 +45,7 @@ _TOKEN_COMPONENTS = 64
 _ANCHORS = 256
 _SCORED_GENES = 500
 # Steps of the optimiser after which validation had stopped improving on all cohorts tried (benchmarks/ablation.py).
-_STEPS = 1000
+_STEPS = 500
 _EPOCHS = (15, 200)
 _VALIDATIONS = 25
 # Shifts between sections of one patient or batch were below, those between patients above (benchmarks/README.md).

@@ -51,7 +51,7 @@ def section_views(ensemble: Ensemble, arrays: SpotArrays, section: Section) -> I
         offsets = torch.from_numpy(section.offsets(spots)).to(device)
         near = torch.from_numpy(section.neighbors[spots]).to(device)
         views = ensemble.call(
-            lambda net, tok, off, own, around, lat: net.views(own, around, tok, off, lat),
+            lambda net, tok, off, own, around, lat: net.views(own, around, net.project(around), tok, off, lat),
             tokens,
             offsets,
             paired=(hidden[:, start : start + _BLOCK], hidden[:, near], latents),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from img2gene.models.debias import Backdoor, Views, counterfactual
-from img2gene.models.layers import Attention, Neighborhood, PathwayAttention, SectionSummary, SpotEncoder
+from img2gene.models.layers import Attention, Linear, Neighborhood, PathwayAttention, SectionSummary, SpotEncoder
 from img2gene.models.spots import Batch
 
 VIEWS = ("own", "around", "section")
@@ -45,7 +45,7 @@ class Architecture:
     n_confounders: int = 0
     dim: int = 128
     heads: int = 4
-    n_neighbors: int = 8
+    n_neighbors: int = 6
     n_latents: int = 16
     dropout: float = 0.3
     effect: str = "TE"
@@ -139,7 +139,7 @@ class Img2GeneNetwork(nn.Module):
         if a.counts:
             self.log_theta = nn.Parameter(torch.zeros(a.n_genes))
         if a.n_pathways:
-            self.pathway_head = nn.Linear(a.dim, a.n_pathways)
+            self.pathway_head = Linear(a.dim, a.n_pathways)
             self.pathway_context = PathwayAttention(a.dim, a.n_pathways)
 
     def encode(self, features: Tensor) -> Tensor:
@@ -151,19 +151,31 @@ class Img2GeneNetwork(nn.Module):
         """What stands for a section, (n_latents, dim), from the hidden features of its spots."""
         return self.section.latents_of(hidden) if self.architecture.section else hidden[:0]
 
-    def views(self, own: Tensor, around: Tensor, tokens: Tensor, offsets: Tensor, latents: Tensor) -> Views:
-        """The three views of spots, from hidden features (B, dim) of theirs and (B, k, dim) of their neighbours."""
+    def views(
+        self, own: Tensor, around: Tensor, projected: Tensor, tokens: Tensor, offsets: Tensor, latents: Tensor
+    ) -> Views:
+        """The three views of spots, from hidden features (B, dim) of theirs and (B, k, dim) of their neighbours.
+
+        ``projected`` (B, k, …) is what :meth:`project` makes of the neighbours.
+        """
         mine = own.unsqueeze(-2)
         if self.architecture.n_tokens:
             mine = torch.cat([mine, self.token_encoder(tokens) + self.token_place], dim=-2)
         section = self.section(own, around, latents) if self.architecture.section else own
-        return Views(mine, self.neighborhood(around, offsets) if self.architecture.neighborhood else around, section)
+        if self.architecture.neighborhood:
+            around = self.neighborhood(around, projected, offsets)
+        return Views(mine, around, section)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """What the neighbourhood needs of each spot; nothing where there is none."""
+        return self.neighborhood.project(hidden) if self.architecture.neighborhood else hidden[..., :0]
 
     def batch_views(self, batch: Batch) -> Views:
         """The three views of a batch."""
         hidden = self.encode(batch.features)
-        latents = self.latents(hidden[batch.anchors])
-        return self.views(hidden[batch.own], hidden[batch.around], batch.tokens, batch.offsets, latents)
+        latents, projected = self.latents(hidden[batch.anchors]), self.project(hidden)
+        near = batch.around
+        return self.views(hidden[batch.own], hidden[near], projected[near], batch.tokens, batch.offsets, latents)
 
     def fuse(self, own: Tensor, around: Tensor, section: Tensor) -> Tensor:
         """F(t, n, g), (B, dim)."""
@@ -206,9 +218,9 @@ class Img2GeneNetwork(nn.Module):
         return shares.sum(dim=0).unsqueeze(-1) * (self.pathway_context.value(self.pathway_context.tokens) @ self.head.weight.mT)
 
 
-def _zero_linear(width: int, n_outputs: int) -> nn.Linear:
+def _zero_linear(width: int, n_outputs: int) -> Linear:
     """A linear layer that predicts the mean until it has learnt something."""
-    layer = nn.Linear(width, n_outputs)
+    layer = Linear(width, n_outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -79,7 +79,6 @@ class Img2Gene:
 
     name: ClassVar[str] = "img2gene"
     inputs: ClassVar[tuple[str, ...]] = ("positions", "tokens")
-    uses_pathways: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -96,8 +95,8 @@ class Img2Gene:
         pathway: float = 0.1,
         pathway_coherence: float = 0.1,
         distillation: float = 0.3,
-        n_models: int = 8,
-        n_neighbors: int = 8,
+        n_models: int = 5,
+        n_neighbors: int = 6,
         n_components: int = 256,
         n_latents: int = 16,
         dim: int = 128,
@@ -122,6 +121,11 @@ class Img2Gene:
         self.fitted: FittedImg2Gene | None = None
         self.report: dict[str, Any] = {}
 
+    @property
+    def uses_pathways(self) -> bool:
+        """Whether pathway scores are wanted."""
+        return self.parameters.pathways
+
     def set_context(self, facts: dict[str, Any]) -> None:
         """Names, gene sets and enrichment of the pathways whose scores the training data hold (JSON)."""
         self.context = facts
@@ -130,7 +134,7 @@ class Img2Gene:
         """Validate on parts of the training data, choose epochs and weights, then fit to all of it."""
         self._check(data)
         if not self.parameters.pathways:
-            data, self.context = dataclasses.replace(data, pathways=None), {}
+            data = dataclasses.replace(data, pathways=None)
         self.fitted, self.report = Fitting(self.parameters, data, seed).run()
 
     def _check(self, data: TrainingData) -> None:
