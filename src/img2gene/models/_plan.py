@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,6 +35,8 @@ class Plan(pl.LightningModule):
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch, self.best_score = 0, float("nan")
+        self.average: dict[str, Tensor] = {}
+        self.n_steps = 0
         self._sums: dict[str, Any] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -71,13 +74,42 @@ class Plan(pl.LightningModule):
             self._sums[name] = self._sums.get(name, 0) + value.detach().mean()
         return losses["loss"].sum()
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Move the averaged weights: single steps are noisy where batches are few."""
+        self.n_steps += 1
+        rate = 1 - min(self.schedule.averaging, self.n_steps / (self.n_steps + 9))
+        with torch.no_grad():
+            for name, value in self.ensemble.named_parameters():
+                if name in self.average:
+                    self.average[name].lerp_(value, rate)
+                else:
+                    self.average[name] = value.detach().clone()
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The ensemble with its averaged weights."""
+        parameters = dict(self.ensemble.named_parameters())
+        current = {name: value.detach().clone() for name, value in parameters.items()}
+        self._set(self.average)
+        try:
+            yield
+        finally:
+            self._set(current)
+
+    def _set(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self.ensemble.named_parameters():
+                if name in values:
+                    value.copy_(values[name])
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Score the ensemble and keep its weights if they are the best so far."""
         assert self.task.validate is not None
-        score = self.task.validate(self.ensemble)
-        if not self.best or score > self.best_score:
-            self.best = {name: value.detach().clone() for name, value in self.ensemble.state_dict().items()}
-            self.best_epoch, self.best_score = self.current_epoch + 1, score
+        with self.averaged():
+            score = self.task.validate(self.ensemble)
+            if not self.best or score > self.best_score:
+                self.best = {name: value.detach().clone() for name, value in self.ensemble.state_dict().items()}
+                self.best_epoch, self.best_score = self.current_epoch + 1, score
         self._sums["validation"] = score
         self.log("validation", score, batch_size=1)
 
@@ -115,6 +147,8 @@ class Plan(pl.LightningModule):
             "best": self.best,
             "best_epoch": self.best_epoch,
             "best_score": self.best_score,
+            "average": self.average,
+            "n_steps": self.n_steps,
             "history": self.history,
             "stopped": bool(self.trainer.should_stop),
         }
@@ -124,13 +158,16 @@ class Plan(pl.LightningModule):
         found = checkpoint["img2gene"]
         self.best, self.history = found["best"], list(found["history"])
         self.best_epoch, self.best_score = found["best_epoch"], found["best_score"]
+        self.average, self.n_steps = found["average"], found["n_steps"]
         if found["stopped"]:
             self.trainer.fit_loop.max_epochs = len(self.history)
 
     def finish(self) -> Run:
-        """Put the best weights into the ensemble."""
+        """Put the best weights into the ensemble, the averaged ones where there was no validation."""
         if self.best:
             self.ensemble.load_state_dict(self.best)
+        else:
+            self._set(self.average)
         self.ensemble.cpu().eval()
         return Run(self.best_epoch or len(self.history), self.best_score, self.history)
 

@@ -36,6 +36,8 @@ class Schedule:
         Validations without improvement until training stops.
     learning_rate, weight_decay
         Of AdamW.
+    averaging
+        Weights are averaged over steps with this factor for the past; validated and kept are the averages.
     accelerator, devices, precision
         As in Lightning's trainer.
     seed
@@ -47,6 +49,7 @@ class Schedule:
     patience: int = 10
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    averaging: float = 0.98
     accelerator: str = "cpu"
     devices: int | str = 1
     precision: str = "32-true"

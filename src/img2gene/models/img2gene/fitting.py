@@ -177,15 +177,15 @@ class Fitting:
         most = epochs or p.max_epochs or int(np.clip(math.ceil(_STEPS / steps), *_EPOCHS))
         accelerator, devices = resolve_accelerator(p.accelerator, p.devices)
         return Schedule(
-            most,
-            max(most // _VALIDATIONS, 1),
-            p.patience,
-            p.learning_rate,
-            p.weight_decay,
-            accelerator,
-            devices,
-            p.precision,
-            self.seed,
+            max_epochs=most,
+            validate_every=max(most // _VALIDATIONS, 1),
+            patience=p.patience,
+            learning_rate=p.learning_rate,
+            weight_decay=p.weight_decay,
+            accelerator=accelerator,
+            devices=devices,
+            precision=p.precision,
+            seed=self.seed,
         )
 
     def _new_ensemble(self) -> Ensemble:

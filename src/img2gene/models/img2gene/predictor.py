@@ -82,7 +82,7 @@ class Img2Gene:
 
     def __init__(
         self,
-        effect: str = "TE",
+        effect: str = "none",
         n_confounders: int = 0,
         objective: str = "gaussian",
         weighting: str = "none",
