@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-DEFAULT_FIELDS_UM = (200.0, 400.0, 800.0)
+DEFAULT_FIELDS_UM = (100.0, 200.0, 400.0, 800.0)
 _THUMBNAIL_PX = 600
 
 

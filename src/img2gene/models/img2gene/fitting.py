@@ -45,8 +45,8 @@ _TOKEN_COMPONENTS = 64
 _ANCHORS = 256
 _SCORED_GENES = 500
 # Steps of the optimiser after which validation had stopped improving on all cohorts tried (benchmarks/ablation.py).
-_STEPS = 500
-_EPOCHS = (15, 200)
+_STEPS = 300
+_EPOCHS = (12, 150)
 _VALIDATIONS = 25
 # Shifts between sections of one patient or batch were below, those between patients above (benchmarks/README.md).
 _NEAR, _FAR_MARGIN = 0.5, 0.15

@@ -106,7 +106,7 @@ class Img2Gene:
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
         max_epochs: int | None = None,
-        patience: int = 8,
+        patience: int = 6,
         n_validations: int = 3,
         refit: bool = True,
         accelerator: str = "auto",

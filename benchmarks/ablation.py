@@ -1,0 +1,117 @@
+"""What each part of img2gene contributes on real sections, beside the ridge on the same embeddings.
+
+``python benchmarks/ablation.py`` trains every variant on every split of two cohorts, with three seeds, and writes one row per
+variant, split and seed; rows that are there already are not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import torch
+from _report import DATA
+from spatialdata import SpatialData
+
+import img2gene as ig
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
+from cohorts import Split, her2st, mouse_olfactory_bulb
+
+GROUPS = {"HEG-250": ("mean", 250), "HVG-50": ("variance", 50)}
+SMALL = {"n_models": 2, "n_validations": 1}
+VARIANTS: dict[str, dict[str, object]] = {
+    "ridge": {"model": "ridge"},
+    "full": SMALL,
+    "with effect TE": {**SMALL, "effect": "TE"},
+    "without pathways": {**SMALL, "pathways": False},
+    "without coherence": {**SMALL, "coherence": 0.0, "pathway_coherence": 0.0},
+    "without neighbourhood": {**SMALL, "neighborhood": False},
+    "without section view": {**SMALL, "section_view": False},
+    "without ridge": {**SMALL, "ridge": "none"},
+    "on the ridge's residual": {**SMALL, "ridge": "residual"},
+    "default": {},
+}
+
+
+def read(folder: Path, name: str) -> tuple[SpatialData, list[Split]]:
+    """An embedded cohort with its pathway scores, and its splits."""
+    cohort = {"her2st": her2st, "mob_st": mouse_olfactory_bulb}[name](folder / name)
+    sdata = cohort.read()
+    ig.pp.extract_patches(sdata)
+    ig.pp.embed_patches(sdata)
+    ig.pp.score_pathways(sdata, "tissue")
+    return sdata, [split for split in cohort.splits if len(split.test) == 1]
+
+
+def run(sdata: SpatialData, split: Split, variant: str, seed: int) -> dict[str, object]:
+    """Scores of one variant on one split."""
+    parameters = dict(VARIANTS[variant])
+    start = time.perf_counter()
+    model = ig.tl.fit(
+        sdata,
+        parameters.pop("model", "img2gene"),
+        genes=1000,
+        groups="section",
+        train_on=split.train,
+        validate_on=split.test,
+        allow_leakage=True,
+        seed=seed,
+        inplace=False,
+        **parameters,
+    )
+    seconds = time.perf_counter() - start
+    ig.tl.predict(sdata, model)
+    summary = ig.tl.summarize(ig.tl.evaluate(sdata, model, sections=split.test, gene_groups=GROUPS))
+    own = summary[summary["model"] == model.name].set_index("genes")
+    scores = {f"{metric} {group}": own.loc[group, metric] for metric in ("pcc", "r2") for group in GROUPS}
+    return {"variant": variant, "protocol": split.protocol, "test": split.test[0], "seed": seed, **scores, "seconds": seconds}
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean over test sections, then mean and SD over seeds."""
+    columns = [name for name in rows if name.startswith(("pcc", "r2"))]
+    by_seed = rows.groupby(["protocol", "variant", "seed"], sort=False)[columns].mean()
+    groups = by_seed.groupby(["protocol", "variant"], sort=False)
+    table = groups.mean().round(3).astype(str)
+    for name in columns:
+        table[name] += " ± " + groups[name].std().round(3).astype(str)
+    table["seeds"] = groups.size()
+    return table.reset_index()
+
+
+def main() -> None:
+    """Run what is not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--cohorts", nargs="+", default=["her2st", "mob_st"])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablation.csv")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(arguments.threads)
+    ig.settings.progress = False
+    done = pd.read_csv(arguments.out) if arguments.out.is_file() else pd.DataFrame(columns=["variant", "test", "seed"])
+    for name in arguments.cohorts:
+        sdata, splits = read(arguments.data, name)
+        for seed in arguments.seeds:
+            for variant in arguments.variants:
+                for split in splits:
+                    key = (done["variant"] == variant) & (done["test"] == split.test[0]) & (done["seed"] == seed)
+                    if "protocol" in done and (key & (done["protocol"] == split.protocol)).any():
+                        continue
+                    row = run(sdata, split, variant, seed)
+                    done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
+                    done.to_csv(arguments.out, index=False)
+                    print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+    print(summarise(done).to_markdown(index=False))
+
+
+if __name__ == "__main__":
+    main()
