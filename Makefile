@@ -18,8 +18,8 @@ BIN := $(VENV)/bin/python
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed-demo  ## train, predict and evaluate into demo_output/ (DATA=<folder>: on real sections)
-	$(BIN) demo/run.py --out demo_output $(if $(DATA),--data "$(DATA)")
+demo: $(VENV)/.installed-demo  ## train, predict and evaluate into demo_output/ (DATA=<folder>: on real sections; MODEL=img2gene)
+	$(BIN) demo/run.py --out demo_output $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model $(MODEL))
 
 # One thread per process: the processes already fill the cores, and spinning OpenMP threads would only delay each other.
 test: export OMP_NUM_THREADS ?= 1

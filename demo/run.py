@@ -23,12 +23,12 @@ GROUPS = {"HEG-250": ("mean", 250), "HVG-50": ("variance", 50)}
 N_GENES = 1000
 
 
-def run_split(sdata: SpatialData, split: Split) -> pd.DataFrame:
+def run_split(sdata: SpatialData, split: Split, model: str) -> pd.DataFrame:
     """Fit on the training sections, predict and score the test sections."""
     # Sections of one patient on both sides are part of some published protocols; the result says so.
     ig.tl.fit(
         sdata,
-        model="ridge",
+        model=model,
         genes=min(N_GENES, sdata["table"].n_vars),
         groups="section",
         train_on=split.train,
@@ -39,12 +39,12 @@ def run_split(sdata: SpatialData, split: Split) -> pd.DataFrame:
     return ig.tl.evaluate(sdata, sections=split.test, gene_groups=GROUPS).assign(protocol=split.protocol)
 
 
-def score_table(scores: pd.DataFrame) -> pd.DataFrame:
+def score_table(scores: pd.DataFrame, name: str) -> pd.DataFrame:
     """One row per protocol and gene group: the model's scores, and the baselines beside it."""
     summary = ig.tl.summarize(scores, by=["protocol", "model"])
     summary = summary[summary["genes"] != "all"]
     keys = ["protocol", "genes"]
-    model = summary[summary["model"] == "ridge"].set_index(keys)
+    model = summary[summary["model"] == name].set_index(keys)
     null = summary[summary["model"] == "permutation null"].set_index(keys)
     mean = summary[summary["model"] == "training mean"].set_index(keys)
     return pd.DataFrame(
@@ -75,7 +75,7 @@ def write_results(sdata: SpatialData, cohort: Cohort, scores: pd.DataFrame, tabl
     ax = ig.pl.scores(scores[scores["protocol"] == cohort.splits[0].protocol], genes="HEG-250")
     ax.figure.savefig(out / "scores.png", dpi=130)
     ig.pl.patches(sdata, n=16).savefig(out / "patches.png", dpi=110)
-    ig.io.save_model(sdata, out / "ridge.img2gene", overwrite=True)
+    ig.io.save_model(sdata, out / "model.img2gene", overwrite=True)
     shown = [system for system in sdata.coordinate_systems if system in last.test]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -87,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder with real sections; default: the synthetic cohort")
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
+    parser.add_argument("--model", default="ridge", choices=["ridge", "img2gene"], help="img2gene takes some minutes a split")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)
     start = time.perf_counter()
@@ -94,9 +95,11 @@ def main() -> None:
     sdata = cohort.read()
     ig.pp.extract_patches(sdata)
     ig.pp.embed_patches(sdata)
+    if arguments.model == "img2gene":
+        ig.pp.score_pathways(sdata)
     prepared = time.perf_counter()
-    scores = pd.concat([run_split(sdata, split) for split in cohort.splits], ignore_index=True)
-    table = score_table(scores)
+    scores = pd.concat([run_split(sdata, split, arguments.model) for split in cohort.splits], ignore_index=True)
+    table = score_table(scores, arguments.model)
     write_results(sdata, cohort, scores, table, arguments.out)
     print(f"\n{cohort.name}: per gene within section, raw labels, means over genes and test sections\n")
     print(table.round(3).to_string(index=False))
