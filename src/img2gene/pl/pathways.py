@@ -231,6 +231,7 @@ def _contributions(found: pd.DataFrame, gene: str, ax: Axes | None) -> Figure:
         ax.barh(heights[shown], size[shown], color=color, label=label)
     ax.set_yticks(heights, size.index.tolist(), fontsize=8)
     ax.invert_yaxis()
+    ax.locator_params(axis="x", nbins=6)
     ax.set_xlabel(f"mean |contribution| to {gene}")
     ax.legend(fontsize=7, frameon=False, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _VALIDATION = "validation"
 _COLORS = ("#3b6fb6", "#c4673d", "#5c9e5c", "#8d6cb3", "#b5903b", "#4fa3a5")
 _REFIT_COLOR = "#222222"
-_N_COLUMNS = 3
+_N_COLUMNS = 4
 
 
 def training(
