@@ -45,7 +45,7 @@ def fitted(shared, copy_of):
 
 
 def prediction(sdata, model):
-    features, sections, extra = model_inputs(sdata["table"], model, "table")
+    features, sections, extra = model_inputs(sdata, model, "table")
     return model.predict(features, sections, **extra)
 
 
@@ -59,7 +59,7 @@ def test_contributions_add_up_to_what_the_context_adds_to_the_prediction(fitted,
     # The network has a say, and the last section is partly left to the stiff ridge.
     fitted_model.weights[2] = 0.7
     near = fitted_model.shift
-    shifts = near(*model_inputs(fitted["table"], model, "table")[:2])
+    shifts = near(*model_inputs(fitted, model, "table")[:2])
     object.__setattr__(near, "far", near.near + 2 * max(shifts["C1"][0] - near.near, 0.1))
     contributions = ig.tl.pathway_contributions(fitted, "G03", model=model)
     complete = prediction(fitted, model)

@@ -76,7 +76,7 @@ def pathway_contributions(
     found = resolve_model(table, model, key)
     names, fitted = _with_context(found)
     column = _gene_column(found, gene)
-    features, sections, extra = model_inputs(table, found, table_key)
+    features, sections, extra = model_inputs(sdata, found, table_key)
     positions = extra["positions"]
     assert positions is not None
     values = fitted.pathway_contributions(features, np.asarray(sections), positions, extra.get("tokens"), column)

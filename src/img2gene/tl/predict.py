@@ -87,7 +87,7 @@ def predict(
             f"key_added={key_added!r} is the name of a table that is no prediction; choose another one."
         )
     found = resolve_model(table, model, key_added)
-    features, sections, extra = model_inputs(table, found, table_key)
+    features, sections, extra = model_inputs(sdata, found, table_key)
     values = found.predict(features, sections, **extra)
     shared = table.var_names.get_indexer(found.genes)
     complete = bool((shared >= 0).all())
@@ -122,9 +122,10 @@ def resolve_model(table: AnnData, model: Model | str | Path | None, key: str) ->
 
 
 def model_inputs(
-    table: AnnData, model: Model, table_key: str
+    sdata: SpatialData, model: Model, table_key: str
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray | None]]:
     """What a model looks at: the embedding, the sections, and its extra inputs."""
+    table = _schema.get_table(sdata, table_key)
     identity = matching_identity(table, model, table_key)
     extra: dict[str, np.ndarray | None] = {}
     if "positions" in model.extra_inputs:
