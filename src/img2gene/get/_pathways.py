@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from img2gene import _schema
-from img2gene._pathways import from_columns, required_pathways
+from img2gene._errors import Img2GeneError
+from img2gene._pathways import from_columns, required_pathways, stored_pathways
 
 if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
+    from img2gene.models import Model
+
+_ENRICHMENT = ("pathway", "es", "nes", "pval", "fdr", "leading_edge")
+
 
 def pathways(sdata: SpatialData, *, key: str | None = None, table_key: str = "table") -> pd.DataFrame:
-    """How the gene sets of :func:`img2gene.pp.score_pathways` were matched, enriched and selected.
+    """How the gene sets of :func:`img2gene.pp.score_pathways` were matched, enriched and selected, or those of a model.
+
+    A model that is trained with pathways ranks the stored gene sets anew on its training spots. What it found, and took as
+    context, is its own and comes back for the key of the model.
 
     Parameters
     ----------
     sdata
         Study with pathways.
     key
-        The ``key_added`` they were stored under; None is the default one.
+        The ``key_added`` they were stored under, None is the default one; or that of a trained model.
     table_key
         Table they were scored in.
 
@@ -29,12 +37,15 @@ def pathways(sdata: SpatialData, *, key: str | None = None, table_key: str = "ta
     One row per gene set of the collection; the selected ones first, in the order of the columns of ``obsm[key]``, then by
     falling NES: ``pathway``, ``selected``, ``kept`` (has enough measured genes), ``n_genes``, ``n_matched``, ``fraction``,
     ``genes`` (measured ones, joined by ``;``), and ``es``, ``nes``, ``pval``, ``fdr``, ``leading_edge``, NaN where nothing
-    had to be selected.
+    had to be selected. For a model: ``pathway``, ``selected``, ``n_matched`` and the last five, its selected pathways first, in
+    its own order.
 
     Raises
     ------
     MissingKeyError
         No pathways under this key.
+    Img2GeneError
+        The model of this key has no pathway context.
 
     Examples
     --------
@@ -44,17 +55,48 @@ def pathways(sdata: SpatialData, *, key: str | None = None, table_key: str = "ta
     >>> int(ig.get.pathways(sdata)["selected"].sum())
     5
     """
-    record = required_pathways(_schema.get_table(sdata, table_key), table_key, key or _schema.PATHWAYS)
-    matching = from_columns(record["matching"])
-    empty: dict[str, list] = {name: [] for name in ("pathway", "es", "nes", "pval", "fdr", "leading_edge")}
-    enrichment = from_columns(record["enrichment"] or empty).drop(columns="n_genes", errors="ignore")
-    table = matching.merge(enrichment.astype({"pathway": matching["pathway"].dtype}), on="pathway", how="left")
-    place = {name: number for number, name in enumerate(record["names"])}
+    from img2gene.io.model_store import read_model, stored_models
+
+    table, name = _schema.get_table(sdata, table_key), key or _schema.PATHWAYS
+    if stored_pathways(table, name) is None and name in stored_models(table):
+        return _of_model(read_model(table, name))
+    record = required_pathways(table, table_key, name)
+    found = _selected_first(_enriched(from_columns(record["matching"]), record), record["names"])
+    found.insert(2, "kept", found.pop("kept"))
+    return found
+
+
+def _of_model(model: Model) -> pd.DataFrame:
+    """The gene sets that a model ranked on its training spots; those it took where it had nothing to rank."""
+    import pandas as pd
+
+    context = getattr(model.predictor, "context", None)
+    if not context:
+        raise Img2GeneError(
+            f"The model `{model.name}` has no pathway context. Run `img2gene.pp.score_pathways(sdata)` and then "
+            "`img2gene.tl.fit(sdata, 'img2gene')`."
+        )
+    if context["enrichment"]:
+        sizes = from_columns(context["enrichment"]).set_index("pathway")["n_genes"].to_dict()
+    else:
+        sizes = {name: len(context["gene_sets"][name]) for name in context["names"]}
+    matching = pd.DataFrame({"pathway": list(sizes), "n_matched": list(sizes.values())})
+    return _selected_first(_enriched(matching, context), context["names"])
+
+
+def _enriched(matching: pd.DataFrame, record: dict[str, Any]) -> pd.DataFrame:
+    """Gene sets with their enrichment, NaN where none was computed."""
+    empty: dict[str, list] = {name: [] for name in _ENRICHMENT}
+    enrichment = from_columns(record["enrichment"] or empty)[list(_ENRICHMENT)]
+    return matching.merge(enrichment.astype({"pathway": matching["pathway"].dtype}), on="pathway", how="left")
+
+
+def _selected_first(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The selected sets in their order, then the others by falling NES."""
+    place = {name: number for number, name in enumerate(names)}
     table.insert(1, "selected", table["pathway"].isin(place))
-    table.insert(2, "kept", table.pop("kept"))
-    order = table["pathway"].map(place)
     return (
-        table.assign(place=order)
+        table.assign(place=table["pathway"].map(place))
         .sort_values(["place", "nes"], ascending=[True, False], kind="stable", ignore_index=True)
         .drop(columns="place")
     )

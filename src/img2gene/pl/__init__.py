@@ -4,5 +4,6 @@ from img2gene.pl.patches import patches
 from img2gene.pl.pathways import pathways
 from img2gene.pl.prediction import prediction
 from img2gene.pl.scores import scores
+from img2gene.pl.training import training
 
-__all__ = ["patches", "pathways", "prediction", "scores"]
+__all__ = ["patches", "pathways", "prediction", "scores", "training"]

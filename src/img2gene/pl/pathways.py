@@ -1,4 +1,4 @@
-"""Pathway scores over the tissue, and which pathways vary with it."""
+"""Pathway scores over the tissue, which pathways vary with it, and what they add to the prediction of a gene."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from img2gene import _schema
+from img2gene import _schema, get
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
-from img2gene._pathways import enrichment_table, required_pathways
+from img2gene._pathways import enrichment_table, required_pathways, stored_pathways
+from img2gene._sections import section_labels
+from img2gene.io.model_store import stored_models
 from img2gene.pl._tissue import Canvas, canvases, draw
+from img2gene.tl.contributions import pathway_contributions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,10 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
 
-KINDS = ("maps", "enrichment")
+KINDS = ("maps", "enrichment", "contribution")
 _RANGE = (1, 99)
 _N_MAPS, _N_BARS = 4, 20
 _BAR_COLORS = {True: "#3b6fb6", False: "#c9c9c9"}
+_SIGN_COLORS = {"raises the prediction on average": "#3b6fb6", "lowers it": "#c4673d"}
 
 
 def pathways(
@@ -29,9 +33,10 @@ def pathways(
     pathways: str | list[str] | None = None,
     *,
     kind: str = "maps",
+    gene: str | None = None,
     sections: str | list[str] | None = None,
     ax: Axes | None = None,
-    key: str = _schema.PATHWAYS,
+    key: str | None = None,
     table_key: str = "table",
     max_fdr: float = 0.05,
     cmap: str = "viridis",
@@ -39,28 +44,33 @@ def pathways(
     size: float = 1.3,
     panel_size: float = 3.2,
 ) -> Figure:
-    """Draw pathway scores over the tissue, or the enrichment that pathways were selected by.
+    """Draw pathway scores over the tissue, the enrichment that selected them, or what they add to the prediction of a gene.
 
     Parameters
     ----------
     sdata
-        Study with pathways from :func:`img2gene.pp.score_pathways`.
+        Study with pathways from :func:`img2gene.pp.score_pathways`; for contributions, with a model trained on them.
     pathways
-        One or several. By default the first 4 selected ones as maps, and the 20 with the highest NES as bars.
+        One or several. By default the first 4 selected ones as maps, the 20 with the highest NES or contribution as bars.
     kind
-        ``"maps"``: scores over the tissue image. ``"enrichment"``: a bar for each NES.
+        ``"maps"``: scores over the tissue image. ``"enrichment"``: a bar for each NES. ``"contribution"``: what each pathway
+        adds to the prediction of ``gene`` (:func:`img2gene.tl.pathway_contributions`): a bar for each, or, where ``pathways``
+        are named, maps of theirs.
+    gene
+        Gene whose prediction is taken apart, for contributions.
     sections
-        Sections to map; by default all.
+        Sections to map, or to average contributions over; by default all.
     ax
         Axes for the bars, or for a single map; by default new ones.
     key
-        Name the pathways are stored under.
+        Name the pathways are stored under, by default ``"pathways"``; for contributions that of the model, by default
+        ``"img2gene"``. Enrichment is drawn for either.
     table_key
         Table they were scored in.
     max_fdr
         Bars with a higher false discovery rate are grey.
     cmap
-        Colours of the maps.
+        Colours of the maps of scores.
     alpha
         Opacity of the spots, 0–1.
     size
@@ -72,13 +82,16 @@ def pathways(
     -------
     Figure. Maps: a row per section, a column per pathway; all sections share a pathway's colours (1st to 99th percentile),
     spots without counts are left out. Bars: highest NES at the top, an asterisk where the FDR is at most ``max_fdr``.
+    Contributions: bars are the mean over spots of the absolute contribution, coloured by the sign of the mean; maps are
+    blue where a pathway lowers the prediction and red where it raises it.
 
     Raises
     ------
     MissingKeyError
-        No pathways, no such pathway or section.
+        No pathways, no such pathway, section, model or gene.
     Img2GeneError
-        No enrichment, as all pathways were taken; ``ax`` for several maps; unknown kind.
+        No enrichment, as all pathways were taken; a model without pathway context; ``gene`` without contributions or these
+        without a gene; ``ax`` for several maps; unknown kind.
 
     Examples
     --------
@@ -89,14 +102,44 @@ def pathways(
     """
     table = _schema.get_table(sdata, table_key)
     asked = [pathways] if isinstance(pathways, str) else pathways
-    if kind == "enrichment":
-        return _enrichment(enrichment_table(table, key, table_key=table_key), asked, ax, max_fdr)
-    if kind != "maps":
+    chosen = [sections] if isinstance(sections, str) else sections
+    if kind not in KINDS:
         raise Img2GeneError(f"kind={kind!r}: choose {listing(KINDS)}.")
-    names, values = _scores(table, asked, key, table_key)
-    shown = canvases(sdata, table_key, [sections] if isinstance(sections, str) else sections)
+    if (gene is not None) != (kind == "contribution"):
+        raise Img2GeneError(f"kind={kind!r}, gene={gene!r}: contributions, and only they, are those to a `gene`.")
+    if kind == "enrichment":
+        return _enrichment(_enrichment_of(sdata, table, key or _schema.PATHWAYS, table_key), asked, ax, max_fdr)
     style = {"cmap": cmap, "alpha": alpha, "size": size}
-    return _maps(shown, names, values, ax, panel_size, style)
+    if kind == "maps":
+        names, values = _scores(table, asked, key or _schema.PATHWAYS, table_key)
+        return _maps(canvases(sdata, table_key, chosen), names, values, ax, panel_size, style)
+    found = pathway_contributions(sdata, str(gene), key=key or "img2gene", table_key=table_key)
+    if asked is None:
+        rows = _rows_of(table, chosen, table_key)
+        return _contributions(found.iloc[rows], str(gene), ax)
+    _check_known(asked, list(found.columns))
+    style["cmap"] = "RdBu_r"
+    drawn = canvases(sdata, table_key, chosen)
+    return _maps(drawn, asked, found[asked].to_numpy(dtype=float), ax, panel_size, style, f" → {gene}")
+
+
+def _enrichment_of(sdata: SpatialData, table: AnnData, key: str, table_key: str) -> pd.DataFrame:
+    """The enrichment of the stored pathways, or of a model."""
+    if stored_pathways(table, key) is not None or key not in stored_models(table):
+        return enrichment_table(table, key, table_key=table_key)
+    found = get.pathways(sdata, key=key, table_key=table_key)
+    if found["nes"].isna().all():
+        raise Img2GeneError(f"The model took all {len(found)} pathways, so no enrichment was computed.")
+    return found.sort_values(["nes", "pathway"], ascending=[False, True], ignore_index=True)
+
+
+def _rows_of(table: AnnData, sections: list[str] | None, table_key: str) -> np.ndarray:
+    names = section_labels(table, table_key)
+    known = list(dict.fromkeys(names.tolist()))
+    absent = [name for name in sections or [] if name not in known]
+    if absent:
+        raise MissingKeyError(f"No section named {listing(absent)} (available: {listing(known)}).")
+    return np.flatnonzero(np.isin(names, known if sections is None else sections))
 
 
 def _scores(table: AnnData, asked: list[str] | None, key: str, table_key: str) -> tuple[list[str], np.ndarray]:
@@ -114,8 +157,15 @@ def _check_known(names: list[str], known: list[str]) -> None:
 
 
 def _maps(
-    shown: list[Canvas], names: list[str], values: np.ndarray, ax: Axes | None, panel_size: float, style: dict
+    shown: list[Canvas],
+    names: list[str],
+    values: np.ndarray,
+    ax: Axes | None,
+    panel_size: float,
+    style: dict,
+    target: str = "",
 ) -> Figure:
+    """Maps of scores, or, with a ``target``, of contributions to it, whose colours are symmetric about 0."""
     import matplotlib.pyplot as plt
 
     n_rows, n_columns = len(shown), len(names)
@@ -129,10 +179,12 @@ def _maps(
     everything = np.concatenate([canvas.rows for canvas in shown])
     for column, name in enumerate(names):
         low, high = _limits(values[everything, column])
+        if target:
+            low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
         for row, canvas in enumerate(shown):
             panel = grid[row, column]
             drawn = draw(panel, canvas, values[canvas.rows, column], vmin=low, vmax=high, **style)
-            panel.set_title(f"{canvas.name}  {name}", fontsize=9)
+            panel.set_title(f"{canvas.name}  {name}{target}", fontsize=9)
             bar = panel.figure.colorbar(drawn, ax=panel, fraction=0.046, pad=0.02)
             bar.ax.tick_params(labelsize=7)
     return grid[0, 0].figure
@@ -162,5 +214,25 @@ def _enrichment(table: pd.DataFrame, asked: list[str] | None, ax: Axes | None, m
     ax.invert_yaxis()
     ax.axvline(0, color="0.7", linewidth=0.8)
     ax.set_xlabel(f"NES (* FDR ≤ {max_fdr:g})")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax.figure  # type: ignore[return-value]
+
+
+def _contributions(found: pd.DataFrame, gene: str, ax: Axes | None) -> Figure:
+    """Bars of the mean absolute contribution, largest at the top."""
+    import matplotlib.pyplot as plt
+
+    size = found.abs().mean().sort_values(ascending=False, kind="stable").head(_N_BARS)
+    raising = found[size.index].mean() >= 0
+    if ax is None:
+        ax = plt.subplots(figsize=(6, 1.2 + 0.25 * len(size)), layout="constrained")[1]
+    heights = np.arange(len(size), dtype=float)
+    for (label, color), shown in zip(_SIGN_COLORS.items(), (raising, ~raising), strict=True):
+        ax.barh(heights[shown], size[shown], color=color, label=label)
+    ax.set_yticks(heights, size.index.tolist(), fontsize=8)
+    ax.invert_yaxis()
+    ax.locator_params(axis="x", nbins=6)
+    ax.set_xlabel(f"mean |contribution| to {gene}")
+    ax.legend(fontsize=7, frameon=False, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)
     return ax.figure  # type: ignore[return-value]

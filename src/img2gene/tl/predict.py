@@ -87,14 +87,8 @@ def predict(
             f"key_added={key_added!r} is the name of a table that is no prediction; choose another one."
         )
     found = resolve_model(table, model, key_added)
-    identity = matching_identity(table, found, table_key)
-    sections = section_labels(table, table_key)
-    extra: dict[str, np.ndarray | None] = {}
-    if "positions" in found.extra_inputs:
-        extra["positions"] = positions(table, table_key)
-    if "tokens" in found.extra_inputs:
-        extra["tokens"] = tokens(table, identity, table_key)
-    values = found.predict(embedding(table, identity, table_key), sections, **extra)
+    features, sections, extra = model_inputs(sdata, found, table_key)
+    values = found.predict(features, sections, **extra)
     shared = table.var_names.get_indexer(found.genes)
     complete = bool((shared >= 0).all())
     fits = table.n_obs * table.n_vars * 4 <= _MAX_LAYER_BYTES
@@ -125,6 +119,20 @@ def resolve_model(table: AnnData, model: Model | str | Path | None, key: str) ->
     if not Path(model).is_file():
         raise MissingKeyError(missing(str(model), "the trained models of the table, nor a file", stored_models(table)))
     return load_model(model)
+
+
+def model_inputs(
+    sdata: SpatialData, model: Model, table_key: str
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray | None]]:
+    """What a model looks at: the embedding, the sections, and its extra inputs."""
+    table = _schema.get_table(sdata, table_key)
+    identity = matching_identity(table, model, table_key)
+    extra: dict[str, np.ndarray | None] = {}
+    if "positions" in model.extra_inputs:
+        extra["positions"] = positions(table, table_key)
+    if "tokens" in model.extra_inputs:
+        extra["tokens"] = tokens(table, identity, table_key)
+    return embedding(table, identity, table_key), section_labels(table, table_key), extra
 
 
 def matching_identity(table: AnnData, model: Model, table_key: str) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from img2gene._errors import Img2GeneError
 from img2gene.models.components import Components
-from img2gene.models.debias import calibrate
+from img2gene.models.debias import Views, calibrate
 from img2gene.models.ensemble import Ensemble
-from img2gene.models.img2gene.inference import SpotArrays, predictions
+from img2gene.models.img2gene.inference import SpotArrays, predictions, section_views
 from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
 from img2gene.models.linear import Ridge
 from img2gene.models.shift import section_means, shift
@@ -145,6 +146,32 @@ class FittedImg2Gene:
                 around = sum(found[section.neighbors[:, i]] for i in range(section.neighbors.shape[1]))
                 smooth = (1 - self.smoothing) * found + self.smoothing / section.neighbors.shape[1] * around
                 out[section.rows] += share * smooth
+
+    @torch.no_grad()
+    def pathway_contributions(
+        self, features: np.ndarray, sections: np.ndarray, positions: np.ndarray, tokens: np.ndarray | None, gene: int
+    ) -> np.ndarray:
+        """What the token of each pathway adds to the prediction of a gene, in units of the labels, float32 (n_spots, P).
+
+        The outputs are linear in the context, so the sum over pathways is the prediction less the one without it. Log rates
+        of counts are not, once they are labels.
+        """
+        if not self.architecture.n_pathways:
+            raise Img2GeneError("The networks have no pathway context.")
+        if self.architecture.counts:
+            raise Img2GeneError("Networks of counts predict log rates; pathways add nothing in units of the labels.")
+        arrays = self.inputs(features, sections, positions, tokens)
+        shifts, factor = self.shift(features, sections), self.weights[2] * self.readout.scale
+        out = np.zeros((len(features), self.architecture.n_pathways), dtype=np.float32)
+        self.ensemble.to(_device()).eval()
+        for section in arrays.sections:
+            for rows, views in section_views(self.ensemble, arrays, section):
+                found = self.ensemble.call(
+                    lambda net, *x: net.pathway_contributions(Views(*x), gene), paired=tuple(views)
+                )
+                out[rows] = found.mean(dim=0).float().cpu().numpy() * (factor * (1 - shifts[section.name][1]))
+        self.ensemble.cpu()
+        return out
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Facts (JSON) and arrays."""

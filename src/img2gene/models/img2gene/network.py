@@ -211,11 +211,11 @@ class Img2GeneNetwork(nn.Module):
         """What is predicted for the references, one row: the output at "no treatment", which calibration subtracts."""
         return self.predict(Views(*(value.unsqueeze(0) for value in self.references)))
 
-    def pathway_terms(self, views: Views) -> Tensor:
-        """What the token of each pathway adds to the prediction of each gene, summed over spots: (P, G)."""
+    def pathway_contributions(self, views: Views, gene: int) -> Tensor:
+        """What the token of each pathway adds to the output for a gene, (B, P); the sum is what the context adds to it."""
         z = self.embed(views)
         shares = self.pathway_context.shares(z, self.pathway_head(z))
-        return shares.sum(dim=0).unsqueeze(-1) * (self.pathway_context.value(self.pathway_context.tokens) @ self.head.weight.mT)
+        return shares * (self.pathway_context.value(self.pathway_context.tokens) @ self.head.weight[gene])
 
 
 def _zero_linear(width: int, n_outputs: int) -> Linear:

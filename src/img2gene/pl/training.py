@@ -1,0 +1,149 @@
+"""Losses and validation scores of a training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, MissingKeyError, listing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from spatialdata import SpatialData
+
+    from img2gene.models import Model
+
+_VALIDATION = "validation"
+_COLORS = ("#3b6fb6", "#c4673d", "#5c9e5c", "#8d6cb3", "#b5903b", "#4fa3a5")
+_REFIT_COLOR = "#222222"
+_N_COLUMNS = 4
+
+
+def training(
+    model: Model | SpatialData,
+    values: str | list[str] | None = None,
+    *,
+    ax: Axes | None = None,
+    key: str = "img2gene",
+    table_key: str = "table",
+    panel_size: float = 2.6,
+) -> Figure:
+    """Draw how a model was trained: its losses and its validation score by epoch.
+
+    Parameters
+    ----------
+    model
+        A model, or the study that holds it under ``key``.
+    values
+        One or several of what the history holds: ``"loss"`` and its parts (unweighted), ``"validation"``. By default all.
+    ax
+        Axes for a single value; by default new ones.
+    key
+        Name of the model in the study.
+    table_key
+        Table it was trained on.
+    panel_size
+        Side of a panel in inches.
+
+    Returns
+    -------
+    Figure with a panel for each value and a line for each training run: one for each inner validation, and the last one on
+    all training data, which is not validated. Dotted lines and a point in the panel of the validation score mark the epoch
+    at which a run validated best.
+
+    Raises
+    ------
+    MissingKeyError
+        No such model or value.
+    Img2GeneError
+        The model is not trained in epochs, as the ridge; ``ax`` for several values.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> figure = ig.pl.training(sdata, "validation")  # doctest: +SKIP
+    """
+    runs = _runs(_history(model, key, table_key))
+    names = _names(runs, values)
+    panels = _panels(names, panel_size) if ax is None else [ax]
+    if len(panels) < len(names):
+        raise Img2GeneError(
+            f"`ax` takes one value, here are {len(names)}: pass `values=` with one of {listing(names)}."
+        )
+    for panel, name in zip(panels, names, strict=True):
+        _draw(panel, name, runs)
+    panels[0].legend(fontsize=7, frameon=False)
+    return panels[0].figure  # type: ignore[return-value]
+
+
+def _panels(names: list[str], panel_size: float) -> list[Axes]:
+    import matplotlib.pyplot as plt
+
+    n_columns = min(_N_COLUMNS, len(names))
+    n_rows = -(-len(names) // n_columns)
+    size = (panel_size * 1.2 * n_columns, panel_size * n_rows)
+    grid = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")[1]
+    for spare in grid.flat[len(names) :]:
+        spare.axis("off")
+    return list(grid.flat[: len(names)])
+
+
+def _history(model: Model | SpatialData, key: str, table_key: str) -> list[dict]:
+    from img2gene.io.model_store import read_model
+    from img2gene.models import Model
+
+    found = model if isinstance(model, Model) else read_model(_schema.get_table(model, table_key), key)
+    history = getattr(found.predictor, "history_", None)
+    if not history:
+        raise Img2GeneError(
+            f"The model `{found.name}` is not trained in epochs and has no history to draw. "
+            "Networks have one: `img2gene.tl.fit(sdata, 'img2gene')`."
+        )
+    return history
+
+
+def _runs(history: list[dict]) -> dict[str, list[dict]]:
+    """Entries of each training run, in their order."""
+    runs: dict[str, list[dict]] = {}
+    for entry in history:
+        runs.setdefault(str(entry.get("run", "fit")), []).append(entry)
+    return runs
+
+
+def _names(runs: dict[str, list[dict]], values: str | list[str] | None) -> list[str]:
+    found = dict.fromkeys(name for run in runs.values() for entry in run for name in entry)
+    losses = [name for name in found if name not in ("run", "epoch", _VALIDATION)]
+    known = [*losses, *([_VALIDATION] if _VALIDATION in found else [])]
+    asked = known if values is None else [values] if isinstance(values, str) else list(values)
+    absent = [name for name in asked if name not in known]
+    if absent or not asked:
+        raise MissingKeyError(f"The history holds no {listing(absent)} (available: {listing(known)}).")
+    return asked
+
+
+def _best_epoch(run: list[dict]) -> float | None:
+    """Epoch of the best validation, the first of equals; None where nothing was validated."""
+    scored = [entry for entry in run if _VALIDATION in entry]
+    return float(max(scored, key=lambda entry: entry[_VALIDATION])["epoch"]) if scored else None
+
+
+def _draw(ax: Axes, name: str, runs: dict[str, list[dict]]) -> None:
+    for number, (label, run) in enumerate(runs.items()):
+        known = [entry for entry in run if name in entry]
+        best = _best_epoch(run)
+        color = _REFIT_COLOR if best is None else _COLORS[number % len(_COLORS)]
+        epochs = np.array([entry["epoch"] for entry in known], dtype=float)
+        heights = np.array([entry[name] for entry in known], dtype=float)
+        ax.plot(epochs, heights, color=color, linewidth=1.2, label=label)
+        if best is not None:
+            ax.axvline(best, color=color, linewidth=0.8, linestyle=":")
+        if best is not None and name == _VALIDATION:
+            ax.plot(best, heights[epochs == best][0], "o", color=color, markersize=5)
+    ax.set_title(name, fontsize=9)
+    ax.set_xlabel("epoch", fontsize=8)
+    ax.set_ylabel("mean correlation" if name == _VALIDATION else "loss", fontsize=8)
+    ax.tick_params(labelsize=7)
+    ax.spines[["top", "right"]].set_visible(False)
