@@ -14,6 +14,7 @@ import img2gene as ig
 from img2gene import encoders
 from img2gene._errors import Img2GeneError, MissingKeyError
 from img2gene.encoders.base import TorchEncoder
+from img2gene.encoders.grids import pool_tokens
 from img2gene.encoders.trainable import load_trainable
 from img2gene.io._build import build_section
 from img2gene.metrics import pearson
@@ -46,6 +47,10 @@ class Blur(nn.Module):
     def forward(self, x):
         return self.last(self.first(x)).mean(dim=(2, 3))
 
+    def with_tokens(self, x, grid):
+        found = self.last(self.first(x))
+        return found.mean(dim=(2, 3)), pool_tokens([found], grid)
+
 
 SHARED = TorchEncoder(Blur(), 8, (0.5,) * 3, (0.25,) * 3)
 SPEC = encoders.EncoderSpec(
@@ -62,6 +67,7 @@ SPEC = encoders.EncoderSpec(
     revision="1",
     # One object for all, as of a package with a cache: nobody may change it.
     build=lambda spec, **options: SHARED,
+    token_width=8,
     last_stage=("last",),
 )
 
@@ -228,6 +234,19 @@ def test_one_section_is_validated_on_a_block_of_it():
     model = fit(sdata, validate_on=None, allow_single_section=True, finetune_epochs=1)
     assert model.report["finetune"]["validated_on"] == ["A1"]
     assert np.isfinite(model.report["finetune"]["validation"])
+
+
+def test_a_network_that_looks_at_tokens_gets_those_of_the_adapted_encoder(plain, copy_of):
+    sdata = copy_of(plain)
+    ig.pp.embed_patches(sdata, "blur", tokens=9, orientations=1)
+    small = {"max_epochs": 1, "n_models": 1, "n_validations": 1, "dim": 8}
+    model = fit(sdata, "img2gene", finetune_epochs=1, genes=["up", "down"], **small)
+    assert (model.inputs["tokens"], model.inputs["orientations"]) == (9, 1)
+    expected = ig.tl.predict(sdata, model, inplace=False).X
+    assert np.isfinite(expected).all()
+    for key in ("X_blur", "X_blur_tokens"):
+        del sdata["table"].obsm[key]
+    np.testing.assert_array_equal(ig.tl.predict(sdata, model, inplace=False).X, expected)
 
 
 def test_several_fields_of_view_share_the_encoder():

@@ -64,7 +64,7 @@ def stream_embedding(
     n_tokens = identity.get("tokens")
     grid = None if n_tokens is None else math.isqrt(n_tokens)
     features = np.full((n_obs, identity["width"]), np.nan, dtype=np.float32)
-    kept = None if grid is None else np.full((n_obs, n_tokens, identity["token_width"]), np.nan, dtype=np.float16)
+    kept = None if grid is None else np.full((n_obs, grid**2, identity["token_width"]), np.nan, dtype=np.float16)
     batches = stream_patches(sdata, table_key, batch_size, num_workers, rows)
     for index, windows in progress(batches, n_obs if rows is None else len(rows), f"embed ({identity['name']})"):
         features[index], found = encode(model, windows.fields, identity["input_px"], identity["orientations"], grid)

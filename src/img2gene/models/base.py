@@ -271,12 +271,19 @@ class Model:
         statistics = _part(arrays, "statistics")
         shapes = kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
         encoder = _part(arrays, "encoder")
-        shapes = {**shapes, **{f"encoder.{name}": tuple(shape) for name, shape in config.get("encoder", {}).items()}}
-        stored = {**own, **{f"encoder.{name}": value for name, value in encoder.items()}}
-        _check_arrays(shapes, stored, statistics, len(config["genes"]), config["inputs"]["width"])
-        predictor = kind.from_state(config["predictor"], own)
-        facts = (config[name] for name in ("inputs", "labels", "report"))
-        return cls(predictor, list(config["genes"]), statistics, *facts, encoder)
+        # Which network this is, its registration says when it is used; here the arrays are those that were written.
+        declared = dict(shapes) | {f"encoder.{name}": tuple(axes) for name, axes in config.get("encoder", {}).items()}
+        stored = own | {f"encoder.{name}": value for name, value in encoder.items()}
+        _check_arrays(declared, stored, statistics, len(config["genes"]), config["inputs"]["width"])
+        return cls(
+            kind.from_state(config["predictor"], own),
+            list(config["genes"]),
+            statistics,
+            config["inputs"],
+            config["labels"],
+            config["report"],
+            encoder,
+        )
 
     def __repr__(self) -> str:
         trained = listing(self.report.get("sections", []), 6)

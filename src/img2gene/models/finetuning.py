@@ -98,7 +98,7 @@ class Regressor(nn.Module):
     def __init__(self, encoder: TorchEncoder, head: np.ndarray, scale: np.ndarray) -> None:
         super().__init__()
         self.encoder, self.mean, self.std = encoder.network, encoder.mean, encoder.std
-        self.head = nn.Linear(*head.shape[::-1], bias=False)
+        self.head = nn.Linear(head.shape[1], head.shape[0], bias=False)
         self.head.weight = nn.Parameter(torch.from_numpy(head.astype(np.float32)))
         self.register_buffer("scale", torch.from_numpy(scale.astype(np.float32)))
 

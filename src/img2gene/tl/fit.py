@@ -72,7 +72,7 @@ def fit(
     Parameters
     ----------
     sdata
-        Study on which :func:`img2gene.pp.embed_patches` was run.
+        Study on which :func:`img2gene.pp.embed_patches` was run; for fine-tuning :func:`img2gene.pp.extract_patches` does.
     model
         Registered model, see :func:`img2gene.models.list`.
     genes
@@ -85,7 +85,8 @@ def fit(
     train_on, validate_on
         Values of ``groups`` that are trained on (default: all others) and held out (default: none).
     encoder
-        Which embedding, if several are stored.
+        Which embedding, if several are stored. With ``finetune``, which encoder: by default that of the stored embedding,
+        without one the offline default.
     seed
         Seed of everything random; None takes ``img2gene.settings.seed``.
     key_added
@@ -140,11 +141,11 @@ def fit(
     table = _schema.get_table(sdata, table_key)
     problems = Problems(name_problems(table, table_key) + layer_problems(table, layer, table_key))
     with problems.collect():
-        how = (finetune, finetune_epochs, finetune_learning_rate, finetune_batch_size)
         inputs: Inputs | StudyFineTuning
         if finetune is None:
             inputs = _inputs(table, predictor, encoder, table_key)
         else:
+            how = (finetune, finetune_epochs, finetune_learning_rate, finetune_batch_size)
             inputs = _finetuning(sdata, predictor, encoder, table_key, how)
     with problems.collect():
         places = positions(table, table_key)
