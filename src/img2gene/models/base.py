@@ -271,7 +271,7 @@ class Model:
         statistics = _part(arrays, "statistics")
         shapes = kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
         encoder = _part(arrays, "encoder")
-        # Which network this is, its registration says when it is used; here the arrays are those that were written.
+        # The network itself is compared when it is loaded, which may take a download.
         declared = dict(shapes) | {f"encoder.{name}": tuple(axes) for name, axes in config.get("encoder", {}).items()}
         stored = own | {f"encoder.{name}": value for name, value in encoder.items()}
         _check_arrays(declared, stored, statistics, len(config["genes"]), config["inputs"]["width"])
