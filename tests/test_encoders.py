@@ -276,13 +276,13 @@ def turned(sdata, mirrored=False):
 
 @pytest.mark.parametrize(("orientations", "mirrored"), [(4, False), (8, False), (8, True)])
 def test_averaged_orientations_do_not_see_how_the_tissue_was_laid_down(section, orientations, mirrored):
-    from img2gene.pp.embedding import _encode
+    from img2gene._embedding import encode
 
     model = encoders.load("default", backend="torch", device="cpu")
     before, after = ([part[:2] for part in fields] for fields in turned(section, mirrored))
-    one, two = (_encode(model, fields, 48, orientations)[0] for fields in (before, after))
+    one, two = (encode(model, fields, 48, orientations)[0] for fields in (before, after))
     np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-4)
-    assert np.abs(_encode(model, after, 48, 1)[0] - _encode(model, before, 48, 1)[0]).max() > 0.05
+    assert np.abs(encode(model, after, 48, 1)[0] - encode(model, before, 48, 1)[0]).max() > 0.05
 
 
 def test_not_in_place_writes_nothing_and_in_place_writes_that(section, snapshot):

@@ -12,12 +12,12 @@ from spatialdata import read_zarr
 
 import img2gene as ig
 from img2gene import _schema, _study, encoders
+from img2gene._embedding import encode
 from img2gene._errors import Img2GeneError, MissingKeyError
 from img2gene.encoders.base import normalise, resize
 from img2gene.encoders.efficientnet import PooledStages, load_network
 from img2gene.encoders.grids import cell_means, cells, pool_tokens
 from img2gene.encoders.timm_hub import TimmNetwork
-from img2gene.pp.embedding import _encode
 
 KEY = "X_color-texture_tokens"
 EFFICIENTNETS = ["efficientnet-lite0", "efficientnet-lite0-stages", "efficientnet-lite0-head"]
@@ -174,7 +174,7 @@ def test_tokens_turn_with_the_patch(name, grid, mirrored, turns):
 
     encoder = encoders.load(name, backend="torch", device="cpu", amp=False)
     patches = smooth(1, 48)
-    one, two = (_encode(encoder, [view], 48, 8, grid) for view in (patches, turn(patches)))
+    one, two = (encode(encoder, [view], 48, 8, grid) for view in (patches, turn(patches)))
     np.testing.assert_allclose(two[0], one[0], rtol=1e-3, atol=1e-3)
     expected = turn(one[1].reshape(1, grid, grid, -1)).reshape(one[1].shape)
     np.testing.assert_allclose(two[1], expected, rtol=1e-3, atol=1e-3)
@@ -196,7 +196,7 @@ def test_orientations_average_what_they_see_at_the_same_place(orientations):
 
     patches = pixels(3, 12)
     upright = Cells().tokens(patches, 12, 3)
-    features, tokens = _encode(Cells(), [patches, patches], 12, orientations, 3)
+    features, tokens = encode(Cells(), [patches, patches], 12, orientations, 3)
     np.testing.assert_allclose(tokens, upright[1], rtol=1e-5)
     np.testing.assert_allclose(features, np.hstack([upright[0]] * 2), rtol=1e-5)
     assert features.dtype == tokens.dtype == np.float32

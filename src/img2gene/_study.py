@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,31 @@ class Split:
     train: np.ndarray
     held_out: np.ndarray
     leakage: list[str] | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What predictors look at for every patch, and what made it.
+
+    Attributes
+    ----------
+    identity
+        What made the embedding, as in :attr:`img2gene.models.Model.inputs`.
+    features
+        float32 (n_obs, width).
+    tokens
+        float16 (n_obs, m, token_width), for predictors that look at them.
+    weights
+        Weights of the encoder that fine-tuning changed.
+    report
+        What the fine-tuning was like.
+    """
+
+    identity: dict[str, Any]
+    features: np.ndarray
+    tokens: np.ndarray | None
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    report: dict[str, Any] | None = None
 
 
 def choose_encoder(table: AnnData, encoder: str | None, table_key: str) -> dict[str, Any]:

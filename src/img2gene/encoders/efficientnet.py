@@ -160,7 +160,12 @@ class PooledStages(nn.Module):
 def _moments(maps: list[torch.Tensor]) -> torch.Tensor:
     means = [stage.mean(dim=(2, 3), keepdim=True) for stage in maps]
     # Two passes by hand: torch.std over two axes is three times slower in channels-last order.
-    sds = [(stage - mean).square_().mean(dim=(2, 3)).sqrt() for stage, mean in zip(maps, means, strict=True)]
+    # Clamped, as the slope of the root at 0 is infinite: one channel that is dead all over a patch would spoil all weights.
+    tiny = torch.finfo(torch.float32).tiny
+    sds = [
+        (stage - mean).square_().mean(dim=(2, 3)).clamp_min(tiny).sqrt()
+        for stage, mean in zip(maps, means, strict=True)
+    ]
     return torch.cat([mean.flatten(1) for mean in means] + sds, dim=1)
 
 
@@ -207,6 +212,11 @@ def token_width(span: tuple[int, int] | None) -> int:
     return HEAD_WIDTH if span is None else pooled_width(span) // 2
 
 
+def last_stage(span: tuple[int, int] | None) -> tuple[str, ...]:
+    """Names of the modules after which a span, or the head, ends."""
+    return (f"stages.{len(STAGES) - 1}", "head") if span is None else (f"network.stages.{span[1] - 1}",)
+
+
 def build(
     spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str, span: tuple[int, int] | None
 ) -> Encoder:
@@ -236,6 +246,7 @@ def _spec(name: str, span: tuple[int, int] | None) -> EncoderSpec:
         revision="57934424",
         build=partial(build, span=span),
         token_width=token_width(span),
+        last_stage=last_stage(span),
     )
 
 

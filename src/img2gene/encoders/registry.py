@@ -48,6 +48,9 @@ class EncoderSpec:
         ``build(spec, device=…, amp=…, backend=…)`` loads the encoder.
     token_width
         Width of the tokens of a :class:`img2gene.encoders.TokenEncoder`; 0 for an encoder that gives none.
+    last_stage
+        Modules of its torch network that make up the last stage, by their dotted names: what is trained by
+        ``img2gene.tl.fit(…, finetune="last")``. Empty for an encoder that cannot be fine-tuned.
 
     Examples
     --------
@@ -69,6 +72,7 @@ class EncoderSpec:
     revision: str
     build: Callable[..., Encoder]
     token_width: int = 0
+    last_stage: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         from img2gene import _schema

@@ -76,6 +76,11 @@ def build(
     )
 
 
+def _last_block(n_blocks: int) -> tuple[str, ...]:
+    """The last block of a transformer and the normalisation after it."""
+    return f"network.blocks.{n_blocks - 1}", "network.norm"
+
+
 def _spec(name: str, width: int, source: str, licence: str, **changes: Any) -> EncoderSpec:
     values: dict[str, Any] = {
         "input_px": 224,
@@ -92,8 +97,17 @@ def _spec(name: str, width: int, source: str, licence: str, **changes: Any) -> E
 
 
 SPECS = (
-    _spec("resnet50", 2048, "hf-hub:timm/resnet50.a1_in1k", "Apache-2.0", any_size=True, mpp=None, gated=False),
-    _spec("uni", 1024, "hf-hub:MahmoodLab/UNI", "CC-BY-NC-ND-4.0", any_size=True),
+    _spec(
+        "resnet50",
+        2048,
+        "hf-hub:timm/resnet50.a1_in1k",
+        "Apache-2.0",
+        any_size=True,
+        mpp=None,
+        gated=False,
+        last_stage=("network.layer4",),
+    ),
+    _spec("uni", 1024, "hf-hub:MahmoodLab/UNI", "CC-BY-NC-ND-4.0", any_size=True, last_stage=_last_block(24)),
     _spec(
         "h-optimus-0",
         1536,
@@ -101,5 +115,6 @@ SPECS = (
         "Apache-2.0",
         mean=(0.707223, 0.578729, 0.703617),
         std=(0.211883, 0.230117, 0.177517),
+        last_stage=_last_block(40),
     ),
 )

@@ -42,7 +42,7 @@ class Plan(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over all members; no parameter is shared between them."""
         return torch.optim.AdamW(
-            self.ensemble.parameters(),
+            [value for _, value in self._trained()],
             lr=self.schedule.learning_rate,
             weight_decay=self.schedule.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
@@ -79,7 +79,7 @@ class Plan(pl.LightningModule):
         self.n_steps += 1
         rate = 1 - min(self.schedule.averaging, self.n_steps / (self.n_steps + 9))
         with torch.no_grad():
-            for name, value in self.ensemble.named_parameters():
+            for name, value in self._trained():
                 if name in self.average:
                     self.average[name].lerp_(value, rate)
                 else:
@@ -88,13 +88,16 @@ class Plan(pl.LightningModule):
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """The ensemble with its averaged weights."""
-        parameters = dict(self.ensemble.named_parameters())
-        current = {name: value.detach().clone() for name, value in parameters.items()}
+        current = {name: value.detach().clone() for name, value in self._trained()}
         self._set(self.average)
         try:
             yield
         finally:
             self._set(current)
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Parameters that are trained: of a large network that is mostly frozen, the rest need not be copied."""
+        return [(name, value) for name, value in self.ensemble.named_parameters() if value.requires_grad]
 
     def _set(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -108,7 +111,9 @@ class Plan(pl.LightningModule):
         with self.averaged():
             score = self.task.validate(self.ensemble)
             if not self.best or score > self.best_score:
-                self.best = {name: value.detach().clone() for name, value in self.ensemble.state_dict().items()}
+                frozen = {name for name, value in self.ensemble.named_parameters() if not value.requires_grad}
+                kept = {name: value for name, value in self.ensemble.state_dict().items() if name not in frozen}
+                self.best = {name: value.detach().clone() for name, value in kept.items()}
                 self.best_epoch, self.best_score = self.current_epoch + 1, score
         self._sums["validation"] = score
         self.log("validation", score, batch_size=1)
@@ -165,7 +170,7 @@ class Plan(pl.LightningModule):
     def finish(self) -> Run:
         """Put the best weights into the ensemble, the averaged ones where there was no validation."""
         if self.best:
-            self.ensemble.load_state_dict(self.best)
+            self.ensemble.load_state_dict(self.best, strict=False)
         else:
             self._set(self.average)
         self.ensemble.cpu().eval()

@@ -141,11 +141,14 @@ class Model:
     statistics
         Per gene, from the training labels: ``mean``, ``variance``, ``dispersion``, ``detection``, ``moran``.
     inputs
-        Identity of the embedding it was trained on: encoder, revision, fields of view, input size, width.
+        Identity of the embedding it was trained on: encoder, revision, fields of view, input size, width; with
+        ``"finetuned"`` the features are not those of the registered encoder but of one with the weights in ``encoder``.
     labels
         How labels were made: ``layer`` (None for counts) and ``target_sum``.
     report
         Training sections, patients and groups, what was held out, seed, package version, inner validation.
+    encoder
+        Weights of the encoder that fine-tuning changed, float32, by their names in its network; empty for a frozen one.
 
     Examples
     --------
@@ -160,6 +163,7 @@ class Model:
     inputs: dict[str, Any]
     labels: dict[str, Any]
     report: dict[str, Any] = field(default_factory=dict)
+    encoder: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -239,9 +243,17 @@ class Model:
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Configuration (JSON) and arrays, the whole model."""
         config, arrays = self.predictor.state()
-        facts = {"genes": self.genes, "inputs": self.inputs, "labels": self.labels, "report": self.report}
+        facts: dict[str, Any] = {
+            "genes": self.genes,
+            "inputs": self.inputs,
+            "labels": self.labels,
+            "report": self.report,
+        }
         stored = {f"predictor.{name}": np.ascontiguousarray(value) for name, value in arrays.items()}
         stored |= {f"statistics.{name}": np.ascontiguousarray(value) for name, value in self.statistics.items()}
+        stored |= {f"encoder.{name}": np.ascontiguousarray(value) for name, value in self.encoder.items()}
+        if self.encoder:
+            facts["encoder"] = {name: list(value.shape) for name, value in self.encoder.items()}
         return {"format": FORMAT, "model": self.name, "predictor": config, **facts}, stored
 
     @classmethod
@@ -258,9 +270,20 @@ class Model:
         own = _part(arrays, "predictor")
         statistics = _part(arrays, "statistics")
         shapes = kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
-        _check_arrays(shapes, own, statistics, len(config["genes"]), config["inputs"]["width"])
-        predictor = kind.from_state(config["predictor"], own)
-        return cls(predictor, list(config["genes"]), statistics, config["inputs"], config["labels"], config["report"])
+        encoder = _part(arrays, "encoder")
+        # The network itself is compared when it is loaded, which may take a download.
+        declared = dict(shapes) | {f"encoder.{name}": tuple(axes) for name, axes in config.get("encoder", {}).items()}
+        stored = own | {f"encoder.{name}": value for name, value in encoder.items()}
+        _check_arrays(declared, stored, statistics, len(config["genes"]), config["inputs"]["width"])
+        return cls(
+            kind.from_state(config["predictor"], own),
+            list(config["genes"]),
+            statistics,
+            config["inputs"],
+            config["labels"],
+            config["report"],
+            encoder,
+        )
 
     def __repr__(self) -> str:
         trained = listing(self.report.get("sections", []), 6)

@@ -83,6 +83,34 @@ class Ensemble(nn.Module):
         return self.call(lambda network, *values: network(*values), *inputs)
 
 
+class Single(nn.Module):
+    """One network with what training asks of an ensemble, without the batched pass.
+
+    For networks that come with their weights and are too large to be copied, or that write buffers in the forward pass.
+
+    Parameters
+    ----------
+    network
+        The network; trained in place.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.ensemble import Single
+    >>> single = Single(torch.nn.Linear(3, 2))
+    >>> single.call(lambda network, x: network(x), torch.zeros(5, 3)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def call(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """``function(network, *inputs)``."""
+        return function(self.network, *inputs)
+
+
 class _Method(nn.Module):
     """A function of a network as a module, which is what ``functional_call`` takes."""
 

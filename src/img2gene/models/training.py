@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from img2gene._errors import Img2GeneError
-from img2gene.models.ensemble import Ensemble
+from img2gene.models.ensemble import Ensemble, Single
 from img2gene.settings import settings
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Task:
     Attributes
     ----------
     ensemble
-        The networks.
+        The networks, or one alone; parameters that need no gradient stay as they are.
     batches
         Batches of an epoch, given its number: tuples of tensors, reproducible.
     loss
@@ -76,11 +76,11 @@ class Task:
         Says what a batch holds, for errors.
     """
 
-    ensemble: Ensemble
+    ensemble: Ensemble | Single
     batches: Callable[[int], Iterator[Any]]
     loss: Callable[[nn.Module, Any], dict[str, Tensor]]
-    validate: Callable[[Ensemble], float] | None = None
-    prepare: Callable[[Ensemble], None] | None = None
+    validate: Callable[[Any], float] | None = None
+    prepare: Callable[[Any], None] | None = None
     describe: Callable[[Any], str] = lambda batch: "a batch"
 
 

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene import _schema, encoders
+from img2gene._embedding import VIEWS, embedding_identity, input_side, stream_embedding
 from img2gene._errors import Img2GeneError, listing
-from img2gene._patches import specification, stream_patches
+from img2gene._patches import specification
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from img2gene.encoders import Encoder, EncoderSpec, TokenEncoder
+    from img2gene.encoders import EncoderSpec
 
-_TURNS = [(False, turns) for turns in range(4)]
-# For each number of orientations: whether a view is mirrored, then by how many quarters it is turned.
-_VIEWS = {
-    1: [(False, 0)],
-    2: [(False, 0), (True, 0)],
-    4: _TURNS,
-    8: [*_TURNS, *((True, turns) for _, turns in _TURNS)],
-}
 _MIN_GRID = 3
 
 
@@ -101,21 +94,16 @@ def embed_patches(
     patches = specification(table, table_key)
     size = batch_size or settings.batch_size
     workers = settings.num_workers if num_workers is None else num_workers
-    if size < 1 or workers < 0 or orientations not in _VIEWS:
+    if size < 1 or workers < 0 or orientations not in VIEWS:
         raise Img2GeneError(
             f"batch_size={size}, num_workers={workers}, orientations={orientations}: expected at least 1, at least 0, "
-            f"and one of {', '.join(map(str, _VIEWS))}."
+            f"and one of {', '.join(map(str, VIEWS))}."
         )
-    side = patches["patch_px"] if spec.any_size else spec.input_px
-    grid = None if tokens is None else _grid(spec, tokens, side)
+    if tokens is not None:
+        _check_grid(spec, tokens, input_side(spec, patches))
     model = encoders.load(encoder, device=device, amp=amp, backend=backend)
-    features = np.full((table.n_obs, len(patches["patch_um"]) * spec.width), np.nan, dtype=np.float32)
-    kept = None if grid is None else np.full((table.n_obs, grid**2, spec.token_width), np.nan, dtype=np.float16)
-    for rows, windows in _progress(stream_patches(sdata, table_key, size, workers), table.n_obs, spec.name):
-        features[rows], found = _encode(model, windows.fields, side, orientations, grid)
-        if kept is not None:
-            kept[rows] = found
-    identity = _identity(spec, patches, side, orientations, tokens)
+    identity = embedding_identity(spec, patches, orientations, tokens)
+    features, kept = stream_embedding(sdata, table_key, model, identity, size, workers)
     update = _update(table, identity, features, kept)
     if not inplace:
         return update
@@ -123,8 +111,7 @@ def embed_patches(
     return None
 
 
-def _grid(spec: EncoderSpec, tokens: int, side: int) -> int:
-    """Cells along a side of the patch."""
+def _check_grid(spec: EncoderSpec, tokens: int, side: int) -> None:
     grid = math.isqrt(tokens) if isinstance(tokens, (int, np.integer)) and tokens > 0 else 0
     if grid < _MIN_GRID or grid**2 != tokens:
         raise Img2GeneError(f"tokens={tokens!r}: expected the number of cells of a square grid, 9, 16, 25, …")
@@ -136,39 +123,6 @@ def _grid(spec: EncoderSpec, tokens: int, side: int) -> int:
             f"Encoder `{spec.name}` gives no tokens (available: {listing(known.index[known['token_width'] > 0])}). "
             "Choose one that does, or leave out `tokens=`."
         )
-    return grid
-
-
-def _encode(
-    model: Encoder, fields: list[np.ndarray], side: int, orientations: int, grid: int | None = None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Features of all fields of view, one after the other, and tokens of the first."""
-    first, tokens = _average(model, fields[0], side, orientations, grid)
-    others = [_average(model, pixels, side, orientations, None)[0] for pixels in fields[1:]]
-    return np.concatenate([first, *others], axis=1), tokens
-
-
-def _average(
-    model: Encoder, pixels: np.ndarray, side: int, orientations: int, grid: int | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Features and tokens averaged over some of the eight symmetries of the square."""
-    views = _VIEWS[orientations]
-    features: Any = 0
-    tokens: Any = 0
-    for mirrored, turns in views:
-        view = np.rot90(_mirror(pixels) if mirrored else pixels, turns, axes=(1, 2))
-        if grid is None:
-            features = features + model(view, side)
-            continue
-        found, seen = cast("TokenEncoder", model).tokens(view, side, grid)
-        upright = np.rot90(seen.reshape(len(seen), grid, grid, -1), -turns, axes=(1, 2))
-        features, tokens = features + found, tokens + (_mirror(upright) if mirrored else upright)
-    return features / len(views), None if grid is None else tokens.reshape(len(tokens), grid**2, -1) / len(views)
-
-
-def _mirror(pixels: np.ndarray) -> np.ndarray:
-    """Mirrored at the diagonal from the bottom left to the top right; twice is not at all."""
-    return np.rot90(pixels.swapaxes(1, 2), 2, axes=(1, 2))
 
 
 def _update(
@@ -179,31 +133,3 @@ def _update(
     if tokens is not None or _schema.tokens_key(name) in table.obsm:
         obsm[_schema.tokens_key(name)] = tokens
     return {"obsm": obsm, "uns": {"encoder": {**_schema.read_json(table, "encoder", default={}), name: identity}}}
-
-
-def _progress(batches: Any, total: int, name: str) -> Any:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=f"embed ({name})", unit="spot", disable=not settings.progress) as bar:
-        for rows, windows in batches:
-            yield rows, windows
-            bar.update(len(rows))
-
-
-def _identity(
-    spec: EncoderSpec, patches: dict[str, Any], side: int, orientations: int, tokens: int | None
-) -> dict[str, Any]:
-    """What a model trained on these features has to find again: which encoder, on which fields, at which size."""
-    # Without tokens nothing is said of them, so that records from before there were any stay the same.
-    grid = {} if tokens is None else {"tokens": int(tokens), "token_width": spec.token_width}
-    return {
-        "name": spec.name,
-        "revision": spec.revision,
-        "source": spec.source,
-        "licence": spec.licence,
-        "width": spec.width * len(patches["patch_um"]),
-        "patch_um": patches["patch_um"],
-        "input_px": side,
-        "orientations": orientations,
-        **grid,
-    }

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene import _schema, models
+from img2gene import _schema, encoders, models
 from img2gene._errors import Img2GeneError, LeakageError, Problems, listing, raise_problems
 from img2gene._expression import TARGET_SUM, labels, layer_problems, library_size, name_problems
+from img2gene._finetuning import StudyFineTuning, check_images, identity_for
 from img2gene._pathways import context_facts, fold_context
 from img2gene._sections import group_labels, section_labels
 from img2gene._statistics import gene_statistics
 from img2gene._study import (
+    Inputs,
     Split,
     choose_encoder,
     embedding,
@@ -55,6 +57,10 @@ def fit(
     table_key: str = "table",
     allow_leakage: bool = False,
     allow_single_section: bool = False,
+    finetune: str | None = None,
+    finetune_epochs: int = 10,
+    finetune_learning_rate: float = 1e-5,
+    finetune_batch_size: int = 32,
     inplace: bool = True,
     **params: Any,
 ) -> Model | None:
@@ -66,7 +72,7 @@ def fit(
     Parameters
     ----------
     sdata
-        Study on which :func:`img2gene.pp.embed_patches` was run.
+        Study on which :func:`img2gene.pp.embed_patches` was run; for fine-tuning :func:`img2gene.pp.extract_patches` does.
     model
         Registered model, see :func:`img2gene.models.list`.
     genes
@@ -79,7 +85,8 @@ def fit(
     train_on, validate_on
         Values of ``groups`` that are trained on (default: all others) and held out (default: none).
     encoder
-        Which embedding, if several are stored.
+        Which embedding, if several are stored. With ``finetune``, which encoder: by default that of the stored embedding,
+        without one the offline default.
     seed
         Seed of everything random; None takes ``img2gene.settings.seed``.
     key_added
@@ -90,6 +97,17 @@ def fit(
         Train although a patient is on both sides of the split; the result is marked.
     allow_single_section
         Train although the study has only one section, so that nothing can be held out.
+    finetune
+        Adapt the encoder to the training sections first: ``"last"`` trains the last stage of its network, ``"all"`` the
+        whole of it; None leaves it as it is. The model keeps the weights that changed, and is fitted to features of the
+        adapted encoder, which are not stored; no embedding needs to be. Wants a GPU for more than a few hundred spots.
+    finetune_epochs
+        Largest number of epochs of fine-tuning; kept is the epoch with the highest correlation on a part (a group, where
+        there are several) of the training data.
+    finetune_learning_rate
+        Learning rate of fine-tuning.
+    finetune_batch_size
+        Spots for each step of fine-tuning, all of one section.
     inplace
         If False, the model is returned and not stored.
     **params
@@ -103,7 +121,8 @@ def fit(
     ------
     Img2GeneError
         All problems of the input at once: no embedding, no such gene, layer or group, NaN, negative or already normalised
-        counts, duplicate genes or spots, genes that do not vary, fewer than two sections.
+        counts, duplicate genes or spots, genes that do not vary, fewer than two sections, an encoder that cannot be
+        fine-tuned, or no image to fine-tune it on.
     LeakageError
         A patient, or a gene panel chosen on held-out sections, is on both sides of the split.
 
@@ -122,7 +141,12 @@ def fit(
     table = _schema.get_table(sdata, table_key)
     problems = Problems(name_problems(table, table_key) + layer_problems(table, layer, table_key))
     with problems.collect():
-        inputs = _inputs(table, predictor, encoder, table_key)
+        inputs: Inputs | StudyFineTuning
+        if finetune is None:
+            inputs = _inputs(table, predictor, encoder, table_key)
+        else:
+            how = (finetune, finetune_epochs, finetune_learning_rate, finetune_batch_size)
+            inputs = _finetuning(sdata, predictor, encoder, table_key, how)
     with problems.collect():
         places = positions(table, table_key)
     with problems.collect():
@@ -182,21 +206,32 @@ def _check_genes(table: AnnData, genes: Genes, table_key: str) -> None:
     )
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """What is known of every patch: the embedding, its tokens for predictors that look at them, and what made them."""
-
-    identity: dict[str, Any]
-    features: np.ndarray
-    tokens: np.ndarray | None
-
-
-def _inputs(table: AnnData, predictor: Predictor, encoder: str | None, table_key: str) -> _Inputs:
+def _inputs(table: AnnData, predictor: Predictor, encoder: str | None, table_key: str) -> Inputs:
     identity = choose_encoder(table, encoder, table_key)
     features = embedding(table, identity, table_key)
     if "tokens" not in declared_inputs(predictor):
-        return _Inputs(without_tokens(identity), features, None)
-    return _Inputs(identity, features, tokens(table, identity, table_key))
+        return Inputs(without_tokens(identity), features, None)
+    return Inputs(identity, features, tokens(table, identity, table_key))
+
+
+def _finetuning(
+    sdata: SpatialData, predictor: Predictor, encoder: str | None, table_key: str, how: tuple[str, int, float, int]
+) -> StudyFineTuning:
+    """Fine-tuning that is ready to run: of an encoder that can be, on images that are there."""
+    from img2gene.encoders.trainable import check_trainable
+    from img2gene.models.finetuning import Options
+
+    table = _schema.get_table(sdata, table_key)
+    problems = Problems()
+    with problems.collect():
+        options = Options(*how)
+    with problems.collect():
+        identity = identity_for(table, encoder, table_key, tokens="tokens" in declared_inputs(predictor))
+        check_trainable(encoders.get(identity["name"]))
+    with problems.collect():
+        check_images(sdata, table, table_key)
+    problems.raise_all()
+    return StudyFineTuning(sdata, table_key, identity, options)
 
 
 @dataclass(frozen=True)
@@ -221,7 +256,7 @@ class _Plan:
                 "(`img2gene.pp.select_genes(…, sections=…)`), or let `fit` choose with `genes=<number>`."
             )
 
-    def train(self, predictor: Predictor, inputs: _Inputs, places: np.ndarray, genes: Genes) -> Model:
+    def train(self, predictor: Predictor, inputs: Inputs | StudyFineTuning, places: np.ndarray, genes: Genes) -> Model:
         """Choose genes, fit, and wrap up the model with its report."""
         table = self.table
         sections, groups = section_labels(table, self.table_key), group_labels(table, self.groups, self.table_key)
@@ -234,6 +269,8 @@ class _Plan:
             raise Img2GeneError("No training spot has a count.")
         chosen = self._choose(genes, candidates, values)
         values = np.ascontiguousarray(values[:, np.isin(candidates, chosen)])
+        if not isinstance(inputs, Inputs):
+            inputs = inputs.run(values, sections[rows], groups[rows], places[rows], rows, seed=self.seed)
         data = TrainingData(
             inputs.features[rows],
             values,
@@ -245,17 +282,19 @@ class _Plan:
             library=library_size(table)[rows] if self.layer is None else None,
         )
         predictor.fit(data, seed=self.seed)
+        report = self._report(rows, int(empty.sum()), predictor)
         return Model(
             predictor,
             [str(name) for name in table.var_names[np.sort(chosen)]],
             gene_statistics(values, data.sections, data.positions),
             inputs.identity,
             {"layer": self.layer, "target_sum": TARGET_SUM if self.layer is None else None},
-            self._report(rows, int(empty.sum()), predictor),
+            report if inputs.report is None else {**report, "finetune": inputs.report},
+            inputs.weights,
         )
 
     def _pathways(
-        self, predictor: Predictor, rows: np.ndarray, inputs: _Inputs, sections: np.ndarray, places: np.ndarray
+        self, predictor: Predictor, rows: np.ndarray, inputs: Inputs, sections: np.ndarray, places: np.ndarray
     ) -> np.ndarray | None:
         """Scores of the pathways that the training rows select, for predictors with a pathway context."""
         if not isinstance(predictor, UsesPathways) or not predictor.uses_pathways:

@@ -12,7 +12,7 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, missing, raise_problems
 from img2gene._sections import section_labels
-from img2gene._study import embedding, positions, tokens
+from img2gene._study import Inputs, embedding, positions, tokens
 from img2gene.models import Model
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def predict(
     ----------
     sdata
         Study, or a section with only an image and tiles, on which :func:`img2gene.pp.embed_patches` was run as for the
-        training sections.
+        training sections. A model with a fine-tuned encoder embeds the patches itself, and needs their image instead.
     model
         A model, the path of one written by :func:`img2gene.io.save_model`, or the key it is stored under in this table; by
         default ``key_added``.
@@ -60,7 +60,8 @@ def predict(
     Raises
     ------
     Img2GeneError
-        The embedding is not what the model was trained on; all differences are named.
+        The embedding (or, for a fine-tuned encoder, the patches) is not what the model was trained on; all differences are
+        named. Or an image that a fine-tuned encoder needs is gone.
 
     Notes
     -----
@@ -126,13 +127,27 @@ def model_inputs(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray | None]]:
     """What a model looks at: the embedding, the sections, and its extra inputs."""
     table = _schema.get_table(sdata, table_key)
-    identity = matching_identity(table, model, table_key)
+    inputs = _inputs(sdata, table, model, table_key)
     extra: dict[str, np.ndarray | None] = {}
     if "positions" in model.extra_inputs:
         extra["positions"] = positions(table, table_key)
     if "tokens" in model.extra_inputs:
-        extra["tokens"] = tokens(table, identity, table_key)
-    return embedding(table, identity, table_key), section_labels(table, table_key), extra
+        extra["tokens"] = inputs.tokens
+    return inputs.features, section_labels(table, table_key), extra
+
+
+def _inputs(sdata: SpatialData, table: AnnData, model: Model, table_key: str) -> Inputs:
+    """The stored embedding, or that by the model's own fine-tuned encoder."""
+    if "finetuned" in model.inputs:
+        from img2gene import _finetuning
+
+        identity = _finetuning.current_identity(table, model.inputs, table_key)
+        raise_problems(_differences(model.inputs, identity))
+        _finetuning.check_images(sdata, table, table_key)
+        return _finetuning.embed_adapted(sdata, table_key, identity, model.encoder)
+    identity = matching_identity(table, model, table_key)
+    found = tokens(table, identity, table_key) if "tokens" in model.extra_inputs else None
+    return Inputs(identity, embedding(table, identity, table_key), found)
 
 
 def matching_identity(table: AnnData, model: Model, table_key: str) -> dict[str, Any]:
@@ -151,6 +166,12 @@ def matching_identity(table: AnnData, model: Model, table_key: str) -> dict[str,
             )
         )
     have = known[wanted["name"]]
+    raise_problems(_differences(wanted, have) + _token_problems(wanted, have))
+    return have
+
+
+def _differences(wanted: dict[str, Any], have: dict[str, Any]) -> list[str]:
+    """What distinguishes the embedding of the object from that which the model was trained on."""
     names = {
         "revision": "encoder revision",
         "patch_um": "fields of view (µm)",
@@ -158,20 +179,14 @@ def matching_identity(table: AnnData, model: Model, table_key: str) -> dict[str,
         "orientations": "orientations",
         "width": "embedding width",
     }
-    raise_problems(
-        [
-            f"The model was trained with {label} {wanted[field]}, the object has {have[field]}."
-            + (
-                f" Run `img2gene.pp.extract_patches(sdata, patch_um={tuple(wanted['patch_um'])})` and embed again."
-                if field == "patch_um"
-                else ""
-            )
-            for field, label in names.items()
-            if wanted[field] != have[field]
-        ]
-        + _token_problems(wanted, have)
-    )
-    return have
+    again = f" Run `img2gene.pp.extract_patches(sdata, patch_um={tuple(wanted['patch_um'])})`"
+    again += "." if "finetuned" in wanted else " and embed again."
+    return [
+        f"The model was trained with {label} {wanted[field]}, the object has {have[field]}."
+        + again * (field == "patch_um")
+        for field, label in names.items()
+        if wanted[field] != have[field]
+    ]
 
 
 def _token_problems(wanted: dict[str, Any], have: dict[str, Any]) -> list[str]:
