@@ -40,7 +40,8 @@ class Ensemble(nn.Module):
         members = []
         for number in range(n_models):
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed + number)
+                # `torch.manual_seed` would seed the generators of all devices, too.
+                torch.default_generator.manual_seed(seed + number)
                 members.append(build())
         parameters, buffers = stack_module_state(members)
         self.n_models = n_models
