@@ -42,7 +42,7 @@ Genes = Sequence[str] | int | None
 
 def fit(
     sdata: SpatialData,
-    model: str = "ridge",
+    model: str = "img2gene",
     *,
     genes: Genes = None,
     layer: str | None = None,
