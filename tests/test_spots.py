@@ -78,7 +78,9 @@ def test_padding_repeats_the_neighbours_there_are():
 
 def test_small_sections_are_named_with_their_sizes():
     names = np.array(["alone"] + ["few"] * 3 + ["many"] * 9 + ["other"] * 6)
-    with pytest.raises(Img2GeneError, match=r"(?s)2 problems.*alone have a single spot.*n_neighbors=6: sections few \(3\), other \(6\)"):
+    with pytest.raises(
+        Img2GeneError, match=r"(?s)2 problems.*alone have a single spot.*n_neighbors=6: sections few \(3\), other \(6\)"
+    ):
         split_sections(names, cloud(19), 6, pad=False)
     # what one has to predict may be small, but not a single spot
     assert len(split_sections(names[1:], cloud(18), 6, pad=True)) == 3
@@ -119,7 +121,10 @@ def test_parts_lie_together():
 
 def epoch(sections, number, batch_size=8, n_anchors=5):
     rng = np.random.default_rng([0, number])
-    return [(section.name, spots.tolist(), anchors.tolist()) for section, spots, anchors in training_chunks(sections, batch_size, n_anchors, rng)]
+    return [
+        (section.name, spots.tolist(), anchors.tolist())
+        for section, spots, anchors in training_chunks(sections, batch_size, n_anchors, rng)
+    ]
 
 
 def test_an_epoch_has_every_spot_once_and_is_reproducible():

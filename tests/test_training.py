@@ -182,7 +182,10 @@ def test_a_loss_that_is_not_finite_names_batch_and_cause_and_the_checkpoint_stay
 
 
 def test_a_training_that_diverges_is_told_so():
-    with pytest.raises(Img2GeneError, match=r"not finite in epoch \d+, batch \d+: .*learning_rate=1e\+30 is too high. No model was stored"):
+    with pytest.raises(
+        Img2GeneError,
+        match=r"not finite in epoch \d+, batch \d+: .*learning_rate=1e\+30 is too high. No model was stored",
+    ):
         train(task(), schedule(learning_rate=1e30))
 
 
@@ -198,7 +201,8 @@ def test_a_training_that_diverges_is_told_so():
 )  # fmt: skip
 def test_what_to_do_when_memory_runs_out(error):
     with pytest.raises(
-        Img2GeneError, match="Memory ran out while training in precision '32-true' on cpu.*Lower `batch_size`, `n_models` or the number of genes"
+        Img2GeneError,
+        match="Memory ran out while training in precision '32-true' on cpu.*Lower `batch_size`, `n_models` or the number of genes",
     ):
         train(task(batches=raising(error, 1)), schedule())
 
@@ -258,7 +262,9 @@ train(Task(ensemble, lambda epoch: iter(data), lambda net, x: {"loss": net(x).sq
 
 
 def test_the_first_training_of_a_process_is_silent_too(tmp_path):
-    found = subprocess.run([sys.executable, "-W", "error::UserWarning:img2gene", "-c", FRESH], capture_output=True, text=True, cwd=tmp_path)
+    found = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:img2gene", "-c", FRESH], capture_output=True, text=True, cwd=tmp_path
+    )
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -275,7 +281,9 @@ def test_a_bar_shows_progress_unless_it_is_switched_off(monkeypatch, capfd):
 
 def test_a_broken_lightning_is_told_with_the_way_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
-    with pytest.raises(Img2GeneError, match="Lightning, which trains networks, cannot be imported: .*If this names torchvision"):
+    with pytest.raises(
+        Img2GeneError, match="Lightning, which trains networks, cannot be imported: .*If this names torchvision"
+    ):
         train(task(), schedule())
 
 

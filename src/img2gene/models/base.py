@@ -257,7 +257,9 @@ class Model:
         kind = registry.get(config["model"])
         own = _part(arrays, "predictor")
         statistics = _part(arrays, "statistics")
-        shapes = kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
+        shapes: dict[str, Any] = (
+            kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
+        )
         _check_arrays(shapes, own, statistics, len(config["genes"]), config["inputs"]["width"])
         predictor = kind.from_state(config["predictor"], own)
         return cls(predictor, list(config["genes"]), statistics, config["inputs"], config["labels"], config["report"])

@@ -59,7 +59,7 @@ class Ensemble(nn.Module):
 
     def arrays(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Stacked parameters and buffers under the network's own names."""
-        parameters = {_nested(name): value for name, value in self.named_parameters()}
+        parameters: dict[str, Tensor] = {_nested(name): value for name, value in self.named_parameters()}
         return parameters, {_nested(name): value for name, value in self.named_buffers()}
 
     def call(self, function: Callable[..., Any], *inputs: Any, paired: tuple[Any, ...] = ()) -> Any:

@@ -192,5 +192,3 @@ def compact_parts(positions: np.ndarray, size: int, rng: np.random.Generator) ->
         order = np.argpartition(turned[part, axis], cut)
         waiting += [part[order[:cut]], part[order[cut:]]]
     return parts
-
-

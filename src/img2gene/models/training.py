@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from img2gene._errors import Img2GeneError
 from img2gene.models.ensemble import Ensemble
@@ -78,7 +78,7 @@ class Task:
 
     ensemble: Ensemble
     batches: Callable[[int], Iterator[Any]]
-    loss: Callable[[nn.Module, Any], dict[str, Tensor]]
+    loss: Callable[[Any, Any], dict[str, Tensor]]
     validate: Callable[[Ensemble], float] | None = None
     prepare: Callable[[Ensemble], None] | None = None
     describe: Callable[[Any], str] = lambda batch: "a batch"

@@ -19,19 +19,20 @@ from img2gene.models.components import Components
 from img2gene.models.debias import confounder_dictionary
 from img2gene.models.ensemble import Ensemble
 from img2gene.models.folds import InnerFolds, inner_folds
+from img2gene.models.imbalance import density_weights
 from img2gene.models.img2gene.fitted import (
     TARGET_SUM,
     FittedImg2Gene,
     Readout,
     ShiftScale,
     build_ensemble,
+    count_labels,
     project_tokens,
 )
 from img2gene.models.img2gene.inference import SpotArrays, predictions, update_references
 from img2gene.models.img2gene.network import Architecture
 from img2gene.models.img2gene.objective import Objective, Targets
 from img2gene.models.img2gene.parameters import Parameters
-from img2gene.models.imbalance import density_weights
 from img2gene.models.linear import Ridge, centre
 from img2gene.models.resume import Progress, fingerprint
 from img2gene.models.shift import section_means, shift
@@ -282,10 +283,12 @@ class Fitting:
     def _readout(self, ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) -> Readout:
         shape = (self.parameters.n_models, self.data.labels.shape[1])
         genes = own = np.zeros(shape, dtype=np.float32)
-        if self.parameters.effect != "none":
+        if self.parameters.objective == "negative_binomial":
+            genes, own = _mean_labels(ensemble, arrays, log_rate)
+        elif self.parameters.effect != "none":
             with torch.no_grad():
                 found = ensemble.call(lambda net: net.reference_outputs())
-            genes, own = found.genes[:, 0].numpy(), found.views[:, 0, 0].numpy()
+            genes, own = (np.ascontiguousarray(part) for part in (found.genes[:, 0], found.views[:, 0, 0]))
         mean = self.data.labels.mean(axis=0, dtype=np.float64).astype(np.float32)
         return Readout(self.targets.scale, mean, log_rate, genes, own)
 
@@ -293,7 +296,9 @@ class Fitting:
         """Weights of ridge, own view and full network."""
         role = self.parameters.ridge
         if not trials:
-            return {"none": np.array([0, 0, 1.0]), "residual": np.array([1.0, 0, 1.0])}.get(role, np.array([0.5, 0, 0.5]))
+            return {"none": np.array([0, 0, 1.0]), "residual": np.array([1.0, 0, 1.0])}.get(
+                role, np.array([0.5, 0, 0.5])
+            )
         rows = np.concatenate([trial.rows for trial in trials])
         names = (folds.labels if folds.kind == "block" else self.data.sections)[rows]
         networks = [np.concatenate([getattr(trial, part) for trial in trials]) for part in ("own", "full")]
@@ -336,6 +341,17 @@ class Fitting:
             "n_pathways": self.architecture.n_pathways,
             "history": history,
         }
+
+
+def _mean_labels(ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean label that each member predicts, by the full network and by the own view, float32 (n_models, G) each.
+
+    Not the mean label: that of a noisy count is smaller than the label of the expected count.
+    """
+    parts = [[count_labels(found, log_rate).sum(dim=1) for found in both] for _, *both in predictions(ensemble, arrays)]
+    n_spots = sum(len(section.rows) for section in arrays.sections)
+    genes, own = (torch.stack(part).sum(dim=0).div(n_spots).numpy() for part in zip(*parts, strict=True))
+    return genes, own
 
 
 @dataclass
@@ -400,11 +416,9 @@ class TargetArrays:
         """The targets of some spots of a section."""
         rate = self.log_rates.get(section.name, self.log_rate_mean)
         parts = (self.labels, self.weights, self.pathways, self.counts, self.library)
-        return Targets(
-            *(torch.from_numpy(part[rows]) for part in parts),
-            torch.from_numpy(rate).expand(len(rows), len(rate)),
-            torch.from_numpy(rows),
-        )
+        labels, weights, pathways, counts, library = (torch.from_numpy(part[rows]) for part in parts)
+        log_rate = torch.from_numpy(rate).expand(len(rows), len(rate))
+        return Targets(labels, weights, pathways, counts, library, log_rate, torch.from_numpy(rows))
 
 
 def _log_rate(counts: np.ndarray, library: np.ndarray) -> np.ndarray:

@@ -215,7 +215,9 @@ class Img2GeneNetwork(nn.Module):
         """What the token of each pathway adds to the prediction of each gene, summed over spots: (P, G)."""
         z = self.embed(views)
         shares = self.pathway_context.shares(z, self.pathway_head(z))
-        return shares.sum(dim=0).unsqueeze(-1) * (self.pathway_context.value(self.pathway_context.tokens) @ self.head.weight.mT)
+        return shares.sum(dim=0).unsqueeze(-1) * (
+            self.pathway_context.value(self.pathway_context.tokens) @ self.head.weight.mT
+        )
 
 
 def _zero_linear(width: int, n_outputs: int) -> Linear:
