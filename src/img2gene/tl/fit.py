@@ -68,7 +68,7 @@ def fit(
     sdata
         Study on which :func:`img2gene.pp.embed_patches` was run.
     model
-        Registered model, see :func:`img2gene.models.list`.
+        Registered model, see :func:`img2gene.models.list`. The default trains networks; ``"ridge"`` takes seconds.
     genes
         Names of the genes to predict, or the number of genes with the highest mean in the training sections. By default
         the panel of :func:`img2gene.pp.select_genes` if there is one, else every gene that varies in the training sections.
