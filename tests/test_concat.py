@@ -154,7 +154,7 @@ def test_a_trained_model_survives_and_predicts_the_new_section(trained_study, ma
 def test_a_second_different_model_is_kept_under_another_key(make_study):
     studies = [make_study([(f"{name}1", f"{name}a"), (f"{name}2", f"{name}b")]) for name in "AB"]
     for study, penalty in zip(studies, (1.0, 50.0), strict=True):
-        ig.tl.fit(study, penalty=penalty)
+        ig.tl.fit(study, "ridge", penalty=penalty)
     joined = ig.io.concat_sections(studies)
     for key, study in zip(("img2gene", "img2gene-B1_spots"), studies, strict=True):
         kept, own = ig.get.model(joined, key), ig.get.model(study)

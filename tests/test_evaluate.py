@@ -107,7 +107,7 @@ def test_the_result_is_written_beside_the_genes(study):
 
 
 def test_the_mean_over_sections_stands_beside_the_genes(study):
-    ig.tl.fit(study, validate_on=["B", "C"])
+    ig.tl.fit(study, "ridge", validate_on=["B", "C"])
     ig.tl.predict(study)
     scores = ig.tl.evaluate(study)
     own = scores[scores["model"] == "ridge"].pivot(index="gene", columns="section", values="pcc")
@@ -122,7 +122,7 @@ def test_not_in_place_writes_nothing(study, snapshot):
 
 
 def test_genes_that_the_model_does_not_know_are_not_scored(study):
-    ig.tl.fit(study, genes=["G02", "G07"], validate_on=["C"])
+    ig.tl.fit(study, "ridge", genes=["G02", "G07"], validate_on=["C"])
     ig.tl.predict(study)
     scores = ig.tl.evaluate(study)
     assert set(scores["gene"]) == {"G02", "G07"}
@@ -180,7 +180,7 @@ def test_joined_results_are_summarised_by_model(study):
 
 def test_a_table_without_patients_can_be_scored(study):
     del study["table"].obs["patient"]
-    ig.tl.fit(study, groups="section", validate_on=["C1"])
+    ig.tl.fit(study, "ridge", groups="section", validate_on=["C1"])
     ig.tl.predict(study)
     scores = ig.tl.evaluate(study)
     assert scores["patient"].isna().all()
@@ -196,7 +196,7 @@ def test_training_sections_are_scored_on_request_only_and_marked(study):
 
 
 def test_another_section_of_a_training_patient_is_not_an_honest_test(study):
-    ig.tl.fit(study, train_on=["A1", "B1"], groups="section")
+    ig.tl.fit(study, "ridge", train_on=["A1", "B1"], groups="section")
     ig.tl.predict(study)
     with pytest.raises(LeakageError, match="of the sections A2:"):
         ig.tl.evaluate(study)
@@ -204,7 +204,7 @@ def test_another_section_of_a_training_patient_is_not_an_honest_test(study):
 
 
 def test_a_model_of_all_sections_has_no_honest_score(study):
-    ig.tl.fit(study)
+    ig.tl.fit(study, "ridge")
     ig.tl.predict(study)
     with pytest.raises(Img2GeneError, match="trained on every section of this study.*validate_on"):
         ig.tl.evaluate(study)

@@ -49,7 +49,7 @@ def test_predictions_are_on_the_scale_of_the_labels(trained_study):
 
 
 def test_labels_of_a_fresh_library_size_by_hand(study):
-    plan = ig.tl.fit(study, genes=["G03", "G00"], inplace=False)
+    plan = ig.tl.fit(study, "ridge", genes=["G03", "G00"], inplace=False)
     assert plan.genes == ["G00", "G03"]
     expected = log_counts(study["table"])[:, [0, 3]]
     np.testing.assert_allclose(plan.statistics["mean"], expected.mean(axis=0), rtol=1e-5)
@@ -61,14 +61,14 @@ def test_library_size_is_that_of_the_full_transcriptome(study, copy_of):
     cut = copy_of(study)
     cut.tables["table"] = study["table"][:, genes].copy()
     for sdata in (study, cut):
-        ig.tl.fit(sdata, genes=genes, validate_on=["C"])
+        ig.tl.fit(sdata, "ridge", genes=genes, validate_on=["C"])
     assert weights(cut) == weights(study)
 
 
 def test_the_same_seed_gives_the_same_bytes(study, copy_of):
     other = copy_of(study)
     for sdata in (study, other):
-        ig.tl.fit(sdata, validate_on=["C"], seed=3)
+        ig.tl.fit(sdata, "ridge", validate_on=["C"], seed=3)
         ig.tl.predict(sdata)
     assert weights(study) == weights(other)
     assert study["table"].layers["img2gene"].tobytes() == other["table"].layers["img2gene"].tobytes()
@@ -81,7 +81,7 @@ def test_nothing_held_out_is_looked_at(study, trained_study):
     table.X = sp.csr_matrix(counts)
     table.obs.loc[held_out, "library_size"] = counts[held_out].sum(axis=1)
     table.obsm["X_tiny"][held_out] *= -5
-    ig.tl.fit(study, validate_on=["C"])
+    ig.tl.fit(study, "ridge", validate_on=["C"])
     assert weights(study) == weights(trained_study)
 
 
@@ -102,7 +102,7 @@ def test_the_number_of_genes_is_filled_from_the_training_sections(study):
     counts = table.X.toarray()
     counts[held_out, 11] += 5000
     table.X = sp.csr_matrix(counts)
-    model = ig.tl.fit(study, genes=3, validate_on=["C"], inplace=False)
+    model = ig.tl.fit(study, "ridge", genes=3, validate_on=["C"], inplace=False)
     means = log_counts(table)[~held_out].mean(axis=0)
     assert model.genes == sorted(table.var_names[np.argsort(-means)[:3]])
     assert "G11" not in model.genes
@@ -113,15 +113,15 @@ def test_a_panel_is_taken_and_genes_that_do_not_vary_are_left_out(study):
     counts = study["table"].X.toarray()
     counts[:, 4] = 0
     study["table"].X = sp.csr_matrix(counts)
-    assert ig.tl.fit(study, inplace=False).genes == ["G01", "G07"]
+    assert ig.tl.fit(study, "ridge", inplace=False).genes == ["G01", "G07"]
     with pytest.raises(Img2GeneError, match="1 genes do not vary in the training sections.*: G04"):
-        ig.tl.fit(study, genes=["G04", "G01"])
+        ig.tl.fit(study, "ridge", genes=["G04", "G01"])
 
 
 def test_labels_of_a_layer_keep_their_scale(study):
     table, held_out = study["table"], rows_of(study, "C1")
     table.layers["mine"] = (-1000 + 5 * log_counts(table)).astype(np.float32)
-    ig.tl.fit(study, layer="mine", validate_on=["C"])
+    ig.tl.fit(study, "ridge", layer="mine", validate_on=["C"])
     ig.tl.predict(study)
     assert ig.get.model(study).labels == {"layer": "mine", "target_sum": None}
     found = table.layers["img2gene"]
@@ -135,7 +135,7 @@ def test_spots_without_a_count_do_not_train_but_are_predicted(study):
     counts[[0, 60, -1]] = 0
     table.X = sp.csr_matrix(counts)
     table.obs["library_size"] = counts.sum(axis=1)
-    ig.tl.fit(study, validate_on=["C"])
+    ig.tl.fit(study, "ridge", validate_on=["C"])
     report = ig.get.model(study).report
     assert (report["n_empty_spots"], report["n_spots"]) == (2, 3 * 49 - 2)
     ig.tl.predict(study)
@@ -144,11 +144,11 @@ def test_spots_without_a_count_do_not_train_but_are_predicted(study):
 
 
 def test_an_allowed_leak_marks_the_result(study):
-    ig.tl.fit(study, groups="section", validate_on=["A2"], allow_leakage=True)
+    ig.tl.fit(study, "ridge", groups="section", validate_on=["A2"], allow_leakage=True)
     assert ig.get.model(study).report["leakage"] == ["A"]
     ig.tl.predict(study)
     assert ig.tl.evaluate(study)["leakage"].all()
-    ig.tl.fit(study, validate_on=["C"])
+    ig.tl.fit(study, "ridge", validate_on=["C"])
     ig.tl.predict(study)
     assert not ig.tl.evaluate(study)["leakage"].any()
 
@@ -247,7 +247,7 @@ def test_faults_are_named_and_leave_the_object_untouched(study, snapshot, fault)
     before = snapshot(study["table"])
     kind = LeakageError if fault in ("patient on both sides", "panel on held out") else Img2GeneError
     with pytest.raises(kind, match=message):
-        ig.tl.fit(study, **options)
+        ig.tl.fit(study, **({"model": "ridge"} | options))
     assert snapshot(study["table"]) == before
 
 
@@ -255,33 +255,33 @@ def test_all_problems_come_in_one_message(study):
     put(5, -1)(study)
     study["table"].obsm.pop("X_tiny")
     with pytest.raises(Img2GeneError, match=r"(?s)^4 problems:.*negative.*X_<encoder>.*no patient named D.*Genes TP53"):
-        ig.tl.fit(study, genes=["TP53"], validate_on=["D"])
+        ig.tl.fit(study, "ridge", genes=["TP53"], validate_on=["D"])
 
 
 def test_a_panel_chosen_on_the_training_sections_is_welcome(study):
     ig.pp.select_genes(study, 4, sections=["A1", "A2", "B1"])
-    assert len(ig.tl.fit(study, validate_on=["C"], inplace=False).genes) == 4
+    assert len(ig.tl.fit(study, "ridge", validate_on=["C"], inplace=False).genes) == 4
 
 
 def test_one_section_trains_only_on_request(study):
     keep_one_section(study)
-    model = ig.tl.fit(study, allow_single_section=True, inplace=False)
+    model = ig.tl.fit(study, "ridge", allow_single_section=True, inplace=False)
     assert model.report["fit"]["inner_folds"] == "block"
 
 
 def test_not_in_place_returns_what_would_be_stored(study, snapshot):
     before = snapshot(study["table"])
-    model = ig.tl.fit(study, validate_on=["C"], inplace=False)
+    model = ig.tl.fit(study, "ridge", validate_on=["C"], inplace=False)
     predicted = ig.tl.predict(study, model, inplace=False)
     assert snapshot(study["table"]) == before
-    ig.tl.fit(study, validate_on=["C"])
+    ig.tl.fit(study, "ridge", validate_on=["C"])
     ig.tl.predict(study)
     np.testing.assert_array_equal(study["table"].layers["img2gene"], predicted.X)
     assert list(predicted.var_names) == model.genes
 
 
 def test_genes_outside_the_model_are_nan_in_the_layer(study):
-    ig.tl.fit(study, genes=["G02", "G09"])
+    ig.tl.fit(study, "ridge", genes=["G02", "G09"])
     ig.tl.predict(study, key_added="guess", model="img2gene")
     known = np.isfinite(study["table"].layers["guess"])
     assert known[:, [2, 9]].all()
@@ -290,7 +290,7 @@ def test_genes_outside_the_model_are_nan_in_the_layer(study):
 
 
 def test_genes_that_the_table_lacks_are_predicted_into_a_table_of_their_own(study):
-    model = ig.tl.fit(study, inplace=False)
+    model = ig.tl.fit(study, "ridge", inplace=False)
     study.tables["table"] = study["table"][:, :8].copy()
     ig.tl.predict(study, model)
     found = study["img2gene"]
@@ -343,7 +343,7 @@ def test_faults_of_a_prediction_are_named(study, snapshot, tmp_path):
     with pytest.raises(Img2GeneError, match="key_added='a b' cannot be stored"):
         ig.tl.predict(study, key_added="a b")
     assert snapshot(study["table"]) == before
-    model = ig.tl.fit(study, inplace=False)
+    model = ig.tl.fit(study, "ridge", inplace=False)
     study["table"].obsm.pop("X_tiny")
     with pytest.raises(
         MissingKeyError,
@@ -353,7 +353,7 @@ def test_faults_of_a_prediction_are_named(study, snapshot, tmp_path):
 
 
 def test_a_result_never_replaces_another_element(study):
-    model = ig.tl.fit(study, inplace=False)
+    model = ig.tl.fit(study, "ridge", inplace=False)
     study.tables["table"] = study["table"][:, :8].copy()
     for name in ("A1_image", "A1_spots", "table"):
         with pytest.raises(Img2GeneError, match=f"key_added='{name}' is the name of another element"):

@@ -52,7 +52,7 @@ def test_a_file_gives_the_same_model_back(model, trained_study, tmp_path):
 
 def test_the_model_of_a_study_is_saved_by_its_key(model, trained_study, copy_of, tmp_path):
     study = copy_of(trained_study)
-    ig.tl.fit(study, genes=2, key_added="small")
+    ig.tl.fit(study, "ridge", genes=2, key_added="small")
     assert ig.io.load_model(ig.io.save_model(study, tmp_path / "a")).genes == model.genes
     assert len(ig.io.load_model(ig.io.save_model(study, tmp_path / "b", key="small")).genes) == 2
     assert ig.get.model(study, "small").name == "ridge"
@@ -100,7 +100,7 @@ def test_subsets_of_spots_genes_and_elements_keep_the_model(model, trained_study
 def test_training_again_keeps_what_else_is_stored(trained_study, copy_of):
     study = copy_of(trained_study)
     before = dict(study["table"].uns["img2gene"])
-    ig.tl.fit(study, genes=3)
+    ig.tl.fit(study, "ridge", genes=3)
     after = study["table"].uns["img2gene"]
     assert before.keys() <= after.keys()
     assert {key: after[key] for key in ("sections", "patches", "encoder")} == {

@@ -19,7 +19,7 @@ def close_figures():
 
 @pytest.fixture
 def predicted(study):
-    ig.tl.fit(study, validate_on=["C"])
+    ig.tl.fit(study, "ridge", validate_on=["C"])
     ig.tl.predict(study)
     return study
 

@@ -15,6 +15,9 @@ from torch import Tensor
 from img2gene._errors import Img2GeneError
 from img2gene.models.training import Run, Schedule, Task
 
+# Weights start at order one and stay there; beyond this they have run away.
+_LARGE_WEIGHT = 1e4
+
 
 class Epoch(Iterable[Any]):
     """The batches of one epoch."""
@@ -55,6 +58,10 @@ class Plan(pl.LightningModule):
     def val_dataloader(self) -> list[int]:
         """One step, which computes the whole score."""
         return [0] if self.task.validate is not None else []
+
+    def on_train_start(self) -> None:
+        """Checkpoints are read to the CPU."""
+        self.average = {name: value.to(self.device) for name, value in self.average.items()}
 
     def on_train_epoch_start(self) -> None:
         """Seed everything that the epoch draws, so that it does not depend on what came before."""
@@ -129,7 +136,8 @@ class Plan(pl.LightningModule):
         parts = [name for name, value in losses.items() if name != "loss" and not torch.isfinite(value).all()]
         rate = self.schedule.learning_rate
         grown = bool(self.history) and self.history[-1]["loss"] > 10 * min(entry["loss"] for entry in self.history)
-        if grown or not all(torch.isfinite(value).all() for value in self.ensemble.parameters()):
+        # NaN is not below any bound.
+        if grown or not all(value.abs().max() < _LARGE_WEIGHT for value in self.ensemble.parameters()):
             cause = f"The training diverged: learning_rate={rate} is too high."
         elif self.schedule.precision.startswith("16"):
             cause = "Likely float16 overflowed: use precision='bf16-mixed' or '32-true'."
@@ -206,6 +214,10 @@ class Progress(pl.Callback):
         """One epoch further."""
         if self.bar is not None:
             self.bar.update()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that what is printed next has a line of its own."""
+        self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar."""

@@ -269,7 +269,9 @@ class Model:
         kind = registry.get(config["model"])
         own = _part(arrays, "predictor")
         statistics = _part(arrays, "statistics")
-        shapes = kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
+        shapes: dict[str, Any] = (
+            kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
+        )
         encoder = _part(arrays, "encoder")
         # The network itself is compared when it is loaded, which may take a download.
         declared = dict(shapes) | {f"encoder.{name}": tuple(axes) for name, axes in config.get("encoder", {}).items()}

@@ -40,7 +40,8 @@ class Ensemble(nn.Module):
         members = []
         for number in range(n_models):
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed + number)
+                # `torch.manual_seed` would seed the generators of all devices, too.
+                torch.default_generator.manual_seed(seed + number)
                 members.append(build())
         parameters, buffers = stack_module_state(members)
         self.n_models = n_models
@@ -58,7 +59,7 @@ class Ensemble(nn.Module):
 
     def arrays(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Stacked parameters and buffers under the network's own names."""
-        parameters = {_nested(name): value for name, value in self.named_parameters()}
+        parameters: dict[str, Tensor] = {_nested(name): value for name, value in self.named_parameters()}
         return parameters, {_nested(name): value for name, value in self.named_buffers()}
 
     def call(self, function: Callable[..., Any], *inputs: Any, paired: tuple[Any, ...] = ()) -> Any:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import builtins
 import inspect
+from importlib import import_module
 from importlib.metadata import entry_points
 
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene.models.base import EXTRA_INPUTS, Predictor, declared_inputs
 
+# Imported when asked for, as networks bring torch along.
+_BUILT_IN = {
+    "img2gene": "img2gene.models.img2gene.predictor:Img2Gene",
+    "mean": "img2gene.models.baselines:TrainingMean",
+    "ridge": "img2gene.models.linear:Ridge",
+}
 _REGISTRY: dict[str, type[Predictor]] = {}
 _loaded: builtins.list[bool] = []
 
@@ -32,7 +39,8 @@ def register(predictor: type[Predictor]) -> type[Predictor]:
     >>> ig.models.register(Stiff).name
     'stiff'
     """
-    if _REGISTRY.get(predictor.name, predictor) is not predictor:
+    own = f"{predictor.__module__}:{predictor.__qualname__}"
+    if _BUILT_IN.get(predictor.name, own) != own or _REGISTRY.get(predictor.name, predictor) is not predictor:
         raise Img2GeneError(f"A model named `{predictor.name}` is registered already; choose another name.")
     unknown = [name for name in declared_inputs(predictor) if name not in EXTRA_INPUTS]
     if unknown:
@@ -52,9 +60,14 @@ def get(name: str) -> type[Predictor]:
     >>> ig.models.get("ridge").name
     'ridge'
     """
-    _load_all()
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    if name in _BUILT_IN:
+        module, attribute = _BUILT_IN[name].split(":")
+        return register(getattr(import_module(module), attribute))
+    _load_entry_points()
     if name not in _REGISTRY:
-        raise MissingKeyError(missing(name, "img2gene.models", _REGISTRY, "See `img2gene.models.list()`."))
+        raise MissingKeyError(missing(name, "img2gene.models", list(), "See `img2gene.models.list()`."))
     return _REGISTRY[name]
 
 
@@ -84,17 +97,13 @@ def list() -> builtins.list[str]:
     >>> "ridge" in ig.models.list()
     True
     """
-    _load_all()
-    return sorted(_REGISTRY)
+    _load_entry_points()
+    return sorted({*_BUILT_IN, *_REGISTRY})
 
 
-def _load_all() -> None:
+def _load_entry_points() -> None:
     if _loaded:
         return
     _loaded.append(True)
-    from img2gene.models import baselines, img2gene, linear
-
-    for predictor in (linear.Ridge, baselines.TrainingMean, img2gene.Img2Gene):
-        register(predictor)
     for entry in entry_points(group="img2gene.models"):
         register(entry.load())

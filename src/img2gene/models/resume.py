@@ -13,7 +13,8 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError, listing
 
-_RECORD = "fit.json"
+# No part of a fit is called like that.
+_RECORD = "identity.json"
 
 
 def fingerprint(**arrays: np.ndarray | None) -> dict[str, str]:
@@ -66,7 +67,8 @@ class Progress:
                     "mixed. Name another folder, or remove this one."
                 )
             return cls(path)
-        if path.is_dir() and any(path.iterdir()):
+        # What an interruption of the first write leaves behind is no reason to refuse.
+        if path.is_dir() and any(found.name != f"{_RECORD}.partial" for found in path.iterdir()):
             raise Img2GeneError(f"checkpoint_dir={str(path)!r} is not empty and holds no fit; name another folder.")
         path.mkdir(parents=True, exist_ok=True)
         _replace(record, json.dumps(facts, indent=1).encode())

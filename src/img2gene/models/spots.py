@@ -15,6 +15,8 @@ from img2gene._errors import listing, raise_problems
 
 # Spots of a batch that lie together share most of their neighbours, which are encoded once.
 _LEAF = 16
+# Spots beyond the nearest that are looked at for ties in distance: a ring of a lattice has 4 to 12.
+_TIES = 12
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ def split_sections(sections: np.ndarray, positions: np.ndarray, k: int, *, pad: 
     for index in np.argsort(first, kind="stable"):
         rows = np.flatnonzero(number == index)
         place = np.asarray(positions, dtype=np.float64)[rows]
-        place = (place - place.mean(axis=0)).astype(np.float32)
-        found.append(Section(str(names[index]), rows, place, _nearest(place, k)))
+        centred = (place - place.mean(axis=0)).astype(np.float32)
+        found.append(Section(str(names[index]), rows, centred, _nearest(place, k)))
     return found
 
 
@@ -95,11 +97,13 @@ def _nearest(positions: np.ndarray, k: int) -> np.ndarray:
     """The k nearest other spots, (n, k); repeated where there are fewer."""
     n = len(positions)
     available = min(k, n - 1)
-    found = cKDTree(positions).query(positions, k=available + 1)[1]
-    own = found == np.arange(n)[:, None]
-    # Of coincident spots one may not find itself first, or at all.
-    own[~own.any(axis=1), -1] = True
-    others = found[~own].reshape(n, available)
+    distances, found = cKDTree(positions).query(positions, k=min(n, available + 1 + _TIES))
+    distances[found == np.arange(n)[:, None]] = -1
+    # On a lattice many are equally near: which are taken must not depend on the order of the spots.
+    order = np.lexsort((positions[found, 1], positions[found, 0], distances))
+    found = np.take_along_axis(found, order, axis=1)
+    # Of many coincident spots one may not find itself.
+    others = np.where(found[:, :1] == np.arange(n)[:, None], found[:, 1 : available + 1], found[:, :available])
     return others[:, np.arange(k) % available]
 
 
@@ -184,9 +188,7 @@ def compact_parts(positions: np.ndarray, size: int, rng: np.random.Generator) ->
             continue
         axis = int(np.ptp(turned[part], axis=0).argmax())
         # Not always in the middle, so that no border stays where it is.
-        cut = int(len(part) * rng.uniform(0.35, 0.65))
+        cut = max(int(len(part) * rng.uniform(0.35, 0.65)), 1)
         order = np.argpartition(turned[part, axis], cut)
         waiting += [part[order[:cut]], part[order[cut:]]]
     return parts
-
-

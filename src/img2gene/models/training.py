@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from img2gene._errors import Img2GeneError
 from img2gene.models.ensemble import Ensemble, Single
@@ -78,7 +78,7 @@ class Task:
 
     ensemble: Ensemble | Single
     batches: Callable[[int], Iterator[Any]]
-    loss: Callable[[nn.Module, Any], dict[str, Tensor]]
+    loss: Callable[[Any, Any], dict[str, Tensor]]
     validate: Callable[[Any], float] | None = None
     prepare: Callable[[Any], None] | None = None
     describe: Callable[[Any], str] = lambda batch: "a batch"
@@ -115,7 +115,11 @@ def train(task: Task, schedule: Schedule, *, folder: Path | None = None, label: 
         The loss is not finite (the batch and the likely cause are named), or memory ran out; the checkpoint of the last
         good epoch stays.
     """
-    with _quiet(), torch.random.fork_rng(), _memory_advice(schedule):
+    # Importing sets the levels of Lightning's loggers, so it comes before they are silenced.
+    import_lightning()
+    # All devices are named, as leaving them out warns where there are several.
+    devices = range(torch.cuda.device_count())
+    with _quiet(), torch.random.fork_rng(devices), _memory_advice(schedule):
         plan, trainer = _build(task, schedule, folder, label)
         last = folder / LAST if folder is not None and (folder / LAST).is_file() else None
         try:
@@ -193,9 +197,10 @@ def _quiet() -> Iterator[None]:
 def _memory_advice(schedule: Schedule) -> Iterator[None]:
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if isinstance(error, RuntimeError) and not any(hint in text for hint in ("out of memory", "allocate memory")):
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        # On other devices than CUDA's it is a plain RuntimeError.
+        if not known and not any(hint in str(error).lower() for hint in ("out of memory", "allocate memory")):
             raise
         raise Img2GeneError(
             f"Memory ran out while training in precision {schedule.precision!r} on {schedule.accelerator}: {error}. Lower "

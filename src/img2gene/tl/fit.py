@@ -44,7 +44,7 @@ Genes = Sequence[str] | int | None
 
 def fit(
     sdata: SpatialData,
-    model: str = "ridge",
+    model: str = "img2gene",
     *,
     genes: Genes = None,
     layer: str | None = None,
@@ -74,7 +74,7 @@ def fit(
     sdata
         Study on which :func:`img2gene.pp.embed_patches` was run; for fine-tuning :func:`img2gene.pp.extract_patches` does.
     model
-        Registered model, see :func:`img2gene.models.list`.
+        Registered model, see :func:`img2gene.models.list`. The default trains networks; ``"ridge"`` takes seconds.
     genes
         Names of the genes to predict, or the number of genes with the highest mean in the training sections. By default
         the panel of :func:`img2gene.pp.select_genes` if there is one, else every gene that varies in the training sections.

@@ -35,7 +35,8 @@ class Readout:
     log_rate
         float32 (G,): log of each gene's share of the training counts, for networks of counts; else empty.
     reference_genes, reference_own
-        float32 (n_models, G): outputs at the reference views, of the full network and of the own view.
+        float32 (n_models, G): what calibration subtracts, of the full network and of the own view: outputs at the reference
+        views; for counts mean labels over the training spots.
     """
 
     scale: float
@@ -47,11 +48,16 @@ class Readout:
     def __call__(self, outputs: Tensor, own: bool) -> np.ndarray:
         """Mean over members (B, G) of their outputs (n_models, B, G)."""
         outputs = outputs.float().cpu()
-        if len(self.log_rate):
-            rate = TARGET_SUM * torch.exp(outputs + torch.from_numpy(self.log_rate))
-            return torch.log1p(rate).mean(dim=0).numpy() - self.label_mean
-        reference = torch.from_numpy(self.reference_own if own else self.reference_genes)
-        return (calibrate(outputs, reference.unsqueeze(1), torch.zeros(())).mean(dim=0) * self.scale).numpy()
+        values = count_labels(outputs, self.log_rate) if len(self.log_rate) else self.scale * outputs
+        # Stored arrays are read-only, which PyTorch warns about.
+        reference = torch.tensor(self.reference_own if own else self.reference_genes)
+        reference = reference if len(self.log_rate) else self.scale * reference
+        return calibrate(values, reference.unsqueeze(1), torch.zeros(())).mean(dim=0).numpy()
+
+
+def count_labels(outputs: Tensor, log_rate: np.ndarray) -> Tensor:
+    """Labels that log rates relative to ``log_rate`` stand for."""
+    return torch.log1p(TARGET_SUM * torch.exp(outputs + torch.tensor(log_rate)))
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,9 @@ class ShiftScale:
         return {str(name): (value, self.share(value)) for name, value in zip(names, shifts, strict=True)}
 
     def share(self, value: float) -> float:
-        """Share of the stiff ridge at a shift."""
+        """Share of the stiff ridge at a shift; 0 where no feature varies, so that there is none (NaN)."""
+        if np.isnan(value):
+            return 0.0
         return float(np.clip((value - self.near) / (self.far - self.near), 0, 1))
 
 
@@ -235,7 +243,7 @@ class FittedImg2Gene:
             stiff_ridge(ridge, arrays["stiff.coefficients"]),
             Readout(scale=config["scale"], **readout),
             arrays["weights"],
-            ShiftScale(**distance, **config["shift"]),
+            ShiftScale(distance["means"], distance["scale"], **config["shift"]),
             config["smoothing"],
         )
 

@@ -20,18 +20,18 @@ from img2gene.models.debias import confounder_dictionary
 from img2gene.models.ensemble import Ensemble
 from img2gene.models.folds import InnerFolds, inner_folds
 from img2gene.models.img2gene.fitted import (
-    TARGET_SUM,
     FittedImg2Gene,
     Readout,
     ShiftScale,
     build_ensemble,
+    count_labels,
     project_tokens,
 )
 from img2gene.models.img2gene.inference import SpotArrays, predictions, update_references
 from img2gene.models.img2gene.network import Architecture
 from img2gene.models.img2gene.objective import Objective, Targets
 from img2gene.models.img2gene.parameters import Parameters
-from img2gene.models.imbalance import density_weights
+from img2gene.models.img2gene.targets import TargetArrays
 from img2gene.models.linear import Ridge, centre
 from img2gene.models.resume import Progress, fingerprint
 from img2gene.models.shift import section_means, shift
@@ -282,10 +282,12 @@ class Fitting:
     def _readout(self, ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) -> Readout:
         shape = (self.parameters.n_models, self.data.labels.shape[1])
         genes = own = np.zeros(shape, dtype=np.float32)
-        if self.parameters.effect != "none":
+        if self.parameters.objective == "negative_binomial":
+            genes, own = _mean_labels(ensemble, arrays, log_rate)
+        elif self.parameters.effect != "none":
             with torch.no_grad():
                 found = ensemble.call(lambda net: net.reference_outputs())
-            genes, own = found.genes[:, 0].numpy(), found.views[:, 0, 0].numpy()
+            genes, own = (np.ascontiguousarray(part) for part in (found.genes[:, 0], found.views[:, 0, 0]))
         mean = self.data.labels.mean(axis=0, dtype=np.float64).astype(np.float32)
         return Readout(self.targets.scale, mean, log_rate, genes, own)
 
@@ -293,7 +295,9 @@ class Fitting:
         """Weights of ridge, own view and full network."""
         role = self.parameters.ridge
         if not trials:
-            return {"none": np.array([0, 0, 1.0]), "residual": np.array([1.0, 0, 1.0])}.get(role, np.array([0.5, 0, 0.5]))
+            return {"none": np.array([0, 0, 1.0]), "residual": np.array([1.0, 0, 1.0])}.get(
+                role, np.array([0.5, 0, 0.5])
+            )
         rows = np.concatenate([trial.rows for trial in trials])
         names = (folds.labels if folds.kind == "block" else self.data.sections)[rows]
         networks = [np.concatenate([getattr(trial, part) for trial in trials]) for part in ("own", "full")]
@@ -338,78 +342,15 @@ class Fitting:
         }
 
 
-@dataclass
-class TargetArrays:
-    """What all training spots are to predict.
+def _mean_labels(ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean label that each member predicts, by the full network and by the own view, float32 (n_models, G) each.
 
-    Attributes
-    ----------
-    labels
-        float32 (n, G): centred, in units of ``scale``.
-    weights, pathways, counts
-        float32 (n, G or 0), (n, P or 0), (n, G or 0).
-    library
-        float32 (n,).
-    log_rates
-        float32 (G or 0,) for each section; ``log_rate_mean`` over all training counts.
-    scale
-        Root of the mean variance of the centred labels.
+    Not the mean label: that of a noisy count is smaller than the label of the expected count.
     """
-
-    labels: np.ndarray
-    weights: np.ndarray
-    pathways: np.ndarray
-    counts: np.ndarray
-    library: np.ndarray
-    log_rates: dict[str, np.ndarray]
-    log_rate_mean: np.ndarray
-    scale: float
-
-    @classmethod
-    def build(cls, parameters: Parameters, data: TrainingData, base: np.ndarray | None) -> TargetArrays:
-        """Targets of training data; ``base`` is what the ridge predicts of spots it was not fitted to."""
-        left = data.labels if base is None else data.labels - base
-        mean = None if parameters.center == "section" else left.mean(axis=0, dtype=np.float64)
-        centred = centre(left, data.sections, mean)
-        scale = float(np.sqrt(max(np.square(centred).mean(), 1e-12)))
-        none = np.zeros((len(centred), 0), dtype=np.float32)
-        counts, library, log_rates, log_rate_mean = none, np.ones(len(centred), dtype=np.float32), {}, none[0]
-        if parameters.objective == "negative_binomial":
-            assert data.library is not None
-            library = data.library.astype(np.float32)
-            counts = np.round(np.expm1(data.labels) * (library / TARGET_SUM)[:, None]).astype(np.float32)
-            log_rate_mean = _log_rate(counts, library)
-            log_rates = {
-                str(name): _log_rate(counts[data.sections == name], library[data.sections == name])
-                if parameters.center == "section"
-                else log_rate_mean
-                for name in np.unique(data.sections)
-            }
-        return cls(
-            (centred / scale).astype(np.float32),
-            density_weights(data.labels) if parameters.weighting == "density" else none,
-            none if data.pathways is None else data.pathways.astype(np.float32),
-            counts,
-            library,
-            log_rates,
-            log_rate_mean,
-            scale,
-        )
-
-    def batch(self, section: Section, rows: np.ndarray) -> Targets:
-        """The targets of some spots of a section."""
-        rate = self.log_rates.get(section.name, self.log_rate_mean)
-        parts = (self.labels, self.weights, self.pathways, self.counts, self.library)
-        return Targets(
-            *(torch.from_numpy(part[rows]) for part in parts),
-            torch.from_numpy(rate).expand(len(rows), len(rate)),
-            torch.from_numpy(rows),
-        )
-
-
-def _log_rate(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
-    """Log of each gene's share of the counts; half a count is added, as no gene has a share of exactly 0."""
-    return np.log((counts.sum(axis=0, dtype=np.float64) + 0.5) / library.sum(dtype=np.float64)).astype(np.float32)
+    parts = [[count_labels(found, log_rate).sum(dim=1) for found in both] for _, *both in predictions(ensemble, arrays)]
+    n_spots = sum(len(section.rows) for section in arrays.sections)
+    genes, own = (torch.stack(part).sum(dim=0).div(n_spots).numpy() for part in zip(*parts, strict=True))
+    return genes, own
 
 
 def n_batches(sections: list[Section], batch_size: int) -> int:

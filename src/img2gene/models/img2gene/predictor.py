@@ -140,7 +140,9 @@ class Img2Gene:
     def _check(self, data: TrainingData) -> None:
         problems = []
         if self.parameters.objective == "negative_binomial" and data.library is None:
-            problems.append("objective='negative_binomial' needs counts: labels of `layer=` have none. Leave `layer` out.")
+            problems.append(
+                "objective='negative_binomial' needs counts: labels of `layer=` have none. Leave `layer` out."
+            )
         if data.pathways is not None and self.parameters.pathways and not np.isfinite(data.pathways).all():
             problems.append("Pathway scores are NaN for some training spots: run `img2gene.pp.score_pathways` again.")
         raise_problems(problems)

@@ -1,0 +1,88 @@
+"""What the spots of a fit are to predict, as arrays that batches are taken from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from img2gene.models.base import TrainingData
+from img2gene.models.imbalance import density_weights
+from img2gene.models.img2gene.fitted import TARGET_SUM
+from img2gene.models.img2gene.objective import Targets
+from img2gene.models.img2gene.parameters import Parameters
+from img2gene.models.linear import centre
+from img2gene.models.spots import Section
+
+
+@dataclass
+class TargetArrays:
+    """What all training spots are to predict.
+
+    Attributes
+    ----------
+    labels
+        float32 (n, G): centred, in units of ``scale``.
+    weights, pathways, counts
+        float32 (n, G or 0), (n, P or 0), (n, G or 0).
+    library
+        float32 (n,).
+    log_rates
+        float32 (G or 0,) for each section; ``log_rate_mean`` over all training counts.
+    scale
+        Root of the mean variance of the centred labels.
+    """
+
+    labels: np.ndarray
+    weights: np.ndarray
+    pathways: np.ndarray
+    counts: np.ndarray
+    library: np.ndarray
+    log_rates: dict[str, np.ndarray]
+    log_rate_mean: np.ndarray
+    scale: float
+
+    @classmethod
+    def build(cls, parameters: Parameters, data: TrainingData, base: np.ndarray | None) -> TargetArrays:
+        """Targets of training data; ``base`` is what the ridge predicts of spots it was not fitted to."""
+        left = data.labels if base is None else data.labels - base
+        mean = None if parameters.center == "section" else left.mean(axis=0, dtype=np.float64)
+        centred = centre(left, data.sections, mean)
+        scale = float(np.sqrt(max(np.square(centred).mean(), 1e-12)))
+        none = np.zeros((len(centred), 0), dtype=np.float32)
+        counts, library, log_rates, log_rate_mean = none, np.ones(len(centred), dtype=np.float32), {}, none[0]
+        if parameters.objective == "negative_binomial":
+            assert data.library is not None
+            library = data.library.astype(np.float32)
+            counts = np.round(np.expm1(data.labels) * (library / TARGET_SUM)[:, None]).astype(np.float32)
+            log_rate_mean = _log_rate(counts, library)
+            log_rates = {
+                str(name): _log_rate(counts[data.sections == name], library[data.sections == name])
+                if parameters.center == "section"
+                else log_rate_mean
+                for name in np.unique(data.sections)
+            }
+        return cls(
+            (centred / scale).astype(np.float32),
+            density_weights(data.labels) if parameters.weighting == "density" else none,
+            none if data.pathways is None else data.pathways.astype(np.float32),
+            counts,
+            library,
+            log_rates,
+            log_rate_mean,
+            scale,
+        )
+
+    def batch(self, section: Section, rows: np.ndarray) -> Targets:
+        """The targets of some spots of a section."""
+        rate = self.log_rates.get(section.name, self.log_rate_mean)
+        parts = (self.labels, self.weights, self.pathways, self.counts, self.library)
+        labels, weights, pathways, counts, library = (torch.from_numpy(part[rows]) for part in parts)
+        log_rate = torch.from_numpy(rate).expand(len(rows), len(rate))
+        return Targets(labels, weights, pathways, counts, library, log_rate, torch.from_numpy(rows))
+
+
+def _log_rate(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
+    """Log of each gene's share of the counts; half a count is added, as no gene has a share of exactly 0."""
+    return np.log((counts.sum(axis=0, dtype=np.float64) + 0.5) / library.sum(dtype=np.float64)).astype(np.float32)

@@ -1,0 +1,537 @@
+"""Img2Gene on planted signal: what it finds, what must not change it, and how it is stored, resumed and refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from safetensors.numpy import load, save
+from spatialdata import read_zarr
+
+import img2gene as ig
+from img2gene import _schema
+from img2gene._errors import Img2GeneError
+from img2gene.models import Model, TrainingData
+from img2gene.models.debias import EFFECTS, Views
+from img2gene.models.img2gene import Img2Gene, fitting, inference
+from img2gene.models.img2gene.fitted import ShiftScale
+from img2gene.models.losses import normalise_scores
+from img2gene.models.spots import split_sections
+
+TINY = {"n_models": 2, "dim": 8, "heads": 2, "n_components": 8, "n_latents": 2, "n_neighbors": 3, "batch_size": 16}
+TINY |= {"max_epochs": 6, "n_validations": 1, "patience": 3, "learning_rate": 0.02, "dropout": 0.1}
+WIDTH, N_GENES = 6, 4
+WEIGHT = np.random.default_rng(99).normal(size=(WIDTH, N_GENES)) / np.sqrt(WIDTH)
+
+
+def cohort(n=32, n_sections=3, *, seed=0, noise=0.3, signal="own", prefix="s"):
+    """Sections with labels of mean 3 that are linear in a spot's own features, or in the mean of its three neighbours'."""
+    rng = np.random.default_rng(seed)
+    sections = np.repeat([f"{prefix}{i}" for i in range(n_sections)], n)
+    features = rng.normal(size=(len(sections), WIDTH)).astype(np.float32)
+    positions = rng.uniform(0, 1000, size=(len(sections), 2))
+    seen = features.copy()
+    if signal == "neighbours":
+        for section in split_sections(sections, positions, 3, pad=False):
+            seen[section.rows] = np.sqrt(3) * features[section.rows][section.neighbors].mean(axis=1)
+    labels = seen @ WEIGHT + noise * rng.normal(size=(len(sections), N_GENES)) + 3
+    return TrainingData(features, labels.astype(np.float32), sections, sections, positions)
+
+
+def with_counts(data, depth):
+    """The same signal as counts of four genes among others, and labels made of them."""
+    rng = np.random.default_rng(1)
+    library = rng.uniform(0.5, 1.5, size=len(data.labels)) * depth
+    rate = 0.02 * np.exp(data.labels - 3)
+    counts = rng.poisson(library[:, None] * rate)
+    return replace(data, labels=np.log1p(1e4 * counts / library[:, None]).astype(np.float32), library=library)
+
+
+def fitted(data, seed=0, **changes):
+    model = Img2Gene(**(TINY | changes))
+    model.fit(data, seed=seed)
+    return model
+
+
+def predicted(model, data):
+    tokens = {} if data.tokens is None else {"tokens": data.tokens}
+    return model.predict(data.features, data.sections, positions=data.positions, **tokens)
+
+
+def error(model, data, train):
+    """Squared error as a share of that of the training mean."""
+    by_mean = np.square(data.labels - train.labels.mean(axis=0)).mean()
+    return float(np.square(predicted(model, data) - data.labels).mean() / by_mean)
+
+
+def content(model):
+    config, arrays = model.state()
+    config = {key: value for key, value in config.items() if key != "parameters"}
+    return json.dumps(config), {name: values.tobytes() for name, values in arrays.items()}
+
+
+TRAIN, NEW = cohort(), cohort(n_sections=2, seed=7, prefix="new")
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Networks without a ridge beside them; not to be changed."""
+    return fitted(TRAIN, ridge="none", max_epochs=15)
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    """Ridge and networks of equal weights."""
+    return fitted(TRAIN, n_validations=0)
+
+
+def test_networks_find_what_a_spot_shows(network):
+    assert error(network, NEW, TRAIN) < 0.35
+    assert network.report["weights"]["ridge"] == 0
+
+
+def test_what_neighbours_show_is_found_where_they_are_looked_at():
+    train, new = (cohort(50, seed=seed, signal="neighbours", noise=0.1) for seed in (0, 7))
+    options = {"ridge": "none", "section_view": False, "max_epochs": 25, "dropout": 0.0, "n_models": 1}
+    assert error(fitted(train, **options), new, train) < 0.6
+    assert error(fitted(train, neighborhood=False, **options), new, train) > 0.9
+
+
+def test_beside_a_ridge_it_is_as_good_as_the_ridge_on_linear_data():
+    assert error(fitted(TRAIN), NEW, TRAIN) < 0.2
+
+
+def test_networks_find_what_a_ridge_cannot():
+    data, new = (
+        replace(found, labels=(3 + found.features[:, :4] ** 2).astype(np.float32))
+        for found in (cohort(50), cohort(50, seed=7))
+    )
+    model = fitted(data, max_epochs=20, n_models=1)
+    assert error(model, new, data) < 0.8
+    assert model.report["weights"]["ridge"] < model.report["weights"]["network"] + model.report["weights"]["own view"]
+
+
+def test_scores_of_pathways_are_learnt_and_their_terms_make_up_the_context():
+    basis = np.random.default_rng(3).normal(size=(WIDTH, 5))
+
+    def scored(data):
+        return replace(data, pathways=(data.features @ basis).astype(np.float32))
+
+    data, new = scored(TRAIN), scored(NEW)
+    model = fitted(data, ridge="none", max_epochs=20, n_validations=0, pathway=3.0, dropout=0.0)
+    assert model.report["n_pathways"] == 5
+    losses = [entry["pathways"] for entry in model.history_]
+    assert losses[-1] < 0.5 * losses[0]
+    found, parts = model.fitted, []
+    arrays = found.inputs(new.features, new.sections, new.positions, None)
+    with torch.no_grad():
+        for section in arrays.sections:
+            for rows, views in inference.section_views(found.ensemble, arrays, section):
+                outputs = found.ensemble.call(lambda net, *x: net.predict(Views(*x)), paired=tuple(views))
+                terms = found.ensemble.call(lambda net, *x: net.pathway_terms(Views(*x)), paired=tuple(views))
+                without = found.ensemble.call(lambda net, z: net.head(z), paired=(outputs.embedding,))
+                torch.testing.assert_close(terms.sum(dim=1), (outputs.genes - without).sum(dim=1), atol=1e-3, rtol=1e-3)
+                parts.append((rows, outputs.pathways.mean(dim=0)))
+    truth = normalise_scores(torch.from_numpy(new.pathways)).numpy()
+    guess = np.concatenate([values for _, values in parts])[np.argsort(np.concatenate([rows for rows, _ in parts]))]
+    assert np.corrcoef(guess.ravel(), truth.ravel())[0, 1] > 0.7
+    ignored = fitted(data, pathways=False, n_validations=0, max_epochs=1)
+    assert ignored.report["n_pathways"] == 0
+    assert not ignored.uses_pathways
+
+
+def test_tokens_tell_what_the_embedding_does_not():
+    def hidden(data):
+        tokens = np.stack([data.features, data.features], axis=1).astype(np.float16)
+        return replace(
+            data, features=np.random.default_rng(5).normal(size=data.features.shape).astype(np.float32), tokens=tokens
+        )
+
+    data, new = hidden(TRAIN), hidden(NEW)
+    model = fitted(data, ridge="none", max_epochs=12, n_models=1)
+    assert error(model, new, data) < 0.6
+    assert error(fitted(replace(data, tokens=None), ridge="none", max_epochs=3), replace(new, tokens=None), data) > 0.9
+
+
+@pytest.mark.parametrize("block", [1, 7])
+def test_blocks_do_not_matter(mixture, monkeypatch, block):
+    expected = predicted(mixture, NEW)
+    monkeypatch.setattr(inference, "_BLOCK", block)
+    np.testing.assert_allclose(predicted(mixture, NEW), expected, atol=1e-5)
+
+
+def test_order_of_spots_and_other_sections_do_not_matter(mixture):
+    expected, order = predicted(mixture, NEW), np.random.default_rng(0).permutation(len(NEW.labels))
+    np.testing.assert_allclose(predicted(mixture, NEW.take(order)), expected[order], atol=1e-5)
+    alone = NEW.sections == "new1"
+    np.testing.assert_allclose(predicted(mixture, NEW.take(alone)), expected[alone], atol=1e-5)
+
+
+def test_place_and_stain_of_a_section_do_not_matter(mixture):
+    moved = replace(NEW, positions=NEW.positions + [5e4, -3e4], features=NEW.features + np.float32(0.1))
+    np.testing.assert_allclose(predicted(mixture, moved), predicted(mixture, NEW), atol=1e-3)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not():
+    options = {"max_epochs": 2, "effect": "TE", "n_confounders": 2}
+    one = content(fitted(TRAIN, **options))
+    assert content(fitted(TRAIN, **options)) == one
+    other = content(fitted(TRAIN, seed=1, **options))[1]
+    assert {name for name in one[1] if one[1][name] != other[name]} >= {
+        "network.encoder/linear/weight",
+        "network.head/weight",
+    }
+
+
+VARIANTS = {
+    **{effect: {"effect": effect} for effect in EFFECTS[1:]},
+    "confounders": {"n_confounders": 3},
+    "density": {"weighting": "density"},
+    "balanced": {"objective": "balanced", "batch_size": 32},
+    "counts": {"objective": "negative_binomial"},
+    "counts as effects": {"objective": "negative_binomial", "effect": "TE"},
+    "residual": {"ridge": "residual"},
+    "no centring": {"center": "none"},
+    "own view": {"neighborhood": False, "section_view": False},
+    "no refit": {"refit": False},
+    "no validation": {"n_validations": 0},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_beats_the_mean_keeps_the_units_and_is_stored(name):
+    options = {"ridge": "none"} | VARIANTS[name]
+    counted = options.get("objective") == "negative_binomial"
+    train, new = (with_counts(data, 2000) if counted else data for data in (TRAIN, NEW))
+    model = fitted(train, **options)
+    # without a spot's own patch there is nothing to be learnt here
+    assert error(model, new, train) < (1.05 if name in ("NIE", "TIE") else 0.8)
+    sd = train.labels.std(axis=0).mean()
+    assert np.abs(predicted(model, new).mean(axis=0) - train.labels.mean(axis=0)).max() < 0.3 * sd
+    config, arrays = model.state()
+    again = Img2Gene.from_state(json.loads(json.dumps(config)), load(save(arrays)))
+    assert predicted(again, new).tobytes() == predicted(model, new).tobytes()
+
+
+@pytest.mark.parametrize("depth", [300, 20_000])
+def test_counts_come_out_on_the_scale_of_the_labels(depth):
+    train, new = with_counts(TRAIN, depth), with_counts(NEW, depth)
+    found = predicted(fitted(train, objective="negative_binomial", ridge="none"), new)
+    np.testing.assert_allclose(found.mean(axis=0), train.labels.mean(axis=0), rtol=0.02)
+
+
+def test_without_refit_the_network_of_the_validation_is_kept():
+    model = fitted(TRAIN, refit=False)
+    assert {entry["run"] for entry in model.history_} == {"validation 1"}
+    assert {entry["run"] for entry in fitted(TRAIN, max_epochs=2).history_} == {"validation 1", "fit"}
+
+
+def test_one_section_is_validated_on_its_blocks():
+    data = cohort(80, 1)
+    model = fitted(data, max_epochs=3)
+    assert model.report["inner_folds"] == "block"
+    assert error(model, NEW, data) < 0.5
+
+
+def wrapped(predictor):
+    statistics = {"mean": np.ones(N_GENES, np.float32)}
+    return Model(predictor, list("abcd"), statistics, {"name": "x", "width": WIDTH, "tokens": None}, {}, {})
+
+
+def assert_same_prediction(found, expected):
+    inputs = NEW.features, NEW.sections
+    pairs = [model.predict(*inputs, positions=NEW.positions).tobytes() for model in (found, expected)]
+    assert pairs[0] == pairs[1]
+
+
+def test_a_file_gives_the_same_model_back(network, tmp_path):
+    model = wrapped(network)
+    again = ig.io.load_model(ig.io.save_model(model, tmp_path / "network"))
+    assert_same_prediction(again, model)
+    assert again.predictor.parameters == network.parameters
+    assert again.predictor.history_ == network.history_
+
+
+def drop(arrays):
+    del arrays["predictor.network.head/weight"]
+
+
+def add(arrays):
+    arrays["predictor.network.code"] = np.zeros(3)
+
+
+def cut(arrays):
+    arrays["predictor.network.head/bias"] = arrays["predictor.network.head/bias"][:, :-1]
+    arrays["predictor.readout.label_mean"] = np.zeros(3, np.float32)
+
+
+def spoil(arrays):
+    arrays["predictor.weights"] = np.full(3, np.nan)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop, "Array `network.head/weight` is missing"),
+        (add, "Array `network.code` is not part of this model"),
+        (cut, r"(?s)^2 problems.*`network.head/bias` has shape \(2, 3\), expected \(2, 4\).*`readout.label_mean` has shape \(3,\), expected \(4,\)"),
+        (spoil, "Array `weights` holds NaN or infinite values"),
+    ],
+)  # fmt: skip
+def test_arrays_are_checked_against_the_architecture(network, change, message):
+    config, arrays = wrapped(network).state()
+    change(arrays)
+    with pytest.raises(Img2GeneError, match=message):
+        Model.from_state(json.loads(json.dumps(config)), load(save(arrays)))
+
+
+RESUMED = {"effect": "TE", "n_validations": 2, "max_epochs": 3}
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return content(fitted(TRAIN, **RESUMED))
+
+
+@pytest.mark.parametrize("n_batches", [3, 25, 43])
+def test_a_killed_fit_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, uninterrupted, n_batches):
+    drawn, gather = [], fitting.gather
+
+    def interrupted(*args):
+        drawn.append(1)
+        if len(drawn) == n_batches:
+            raise Killed
+        return gather(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "gather", interrupted)
+        with pytest.raises(Killed):
+            fitted(TRAIN, checkpoint_dir=tmp_path / "fit", **RESUMED)
+    assert content(fitted(TRAIN, checkpoint_dir=tmp_path / "fit", **RESUMED)) == uninterrupted
+
+
+def test_finished_validations_are_not_trained_again(tmp_path, monkeypatch, uninterrupted):
+    train, labels = fitting.train, []
+
+    def second(task, schedule, *, folder, label):
+        labels.append(label)
+        if labels == ["validation1", "validation2"]:
+            raise Killed
+        return train(task, schedule, folder=folder, label=label)
+
+    monkeypatch.setattr(fitting, "train", second)
+    with pytest.raises(Killed):
+        fitted(TRAIN, checkpoint_dir=tmp_path / "fit", **RESUMED)
+    assert content(fitted(TRAIN, checkpoint_dir=str(tmp_path / "fit"), **RESUMED)) == uninterrupted
+    assert content(fitted(TRAIN, checkpoint_dir=tmp_path / "fit", **RESUMED)) == uninterrupted
+    assert labels == ["validation1", "validation2", "validation2", "fit"]
+
+
+def test_two_fits_are_never_mixed_in_one_folder(tmp_path):
+    options = {"n_validations": 0, "max_epochs": 1, "checkpoint_dir": tmp_path / "fit"}
+    fitted(TRAIN, **options)
+    with pytest.raises(
+        Img2GeneError, match="holds a fit with other dropout, labels, seed; results of two fits are never mixed"
+    ):
+        fitted(replace(TRAIN, labels=TRAIN.labels + 1), seed=1, **(options | {"dropout": 0.5}))
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "identity.json.partial").write_bytes(b"{")
+    fitted(TRAIN, **(options | {"checkpoint_dir": tmp_path / "new"}))
+    (tmp_path / "thesis.docx").write_bytes(b"precious")
+    with pytest.raises(Img2GeneError, match="is not empty and holds no fit; name another folder"):
+        fitted(TRAIN, **(options | {"checkpoint_dir": tmp_path}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fit", "new", "thesis.docx"]
+
+
+def test_all_faulty_parameters_are_named_together():
+    with pytest.raises(
+        Img2GeneError,
+        match=r"(?s)^8 problems.*effect='all'.*n_models=0: expected at least 1.*batch_size=1.*dropout=2.*learning_rate=-1.*max_epochs=0.*dim=10 is not divisible by heads=4.*refit=False",
+    ):
+        Img2Gene(
+            effect="all",
+            n_models=0,
+            batch_size=1,
+            dropout=2,
+            learning_rate=-1,
+            max_epochs=0,
+            dim=10,
+            refit=False,
+            n_validations=0,
+        )
+    with pytest.raises(
+        Img2GeneError,
+        match="(?s)2 problems.*weighting='density' goes with objective='gaussian'.*ridge='residual' has no counts",
+    ):
+        Img2Gene(objective="negative_binomial", weighting="density", ridge="residual")
+    with pytest.raises(Img2GeneError, match="`img2gene` has no parameter epochs"):
+        ig.models.create("img2gene", epochs=3)
+
+
+def test_what_cannot_be_fitted_is_refused_before_training():
+    with pytest.raises(
+        Img2GeneError, match=r"n_neighbors=40: sections s0 \(32\), s1 \(32\), s2 \(32\) have no more spots"
+    ):
+        fitted(TRAIN, n_neighbors=40)
+    lonely = replace(TRAIN, sections=np.where(np.arange(96) == 5, "lonely", TRAIN.sections))
+    with pytest.raises(Img2GeneError, match="Sections lonely have a single spot"):
+        fitted(lonely)
+    with pytest.raises(Img2GeneError, match="objective='negative_binomial' needs counts"):
+        fitted(TRAIN, objective="negative_binomial")
+    with pytest.raises(Img2GeneError, match="Pathway scores are NaN for some training spots"):
+        fitted(replace(TRAIN, pathways=np.full((96, 2), np.nan)))
+    with pytest.raises(Img2GeneError, match="not fitted yet; call `fit` first"):
+        predicted(Img2Gene(), NEW)
+
+
+def test_a_section_smaller_than_the_neighbourhood_is_predicted(mixture):
+    few = NEW.take(np.arange(3))
+    assert np.isfinite(predicted(mixture, few)).all()
+    with pytest.raises(Img2GeneError, match="Sections new0 have a single spot"):
+        predicted(mixture, NEW.take(np.arange(1)))
+
+
+def test_labels_of_extreme_size_stop_the_fit_by_the_name_of_their_section(monkeypatch):
+    build = fitting.TargetArrays.build
+
+    def huge(parameters, data, base):
+        targets = build(parameters, data, base)
+        targets.labels[data.sections == "s2"] = 1e30
+        return targets
+
+    monkeypatch.setattr(fitting.TargetArrays, "build", huge)
+    with pytest.raises(
+        Img2GeneError,
+        match=r"The loss \(labels, views\) is not finite in epoch 1, batch \d: 16 spots of section s2, labels up to 1e\+30",
+    ):
+        fitted(TRAIN, n_validations=0, coherence=0)
+
+
+def shifted(data, by):
+    return replace(data, features=data.features + np.float32(by))
+
+
+def test_far_sections_are_left_to_the_stiff_ridge(mixture):
+    found = mixture.fitted
+    near, far = predicted(mixture, NEW), predicted(mixture, shifted(NEW, 30))
+    shares = found.shift(shifted(NEW, 30).features, NEW.sections)
+    assert {share for _, share in shares.values()} == {1.0}
+    assert {share for _, share in found.shift(NEW.features, NEW.sections).values()} == {0.0}
+    stiff = found.stiff.predict(NEW.features, NEW.sections)
+    expected = 0.6 * stiff
+    for section in split_sections(NEW.sections, NEW.positions, 3, pad=True):
+        expected[section.rows] += 0.4 * stiff[section.rows][section.neighbors].mean(axis=1)
+    np.testing.assert_allclose(far, expected, atol=1e-3)
+    assert np.abs(near - far).max() > 0.1
+    # in between, one passes over into the other
+    for by in np.linspace(0.3, 1.2, 7):
+        moved = shifted(NEW, by)
+        share = np.array([found.shift(moved.features, NEW.sections)[name][1] for name in NEW.sections])[:, None]
+        np.testing.assert_allclose(predicted(mixture, moved), (1 - share) * near + share * far, atol=2e-3)
+
+
+def test_the_share_rises_from_what_validation_has_seen():
+    scale = ShiftScale(np.zeros((1, 2), np.float32), np.ones(2, np.float32), near=0.5, far=0.7)
+    np.testing.assert_allclose([scale.share(value) for value in (0, 0.5, 0.6, 0.7, 9)], [0, 0, 0.5, 1, 1])
+    # features that tell nothing tell of no distance either
+    assert scale.share(float("nan")) == 0
+
+
+FIT = TINY | {"n_validations": 1, "max_epochs": 4}
+
+
+def rows_of(sdata, section):
+    return (sdata["table"].obs["section"] == section).to_numpy()
+
+
+@pytest.fixture(scope="module")
+def trained(shared_study, copy_of):
+    """The study with Img2Gene trained on patients A and B, and predictions; not to be changed."""
+    sdata = copy_of(shared_study)
+    ig.tl.fit(sdata, validate_on=["C"], **FIT)
+    ig.tl.predict(sdata)
+    return sdata
+
+
+def test_it_is_what_a_study_is_fitted_with(trained):
+    model = ig.get.model(trained)
+    assert model.name == "img2gene"
+    assert model.extra_inputs == ("positions",)
+    scores = ig.tl.evaluate(trained)
+    means = scores[scores["gene"].isin(["G00", "G01", "G03", "G04"])].groupby("model")["mse"].mean()
+    assert means["img2gene"] < 0.6 * means["training mean"]
+    assert model.report["fit"]["n_validations"] == 1
+    json.dumps(model.report, allow_nan=False)
+
+
+def test_a_stored_study_keeps_the_networks(trained, tmp_path):
+    trained.write(tmp_path / "study.zarr", update_sdata_path=False)
+    again = read_zarr(tmp_path / "study.zarr")
+    expected = again["table"].layers["img2gene"].copy()
+    ig.tl.predict(again)
+    assert again["table"].layers["img2gene"].tobytes() == expected.tobytes()
+
+
+def test_tiles_without_expression_are_predicted(trained, make_section):
+    slide = make_section("D1", "D", seed=9)
+    del slide.tables["table"]
+    ig.pp.tile_slide(slide, "D1_image", tile_um=100, mpp=5, patch_um=60, patch_px=32, min_tissue=0, patient="D")
+    ig.pp.embed_patches(slide, "tiny", table_key="tiles")
+    ig.tl.predict(slide, ig.get.model(trained), table_key="tiles", key_added="expression")
+    red = slide["tiles"].obsm["X_tiny"][:, 0]
+    assert np.corrcoef(slide["expression"][:, "G00"].X.ravel(), red)[0, 1] < -0.7
+
+
+def test_a_failed_fit_leaves_the_object_untouched(study, snapshot):
+    before = snapshot(study["table"])
+    with pytest.raises(Img2GeneError, match="diverged: learning_rate=1e"):
+        ig.tl.fit(study, **(FIT | {"learning_rate": 1e30}))
+    with pytest.raises(Img2GeneError, match="n_neighbors=60: sections A1 .49., A2"):
+        ig.tl.fit(study, **(FIT | {"n_neighbors": 60}))
+    assert snapshot(study["table"]) == before
+
+
+SETS = {name: [f"G{i:02d}" for i in range(start, 12, 3)] for start, name in enumerate(("red", "green", "noise"))}
+
+
+def test_stored_pathways_are_selected_and_scored_inside_the_fold(study, copy_of):
+    other = copy_of(study)
+    held_out = rows_of(other, "C1")
+    counts = other["table"].X.toarray()
+    counts[held_out] = counts[held_out][:, ::-1] * 3 + 1
+    other["table"].X = sp.csr_matrix(counts)
+    other["table"].obs.loc[held_out, "library_size"] = counts[held_out].sum(axis=1)
+    options = FIT | {"n_validations": 0, "max_epochs": 2}
+    for sdata in (study, other):
+        ig.pp.score_pathways(sdata, SETS, n_top=2, min_genes=2)
+        ig.tl.fit(sdata, validate_on=["C"], **options)
+    one, two = (sdata["table"].uns["img2gene"]["model"] for sdata in (study, other))
+    assert np.asarray(one["weights"]).tobytes() == np.asarray(two["weights"]).tobytes()
+    model = ig.get.model(study).predictor
+    assert model.report["n_pathways"] == 2
+    assert set(model.context["names"]) <= set(SETS)
+    ig.tl.fit(study, validate_on=["C"], pathways=False, **options)
+    assert ig.get.model(study).predictor.report["n_pathways"] == 0
+
+
+def test_stored_tokens_are_looked_at(make_study):
+    sdata = make_study(embed=False, n_side=4)
+    ig.pp.extract_patches(sdata, patch_um=60, patch_px=32)
+    ig.pp.embed_patches(sdata, "color-texture", tokens=9, orientations=1)
+    ig.tl.fit(sdata, validate_on=["C"], **(FIT | {"n_validations": 0, "max_epochs": 1}))
+    model = ig.get.model(sdata)
+    assert model.extra_inputs == ("positions", "tokens")
+    assert model.predictor.fitted.architecture.n_tokens == 9
+    ig.tl.predict(sdata)
+    tokens = sdata["table"].obsm["X_color-texture_tokens"]
+    before, table = sdata["table"].layers["img2gene"].copy(), sdata["table"]
+    table.obsm["X_color-texture_tokens"] = tokens[::-1].copy()
+    ig.tl.predict(sdata)
+    assert (table.layers["img2gene"] != before).any()
+    assert _schema.read_json(table, "encoder")["color-texture"]["tokens"] == 9
