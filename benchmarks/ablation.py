@@ -69,7 +69,14 @@ def run(sdata: SpatialData, split: Split, variant: str, seed: int) -> dict[str, 
     summary = ig.tl.summarize(ig.tl.evaluate(sdata, model, sections=split.test, gene_groups=GROUPS))
     own = summary[summary["model"] == model.name].set_index("genes")
     scores = {f"{metric} {group}": own.loc[group, metric] for metric in ("pcc", "r2") for group in GROUPS}
-    return {"variant": variant, "protocol": split.protocol, "test": split.test[0], "seed": seed, **scores, "seconds": seconds}
+    return {
+        "variant": variant,
+        "protocol": split.protocol,
+        "test": split.test[0],
+        "seed": seed,
+        **scores,
+        "seconds": seconds,
+    }
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:

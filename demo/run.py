@@ -87,7 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder with real sections; default: the synthetic cohort")
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
-    parser.add_argument("--model", default="ridge", choices=["ridge", "img2gene"], help="img2gene takes some minutes a split")
+    parser.add_argument(
+        "--model", default="ridge", choices=["ridge", "img2gene"], help="img2gene takes some minutes a split"
+    )
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)
     start = time.perf_counter()
