@@ -185,7 +185,7 @@ def test_a_stored_model_predicts_the_same_without_any_embedding(plain, tuned, co
     found = ig.io.load_model(path)
     assert found.inputs == tuned.inputs
     np.testing.assert_array_equal(ig.tl.predict(sdata, found, inplace=False).X, expected)
-    ig.tl.fit(sdata, encoder="blur", validate_on=["D"], finetune="all", **FAST)
+    ig.tl.fit(sdata, tuned.name, encoder="blur", validate_on=["D"], finetune="all", **FAST)
     assert not [key for key in sdata["table"].obsm if key.startswith("X_")]
     ig.tl.predict(sdata)
     np.testing.assert_array_equal(sdata["table"].layers["img2gene"], expected)
