@@ -35,16 +35,17 @@ HELD_OUT = f"P{N_PATIENTS}"
 DEPTH, DROPOUT = 100.0, 0.1
 RARE = 0.1
 N_DRAWS = 200
-N_BALANCED = 3
+N_BALANCED = 1
 GENE_SETS = ("all", "confounded", "other", "rare")
 METRICS = ("PCC", "MSE", "MSE of rates")
 BASE = "network, effect none"
 EFFECTS = ("TE", "TDE", "TIE", "NDE", "NIE")
 PATIENT, MIXTURE = "effect TDE, not stopped early", "effect none, with ridge"
+DENSITY = "label weighting by density"
 OTHERS: dict[str, dict[str, Any]] = {
     PATIENT: {"effect": "TDE", "patience": 1_000},
     "backdoor, 8 centroids": {"n_confounders": 8},
-    "label weighting by density": {"weighting": "density"},
+    DENSITY: {"weighting": "density"},
     "Balanced MSE": {"objective": "balanced"},
     "negative binomial": {"objective": "negative_binomial"},
     MIXTURE: {"ridge": "mixture"},
@@ -98,6 +99,7 @@ def entries(size: Size, seed: int) -> Iterator[Entry]:
             asked = {
                 "Balanced MSE": center == "none" and seed < N_BALANCED,
                 PATIENT: center == "none",
+                DENSITY: center == "none",
                 MIXTURE: center != "none",
             }
             if asked.get(label, True):
@@ -176,10 +178,10 @@ def scores(sdata: SpatialData, found: ad.AnnData, expected: np.ndarray) -> Itera
             yield facts | {"value": float(known.mean()) if len(known) else np.nan}
 
 
-def measure(n_seeds: int, size: Size) -> Iterator[pd.DataFrame]:
-    """After each seed, all so far: one row for each seed, model, set of genes and metric."""
-    rows: list[dict[str, Any]] = []
-    for seed in range(n_seeds):
+def measure(n_seeds: int, size: Size, known: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """After each seed, all so far: one row for each seed, model, set of genes and metric. Known seeds are not run again."""
+    rows: list[dict[str, Any]] = known.to_dict("records")
+    for seed in sorted(set(range(n_seeds)) - {row["seed"] for row in rows}):
         cohorts = {"control": make_cohort(seed, size, 0.0), "confounded": make_cohort(seed, size, 1.0)}
         table = cohorts["control"]["table"]
         expected = expected_labels(table, (table.obs["patient"] == HELD_OUT).to_numpy(), seed)
@@ -269,6 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="only shows that it runs")
+    parser.add_argument("--go-on", action="store_true", help="keep the seeds that the results hold already")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     args = parser.parse_args()
@@ -277,7 +280,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     ig.settings.progress = False
     size = QUICK if args.quick else Size()
-    for results in measure(args.seeds, size):
+    stored = args.out / "debiasing.csv"
+    known = pd.read_csv(stored) if args.go_on and stored.is_file() else pd.DataFrame()
+    for results in measure(args.seeds, size, known):
         write(results, size, args.out)
 
 

@@ -27,7 +27,7 @@ from _report import markdown
 
 WIDTH, PITCH_UM = 896, 100.0
 N_FITTED = 1_000
-MAX_EPOCH_S = 180.0
+MAX_EPOCH_S = 45.0
 _WARM_UP, _PROBE = 3, 20
 _GIB = 2**30
 _INTERVAL_S = 0.005
@@ -143,7 +143,7 @@ def measure(spots: list[int], n_genes: int, threads: list[int], effects: list[st
     """One row for each measurement, smallest first, with its ratio to linear scaling from the smallest."""
     with tempfile.TemporaryDirectory() as folder:
         measured("store", max(threads), n_genes, folder)
-        kinds: list[tuple[str, str]] = [("epoch", effect) for effect in effects] + [("prediction", folder)]
+        kinds: list[tuple[str, str]] = [("prediction", folder), *(("epoch", effect) for effect in effects)]
         for (step, argument), number in itertools.product(kinds, threads):
             first = 0.0
             for n_spots in spots:
@@ -162,12 +162,14 @@ def write(rows: list[dict[str, Any]], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(folder / "network_scaling.csv", index=False, float_format="%.6g")
     text = []
-    for step, title in (("epoch", "Epoch"), ("prediction", "Prediction")):
+    for step in dict.fromkeys(row["step"] for row in rows):
         part = [row for row in rows if row["step"] == step]
         absent = {"step"} | {name for row in part for name, value in row.items() if value is None}
-        text += [f"## {title}", markdown([{k: v for k, v in row.items() if k not in absent} for row in part])]
+        text += [
+            f"## {str(step).capitalize()}",
+            markdown([{k: v for k, v in row.items() if k not in absent} for row in part]),
+        ]
     (folder / "network_scaling.md").write_text("\n\n".join(text) + "\n")
-    print("\n\n".join(text))
 
 
 def main() -> None:
@@ -182,7 +184,10 @@ def main() -> None:
     if args.child:
         child(*args.child)
         return
-    write(list(measure(args.spots, args.genes, args.threads, args.effects)), args.out)
+    rows: list[dict[str, Any]] = []
+    for row in measure(args.spots, args.genes, args.threads, args.effects):
+        rows.append(row)
+        write(rows, args.out)
 
 
 if __name__ == "__main__":
