@@ -231,6 +231,8 @@ def _cell(part: pd.DataFrame, key: tuple[str, ...], reference: tuple[str, ...] |
         return None
     values = part.loc[key].to_numpy() - (0 if reference is None else part.loc[reference].to_numpy())
     mean, half = interval(values)
+    if not np.isfinite(half):
+        return f"{mean:.3f}" if reference is None else f"{mean:+.3f}"
     if reference is None:
         return f"{mean:.3f} ± {half:.3f}"
     mark = "**" if abs(mean) > half else ""
