@@ -130,7 +130,9 @@ def test_scores_of_pathways_are_learnt_and_their_terms_make_up_the_context():
         for section in arrays.sections:
             for rows, views in inference.section_views(found.ensemble, arrays, section):
                 outputs = found.ensemble.call(lambda net, *x: net.predict(Views(*x)), paired=tuple(views))
-                terms = found.ensemble.call(lambda net, *x: net.pathway_contributions(Views(*x), 2), paired=tuple(views))
+                terms = found.ensemble.call(
+                    lambda net, *x: net.pathway_contributions(Views(*x), 2), paired=tuple(views)
+                )
                 without = found.ensemble.call(lambda net, z: net.head(z), paired=(outputs.embedding,))
                 added = (outputs.genes - without)[:, :, 2]
                 torch.testing.assert_close(terms.sum(dim=-1), added, atol=1e-4, rtol=1e-4)

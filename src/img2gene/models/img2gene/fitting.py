@@ -51,6 +51,8 @@ _VALIDATIONS = 25
 # Shifts between sections of one patient or batch were below, those between patients above (benchmarks/README.md).
 _NEAR, _FAR_MARGIN = 0.5, 0.15
 _STIFFNESS, _SMOOTHING = 4.0, 0.4
+_MOST_WEIGHT = 1.5
+_NEVER = 1e6
 
 
 @dataclass
@@ -304,9 +306,10 @@ class Fitting:
         base = self.ridge.held_out(self.data, folds, seed=self.seed)[rows]
         candidates = [centre(values, names) for values in (base, *networks)]
         labels = centre(self.data.labels[rows], names)
-        if role == "none":
-            return np.r_[0, stack_weights(candidates[1:], labels, labels.var(axis=0))]
-        return stack_weights(candidates, labels, labels.var(axis=0))
+        first = int(role == "none")
+        found = np.r_[[0.0] * first, stack_weights(candidates[first:], labels, labels.var(axis=0))]
+        # Networks that were stopped at once predict next to nothing, which weights must not blow up.
+        return found * min(1, _MOST_WEIGHT / max(found.sum(), 1e-12))
 
     def _shift_scale(self) -> ShiftScale:
         """Distances that validation has seen: between the training groups."""
@@ -318,6 +321,9 @@ class Fitting:
             shift(means[i], means[group != group[i]], scale) for i in range(len(names)) if (group != group[i]).any()
         ]
         near = max([_NEAR, *(value for value in apart if np.isfinite(value))])
+        if self.parameters.ridge == "none":
+            # No section is far enough for a ridge that was not asked for.
+            near = _NEVER
         return ShiftScale(means.astype(np.float32), scale, near, near + _FAR_MARGIN)
 
     def _report(

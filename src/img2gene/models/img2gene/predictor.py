@@ -47,7 +47,7 @@ class Img2Gene:
         Look at the nearest spots, and at the section.
     ridge
         ``"mixture"``: ridge and network are weighed by validation; ``"residual"``: the network predicts what the ridge leaves;
-        ``"none"``: the network alone.
+        ``"none"``: the network alone, on all sections.
     center
         ``"section"`` refers features and labels to the mean of their section; ``"none"`` to that of the training data.
     coherence, pathway, pathway_coherence, distillation
