@@ -214,6 +214,15 @@ def test_every_variant_beats_the_mean_keeps_the_units_and_is_stored(name):
     sd = train.labels.std(axis=0).mean()
     assert np.abs(predicted(model, new).mean(axis=0) - train.labels.mean(axis=0)).max() < 0.3 * sd
     config, arrays = model.state()
+    declared = type(model).array_shapes(config)
+    assert set(declared) == set(arrays)
+    for key, axes in declared.items():
+        assert [
+            size
+            for size in zip(axes, arrays[key].shape, strict=True)
+            if isinstance(size[0], int) and size[0] != size[1]
+        ] == []
+    config, arrays = model.state()
     again = Img2Gene.from_state(json.loads(json.dumps(config)), load(save(arrays)))
     assert predicted(again, new).tobytes() == predicted(model, new).tobytes()
 
