@@ -9,11 +9,10 @@ import scipy.sparse as sp
 
 from img2gene import _schema
 from img2gene._errors import missing
+from img2gene.models.base import TARGET_SUM
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-TARGET_SUM = 1e4
 
 
 def count_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:

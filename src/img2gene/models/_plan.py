@@ -114,9 +114,11 @@ class Plan(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Score the ensemble and keep its weights if they are the best so far."""
-        assert self.task.validate is not None
+        validate = self.task.validate
+        if validate is None:
+            return
         with self.averaged():
-            score = self.task.validate(self.ensemble)
+            score = validate(self.ensemble)
             if not self.best or score > self.best_score:
                 frozen = {name for name, value in self.ensemble.named_parameters() if not value.requires_grad}
                 kept = {name: value for name, value in self.ensemble.state_dict().items() if name not in frozen}

@@ -11,6 +11,8 @@ import numpy as np
 from img2gene._errors import Img2GeneError, listing, raise_problems
 
 FORMAT = 1
+# Counts of a spot are scaled to this sum before the logarithm.
+TARGET_SUM = 1e4
 EXTRA_INPUTS = ("positions", "tokens")
 
 
@@ -267,12 +269,12 @@ class Model:
                 "Train it again, or install the version it was trained with."
             )
         kind = registry.get(config["model"])
-        own = _part(arrays, "predictor")
-        statistics = _part(arrays, "statistics")
+        own = with_prefix(arrays, "predictor")
+        statistics = with_prefix(arrays, "statistics")
         shapes: dict[str, Any] = (
             kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
         )
-        encoder = _part(arrays, "encoder")
+        encoder = with_prefix(arrays, "encoder")
         # The network itself is compared when it is loaded, which may take a download.
         declared = dict(shapes) | {f"encoder.{name}": tuple(axes) for name, axes in config.get("encoder", {}).items()}
         stored = own | {f"encoder.{name}": value for name, value in encoder.items()}
@@ -310,7 +312,8 @@ def n_faulty(values: np.ndarray) -> int:
     return int((~np.isfinite(sums)).sum())
 
 
-def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def with_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays under ``prefix.``, by the rest of their names."""
     return {name.split(".", 1)[1]: value for name, value in arrays.items() if name.startswith(f"{prefix}.")}
 
 

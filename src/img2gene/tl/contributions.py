@@ -77,8 +77,7 @@ def pathway_contributions(
     names, fitted = _with_context(found)
     column = _gene_column(found, gene)
     features, sections, extra = model_inputs(sdata, found, table_key)
-    positions = extra["positions"]
-    assert positions is not None
+    positions = np.asarray(extra["positions"])
     values = fitted.pathway_contributions(features, np.asarray(sections), positions, extra.get("tokens"), column)
     return pd.DataFrame(values, index=table.obs_names.copy(), columns=pd.Index(names, name="pathway"))
 

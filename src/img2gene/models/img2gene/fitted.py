@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from img2gene._errors import Img2GeneError
+from img2gene.models.base import TARGET_SUM, with_prefix
 from img2gene.models.components import Components
 from img2gene.models.debias import Views, calibrate
 from img2gene.models.ensemble import Ensemble
@@ -18,8 +19,6 @@ from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
 from img2gene.models.linear import Ridge
 from img2gene.models.shift import section_means, shift
 from img2gene.models.spots import split_sections
-
-TARGET_SUM = 1e4
 
 
 @dataclass(frozen=True)
@@ -228,16 +227,16 @@ class FittedImg2Gene:
         """Restore it."""
         architecture = Architecture(**config["architecture"])
         ensemble = build_ensemble(architecture, config["n_models"], 0)
-        part = _prefixed(arrays, "network")
+        part = with_prefix(arrays, "network")
         ensemble.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in part.items()})
-        ridge = Ridge.from_state(config["ridge"], _prefixed(arrays, "ridge"))
+        ridge = Ridge.from_state(config["ridge"], with_prefix(arrays, "ridge"))
         center = config["center"]
-        tokens = _prefixed(arrays, "tokens")
-        readout, distance = _prefixed(arrays, "readout"), _prefixed(arrays, "shift")
+        tokens = with_prefix(arrays, "tokens")
+        readout, distance = with_prefix(arrays, "readout"), with_prefix(arrays, "shift")
         return cls(
             architecture,
             ensemble.eval(),
-            Components(**_prefixed(arrays, "components"), center=center),
+            Components(**with_prefix(arrays, "components"), center=center),
             Components(**tokens, center=center) if tokens else None,
             ridge,
             stiff_ridge(ridge, arrays["stiff.coefficients"]),
@@ -270,7 +269,3 @@ def _device() -> str:
     from img2gene.encoders.base import resolve_device
 
     return resolve_device(None)
-
-
-def _prefixed(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.split(".", 1)[1]: value for name, value in arrays.items() if name.startswith(f"{prefix}.")}

@@ -44,11 +44,11 @@ logger = logging.getLogger(__name__)
 _TOKEN_COMPONENTS = 64
 _ANCHORS = 256
 _SCORED_GENES = 500
-# Steps of the optimiser after which validation had stopped improving on all cohorts tried (benchmarks/ablation.py).
+# Steps of the optimiser at most; more still gain a little, and take as much longer.
 _STEPS = 300
 _EPOCHS = (12, 150)
 _VALIDATIONS = 25
-# Shifts between sections of one patient or batch were below, those between patients above (benchmarks/README.md).
+# Between shifts of sections of one patient or batch and those of patients in few sections (docs/guide/img2gene.md).
 _NEAR, _FAR_MARGIN = 0.5, 0.15
 _STIFFNESS, _SMOOTHING = 4.0, 0.4
 _MOST_WEIGHT = 1.5

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from img2gene.models.base import TrainingData
+from img2gene.models.base import TARGET_SUM, TrainingData
 from img2gene.models.imbalance import density_weights
-from img2gene.models.img2gene.fitted import TARGET_SUM
 from img2gene.models.img2gene.objective import Targets
 from img2gene.models.img2gene.parameters import Parameters
 from img2gene.models.linear import centre
@@ -53,8 +52,7 @@ class TargetArrays:
         none = np.zeros((len(centred), 0), dtype=np.float32)
         counts, library, log_rates, log_rate_mean = none, np.ones(len(centred), dtype=np.float32), {}, none[0]
         if parameters.objective == "negative_binomial":
-            assert data.library is not None
-            library = data.library.astype(np.float32)
+            library = np.asarray(data.library, dtype=np.float32)
             counts = np.round(np.expm1(data.labels) * (library / TARGET_SUM)[:, None]).astype(np.float32)
             log_rate_mean = _log_rate(counts, library)
             log_rates = {
