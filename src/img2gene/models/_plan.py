@@ -42,14 +42,21 @@ class Plan(pl.LightningModule):
         self.n_steps = 0
         self._sums: dict[str, Any] = {}
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over all members; no parameter is shared between them."""
-        return torch.optim.AdamW(
+    def configure_optimizers(self) -> Any:
+        """AdamW over all members, of which no parameter is shared; its learning rate stays, or falls along a cosine."""
+        plan = self.schedule
+        optimizer = torch.optim.AdamW(
             [value for _, value in self._trained()],
-            lr=self.schedule.learning_rate,
-            weight_decay=self.schedule.weight_decay,
+            lr=plan.learning_rate,
+            weight_decay=plan.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
+        if plan.final_learning_rate is None:
+            return optimizer
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, T_max=plan.decay_epochs or plan.max_epochs, eta_min=plan.final_learning_rate
+        )
+        return {"optimizer": optimizer, "lr_scheduler": decay}
 
     def train_dataloader(self) -> Epoch:
         """The batches of the current epoch."""

@@ -50,6 +50,11 @@ class Components:
             center,
         )
 
+    @staticmethod
+    def array_shapes(name: str, k: int, width: str) -> dict[str, tuple[str | int, ...]]:
+        """Shapes of the arrays of ``k`` components, stored under a name."""
+        return {f"{name}.mean": (width,), f"{name}.scale": (width,), f"{name}.axes": (k, width)}
+
     def __call__(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """float32 (n, …, k) of features (n, …, width), in blocks; nothing of the size of the features is copied."""
         width = features.shape[-1]
@@ -64,6 +69,23 @@ class Components:
                 part = rows[start : start + step]
                 out[part] = (features[part].astype(np.float32) - shift) @ axes
         return out
+
+
+def project_tokens(components: Components | None, tokens: np.ndarray | None, sections: np.ndarray) -> np.ndarray:
+    """Components (n, m, w) of patch tokens; m is 0 where the networks do not look at any."""
+    if components is None or tokens is None:
+        return np.zeros((len(sections), 0, 0), dtype=np.float32)
+    return components(tokens, sections)
+
+
+def stored_components(**named: Components | None) -> dict[str, np.ndarray]:
+    """The arrays of components under their names, those that there are."""
+    return {
+        f"{name}.{key}": getattr(found, key)
+        for name, found in named.items()
+        if found is not None
+        for key in ("mean", "scale", "axes")
+    }
 
 
 def _mean(features: np.ndarray, rows: np.ndarray, step: int) -> np.ndarray:

@@ -257,3 +257,105 @@ class PathwayAttention(nn.Module):
     def forward(self, embedding: Tensor, scores: Tensor) -> Tensor:
         """Context (B, dim) of embeddings (B, dim) with pathway scores (B, P)."""
         return self.shares(embedding, scores) @ self.value(self.tokens)
+
+
+class ProjectionHead(nn.Module):
+    """Into a space that two modalities share: LayerNorm(h + dropout(W GELU(h))) of h = W₀ x.
+
+    References
+    ----------
+    BLEEP (Xie et al., NeurIPS 2023); CMRCNet (Liu et al., Medical Image Analysis 2026).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.layers import ProjectionHead
+    >>> ProjectionHead(32, 8)(torch.randn(5, 32)).shape
+    torch.Size([5, 8])
+    """
+
+    def __init__(self, width: int, dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear, self.out, self.norm, self.dropout = (
+            Linear(width, dim),
+            Linear(dim, dim),
+            nn.LayerNorm(dim),
+            dropout,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project (…, width) to (…, dim)."""
+        hidden = self.linear(x)
+        return self.norm(hidden + F.dropout(self.out(F.gelu(hidden)), self.dropout, self.training))
+
+
+class SelfNormalizing(nn.Module):
+    """Linear layer, SELU, and alpha dropout: inputs of mean 0 and SD 1 keep both, through any number of layers.
+
+    References
+    ----------
+    Klambauer et al., "Self-Normalizing Neural Networks", NeurIPS 2017.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.layers import SelfNormalizing
+    >>> SelfNormalizing(32, 8)(torch.randn(5, 32)).shape
+    torch.Size([5, 8])
+    """
+
+    def __init__(self, width: int, dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear, self.dropout = Linear(width, dim), dropout
+        # What the theory asks for: weights of variance 1 / width, no bias.
+        nn.init.normal_(self.linear.weight, std=width**-0.5)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to (…, width)."""
+        return F.alpha_dropout(F.selu(self.linear(x)), self.dropout, self.training)
+
+
+class CrossModalFusion(nn.Module):
+    """Tokens of one modality look at each other, go through a feed-forward block, then look at those of the other.
+
+    Every step is residual. Applied several times it shares its weights.
+
+    References
+    ----------
+    CMRCNet (Liu et al., Medical Image Analysis 2026), fusion passes of the mask reconstruction.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.layers import CrossModalFusion
+    >>> CrossModalFusion(8, heads=2)(torch.zeros(5, 3, 8), torch.zeros(5, 4, 8)).shape
+    torch.Size([5, 3, 8])
+    """
+
+    def __init__(self, dim: int, heads: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.own, self.other, self.block = Attention(dim, heads), Attention(dim, heads), FeedForward(dim, dropout)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Tokens (…, m, dim) that look at ``context`` (…, k, dim)."""
+        normed = self.norms[0](tokens)
+        tokens = self.block(tokens + self.own(normed, normed))
+        return tokens + self.other(self.norms[1](tokens), context)
+
+
+def mask_elements(x: Tensor, rate: float) -> Tensor:
+    """Set each element to 0 with probability ``rate``, independently; the others stay as they are.
+
+    Unlike dropout it does not scale up what is left, and it also masks outside training.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.layers import mask_elements
+    >>> mask_elements(torch.ones(2, 2), rate=1.0)
+    tensor([[0., 0.],
+            [0., 0.]])
+    """
+    return x * torch.bernoulli(torch.full_like(x, 1 - rate))

@@ -13,6 +13,71 @@ from img2gene._errors import Img2GeneError
 _GENES_PER_CHUNK = 16
 
 
+def contrastive(profiles: Tensor, images: Tensor, temperature: float = 1.0) -> Tensor:
+    """Contrastive loss between expression and images with soft targets: spots that are alike are no negatives.
+
+    L_c = ½ [CE(logits, targets) + CE(logitsᵀ, targetsᵀ)], with logits = v uᵀ / τ and targets =
+    softmax[(u uᵀ + v vᵀ) / 2 · τ] over rows. A model that cannot tell the spots of a batch apart has a loss of log B.
+
+    Parameters
+    ----------
+    profiles, images
+        Embeddings v and u of the same spots, (B, d) each.
+    temperature
+        τ, positive.
+
+    Notes
+    -----
+    No gradient flows into the targets: if it did, embeddings that are all alike would make the targets uniform, and the loss
+    stay at its chance value.
+
+    References
+    ----------
+    BLEEP (Xie et al., NeurIPS 2023); CMRCNet (Liu et al., Medical Image Analysis 2026), L_c.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.losses import contrastive
+    >>> contrastive(torch.ones(4, 2), torch.ones(4, 2))  # log 4: chance
+    tensor(1.3863)
+    >>> contrastive(9 * torch.eye(4), 9 * torch.eye(4)) < 1e-6
+    tensor(True)
+    """
+    _same_shape(profiles=profiles, images=images)
+    if not temperature > 0:
+        raise Img2GeneError(f"temperature={temperature!r}: expected a positive number.")
+    v, u = _floats(profiles), _floats(images)
+    targets = ((u @ u.mT + v @ v.mT).detach() / 2 * temperature).softmax(dim=-1)
+    logits = v @ u.mT / temperature
+    by_profile = -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+    by_image = -(targets * logits.log_softmax(dim=-2)).sum(dim=-2).mean()
+    return (by_profile + by_image) / 2
+
+
+def reconstruction(reconstructed: Tensor, images: Tensor) -> Tensor:
+    """Mean squared error L_r = MSE(r, u) between an embedding put together from expression and a masked image, and the image's.
+
+    Parameters
+    ----------
+    reconstructed, images
+        (B, d) each. Gradients flow into both: the images' embedding shall also be one that expression tells.
+
+    References
+    ----------
+    CMRCNet (Liu et al., Medical Image Analysis 2026), L_r.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.losses import reconstruction
+    >>> reconstruction(torch.zeros(3, 2), torch.tensor([[2.0, 0.0]] * 3))
+    tensor(2.)
+    """
+    _same_shape(reconstructed=reconstructed, images=images)
+    return F.mse_loss(_floats(reconstructed), images)
+
+
 def coherence(embedding: Tensor, other: Tensor) -> Tensor:
     """Cross-modal coherence C(S_z, S_y): spots that are alike in one modality shall be alike in the other.
 

@@ -12,7 +12,10 @@ from img2gene.models.base import EXTRA_INPUTS, Predictor, declared_inputs
 
 # Imported when asked for, as networks bring torch along.
 _BUILT_IN = {
+    "bleep": "img2gene.models.cmrcnet.predictor:Bleep",
+    "cmrcnet": "img2gene.models.cmrcnet.predictor:CMRCNet",
     "img2gene": "img2gene.models.img2gene.predictor:Img2Gene",
+    "knn": "img2gene.models.neighbors:FeatureKNN",
     "mean": "img2gene.models.baselines:TrainingMean",
     "ridge": "img2gene.models.linear:Ridge",
 }

@@ -36,6 +36,8 @@ class Schedule:
         Validations without improvement until training stops.
     learning_rate, weight_decay
         Of AdamW.
+    final_learning_rate, decay_epochs
+        The learning rate falls to this one along a half cosine over this number of epochs; None keeps it.
     averaging
         Weights are averaged over steps with this factor for the past; validated and kept are the averages.
     accelerator, devices, precision
@@ -49,6 +51,8 @@ class Schedule:
     patience: int = 10
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    final_learning_rate: float | None = None
+    decay_epochs: int | None = None
     averaging: float = 0.98
     accelerator: str = "cpu"
     devices: int | str = 1

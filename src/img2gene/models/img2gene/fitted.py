@@ -11,7 +11,7 @@ from torch import Tensor
 
 from img2gene._errors import Img2GeneError
 from img2gene.models.base import TARGET_SUM, with_prefix
-from img2gene.models.components import Components
+from img2gene.models.components import Components, project_tokens, stored_components
 from img2gene.models.debias import Views, calibrate
 from img2gene.models.ensemble import Ensemble
 from img2gene.models.img2gene.inference import SpotArrays, predictions, section_views
@@ -186,9 +186,7 @@ class FittedImg2Gene:
         arrays = {f"ridge.{name}": value for name, value in ridge_arrays.items()}
         arrays["stiff.coefficients"] = self.stiff.arrays["coefficients"]
         arrays |= {f"network.{name}": value.cpu().numpy() for name, value in self.ensemble.state_dict().items()}
-        for name, part in (("components", self.components), ("tokens", self.token_components)):
-            if part is not None:
-                arrays |= {f"{name}.{key}": getattr(part, key) for key in ("mean", "scale", "axes")}
+        arrays |= stored_components(components=self.components, tokens=self.token_components)
         arrays |= {"shift.means": self.shift.means, "shift.scale": self.shift.scale, "weights": self.weights}
         for key in ("label_mean", "log_rate", "reference_genes", "reference_own"):
             arrays[f"readout.{key}"] = getattr(self.readout, key)
@@ -214,9 +212,9 @@ class FittedImg2Gene:
         for name, value in network.state_dict().items():
             shapes[f"network.{name.replace('.', '/')}"] = (members, *value.shape)
         q, w = architecture.n_components, architecture.token_width
-        shapes |= {"components.mean": ("width",), "components.scale": ("width",), "components.axes": (q, "width")}
+        shapes |= Components.array_shapes("components", q, "width")
         if architecture.n_tokens:
-            shapes |= {"tokens.mean": ("token",), "tokens.scale": ("token",), "tokens.axes": (w, "token")}
+            shapes |= Components.array_shapes("tokens", w, "token")
         shapes |= {"shift.means": ("sections", "width"), "shift.scale": ("width",), "weights": (3,)}
         shapes |= {"readout.label_mean": ("genes",), "readout.log_rate": ("genes",) if architecture.counts else (0,)}
         shapes |= {"readout.reference_genes": (members, "genes"), "readout.reference_own": (members, "genes")}
@@ -250,13 +248,6 @@ class FittedImg2Gene:
 def build_ensemble(architecture: Architecture, n_models: int, seed: int) -> Ensemble:
     """An untrained ensemble."""
     return Ensemble(lambda: Img2GeneNetwork(architecture), n_models, seed)
-
-
-def project_tokens(components: Components | None, tokens: np.ndarray | None, sections: np.ndarray) -> np.ndarray:
-    """Components (n, m, w) of patch tokens; m is 0 where the networks do not look at any."""
-    if components is None or tokens is None:
-        return np.zeros((len(sections), 0, 0), dtype=np.float32)
-    return components(tokens, sections)
 
 
 def stiff_ridge(ridge: Ridge, coefficients: np.ndarray) -> Ridge:

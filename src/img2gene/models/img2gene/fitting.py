@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from img2gene.metrics import pearson
 from img2gene.models.base import TrainingData
-from img2gene.models.components import Components
+from img2gene.models.components import Components, project_tokens
 from img2gene.models.debias import confounder_dictionary
 from img2gene.models.ensemble import Ensemble
 from img2gene.models.folds import InnerFolds, inner_folds
@@ -25,33 +23,36 @@ from img2gene.models.img2gene.fitted import (
     ShiftScale,
     build_ensemble,
     count_labels,
-    project_tokens,
 )
 from img2gene.models.img2gene.inference import SpotArrays, predictions, update_references
 from img2gene.models.img2gene.network import Architecture
 from img2gene.models.img2gene.objective import Objective, Targets
 from img2gene.models.img2gene.parameters import Parameters
 from img2gene.models.img2gene.targets import TargetArrays
-from img2gene.models.linear import Ridge, centre
+from img2gene.models.linear import Ridge
 from img2gene.models.resume import Progress, fingerprint
 from img2gene.models.shift import section_means, shift
 from img2gene.models.spots import Batch, Section, gather, split_sections, training_chunks
-from img2gene.models.stacking import stack_weights
-from img2gene.models.training import Run, Schedule, Task, train
+from img2gene.models.training import Run, Schedule, Task
+from img2gene.models.validated import (
+    epochs_for,
+    mean_correlation,
+    resolve_accelerator,
+    scored_genes,
+    train_stage,
+    validate_every,
+    weigh,
+)
 
 logger = logging.getLogger(__name__)
 
 _TOKEN_COMPONENTS = 64
 _ANCHORS = 256
-_SCORED_GENES = 500
 # Steps of the optimiser at most; more still gain a little, and take as much longer.
 _STEPS = 300
-_EPOCHS = (12, 150)
-_VALIDATIONS = 25
 # Between shifts of sections of one patient or batch and those of patients in few sections (docs/guide/img2gene.md).
 _NEAR, _FAR_MARGIN = 0.5, 0.15
 _STIFFNESS, _SMOOTHING = 4.0, 0.4
-_MOST_WEIGHT = 1.5
 _NEVER = 1e6
 
 
@@ -176,11 +177,11 @@ class Fitting:
     def _schedule(self, n_steps: int | None = None, epochs: int | None = None) -> Schedule:
         p = self.parameters
         steps = n_steps or n_batches(self.arrays.sections, p.batch_size)
-        most = epochs or p.max_epochs or int(np.clip(math.ceil(_STEPS / steps), *_EPOCHS))
+        most = epochs or p.max_epochs or epochs_for(steps, _STEPS)
         accelerator, devices = resolve_accelerator(p.accelerator, p.devices)
         return Schedule(
             max_epochs=most,
-            validate_every=max(most // _VALIDATIONS, 1),
+            validate_every=validate_every(most),
             patience=p.patience,
             learning_rate=p.learning_rate,
             weight_decay=p.weight_decay,
@@ -230,11 +231,11 @@ class Fitting:
         outside = self._part(held, folds.labels if folds.kind == "block" else self.data.sections)
         ensemble = self._new_ensemble()
         task = self._task(inside, ensemble)
-        genes = np.argsort(-self.data.labels.mean(axis=0), kind="stable")[:_SCORED_GENES]
+        genes = scored_genes(self.data.labels)
         task.validate = lambda found: self._score(found, outside, genes)
         schedule = self._schedule(n_batches(inside.sections, self.parameters.batch_size))
         name = f"validation{number + 1}"
-        run = self._resumable(name, task, schedule, progress)
+        run = train_stage(name, task, schedule, progress)
         if self.parameters.effect != "none":
             update_references(ensemble, inside)
         readout = self._readout(ensemble, inside, self.targets.log_rate_mean)
@@ -256,27 +257,13 @@ class Fitting:
         found = np.full((len(self.data.labels), len(genes)), np.nan, dtype=np.float32)
         for rows, outputs, _ in predictions(ensemble, arrays):
             found[rows] = outputs.mean(dim=0)[:, genes].float().cpu().numpy()
-        scores = [pearson(self.data.labels[s.rows][:, genes], found[s.rows]) for s in arrays.sections]
-        known = np.concatenate(scores)
-        return float(np.nanmean(known)) if np.isfinite(known).any() else 0.0
-
-    def _resumable(self, name: str, task: Task, schedule: Schedule, progress: Progress) -> Run:
-        """Train, or take up what was finished before."""
-        done = progress.load(name)
-        if done is not None:
-            facts, arrays = done
-            task.ensemble.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
-            task.ensemble.eval()
-            return Run(**facts)
-        run = train(task, schedule, folder=progress.part(name), label=name)
-        progress.save(
-            name, dataclasses.asdict(run), {key: value.numpy() for key, value in task.ensemble.state_dict().items()}
-        )
-        return run
+        rows = np.concatenate([section.rows for section in arrays.sections])
+        names = np.repeat([section.name for section in arrays.sections], [len(s.rows) for s in arrays.sections])
+        return mean_correlation(self.data.labels[rows][:, genes], found[rows], names)
 
     def _refit(self, epochs: int, progress: Progress) -> tuple[Ensemble, Run]:
         ensemble = self._new_ensemble()
-        run = self._resumable("fit", self._task(self.arrays, ensemble), self._schedule(epochs=epochs), progress)
+        run = train_stage("fit", self._task(self.arrays, ensemble), self._schedule(epochs=epochs), progress)
         if self.parameters.effect != "none":
             update_references(ensemble, self.arrays)
         return ensemble, run
@@ -302,14 +289,14 @@ class Fitting:
             )
         rows = np.concatenate([trial.rows for trial in trials])
         names = (folds.labels if folds.kind == "block" else self.data.sections)[rows]
-        networks = [np.concatenate([getattr(trial, part) for trial in trials]) for part in ("own", "full")]
-        base = self.ridge.held_out(self.data, folds, seed=self.seed)[rows]
-        candidates = [centre(values, names) for values in (base, *networks)]
-        labels = centre(self.data.labels[rows], names)
-        first = int(role == "none")
-        found = np.r_[[0.0] * first, stack_weights(candidates[first:], labels, labels.var(axis=0))]
-        # Networks that were stopped at once predict next to nothing, which weights must not blow up.
-        return found * min(1, _MOST_WEIGHT / max(found.sum(), 1e-12))
+        own, full = (np.concatenate([getattr(trial, part) for trial in trials]) for part in ("own", "full"))
+        candidates = {
+            "ridge": None if role == "none" else self.ridge.held_out(self.data, folds, seed=self.seed)[rows],
+            # The own view goes around the effect, which a share of it would partly undo.
+            "own view": own if self.parameters.effect == "none" else None,
+            "network": full,
+        }
+        return weigh(candidates, self.data.labels[rows], names)
 
     def _shift_scale(self) -> ShiftScale:
         """Distances that validation has seen: between the training groups."""
@@ -362,13 +349,3 @@ def _mean_labels(ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) -
 def n_batches(sections: list[Section], batch_size: int) -> int:
     """Batches of an epoch."""
     return sum(max(round(len(section.rows) / batch_size), 1) for section in sections)
-
-
-def resolve_accelerator(accelerator: str, devices: int | str) -> tuple[str, int | str]:
-    """The accelerator asked for; ``"auto"`` takes the device of the settings."""
-    from img2gene.encoders.base import resolve_device
-
-    if accelerator != "auto":
-        return accelerator, devices
-    kind = resolve_device(None).split(":")[0]
-    return {"cuda": "gpu"}.get(kind, kind), devices

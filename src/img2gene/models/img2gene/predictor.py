@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import inspect
 from typing import Any, ClassVar
 
 import numpy as np
@@ -80,42 +80,10 @@ class Img2Gene:
     name: ClassVar[str] = "img2gene"
     inputs: ClassVar[tuple[str, ...]] = ("positions", "tokens")
 
-    def __init__(
-        self,
-        effect: str = "none",
-        n_confounders: int = 0,
-        objective: str = "gaussian",
-        weighting: str = "none",
-        pathways: bool = True,
-        neighborhood: bool = True,
-        section_view: bool = True,
-        ridge: str = "mixture",
-        center: str = "section",
-        coherence: float = 0.1,
-        pathway: float = 0.1,
-        pathway_coherence: float = 0.1,
-        distillation: float = 0.3,
-        n_models: int = 5,
-        n_neighbors: int = 6,
-        n_components: int = 256,
-        n_latents: int = 16,
-        dim: int = 128,
-        heads: int = 4,
-        dropout: float = 0.3,
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-2,
-        max_epochs: int | None = None,
-        patience: int = 6,
-        n_validations: int = 3,
-        refit: bool = True,
-        accelerator: str = "auto",
-        devices: int | str = 1,
-        precision: str = "32-true",
-        checkpoint_dir: str | Path | None = None,
-    ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.parameters = Parameters(**given)
+    __signature__: ClassVar[inspect.Signature] = inspect.signature(Parameters)
+
+    def __init__(self, *args: Any, **parameters: Any) -> None:
+        self.parameters = Parameters(*args, **parameters)
         self.parameters.check()
         self.context: dict[str, Any] = {}
         self.fitted: FittedImg2Gene | None = None

@@ -1,0 +1,228 @@
+"""A fitted CMRCNet: networks, reference bank, ridge, and how they are put together to a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from img2gene.encoders.base import resolve_device
+from img2gene.models.base import with_prefix
+from img2gene.models.cmrcnet.network import Architecture, CMRCNetNetwork
+from img2gene.models.components import Components, project_tokens, stored_components
+from img2gene.models.ensemble import Ensemble
+from img2gene.models.linear import Ridge
+from img2gene.models.retrieval import Neighbors, ReferenceBank, unit_rows
+
+PARTS = ("ridge", "retrieval", "regression")
+_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class SpotArrays:
+    """Inputs of the networks: float32 (n, q) components, and float (n, m, w) components of patch tokens."""
+
+    features: np.ndarray
+    tokens: np.ndarray
+
+    def take(self, rows: np.ndarray) -> SpotArrays:
+        """Those of chosen spots."""
+        return SpotArrays(self.features[rows], self.tokens[rows])
+
+
+@dataclass
+class FittedCMRCNet:
+    """Everything that a prediction takes.
+
+    Attributes
+    ----------
+    scale
+        SD that labels were divided by for the regression head.
+    label_mean
+        float32 (G,): mean training label.
+    weights
+        float64 (3,): of ridge, retrieval and regression.
+    k, weighting, exclude
+        How the bank is asked.
+    """
+
+    architecture: Architecture
+    ensemble: Ensemble
+    components: Components
+    token_components: Components | None
+    ridge: Ridge | None
+    bank: ReferenceBank
+    scale: float
+    label_mean: np.ndarray
+    weights: np.ndarray
+    k: int
+    weighting: str
+    exclude: str
+
+    def inputs(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> SpotArrays:
+        """Inputs of the networks."""
+        return SpotArrays(self.components(features, sections), project_tokens(self.token_components, tokens, sections))
+
+    def parts(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Labels relative to the training mean, float32 (n, G), of each part that has a weight."""
+        used = {name for name, weight in zip(PARTS, self.weights, strict=True) if weight > 0}
+        found: dict[str, np.ndarray] = {}
+        if self.ridge is not None and "ridge" in used:
+            found["ridge"] = self.ridge.predict(features, sections) - self.label_mean
+        if used & {"retrieval", "regression"}:
+            queries, labels = self._embed(features, sections, tokens, regress="regression" in used)
+            if "retrieval" in used:
+                bank, barred = self.bank.excluded(sections, self.exclude)
+                near = bank.nearest(queries, self.k, excluded=barred)
+                found["retrieval"] = bank.average(near, self.weighting)
+            if "regression" in used:
+                found["regression"] = self.scale * labels
+        return found
+
+    def predict(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> np.ndarray:
+        """Labels float32 (n_spots, n_genes)."""
+        weights = dict(zip(PARTS, self.weights.astype(np.float32), strict=True))
+        out = np.tile(self.label_mean, (len(features), 1))
+        for name, values in self.parts(features, sections, tokens).items():
+            out += weights[name] * values
+        return out
+
+    def neighbors(
+        self,
+        features: np.ndarray,
+        sections: np.ndarray,
+        tokens: np.ndarray | None,
+        k: int,
+        excluded: np.ndarray | None,
+    ) -> Neighbors:
+        """The spots of the bank that are most similar in the shared space."""
+        queries, _ = self._embed(features, sections, tokens, regress=False)
+        return self.bank.nearest(queries, k, excluded=excluded)
+
+    def _embed(
+        self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None, *, regress: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self.ensemble.to(resolve_device(None)).eval()
+        found = embed(self.ensemble, self.inputs(features, sections, tokens), regress=regress)
+        self.ensemble.cpu()
+        return found
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Facts (JSON) and arrays."""
+        arrays = {f"network.{name}": value.cpu().numpy() for name, value in self.ensemble.state_dict().items()}
+        arrays |= stored_components(components=self.components, tokens=self.token_components)
+        names, bank = self.bank.state()
+        arrays |= {f"bank.{name}": value for name, value in bank.items()}
+        ridge, ridge_arrays = (None, {}) if self.ridge is None else self.ridge.state()
+        arrays |= {f"ridge.{name}": value for name, value in ridge_arrays.items()}
+        arrays |= {"label_mean": self.label_mean, "weights": self.weights}
+        config = {
+            "architecture": self.architecture.state(),
+            "n_models": self.ensemble.n_models,
+            "center": self.components.center,
+            "scale": self.scale,
+            "bank": names,
+            "ridge": ridge,
+            "k": self.k,
+            "weighting": self.weighting,
+            "exclude": self.exclude,
+        }
+        return config, arrays
+
+    @classmethod
+    def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
+        """Shapes of the arrays that go with a configuration."""
+        architecture, members = Architecture(**config["architecture"]), config["n_models"]
+        with torch.device("meta"):
+            network = CMRCNetNetwork(architecture)
+        shapes: dict[str, tuple[str | int, ...]] = {
+            f"network.{name.replace('.', '/')}": (members, *value.shape) for name, value in network.state_dict().items()
+        }
+        shapes |= Components.array_shapes("components", architecture.n_components, "width")
+        if architecture.n_tokens:
+            shapes |= Components.array_shapes("tokens", architecture.token_width, "token")
+        shapes |= {f"bank.{name}": axes for name, axes in ReferenceBank.shapes.items()}
+        shapes["bank.keys"] = ("references", members * architecture.dim)
+        if config["ridge"] is not None:
+            shapes |= {f"ridge.{name}": axes for name, axes in Ridge.shapes.items()}
+        return shapes | {"label_mean": ("genes",), "weights": (len(PARTS),)}
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedCMRCNet:
+        """Restore it."""
+        architecture = Architecture(**config["architecture"])
+        ensemble = build_ensemble(architecture, config["n_models"], 0)
+        found = with_prefix(arrays, "network")
+        ensemble.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in found.items()})
+        tokens, center = with_prefix(arrays, "tokens"), config["center"]
+        return cls(
+            architecture,
+            ensemble.eval(),
+            Components(**with_prefix(arrays, "components"), center=center),
+            Components(**tokens, center=center) if tokens else None,
+            None if config["ridge"] is None else Ridge.from_state(config["ridge"], with_prefix(arrays, "ridge")),
+            ReferenceBank.from_state(config["bank"], with_prefix(arrays, "bank")),
+            config["scale"],
+            arrays["label_mean"],
+            arrays["weights"],
+            config["k"],
+            config["weighting"],
+            config["exclude"],
+        )
+
+
+def build_ensemble(architecture: Architecture, n_models: int, seed: int) -> Ensemble:
+    """An untrained ensemble."""
+    return Ensemble(lambda: CMRCNetNetwork(architecture), n_models, seed)
+
+
+@torch.no_grad()
+def embed(ensemble: Ensemble, arrays: SpotArrays, *, regress: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Image embeddings of all members side by side, and the mean of what their regression heads say.
+
+    Rows float32 (n, n_models · dim) of embeddings have length 1, and each member's part the same length, so a cosine is the
+    mean of the members' cosines. Labels are float32 (n, G), or (n, 0) without ``regress``.
+    """
+    embeddings, labels = [], []
+    device = next(ensemble.parameters()).device
+    for rows in _slices(len(arrays.features)):
+        features = torch.from_numpy(arrays.features[rows]).to(device)
+        tokens = torch.from_numpy(np.asarray(arrays.tokens[rows], dtype=np.float32)).to(device)
+        images = ensemble.call(lambda net, x, t: net.image_embedding(net.image_tokens(x, t)), features, tokens)
+        embeddings.append(unit_members(images))
+        found = ensemble.call(lambda net, u: net.regress(u), paired=(images,)) if regress else images[..., :0]
+        labels.append(found.mean(dim=0).float().cpu().numpy())
+    return np.concatenate(embeddings), np.concatenate(labels)
+
+
+@torch.no_grad()
+def embed_labels(ensemble: Ensemble, labels: np.ndarray) -> np.ndarray:
+    """Expression embeddings of all members side by side, as :func:`embed` does it for images."""
+    device = next(ensemble.parameters()).device
+    blocks = (torch.from_numpy(labels[rows]).to(device) for rows in _slices(len(labels)))
+    return np.concatenate([unit_members(ensemble.call(lambda net, y: net.gene_embedding(y), y)) for y in blocks])
+
+
+def bank_keys(ensemble: Ensemble, arrays: SpotArrays, labels: np.ndarray, kind: str) -> np.ndarray:
+    """Keys of a bank: embeddings of the spots' images, of their ``labels`` (n, G) as in training, or of ``"both"``."""
+    keys = []
+    if kind != "expression":
+        keys.append(embed(ensemble, arrays, regress=False)[0])
+    if kind != "image":
+        keys.append(embed_labels(ensemble, labels))
+    return unit_rows(np.sum(keys, axis=0))
+
+
+def unit_members(embeddings: Tensor) -> np.ndarray:
+    """Embeddings (n_models, B, dim) as rows (B, n_models · dim) of length 1, to which each member contributes the same."""
+    unit = torch.nn.functional.normalize(embeddings.float().cpu(), dim=-1)
+    return (unit.movedim(0, 1).flatten(1) / len(unit) ** 0.5).numpy()
+
+
+def _slices(n: int) -> Iterator[slice]:
+    for start in range(0, n, _BLOCK):
+        yield slice(start, start + _BLOCK)

@@ -1,0 +1,281 @@
+"""Fitting CMRCNet: validation on parts of the training data, choice of epochs and weights, the final fit, and its bank."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from img2gene.models.base import TrainingData
+from img2gene.models.cmrcnet.fitted import (
+    PARTS,
+    FittedCMRCNet,
+    SpotArrays,
+    bank_keys,
+    build_ensemble,
+    embed,
+)
+from img2gene.models.cmrcnet.network import Architecture, Pairs
+from img2gene.models.cmrcnet.objective import Objective
+from img2gene.models.cmrcnet.parameters import Parameters
+from img2gene.models.components import Components, project_tokens
+from img2gene.models.ensemble import Ensemble
+from img2gene.models.folds import InnerFolds, inner_folds
+from img2gene.models.linear import Ridge, centre
+from img2gene.models.resume import Progress, fingerprint
+from img2gene.models.retrieval import ReferenceBank
+from img2gene.models.training import Run, Schedule, Task
+from img2gene.models.validated import (
+    epochs_for,
+    mean_correlation,
+    resolve_accelerator,
+    scored_genes,
+    train_stage,
+    validate_every,
+    weigh,
+)
+
+_TOKEN_COMPONENTS = 64
+_STEPS = 400
+# Reference spots that epochs are chosen with.
+_SCORED_REFERENCES = 4096
+
+
+@dataclass
+class _Trial:
+    """What one validation brought: held-out predictions of some rows, relative to the mean."""
+
+    rows: np.ndarray
+    retrieval: np.ndarray
+    regression: np.ndarray | None
+    run: Run
+
+
+@dataclass
+class Fitting:
+    """One fit of CMRCNet to training data."""
+
+    parameters: Parameters
+    data: TrainingData
+    seed: int
+
+    def run(self) -> tuple[FittedCMRCNet, dict[str, Any]]:
+        """The fitted model, and the report on it."""
+        progress = Progress.open(self.parameters.checkpoint_dir, self._facts())
+        folds = inner_folds(self.data, seed=self.seed)
+        splits = [(fitted, held) for fitted, held in folds.splits() if fitted.any() and held.sum() > 1]
+        order = np.random.default_rng(self.seed).permutation(len(splits))[: self.parameters.n_validations]
+        trials = [self._validate(number, splits[i], folds, progress) for number, i in enumerate(order)]
+        weights = self._weigh(trials, folds)
+        everything = np.arange(len(self.data.labels))
+        planned = self._schedule(len(everything))
+        epochs = round(np.mean([trial.run.best_epoch for trial in trials])) if trials else planned.max_epochs
+        ensemble = self._new_ensemble()
+        # The learning rate falls as if training went on to the end, as it did where the number of epochs was chosen.
+        schedule = dataclasses.replace(planned, max_epochs=epochs, decay_epochs=planned.max_epochs)
+        run = train_stage("fit", self._task(everything, ensemble), schedule, progress)
+        return self._fitted(ensemble, everything, weights), self._report(folds, trials, weights, run)
+
+    @cached_property
+    def ridge(self) -> Ridge:
+        """The ridge beside the networks."""
+        ridge = Ridge(center=self.parameters.center)
+        ridge.fit(self.data, seed=self.seed)
+        return ridge
+
+    @cached_property
+    def components(self) -> Components:
+        """Principal components of the embedding."""
+        p, data = self.parameters, self.data
+        return Components.fit(data.features, data.sections, p.n_components, center=p.center, seed=self.seed)
+
+    @cached_property
+    def token_components(self) -> Components | None:
+        """Principal components of the patch tokens."""
+        data = self.data
+        if data.tokens is None:
+            return None
+        k = min(_TOKEN_COMPONENTS, data.tokens.shape[-1])
+        return Components.fit(data.tokens, data.sections, k, center=self.parameters.center, seed=self.seed)
+
+    @cached_property
+    def arrays(self) -> SpotArrays:
+        """Inputs of the networks for all training spots."""
+        data = self.data
+        return SpotArrays(
+            self.components(data.features, data.sections),
+            project_tokens(self.token_components, data.tokens, data.sections),
+        )
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Centred labels, float32 (n, G)."""
+        data = self.data
+        mean = None if self.parameters.center == "section" else data.labels.mean(axis=0, dtype=np.float64)
+        return centre(data.labels, data.sections, mean).astype(np.float32)
+
+    @cached_property
+    def scale(self) -> float:
+        """Root of the mean variance of the centred labels."""
+        return float(np.sqrt(max(np.square(self.labels, dtype=np.float64).mean(), 1e-12)))
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Shapes of the networks."""
+        p, tokens = self.parameters, self.token_components
+        return Architecture(
+            n_components=len(self.components.axes),
+            n_genes=self.data.labels.shape[1],
+            n_tokens=0 if tokens is None or self.data.tokens is None else self.data.tokens.shape[1],
+            token_width=0 if tokens is None else len(tokens.axes),
+            dim=p.dim,
+            heads=p.heads,
+            n_gene_tokens=p.n_gene_tokens,
+            dropout=p.dropout,
+            mask=p.mask,
+            reconstruction=p.reconstruction > 0,
+            regression=p.regression > 0,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What tells this fit from another."""
+        kept = dataclasses.asdict(self.parameters)
+        for name in ("checkpoint_dir", "accelerator", "devices"):
+            kept.pop(name)
+        names = [field.name for field in dataclasses.fields(self.data)]
+        return {**kept, "seed": self.seed, **fingerprint(**{name: getattr(self.data, name) for name in names})}
+
+    def _schedule(self, n_spots: int) -> Schedule:
+        p = self.parameters
+        most = p.max_epochs or epochs_for(self._n_batches(n_spots), _STEPS)
+        accelerator, devices = resolve_accelerator(p.accelerator, p.devices)
+        return Schedule(
+            max_epochs=most,
+            validate_every=validate_every(most),
+            patience=p.patience,
+            learning_rate=p.learning_rate,
+            weight_decay=p.weight_decay,
+            final_learning_rate=min(p.final_learning_rate, p.learning_rate),
+            accelerator=accelerator,
+            devices=devices,
+            precision=p.precision,
+            seed=self.seed,
+        )
+
+    def _n_batches(self, n_spots: int) -> int:
+        return max(round(n_spots / self.parameters.batch_size), 1)
+
+    def _new_ensemble(self) -> Ensemble:
+        return build_ensemble(self.architecture, self.parameters.n_models, self.seed)
+
+    def _task(self, rows: np.ndarray, ensemble: Ensemble) -> Task:
+        """Training on some spots, in random batches over all their sections."""
+        p = self.parameters
+        targets = self.labels / np.float32(self.scale)
+
+        def batches(epoch: int) -> Iterator[Pairs]:
+            order = np.random.default_rng([self.seed, epoch]).permutation(rows)
+            for chosen in np.array_split(order, self._n_batches(len(rows))):
+                tokens = np.asarray(self.arrays.tokens[chosen], dtype=np.float32)
+                parts = (self.arrays.features[chosen], tokens, targets[chosen])
+                yield Pairs(*map(torch.from_numpy, parts))
+
+        objective = Objective(p.contrast, p.reconstruction, p.regression, p.temperature)
+        return Task(ensemble, batches, objective, describe=self._describe)
+
+    def _describe(self, batch: Pairs) -> str:
+        largest = float(batch.labels.abs().max()), float(batch.features.abs().max())
+        return f"{len(batch.labels)} spots, labels up to {largest[0]:.3g} and components up to {largest[1]:.3g} in size"
+
+    def _validate(
+        self, number: int, split: tuple[np.ndarray, np.ndarray], folds: InnerFolds, progress: Progress
+    ) -> _Trial:
+        """Train without one fold, stopped by the correlation on it."""
+        fitted, held = (np.flatnonzero(part) for part in split)
+        ensemble = self._new_ensemble()
+        task = self._task(fitted, ensemble)
+        genes = scored_genes(self.data.labels)
+        names = folds.centred_in(self.data.sections)[held]
+        few = np.random.default_rng(self.seed).permutation(fitted)[:_SCORED_REFERENCES]
+        task.validate = lambda found: mean_correlation(
+            self.data.labels[held][:, genes], self._blend(*self._held_out(found, few, held, genes)), names
+        )
+        run = train_stage(f"validation{number + 1}", task, self._schedule(len(fitted)), progress)
+        retrieval, regression = self._held_out(ensemble, fitted, held, np.arange(self.labels.shape[1]))
+        return _Trial(held, retrieval, regression, run)
+
+    def _held_out(
+        self, ensemble: Ensemble, references: np.ndarray, rows: np.ndarray, genes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """What retrieval from some spots, and the regression head if there is one, say of others."""
+        p = self.parameters
+        bank = self._bank(ensemble, references, genes)
+        queries, labels = embed(ensemble, self.arrays.take(rows), regress=p.regression > 0)
+        found = bank.average(bank.nearest(queries, min(p.k, len(bank))), p.weighting)
+        return found, self.scale * labels[:, genes] if p.regression else None
+
+    def _blend(self, retrieval: np.ndarray, regression: np.ndarray | None) -> np.ndarray:
+        """What epochs are chosen by: the mean of both parts, or the one that is asked for."""
+        if regression is None or self.parameters.output == "retrieval":
+            return retrieval
+        return regression if self.parameters.output == "regression" else (retrieval + regression) / 2
+
+    def _bank(self, ensemble: Ensemble, rows: np.ndarray, genes: np.ndarray | None = None) -> ReferenceBank:
+        data, labels = self.data, self.labels[rows]
+        keys = bank_keys(ensemble, self.arrays.take(rows), labels / np.float32(self.scale), self.parameters.keys)
+        places = data.positions[rows].astype(np.float32)
+        values = labels if genes is None else labels[:, genes]
+        return ReferenceBank(keys, values, data.sections[rows], data.groups[rows], places)
+
+    def _fitted(self, ensemble: Ensemble, rows: np.ndarray, weights: np.ndarray) -> FittedCMRCNet:
+        p = self.parameters
+        return FittedCMRCNet(
+            self.architecture,
+            ensemble,
+            self.components,
+            self.token_components,
+            self.ridge if weights[0] > 0 else None,
+            self._bank(ensemble, rows),
+            self.scale,
+            self.data.labels.mean(axis=0, dtype=np.float64).astype(np.float32),
+            weights,
+            p.k,
+            p.weighting,
+            p.exclude,
+        )
+
+    def _weigh(self, trials: list[_Trial], folds: InnerFolds) -> np.ndarray:
+        """Weights of ridge, retrieval and regression head."""
+        p = self.parameters
+        used = {"ridge": p.ridge, "retrieval": True, "regression": p.regression > 0}
+        if p.output != "mixture":
+            used = {name: name == p.output for name in used}
+        if sum(used.values()) == 1 or not trials:
+            return np.array([used[name] for name in PARTS]) / sum(used.values())
+        rows = np.concatenate([trial.rows for trial in trials])
+        found = {
+            "ridge": self.ridge.held_out(self.data, folds, seed=self.seed)[rows] if used["ridge"] else None,
+            "retrieval": np.concatenate([trial.retrieval for trial in trials]),
+            "regression": np.concatenate([t.regression for t in trials if t.regression is not None])
+            if used["regression"]
+            else None,
+        }
+        return weigh(found, self.data.labels[rows], folds.centred_in(self.data.sections)[rows])
+
+    def _report(self, folds: InnerFolds, trials: list[_Trial], weights: np.ndarray, run: Run) -> dict[str, Any]:
+        runs = {**{f"validation {number + 1}": trial.run for number, trial in enumerate(trials)}, "fit": run}
+        return {
+            "inner_folds": folds.kind,
+            "n_validations": len(trials),
+            "validation_pcc": [round(trial.run.score, 6) for trial in trials],
+            "best_epochs": [trial.run.best_epoch for trial in trials],
+            "epochs": len(run.history),
+            "weights": dict(zip(PARTS, np.round(weights, 6).tolist(), strict=True)),
+            "n_references": len(self.data.labels),
+            "history": [{"run": name, **entry} for name, found in runs.items() for entry in found.history],
+        }

@@ -1,0 +1,182 @@
+"""CMRCNet and BLEEP as predictors."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from img2gene._errors import Img2GeneError
+from img2gene.models.base import TrainingData
+from img2gene.models.cmrcnet.fitted import FittedCMRCNet
+from img2gene.models.cmrcnet.fitting import Fitting
+from img2gene.models.cmrcnet.parameters import Parameters
+from img2gene.models.retrieval import Neighbors, ReferenceBank, check_size
+
+_BLEEP: dict[str, Any] = {
+    "output": "retrieval",
+    "ridge": False,
+    "reconstruction": 0.0,
+    "regression": 0.0,
+    "keys": "expression",
+}
+
+
+def with_defaults(changes: dict[str, Any]) -> inspect.Signature:
+    """The signature of the parameters with some other defaults."""
+    found = inspect.signature(Parameters)
+    parameters = [part.replace(default=changes.get(name, part.default)) for name, part in found.parameters.items()]
+    return found.replace(parameters=parameters)
+
+
+class CMRCNet:
+    """Contrastive learning and cross-modal mask reconstruction on frozen embeddings, with retrieval, regression and ridge.
+
+    Image and expression of the training spots are brought into one space (contrastive loss with soft targets), while masked
+    image tokens are restored with the help of tokens made of expression. A new spot is predicted by the mean expression of
+    the ``k`` training spots that are nearest in that space (*retrieval*), and by a linear head on its place there
+    (*regression*). A *mixture* of both, and of a slide-centred ridge, has weights from held-out parts of the training data.
+
+    ŷ = ȳ_train + w_1 ridge + w_2 retrieval + w_3 regression
+
+    Retrieval averages spots that were measured, so it keeps their gene–gene correlations, and smooths less where spots are
+    alike; regression is closer on average.
+
+    Parameters
+    ----------
+    output
+        ``"mixture"``, ``"retrieval"`` or ``"regression"``.
+    ridge
+        Whether a ridge is part of the mixture.
+    contrast, reconstruction, regression
+        Weights of the losses (:class:`~img2gene.models.cmrcnet.objective.Objective`); 0 leaves a part out.
+    temperature
+        τ of the contrastive loss.
+    mask
+        Share of the elements of the image tokens that are masked.
+    k
+        Training spots that a retrieval averages.
+    weighting
+        ``"uniform"``, or ``"similarity"``: in proportion to the cosine.
+    keys
+        What a training spot stands in the bank with: its ``"image"``, its ``"expression"``, or ``"both"``.
+    exclude
+        For spots of a section that is in the bank: leave out that ``"section"``, the whole ``"group"`` (usually patient), or
+        ``"none"``.
+    center
+        ``"section"`` refers features and labels to the mean of their section; ``"none"`` to that of the training data.
+    n_models
+        Members of the ensemble, which are trained in one batched pass; cosines and labels are averaged over them.
+    n_components
+        Principal components of the embedding that the network sees.
+    n_gene_tokens, dim, heads, dropout
+        Tokens made of expression, width of tokens and shared space, attention heads, dropout on the image side.
+    batch_size, learning_rate, final_learning_rate, weight_decay, max_epochs, patience
+        Of the training (AdamW, learning rate falling along a cosine); ``max_epochs`` None is chosen from the number of spots;
+        ``patience`` counts validations. The paper: 64, 1e-4, 1e-5, 1e-3, 60, none.
+    n_validations
+        Inner folds that are validated on; 0 trains for ``max_epochs`` and weighs all parts equally.
+    accelerator, devices, precision
+        As in Lightning's trainer; ``"auto"`` takes ``img2gene.settings.device``.
+    checkpoint_dir
+        Folder that an interrupted fit goes on from when it is called again with the same data and parameters.
+
+    References
+    ----------
+    Liu, Eckstein, Wang, Feuerhake, Merhof: "Spatial Transcriptomics Expression Prediction from Histopathology Based on
+    Cross-Modal Mask Reconstruction and Contrastive Learning", Medical Image Analysis 108:103889, arXiv:2506.08854.
+    """
+
+    name: ClassVar[str] = "cmrcnet"
+    inputs: ClassVar[tuple[str, ...]] = ("tokens",)
+    __signature__: ClassVar[inspect.Signature] = inspect.signature(Parameters)
+
+    def __init__(self, *args: Any, **parameters: Any) -> None:
+        self.parameters = Parameters(*args, **parameters)
+        self.parameters.check()
+        self.fitted: FittedCMRCNet | None = None
+        self.report: dict[str, Any] = {}
+
+    def fit(self, data: TrainingData, *, seed: int) -> None:
+        """Validate on parts of the training data, choose epochs and weights, then fit to all of it and fill the bank."""
+        check_size(self.parameters.k, len(data.labels))
+        self.fitted, self.report = Fitting(self.parameters, data, seed).run()
+
+    @property
+    def _found(self) -> FittedCMRCNet:
+        if self.fitted is None:
+            raise Img2GeneError("This model is not fitted yet; call `fit` first.")
+        return self.fitted
+
+    def predict(self, features: np.ndarray, sections: np.ndarray, *, tokens: np.ndarray | None = None) -> np.ndarray:
+        """Labels float32 (n_spots, n_genes)."""
+        return self._found.predict(features, sections, tokens)
+
+    @property
+    def bank(self) -> ReferenceBank:
+        """The training spots that predictions are retrieved from."""
+        return self._found.bank
+
+    def neighbors(
+        self,
+        features: np.ndarray,
+        sections: np.ndarray,
+        *,
+        k: int,
+        tokens: np.ndarray | None = None,
+        excluded: np.ndarray | None = None,
+    ) -> Neighbors:
+        """The ``k`` spots of the bank nearest to each spot; ``excluded`` is as in :meth:`ReferenceBank.nearest`."""
+        return self._found.neighbors(features, sections, tokens, k, excluded)
+
+    @property
+    def history_(self) -> list[dict[str, float]]:
+        """Losses, and validation scores, of each epoch of each training run."""
+        return list(self.report.get("history", []))
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Parameters and facts, and all arrays."""
+        config, arrays = self._found.state()
+        parameters = dataclasses.asdict(self.parameters)
+        folder = parameters.pop("checkpoint_dir")
+        parameters["checkpoint_dir"] = None if folder is None else str(folder)
+        return {**config, "parameters": parameters, "report": self.report}, arrays
+
+    @classmethod
+    def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
+        """Shapes of the arrays that go with a configuration."""
+        return FittedCMRCNet.array_shapes(config)
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """Restore a fitted predictor."""
+        model = cls(**config["parameters"])
+        model.report = config["report"]
+        model.fitted = FittedCMRCNet.from_state(config, arrays)
+        return model
+
+    def summary(self) -> dict[str, Any]:
+        """What was chosen, and how it validated."""
+        return {name: value for name, value in self.report.items() if name != "history"}
+
+
+class Bleep(CMRCNet):
+    """Contrastive learning alone, with retrieval: CMRCNet without reconstruction, regression and ridge.
+
+    The parameters are those of :class:`CMRCNet`, with other defaults.
+
+    References
+    ----------
+    BLEEP: Xie et al., "Spatially Resolved Gene Expression Prediction from Histology Images via Bi-modal Contrastive
+    Learning", NeurIPS 2023.
+    """
+
+    name: ClassVar[str] = "bleep"
+    __signature__: ClassVar[inspect.Signature] = with_defaults(_BLEEP)
+
+    def __init__(self, *args: Any, **parameters: Any) -> None:
+        bound = self.__signature__.bind(*args, **parameters)
+        bound.apply_defaults()
+        super().__init__(**bound.arguments)

@@ -1,0 +1,260 @@
+"""Exact retrieval from a bank of reference spots, in blocks, and averages of what is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from img2gene._errors import Img2GeneError, listing, raise_problems
+
+WEIGHTINGS = ("uniform", "similarity")
+_QUERIES, _REFERENCES = 512, 2**16
+
+
+class Neighbors(NamedTuple):
+    """Reference spots found for each query, most similar first.
+
+    Attributes
+    ----------
+    rows
+        int64 (n_queries, k): rows of the bank.
+    similarity
+        float32 (n_queries, k): cosines.
+    """
+
+    rows: np.ndarray
+    similarity: np.ndarray
+
+
+@dataclass(frozen=True)
+class ReferenceBank:
+    """Embedding and expression of reference spots, and where they come from.
+
+    Attributes
+    ----------
+    keys
+        float32 (n, d): embeddings of length 1 (:func:`unit_rows`).
+    values
+        float32 (n, G): what is averaged, such as labels.
+    sections, groups
+        str (n,): section and group (usually patient) of each spot.
+    positions
+        float32 (n, 2): row and column in µm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models.retrieval import ReferenceBank
+    >>> names = np.array(["S1", "S1", "S2"])
+    >>> values = np.array([[1.0], [2.0], [9.0]], dtype="f4")
+    >>> bank = ReferenceBank(np.eye(3, dtype="f4"), values, names, names, np.zeros((3, 2), dtype="f4"))
+    >>> found = bank.nearest(np.array([[2.0, 1.0, 0.0]]), k=2)
+    >>> found.rows, bank.average(found)
+    (array([[0, 1]]), array([[1.5]], dtype=float32))
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    sections: np.ndarray
+    groups: np.ndarray
+    positions: np.ndarray
+
+    shapes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "keys": ("references", "key"),
+        "values": ("references", "genes"),
+        "section": ("references",),
+        "group": ("references",),
+        "positions": ("references", "plane"),
+    }
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, rows: np.ndarray) -> ReferenceBank:
+        """The bank of chosen spots (boolean mask or indices)."""
+        parts = (self.keys, self.values, self.sections, self.groups, self.positions)
+        return ReferenceBank(*(part[rows] for part in parts))
+
+    def nearest(self, queries: np.ndarray, k: int, *, excluded: np.ndarray | None = None) -> Neighbors:
+        """The ``k`` reference spots of the highest cosine, exactly.
+
+        Memory is bounded by blocks of 512 queries by 65,536 references, whatever the size of either.
+
+        Parameters
+        ----------
+        queries
+            float (n_queries, d), of any length but 0.
+        k
+            Spots for each query.
+        excluded
+            str (n_queries,): a group whose spots are not looked at for this query, such as its own patient; ``""`` for none.
+
+        Raises
+        ------
+        Img2GeneError
+            The bank, or what the exclusions leave of it, is empty or has fewer than ``k`` spots; no query is answered then.
+        """
+        codes, barred = self._barred(len(queries), excluded)
+        self._check(k, codes, excluded)
+        index = np.empty((len(queries), k), dtype=np.int64)
+        similarity = np.empty((len(queries), k), dtype=np.float32)
+        # Stored arrays are read-only, which PyTorch warns about.
+        keys = torch.from_numpy(self.keys if self.keys.flags.writeable else self.keys.copy())
+        for rows in _blocks(len(queries)):
+            block = torch.from_numpy(unit_rows(queries[rows]))
+            found = _search(block, keys, k, None if barred is None else (barred[rows], codes))
+            similarity[rows], index[rows] = (part.numpy() for part in found)
+        return Neighbors(index, similarity)
+
+    def excluded(self, sections: np.ndarray, by: str) -> tuple[ReferenceBank, np.ndarray | None]:
+        """For queries of sections that the bank may hold: the bank, and what :meth:`nearest` is to leave out of it.
+
+        Parameters
+        ----------
+        sections
+            str (n_queries,): section of each query.
+        by
+            ``"section"`` leaves out the query's own section, ``"group"`` its own group as far as the bank knows it,
+            ``"none"`` nothing.
+        """
+        if by == "none":
+            return self, None
+        bank = self if by == "group" else replace(self, groups=self.sections)
+        known = dict(zip(bank.sections.tolist(), bank.groups.tolist(), strict=True))
+        return bank, np.array([known.get(name, "") for name in np.asarray(sections).tolist()])
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Names (JSON) and arrays."""
+        names, codes = {}, {}
+        for kind, labels in (("section", self.sections), ("group", self.groups)):
+            found, number = np.unique(labels, return_inverse=True)
+            names[kind], codes[kind] = found.tolist(), number.astype(np.int32)
+        return names, {"keys": self.keys, "values": self.values, **codes, "positions": self.positions}
+
+    @classmethod
+    def from_state(cls, names: dict[str, Any], arrays: dict[str, np.ndarray]) -> ReferenceBank:
+        """Restore a bank."""
+        sections, groups = (np.array(names[kind])[arrays[kind]] for kind in ("section", "group"))
+        return cls(arrays["keys"], arrays["values"], sections, groups, arrays["positions"])
+
+    def _barred(self, n: int, excluded: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Group of each spot as a number, and the number that each query bars (−1 for none)."""
+        names, codes = np.unique(self.groups, return_inverse=True)
+        if excluded is None:
+            return codes, None
+        if len(excluded) != n:
+            raise Img2GeneError(f"{len(excluded)} exclusions for {n} queries.")
+        number = {name: i for i, name in enumerate(names.tolist())}
+        return codes, np.array([number.get(name, -1) for name in np.asarray(excluded).tolist()], dtype=np.int64)
+
+    def _check(self, k: int, codes: np.ndarray, excluded: np.ndarray | None) -> None:
+        if k < 1:
+            raise Img2GeneError(f"k={k!r}: expected at least 1.")
+        if k > len(self):
+            raise Img2GeneError(
+                f"k={k}: the bank has {len(self)} reference spots. Lower `k`, or train on more sections."
+            )
+        if excluded is None:
+            return
+        names, counts = np.unique(self.groups, return_counts=True)
+        sizes = dict(zip(names.tolist(), (len(self) - counts).tolist(), strict=True))
+        short = {name: sizes[name] for name in np.unique(excluded).tolist() if sizes.get(name, k) < k}
+        raise_problems(
+            [
+                f"Without {name!r} the bank has {left or 'no'} reference spots left of {len(self)}, fewer than k={k} "
+                f"(groups in it: {listing(names)}). "
+                + ("Lower `k`." if left else "Train on other groups too, or do not exclude.")
+                for name, left in short.items()
+            ]
+        )
+
+    def average(self, found: Neighbors, weighting: str = "uniform") -> np.ndarray:
+        """Mean of the values of the spots found, float32 (n_queries, G).
+
+        Parameters
+        ----------
+        found
+            Result of :meth:`nearest`.
+        weighting
+            ``"uniform"``, or ``"similarity"``: weights in proportion to the cosine where it is positive, else 0 (uniform where
+            none is).
+        """
+        weights = neighbor_weights(found.similarity, weighting)
+        out = np.empty((len(found.rows), self.values.shape[1]), dtype=np.float32)
+        n, k = found.rows.shape
+        for rows in _blocks(n):
+            size = len(found.rows[rows])
+            picked = sp.csr_matrix(
+                (weights[rows].ravel(), found.rows[rows].ravel(), np.arange(size + 1) * k), shape=(size, len(self))
+            )
+            out[rows] = picked @ self.values
+        return out
+
+
+def check_size(k: int, n: int) -> None:
+    """Refuse to look for more spots than a bank of ``n`` has."""
+    if k < 1:
+        raise Img2GeneError(f"k={k!r}: expected at least 1.")
+    if k > n:
+        raise Img2GeneError(f"k={k}: the bank has {n or 'no'} reference spots. Lower `k`, or train on more sections.")
+
+
+def neighbor_weights(similarity: np.ndarray, weighting: str) -> np.ndarray:
+    """Weights float32 (n_queries, k) of neighbours; rows sum to 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models.retrieval import neighbor_weights
+    >>> neighbor_weights(np.array([[0.75, 0.25, -0.5]]), "similarity")
+    array([[0.75, 0.25, 0.  ]], dtype=float32)
+    """
+    if weighting not in WEIGHTINGS:
+        raise Img2GeneError(f"weighting={weighting!r}: choose one of {listing(WEIGHTINGS)}.")
+    weights = np.ones(similarity.shape) if weighting == "uniform" else np.maximum(similarity, 0).astype(np.float64)
+    weights[weights.sum(axis=1) == 0] = 1
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def unit_rows(values: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32; rows of zeros stay zeros.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models.retrieval import unit_rows
+    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32)
+    """
+    values = np.asarray(values, dtype=np.float32)
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    return np.divide(values, length, out=np.zeros_like(values), where=length > 0)
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    for start in range(0, n, _QUERIES):
+        yield slice(start, start + _QUERIES)
+
+
+def _search(
+    queries: Tensor, keys: Tensor, k: int, barred: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and rows (n_queries, k) of the nearest keys; barred are (group of each query, group of each key)."""
+    best = torch.empty((len(queries), 0)), torch.empty((len(queries), 0), dtype=torch.int64)
+    for start in range(0, len(keys), _REFERENCES):
+        scores = queries @ keys[start : start + _REFERENCES].T
+        if barred is not None:
+            own = torch.from_numpy(barred[0][:, None] == barred[1][None, start : start + _REFERENCES])
+            scores.masked_fill_(own, -torch.inf)
+        found = scores.topk(min(k, scores.shape[1]), dim=1)
+        values, index = torch.cat([best[0], found.values], dim=1), torch.cat([best[1], found.indices + start], dim=1)
+        chosen = values.topk(min(k, values.shape[1]), dim=1)
+        best = chosen.values, index.gather(1, chosen.indices)
+    return best
