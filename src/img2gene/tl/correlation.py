@@ -81,7 +81,7 @@ class GeneCorrelation:
 
     @property
     def overall(self) -> dict[str, Any]:
-        """Score of the averaged matrices: ``pcc``, ``rmse``, ``n_genes``, ``n_constant``, ``n_sections``, ``leakage``."""
+        """``pcc`` and ``rmse`` of the averaged matrices, with ``n_genes``, ``n_constant``, ``n_sections`` and ``leakage``."""
         leakage = self.scores["leakage"].any(skipna=False)
         return {
             **_scores(self.true, self.predicted),
@@ -91,7 +91,7 @@ class GeneCorrelation:
 
     @property
     def pairs(self) -> pd.DataFrame:
-        """Every pair of genes: ``gene_a``, ``gene_b``, ``true``, ``predicted``, ``difference`` (predicted − true)."""
+        """A row per pair of genes, ``gene_a``, ``gene_b``, ``true``, ``predicted`` and ``difference`` (predicted − true)."""
         one, two = np.triu_indices(len(self.genes), k=1)
         names = np.array(self.genes, dtype=object)
         true, predicted = self.true[one, two], self.predicted[one, two]
