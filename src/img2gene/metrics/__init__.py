@@ -2,5 +2,16 @@
 
 from img2gene.metrics.regression import mae, mse, pearson, r2, spearman
 from img2gene.metrics.spatial import morans_i, neighbor_graph
+from img2gene.metrics.structure import gene_correlation, structure_score
 
-__all__ = ["mae", "morans_i", "mse", "neighbor_graph", "pearson", "r2", "spearman"]
+__all__ = [
+    "gene_correlation",
+    "mae",
+    "morans_i",
+    "mse",
+    "neighbor_graph",
+    "pearson",
+    "r2",
+    "spearman",
+    "structure_score",
+]

@@ -24,7 +24,7 @@ def _pair(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndar
     return one, two
 
 
-def _standardise(values: np.ndarray) -> np.ndarray:
+def standardise(values: np.ndarray) -> np.ndarray:
     """Columns centred and scaled to unit length; constant columns become NaN."""
     if not len(values):
         return np.full((0, values.shape[1]), np.nan)
@@ -58,7 +58,7 @@ def pearson(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     one, two = _pair(truth, predicted)
     if len(one) < 2:
         return np.full(one.shape[1], np.nan)
-    return np.clip((_standardise(one) * _standardise(two)).sum(axis=0), -1, 1)
+    return np.clip((standardise(one) * standardise(two)).sum(axis=0), -1, 1)
 
 
 def spearman(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:

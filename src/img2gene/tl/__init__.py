@@ -1,8 +1,9 @@
 """Train, predict, evaluate."""
 
 from img2gene.tl.contributions import pathway_contributions
+from img2gene.tl.correlation import GeneCorrelation, gene_correlation
 from img2gene.tl.evaluate import evaluate, summarize
 from img2gene.tl.fit import fit
 from img2gene.tl.predict import predict
 
-__all__ = ["evaluate", "fit", "pathway_contributions", "predict", "summarize"]
+__all__ = ["GeneCorrelation", "evaluate", "fit", "gene_correlation", "pathway_contributions", "predict", "summarize"]

@@ -1,0 +1,304 @@
+"""Which genes vary together, measured and predicted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from img2gene import _schema, metrics
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, near, raise_problems
+from img2gene._sections import section_labels
+from img2gene.models import Model
+from img2gene.tl._gene_modules import cluster_genes, module_table
+from img2gene.tl._scored_sections import (
+    check_leakage,
+    check_scorable,
+    choose_sections,
+    is_rule,
+    patient_of,
+    scored_values,
+)
+from img2gene.tl.predict import resolve_model
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+GENES = ("mean", 50)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GeneCorrelation:
+    """How genes vary together, measured and predicted; made by :func:`img2gene.tl.gene_correlation`.
+
+    Attributes
+    ----------
+    model
+        Name of the model that predicted.
+    key
+        Layer of the predictions.
+    genes
+        Names of the genes, in the order of rows and columns of the matrices.
+    true, predicted
+        float64 (n_genes, n_genes): Pearson correlations within sections, averaged over sections. A pair that is undefined in
+        one of the two matrices of a section is left out of both; NaN where that leaves none.
+    scores
+        One row per section: ``section``, ``patient``, ``pcc`` and ``rmse`` (:func:`img2gene.metrics.structure_score` of its
+        own matrices), ``n_genes`` with a correlation, ``n_constant`` genes without, ``n_spots``, ``leakage``.
+    order
+        int (n_genes,): indices of the genes as the clustering of the measured correlations puts them side by side; genes
+        without a correlation come last.
+    modules
+        One row per module, in this order: ``module`` (1, 2, …), ``n_genes``, ``genes``, mean correlation of its pairs
+        ``true`` and ``predicted``, ``pcc`` and ``rmse`` of its pairs alone.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> result = ig.tl.gene_correlation(sdata, genes=("moran", 100))  # doctest: +SKIP
+    >>> result.least_preserved(5)  # doctest: +SKIP
+    """
+
+    model: str
+    key: str
+    genes: list[str]
+    true: np.ndarray
+    predicted: np.ndarray
+    scores: pd.DataFrame
+    order: np.ndarray
+    modules: pd.DataFrame
+
+    @property
+    def overall(self) -> dict[str, Any]:
+        """``pcc`` and ``rmse`` of the averaged matrices, with ``n_genes``, ``n_constant``, ``n_sections`` and ``leakage``."""
+        leakage = self.scores["leakage"].any(skipna=False)
+        return {
+            **_scores(self.true, self.predicted),
+            "n_sections": len(self.scores),
+            "leakage": None if pd.isna(leakage) else bool(leakage),
+        }
+
+    @property
+    def pairs(self) -> pd.DataFrame:
+        """A row per pair of genes, ``gene_a``, ``gene_b``, ``true``, ``predicted`` and ``difference`` (predicted − true)."""
+        one, two = np.triu_indices(len(self.genes), k=1)
+        names = np.array(self.genes, dtype=object)
+        true, predicted = self.true[one, two], self.predicted[one, two]
+        values = {"true": true, "predicted": predicted, "difference": predicted - true}
+        return pd.DataFrame({"gene_a": names[one], "gene_b": names[two], **values})
+
+    def most_preserved(self, n: int = 10, *, share: float = 0.1) -> pd.DataFrame:
+        """The ``n`` pairs that are predicted best, among the ``share`` of pairs with the strongest measured correlation.
+
+        Most pairs are hardly correlated, measured or predicted, and would come first otherwise.
+        """
+        known = self.pairs.dropna()
+        strong = known["true"].abs().nlargest(max(n, math.ceil(share * len(known)))).index
+        error = known.loc[strong, "difference"].abs()
+        return known.loc[error.nsmallest(n).index].reset_index(drop=True)
+
+    def least_preserved(self, n: int = 10) -> pd.DataFrame:
+        """The ``n`` pairs whose predicted correlation is farthest from the measured one."""
+        known = self.pairs.dropna()
+        return known.loc[known["difference"].abs().nlargest(n).index].reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        facts = self.overall
+        return (
+            f"GeneCorrelation({self.key}: {self.model}, {facts['n_genes']} genes ({facts['n_constant']} more without a "
+            f"correlation), {len(self.scores)} sections, structure PCC {facts['pcc']:.3f}, RMSE {facts['rmse']:.3f})"
+        )
+
+    def _repr_html_(self) -> str:
+        tables = [table.round(3).to_html(index=False) for table in (self.scores, self.modules)]
+        return f"<p>{self!r}</p>{''.join(tables)}"
+
+
+def gene_correlation(
+    sdata: SpatialData,
+    *,
+    model: Model | str | Path | None = None,
+    genes: tuple[str, int] | Sequence[str] | None = None,
+    sections: Iterable[str] | None = None,
+    n_modules: int | None = None,
+    key: str = "img2gene",
+    table_key: str = "table",
+    allow_leakage: bool = False,
+    inplace: bool = True,
+) -> GeneCorrelation:
+    """Compare which genes vary together in the predictions with which do in the measurement.
+
+    Within each section the genes are correlated over spots, measured and predicted; both matrices are averaged over sections.
+    Modules of genes that vary together come from the measured matrix, by average linkage on 1 − r.
+
+    Parameters
+    ----------
+    sdata
+        Study with measured counts and predictions in ``layers[key]``.
+    model
+        The model that predicted: itself, its file, or its key; by default the one stored under ``key``.
+    genes
+        Names, or a training statistic (``mean``, ``variance``, ``dispersion``, ``moran``) and how many genes lead it; by
+        default the 50 with the highest mean of the training labels.
+    sections
+        Sections to correlate in; by default those that the model was not trained on.
+    n_modules
+        Number of modules, at most; by default that from 2 to 10 with the highest silhouette.
+    key
+        Layer with the predictions.
+    table_key
+        Table with counts and predictions.
+    allow_leakage
+        Score patients or sections that the model was trained on; the result is marked.
+    inplace
+        If False, only the result is returned and nothing is written.
+
+    Returns
+    -------
+    :class:`img2gene.tl.GeneCorrelation`. Unless ``inplace=False``, its scores (no matrix) are written to
+    ``uns[key]["gene_correlation"]``.
+
+    Raises
+    ------
+    MissingKeyError
+        No predictions, no such section, or genes that are not predicted; similar names are listed.
+    Img2GeneError
+        No labels, fewer than two genes, or no section that the model was not trained on.
+    LeakageError
+        A patient of the sections was trained on.
+
+    Warns
+    -----
+    UserWarning
+        Genes that are constant in a section, measured or predicted. They have no correlation there and are left out of it.
+
+    Notes
+    -----
+    Counts are noisy, which draws measured correlations towards 0; predictions are smooth, and correlate more. So the RMSE is
+    well above 0 even for a model that predicts the true expression, and the Pearson correlation is the score to compare.
+
+    Sections are averaged as plain means. Fisher's z would remove a bias that is negligible beyond some 50 spots, and let one
+    section with a correlation near 1, as smooth predictions have, decide alone.
+
+    References
+    ----------
+    Gorsuch and Lehmann, "Correlation coefficients: mean bias and confidence interval distortions", Journal of Methods and
+    Measurement in the Social Sciences 2010.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=1, n_spots=30, n_genes=60)
+    >>> ig.pp.extract_patches(sdata, patch_um=112)
+    >>> ig.pp.embed_patches(sdata, "color-texture")
+    >>> ig.tl.fit(sdata, "ridge", validate_on=["P3"])
+    >>> ig.tl.predict(sdata)
+    >>> result = ig.tl.gene_correlation(sdata, genes=("moran", 20))
+    >>> result.true.shape, len(result.pairs)
+    ((20, 20), 190)
+    """
+    if n_modules is not None and n_modules < 1:
+        raise Img2GeneError(
+            f"n_modules={n_modules}: choose at least 1, or None for the number with the best silhouette."
+        )
+    table = _schema.get_table(sdata, table_key)
+    found = resolve_model(table, model, key)
+    check_scorable(table, found, key, table_key)
+    names = _chosen_genes(table, found, genes)
+    chosen = choose_sections(table, found, sections, table_key)
+    leaked = check_leakage(table, found, chosen, table_key, allow_leakage)
+    columns = table.var_names.get_indexer(names)
+    of_section = section_labels(table, table_key)
+    matrices, rows, constant = [], [], []
+    for name in chosen:
+        members = np.flatnonzero(of_section == name)
+        values = scored_values(table, found, members, columns, key)
+        pair = [metrics.gene_correlation(part) for part in values]
+        constant += _constant(name, names, pair)
+        matrices.append(_defined_in_both(pair))
+        facts = {"section": name, "patient": patient_of(table, members), **_scores(*matrices[-1])}
+        rows.append(facts | {"n_spots": len(values[0]), "leakage": leaked(name)})
+    _warn(constant)
+    scores = pd.DataFrame(rows).astype({"leakage": "boolean"})
+    result = _result(found.name, key, names, matrices, scores, n_modules)
+    if inplace:
+        _write(table, result)
+    return result
+
+
+def _chosen_genes(table: AnnData, model: Model, asked: tuple[str, int] | Sequence[str] | None) -> list[str]:
+    """Names of the genes asked for, each once; unknown ones are named with similar ones."""
+    predicted = [gene for gene in model.genes if gene in table.var_names]
+    rule = GENES if asked is None else asked
+    if is_rule(rule):
+        names = [gene for gene in model.top_genes(*rule) if gene in table.var_names]
+    else:
+        names = list(dict.fromkeys([rule] if isinstance(rule, str) else map(str, rule)))
+        absent = [gene for gene in names if gene not in predicted]
+        raise_problems([f"`{gene}` is not predicted ({near(gene, predicted)})." for gene in absent], MissingKeyError)
+    if len(names) < 2:
+        raise Img2GeneError(f"genes={asked!r} gives {listing(names)}; correlations need at least two genes.")
+    return names
+
+
+def _constant(section: str, genes: list[str], pair: list[np.ndarray]) -> list[str]:
+    """Says which genes have no correlation in a section."""
+    found = []
+    for where, matrix in zip(("measured", "predicted"), pair, strict=True):
+        constant = [gene for gene, known in zip(genes, np.isfinite(np.diag(matrix)), strict=True) if not known]
+        if constant:
+            found.append(f"{listing(constant)} ({where}, section {section})")
+    return found
+
+
+def _warn(constant: list[str]) -> None:
+    if constant:
+        warnings.warn(
+            f"Constant genes have no correlation and are left out: {'; '.join(constant)}.", UserWarning, stacklevel=3
+        )
+
+
+def _defined_in_both(pair: list[np.ndarray]) -> list[np.ndarray]:
+    """Both matrices, with NaN where either has it, so that means over sections compare the same sections."""
+    known = np.isfinite(pair[0]) & np.isfinite(pair[1])
+    return [np.where(known, matrix, np.nan) for matrix in pair]
+
+
+def _scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    pcc, rmse = metrics.structure_score(true, predicted)
+    n_genes = int(np.isfinite(np.diag(true)).sum())
+    return {"pcc": pcc, "rmse": rmse, "n_genes": n_genes, "n_constant": len(true) - n_genes}
+
+
+def _result(
+    model: str,
+    key: str,
+    genes: list[str],
+    matrices: list[list[np.ndarray]],
+    scores: pd.DataFrame,
+    n_modules: int | None,
+) -> GeneCorrelation:
+    true, predicted = (
+        np.ma.masked_invalid(sections).mean(axis=0).filled(np.nan) for sections in zip(*matrices, strict=True)
+    )
+    order, modules = cluster_genes(true, n_modules)
+    table = module_table(genes, true, predicted, order, modules)
+    return GeneCorrelation(model, key, genes, true, predicted, scores, order, table)
+
+
+def _write(table: AnnData, result: GeneCorrelation) -> None:
+    overall = json.loads(pd.Series(result.overall, dtype=object).to_json())
+    sections = json.loads(result.scores.to_json(orient="records"))
+    _schema.write_json(table, "gene_correlation", {"overall": overall, "sections": sections}, uns=result.key)
+    logger.info("wrote uns[%r]['gene_correlation']", result.key)
