@@ -129,8 +129,8 @@ def split(
 ) -> Split:
     """Divide the rows by the values of ``groups``; names that do not occur are listed with those that do."""
     labels = group_labels(table, groups, table_key)
-    held_out = np.isin(labels, _names(validate_on, labels, "validate_on", groups))
-    chosen = ~held_out if train_on is None else np.isin(labels, _names(train_on, labels, "train_on", groups))
+    held_out = np.isin(labels, named_groups(validate_on, labels, "validate_on", groups))
+    chosen = ~held_out if train_on is None else np.isin(labels, named_groups(train_on, labels, "train_on", groups))
     both = np.unique(labels[chosen & held_out])
     if len(both):
         raise Img2GeneError(f"{listing(both)}: named in both `train_on` and `validate_on`.")
@@ -139,7 +139,8 @@ def split(
     return Split(chosen, held_out, shared_patients(table, chosen, held_out))
 
 
-def _names(names: Iterable[str] | None, labels: np.ndarray, argument: str, groups: str) -> list[str]:
+def named_groups(names: Iterable[str] | None, labels: np.ndarray, argument: str, groups: str) -> list[str]:
+    """Groups that an argument names, none for None; those that do not occur are listed with those that do."""
     if names is None:
         return []
     wanted = [str(name) for name in ([names] if isinstance(names, str) else names)]

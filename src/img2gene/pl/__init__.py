@@ -1,10 +1,11 @@
 """Plots; every function returns the figure or axes and leaves the data as they are."""
 
 from img2gene.pl.correlation import gene_correlation
+from img2gene.pl.learning_curve import learning_curve
 from img2gene.pl.patches import patches
 from img2gene.pl.pathways import pathways
 from img2gene.pl.prediction import prediction
 from img2gene.pl.scores import scores
 from img2gene.pl.training import training
 
-__all__ = ["gene_correlation", "patches", "pathways", "prediction", "scores", "training"]
+__all__ = ["gene_correlation", "learning_curve", "patches", "pathways", "prediction", "scores", "training"]

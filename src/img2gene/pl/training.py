@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from img2gene.models import Model
 
 _VALIDATION = "validation"
-_COLORS = ("#3b6fb6", "#c4673d", "#5c9e5c", "#8d6cb3", "#b5903b", "#4fa3a5")
+LINE_COLORS = ("#3b6fb6", "#c4673d", "#5c9e5c", "#8d6cb3", "#b5903b", "#4fa3a5")
 _REFIT_COLOR = "#222222"
 _N_COLUMNS = 4
 
@@ -134,7 +134,7 @@ def _draw(ax: Axes, name: str, runs: dict[str, list[dict]]) -> None:
     for number, (label, run) in enumerate(runs.items()):
         known = [entry for entry in run if name in entry]
         best = _best_epoch(run)
-        color = _REFIT_COLOR if best is None else _COLORS[number % len(_COLORS)]
+        color = _REFIT_COLOR if best is None else LINE_COLORS[number % len(LINE_COLORS)]
         epochs = np.array([entry["epoch"] for entry in known], dtype=float)
         heights = np.array([entry[name] for entry in known], dtype=float)
         ax.plot(epochs, heights, color=color, linewidth=1.2, label=label)

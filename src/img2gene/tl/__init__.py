@@ -4,6 +4,16 @@ from img2gene.tl.contributions import pathway_contributions
 from img2gene.tl.correlation import GeneCorrelation, gene_correlation
 from img2gene.tl.evaluate import evaluate, summarize
 from img2gene.tl.fit import fit
+from img2gene.tl.learning_curve import learning_curve
 from img2gene.tl.predict import predict
 
-__all__ = ["GeneCorrelation", "evaluate", "fit", "gene_correlation", "pathway_contributions", "predict", "summarize"]
+__all__ = [
+    "GeneCorrelation",
+    "evaluate",
+    "fit",
+    "gene_correlation",
+    "learning_curve",
+    "pathway_contributions",
+    "predict",
+    "summarize",
+]

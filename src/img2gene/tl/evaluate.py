@@ -127,7 +127,7 @@ def evaluate(
         parts.append(
             part.assign(section=name, patient=patient_of(table, rows), n_spots=len(truth), leakage=leaked(name))
         )
-    result = _tidy(pd.concat(parts, ignore_index=True), _groups(found, genes, gene_groups))
+    result = _tidy(pd.concat(parts, ignore_index=True), group_members(found, genes, gene_groups))
     if inplace:
         _write(table, result, found.name, key)
     return result
@@ -211,9 +211,10 @@ def _scores(truth: np.ndarray, predicted: np.ndarray, mean: np.ndarray) -> dict[
     }
 
 
-def _groups(
+def group_members(
     model: Model, genes: list[str], asked: Mapping[str, tuple[str, int] | list[str]] | None
 ) -> dict[str, list[str]]:
+    """Genes of each group; unknown ones, and names that a group cannot have, are refused."""
     groups = {}
     for name, rule in (GENE_GROUPS if asked is None else asked).items():
         if name in {"all", "model", "section", "patient", "gene", "n_spots", "leakage", *METRICS}:

@@ -1,0 +1,78 @@
+"""Nested parts of training data: a fraction of the groups, or a compact part of every section."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from img2gene._errors import listing
+
+UNITS = ("groups", "spots")
+_MIN_SPOTS = 2
+
+
+def sample_problems(by: str, fractions: Sequence[float], groups: np.ndarray, sections: np.ndarray) -> list[str]:
+    """What keeps training data from being divided; ``groups`` and ``sections`` (n_spots,) name those of each spot."""
+    if by == "groups":
+        names = np.unique(groups)
+        return [
+            f'by="groups" needs two groups or more to train on, here is {listing(names)}: pass `by="spots"` for parts of '
+            "its sections, or join more with `img2gene.io.concat_sections`."
+        ] * (len(names) < 2)
+    names, sizes = np.unique(sections, return_counts=True)
+    fraction, name, size = min(fractions), str(names[sizes.argmin()]), int(sizes.min())
+    left = _share(fraction, size)
+    if left >= _MIN_SPOTS:
+        return []
+    what = f"Fraction {fraction:g} leaves {left} of the {size} spots of section {name}; {_MIN_SPOTS} are needed"
+    if size < _MIN_SPOTS:
+        return [f"{what}, which no fraction leaves: take the section out of the table."]
+    # Rounded up, so that the number that is printed does leave enough.
+    return [f"{what}: the smallest possible fraction is {np.ceil(1e3 * (_MIN_SPOTS - 0.5) / size) / 1e3:g}."]
+
+
+def nested_samples(
+    by: str,
+    fractions: Sequence[float],
+    *,
+    groups: np.ndarray,
+    sections: np.ndarray,
+    positions: np.ndarray,
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
+    """Draw one sample for each fraction; every smaller one is part of the larger ones.
+
+    Parameters
+    ----------
+    by
+        ``"groups"``: groups at random, whole, at least one. ``"spots"``: of each section the spots nearest to one drawn at
+        random.
+    fractions
+        Shares of the groups, or of the spots of each section; numbers are rounded.
+    groups, sections
+        str (n_spots,).
+    positions
+        (n_spots, 2).
+    rng
+        What the draw comes from.
+
+    Returns
+    -------
+    Boolean masks (n_spots,), in the order of ``fractions``.
+    """
+    if by == "groups":
+        order = rng.permutation(np.unique(groups))
+        return [np.isin(groups, order[: max(1, _share(fraction, len(order)))]) for fraction in fractions]
+    ranks, sizes = np.empty(len(sections), dtype=int), np.empty(len(sections), dtype=int)
+    for name in np.unique(sections):
+        rows = np.flatnonzero(sections == name)
+        distances = np.linalg.norm(positions[rows] - positions[rng.choice(rows)], axis=1)
+        ranks[rows[np.argsort(distances, kind="stable")]] = np.arange(len(rows))
+        sizes[rows] = len(rows)
+    return [ranks < _share(fraction, sizes) for fraction in fractions]
+
+
+def _share(fraction: float, total: np.ndarray | int) -> np.ndarray:
+    """A fraction of a number, rounded; halves go up, also those that floating point falls short of."""
+    return np.floor(fraction * np.asarray(total) + 0.5 + 1e-9).astype(int)
