@@ -10,13 +10,17 @@ from img2gene.models.debias import Backdoor
 from img2gene.models.ensemble import Ensemble
 from img2gene.models.layers import (
     Attention,
+    CrossModalFusion,
     FeedForward,
     Linear,
     Neighborhood,
     PathwayAttention,
+    ProjectionHead,
     RelativePosition,
     SectionSummary,
+    SelfNormalizing,
     SpotEncoder,
+    mask_elements,
 )
 
 DIM, HEADS = 8, 2
@@ -135,6 +139,9 @@ LAYERS = {
     "neighbourhood": (lambda: Neighborhood(DIM, HEADS), [(5, 4, DIM), (5, 4, 3 * DIM), (5, 4, 2)]),
     "section": (lambda: SectionSummary(DIM, 3, HEADS), [(5, DIM), (5, 4, DIM), (3, DIM)]),
     "pathways": (lambda: PathwayAttention(DIM, 4), [(5, DIM), (5, 4)]),
+    "projection": (lambda: ProjectionHead(6, DIM), [(5, 6)]),
+    "self-normalising": (lambda: SelfNormalizing(6, DIM), [(5, 6)]),
+    "fusion": (lambda: CrossModalFusion(DIM, HEADS), [(5, 3, DIM), (5, 4, DIM)]),
     "backdoor": (lambda: Backdoor(DIM, torch.ones(2, 3), torch.tensor([0.5, 0.5])), [(5, DIM)]),
 }
 
@@ -212,3 +219,40 @@ def test_building_an_ensemble_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     Ensemble(network, 2, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_masking_sets_a_share_of_elements_to_zero_and_leaves_the_others_alone():
+    x = torch.full((40, 50, 10), 3.0)
+    masked = made(lambda: mask_elements(x, 0.3))
+    assert set(masked.unique().tolist()) == {0.0, 3.0}
+    assert (masked == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    # Elements, not whole tokens or whole features.
+    assert 0 < (masked == 0).float().mean(dim=-1).std() and 0 < (masked == 0).float().mean(dim=0).std()
+    torch.testing.assert_close(mask_elements(x, 0.0), x)
+
+
+def test_a_projection_head_equals_its_equation():
+    head, x = made(lambda: ProjectionHead(5, 4)), normal(3, 5)
+    hidden = x @ head.linear.weight.T + head.linear.bias
+    expected = nn.functional.gelu(hidden) @ head.out.weight.T + head.out.bias + hidden
+    expected = (expected - expected.mean(1, keepdim=True)) / (
+        expected.var(1, unbiased=False, keepdim=True) + 1e-5
+    ).sqrt()
+    close(head(x), expected)
+
+
+def test_self_normalising_layers_keep_mean_and_variance():
+    x = normal(4000, 200)
+    layers = made(lambda: nn.Sequential(*(SelfNormalizing(200, 200, dropout=0.1) for _ in range(8)))).train()
+    out = made(lambda: layers(x))
+    assert out.mean().abs() < 0.1
+    assert out.var().item() == pytest.approx(1, abs=0.15)
+
+
+def test_fusion_looks_at_the_other_modality_whatever_the_order_of_its_tokens():
+    fusion, tokens = made(lambda: CrossModalFusion(DIM, HEADS)), normal(5, 3, DIM)
+    context = normal(5, 4, DIM, seed=1)
+    found = fusion(tokens, context)
+    close(fusion(tokens, context[:, [2, 0, 3, 1]]), found)
+    close(fusion(tokens[:, [1, 2, 0]], context), found[:, [1, 2, 0]])
+    assert not torch.allclose(fusion(tokens, context + normal(5, 4, DIM, seed=2)), found, atol=1e-3)

@@ -316,3 +316,60 @@ A, B = torch.zeros(4, 3), torch.zeros(4, 1)
 def test_what_would_broadcast_silently_is_refused(call, message):
     with pytest.raises(Img2GeneError, match=message):
         call()
+
+
+def test_contrast_of_two_spots_by_hand():
+    v, u = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+    logits = np.array([[1.0, 0.0], [2.0, 2.0]])  # v uᵀ
+    alike = np.array([[1.5, 0.5], [0.5, 2.5]])  # (u uᵀ + v vᵀ) / 2
+    for tau in (1.0, 2.0):
+        scores = alike * tau
+        targets = np.exp(scores - logsumexp(scores, axis=1, keepdims=True))
+        rows = logits / tau - logsumexp(logits / tau, axis=1, keepdims=True)
+        columns = logits / tau - logsumexp(logits / tau, axis=0, keepdims=True)
+        expected = -((targets * rows).sum() / 2 + (targets * columns).sum() / 2) / 2
+        assert losses.contrastive(v, u, tau).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 64])
+def test_contrast_is_log_of_the_batch_where_nothing_is_told_apart_and_next_to_nothing_where_all_is(n):
+    alike = torch.ones(n, 3)
+    assert losses.contrastive(alike, alike).item() == pytest.approx(np.log(n), rel=1e-5)
+    apart = 10 * torch.eye(n)
+    assert losses.contrastive(apart, apart).item() < 1e-5
+
+
+def test_contrast_does_not_see_the_order_of_spots_and_sees_a_mismatch():
+    v, order = random(6, 4), torch.tensor([3, 1, 5, 0, 2, 4])
+    u = v + 0.1 * random(6, 4, seed=1)
+    value = losses.contrastive(v, u)
+    torch.testing.assert_close(losses.contrastive(v[order], u[order]), value)
+    assert losses.contrastive(v[order], u) > value + 0.5
+
+
+def test_no_gradient_flows_into_the_targets_of_the_contrast():
+    v, u = random(5, 3), random(5, 3, seed=1)
+    targets = ((u @ u.T + v @ v.T) / 2).softmax(dim=-1)
+
+    def with_fixed_targets(v, u):
+        logits = v @ u.T
+        rows, columns = logits.log_softmax(dim=1), logits.log_softmax(dim=0)
+        return -(targets * (rows + columns)).sum() / len(v) / 2
+
+    torch.testing.assert_close(gradient(losses.contrastive, v, u), gradient(with_fixed_targets, v, u))
+
+
+def test_reconstruction_is_a_mean_square_with_gradients_both_ways():
+    r, u = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]])
+    assert losses.reconstruction(r, u).item() == pytest.approx((1 + 4) / 2)
+    torch.testing.assert_close(gradient(losses.reconstruction, r, u), torch.tensor([[1.0, -2.0]]))
+    torch.testing.assert_close(gradient(losses.reconstruction, u, r), torch.tensor([[-1.0, 2.0]]))
+
+
+def test_contrast_and_reconstruction_refuse_what_does_not_fit():
+    with pytest.raises(Img2GeneError, match=r"profiles \(3, 2\), images \(4, 2\)"):
+        losses.contrastive(torch.zeros(3, 2), torch.zeros(4, 2))
+    with pytest.raises(Img2GeneError, match="temperature=0: expected a positive number"):
+        losses.contrastive(torch.zeros(3, 2), torch.zeros(3, 2), temperature=0)
+    with pytest.raises(Img2GeneError, match="Shapes differ"):
+        losses.reconstruction(torch.zeros(3, 1), torch.zeros(3, 2))

@@ -85,31 +85,36 @@ class FeatureKNN:
         self.report |= {"inner_folds": folds.kind, "inner_pcc": {str(k): round(v, 6) for k, v in means.items()}}
         return max(means, key=lambda k: means[k]) if means else 1
 
-    @property
-    def bank(self) -> ReferenceBank:
+    def reference_bank(self) -> ReferenceBank:
         """The training spots."""
         if self._bank is None:
             raise Img2GeneError("This model is not fitted yet; call `fit` first.")
         return self._bank
 
     def neighbors(
-        self, features: np.ndarray, sections: np.ndarray, *, k: int, excluded: np.ndarray | None = None
+        self,
+        features: np.ndarray,
+        sections: np.ndarray,
+        *,
+        k: int,
+        excluded: np.ndarray | None = None,
+        by: str = "group",
     ) -> Neighbors:
-        """The ``k`` training spots nearest to each spot; ``excluded`` is as in :meth:`ReferenceBank.nearest`."""
-        bank, components = self.bank, self.components
+        """The ``k`` training spots nearest to each spot; exclusions are those of :meth:`ReferenceBank.nearest`."""
+        bank, components = self.reference_bank(), self.components
         if components is None:
             raise Img2GeneError("This model is not fitted yet; call `fit` first.")
-        return bank.nearest(components(features, sections), k, excluded=excluded)
+        return bank.nearest(components(features, sections), k, excluded=excluded, by=by)
 
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
-        bank = self.bank
+        bank = self.reference_bank()
         near = self.neighbors(features, sections, k=self.report["k"])
         return bank.average(near, self.weighting) + self.label_mean
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Settings and fitted arrays."""
-        names, arrays = self.bank.state()
+        names, arrays = self.reference_bank().state()
         stored = {f"bank.{name}": value for name, value in arrays.items()}
         stored |= stored_components(components=self.components)
         settings = {"k": self.k, "weighting": self.weighting, "center": self.center, "n_components": self.n_components}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -81,7 +81,9 @@ class ReferenceBank:
         parts = (self.keys, self.values, self.sections, self.groups, self.positions)
         return ReferenceBank(*(part[rows] for part in parts))
 
-    def nearest(self, queries: np.ndarray, k: int, *, excluded: np.ndarray | None = None) -> Neighbors:
+    def nearest(
+        self, queries: np.ndarray, k: int, *, excluded: np.ndarray | None = None, by: str = "group"
+    ) -> Neighbors:
         """The ``k`` reference spots of the highest cosine, exactly.
 
         Memory is bounded by blocks of 512 queries by 65,536 references, whatever the size of either.
@@ -93,41 +95,42 @@ class ReferenceBank:
         k
             Spots for each query.
         excluded
-            str (n_queries,): a group whose spots are not looked at for this query, such as its own patient; ``""`` for none.
+            str (n_queries,): a group whose spots are not looked at for this query, such as its own patient; one that the bank
+            does not hold, such as ``""``, leaves nothing out.
+        by
+            What ``excluded`` names: a ``"group"`` or a ``"section"``.
 
         Raises
         ------
         Img2GeneError
             The bank, or what the exclusions leave of it, is empty or has fewer than ``k`` spots; no query is answered then.
         """
-        codes, barred = self._barred(len(queries), excluded)
-        self._check(k, codes, excluded)
+        check_size(k, len(self))
+        barred = None if excluded is None else self._barred(excluded, by, len(queries), k)
         index = np.empty((len(queries), k), dtype=np.int64)
         similarity = np.empty((len(queries), k), dtype=np.float32)
         # Stored arrays are read-only, which PyTorch warns about.
         keys = torch.from_numpy(self.keys if self.keys.flags.writeable else self.keys.copy())
         for rows in _blocks(len(queries)):
             block = torch.from_numpy(unit_rows(queries[rows]))
-            found = _search(block, keys, k, None if barred is None else (barred[rows], codes))
+            found = _search(block, keys, k, None if barred is None else (barred[0][rows], barred[1]))
             similarity[rows], index[rows] = (part.numpy() for part in found)
         return Neighbors(index, similarity)
 
-    def excluded(self, sections: np.ndarray, by: str) -> tuple[ReferenceBank, np.ndarray | None]:
-        """For queries of sections that the bank may hold: the bank, and what :meth:`nearest` is to leave out of it.
+    def own(self, sections: np.ndarray, by: str) -> np.ndarray | None:
+        """What :meth:`nearest` is to leave out for queries of sections that the bank may hold.
 
         Parameters
         ----------
         sections
             str (n_queries,): section of each query.
         by
-            ``"section"`` leaves out the query's own section, ``"group"`` its own group as far as the bank knows it,
-            ``"none"`` nothing.
+            ``"section"``: the query's section; ``"group"``: its group as far as the bank knows it; ``"none"``: nothing, None.
         """
         if by == "none":
-            return self, None
-        bank = self if by == "group" else replace(self, groups=self.sections)
-        known = dict(zip(bank.sections.tolist(), bank.groups.tolist(), strict=True))
-        return bank, np.array([known.get(name, "") for name in np.asarray(sections).tolist()])
+            return None
+        known = dict(zip(self.sections.tolist(), getattr(self, f"{by}s").tolist(), strict=True))
+        return np.array([known.get(name, "") for name in np.asarray(sections).tolist()])
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Names (JSON) and arrays."""
@@ -143,36 +146,22 @@ class ReferenceBank:
         sections, groups = (np.array(names[kind])[arrays[kind]] for kind in ("section", "group"))
         return cls(arrays["keys"], arrays["values"], sections, groups, arrays["positions"])
 
-    def _barred(self, n: int, excluded: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Group of each spot as a number, and the number that each query bars (−1 for none)."""
-        names, codes = np.unique(self.groups, return_inverse=True)
-        if excluded is None:
-            return codes, None
+    def _barred(self, excluded: np.ndarray, by: str, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As numbers: what each query bars (−1 for nothing), and what each reference spot belongs to."""
         if len(excluded) != n:
             raise Img2GeneError(f"{len(excluded)} exclusions for {n} queries.")
+        names, codes, counts = np.unique(getattr(self, f"{by}s"), return_inverse=True, return_counts=True)
         number = {name: i for i, name in enumerate(names.tolist())}
-        return codes, np.array([number.get(name, -1) for name in np.asarray(excluded).tolist()], dtype=np.int64)
-
-    def _check(self, k: int, codes: np.ndarray, excluded: np.ndarray | None) -> None:
-        if k < 1:
-            raise Img2GeneError(f"k={k!r}: expected at least 1.")
-        if k > len(self):
-            raise Img2GeneError(
-                f"k={k}: the bank has {len(self)} reference spots. Lower `k`, or train on more sections."
-            )
-        if excluded is None:
-            return
-        names, counts = np.unique(self.groups, return_counts=True)
-        sizes = dict(zip(names.tolist(), (len(self) - counts).tolist(), strict=True))
-        short = {name: sizes[name] for name in np.unique(excluded).tolist() if sizes.get(name, k) < k}
+        barred = np.array([number.get(name, -1) for name in np.asarray(excluded).tolist()], dtype=np.int64)
+        short = [i for i in np.unique(barred[barred >= 0]) if len(self) - counts[i] < k]
         raise_problems(
             [
-                f"Without {name!r} the bank has {left or 'no'} reference spots left of {len(self)}, fewer than k={k} "
-                f"(groups in it: {listing(names)}). "
-                + ("Lower `k`." if left else "Train on other groups too, or do not exclude.")
-                for name, left in short.items()
+                f"Without the {by} {names[i]} the bank has {len(self) - counts[i] or 'no'} reference spots, fewer than k={k} "
+                f"({by}s in it: {listing(names)}). Lower `k`, train on others too, or exclude nothing."
+                for i in short
             ]
         )
+        return barred, codes
 
     def average(self, found: Neighbors, weighting: str = "uniform") -> np.ndarray:
         """Mean of the values of the spots found, float32 (n_queries, G).
@@ -195,6 +184,38 @@ class ReferenceBank:
             )
             out[rows] = picked @ self.values
         return out
+
+
+@runtime_checkable
+class Retrieves(Protocol):
+    """A predictor that looks up training spots, and can say which.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> from img2gene.models.retrieval import Retrieves
+    >>> isinstance(ig.models.create("ridge"), Retrieves)
+    False
+    """
+
+    def reference_bank(self) -> ReferenceBank:
+        """The training spots that predictions are retrieved from."""
+        ...
+
+    def neighbors(
+        self,
+        features: np.ndarray,
+        sections: np.ndarray,
+        *,
+        k: int,
+        excluded: np.ndarray | None = None,
+        by: str = "group",
+    ) -> Neighbors:
+        """The ``k`` spots of the bank nearest to each spot; exclusions are those of :meth:`ReferenceBank.nearest`.
+
+        Takes what ``predict`` takes beside features and sections, too.
+        """
+        ...
 
 
 def check_size(k: int, n: int) -> None:

@@ -6,6 +6,7 @@ from img2gene.tl.evaluate import evaluate, summarize
 from img2gene.tl.fit import fit
 from img2gene.tl.learning_curve import learning_curve
 from img2gene.tl.predict import predict
+from img2gene.tl.retrieve import retrieve
 
 __all__ = [
     "GeneCorrelation",
@@ -15,5 +16,6 @@ __all__ = [
     "learning_curve",
     "pathway_contributions",
     "predict",
+    "retrieve",
     "summarize",
 ]

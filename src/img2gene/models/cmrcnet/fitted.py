@@ -16,7 +16,7 @@ from img2gene.models.cmrcnet.network import Architecture, CMRCNetNetwork
 from img2gene.models.components import Components, project_tokens, stored_components
 from img2gene.models.ensemble import Ensemble
 from img2gene.models.linear import Ridge
-from img2gene.models.retrieval import Neighbors, ReferenceBank, unit_rows
+from img2gene.models.retrieval import ReferenceBank, unit_rows
 
 PARTS = ("ridge", "retrieval", "regression")
 _BLOCK = 2048
@@ -74,11 +74,11 @@ class FittedCMRCNet:
         if self.ridge is not None and "ridge" in used:
             found["ridge"] = self.ridge.predict(features, sections) - self.label_mean
         if used & {"retrieval", "regression"}:
-            queries, labels = self._embed(features, sections, tokens, regress="regression" in used)
+            queries, labels = self.embed(features, sections, tokens, regress="regression" in used)
             if "retrieval" in used:
-                bank, barred = self.bank.excluded(sections, self.exclude)
-                near = bank.nearest(queries, self.k, excluded=barred)
-                found["retrieval"] = bank.average(near, self.weighting)
+                own = self.bank.own(sections, self.exclude)
+                near = self.bank.nearest(queries, self.k, excluded=own, by=self.exclude)
+                found["retrieval"] = self.bank.average(near, self.weighting)
             if "regression" in used:
                 found["regression"] = self.scale * labels
         return found
@@ -91,21 +91,10 @@ class FittedCMRCNet:
             out += weights[name] * values
         return out
 
-    def neighbors(
-        self,
-        features: np.ndarray,
-        sections: np.ndarray,
-        tokens: np.ndarray | None,
-        k: int,
-        excluded: np.ndarray | None,
-    ) -> Neighbors:
-        """The spots of the bank that are most similar in the shared space."""
-        queries, _ = self._embed(features, sections, tokens, regress=False)
-        return self.bank.nearest(queries, k, excluded=excluded)
-
-    def _embed(
+    def embed(
         self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None, *, regress: bool
     ) -> tuple[np.ndarray, np.ndarray]:
+        """Places of spots in the shared space, and what the regression head says (:func:`embed`)."""
         self.ensemble.to(resolve_device(None)).eval()
         found = embed(self.ensemble, self.inputs(features, sections, tokens), regress=regress)
         self.ensemble.cpu()

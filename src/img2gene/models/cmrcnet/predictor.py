@@ -114,8 +114,7 @@ class CMRCNet:
         """Labels float32 (n_spots, n_genes)."""
         return self._found.predict(features, sections, tokens)
 
-    @property
-    def bank(self) -> ReferenceBank:
+    def reference_bank(self) -> ReferenceBank:
         """The training spots that predictions are retrieved from."""
         return self._found.bank
 
@@ -127,9 +126,11 @@ class CMRCNet:
         k: int,
         tokens: np.ndarray | None = None,
         excluded: np.ndarray | None = None,
+        by: str = "group",
     ) -> Neighbors:
-        """The ``k`` spots of the bank nearest to each spot; ``excluded`` is as in :meth:`ReferenceBank.nearest`."""
-        return self._found.neighbors(features, sections, tokens, k, excluded)
+        """The ``k`` spots of the bank nearest to each spot; exclusions are those of :meth:`ReferenceBank.nearest`."""
+        queries, _ = self._found.embed(features, sections, tokens, regress=False)
+        return self._found.bank.nearest(queries, k, excluded=excluded, by=by)
 
     @property
     def history_(self) -> list[dict[str, float]]:

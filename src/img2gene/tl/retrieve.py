@@ -1,0 +1,162 @@
+"""Which training spots a prediction comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._sections import group_labels, section_labels
+from img2gene._study import positions
+from img2gene.models import Model
+from img2gene.models.retrieval import ReferenceBank, Retrieves
+from img2gene.tl.predict import model_inputs, resolve_model
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+_EXCLUSIONS = ("none", "section", "group")
+# Positions are stored in float32; a spot that lies further off is another one.
+_SAME_SPOT_UM = 0.5
+
+
+def retrieve(
+    sdata: SpatialData,
+    spots: str | Iterable[str] | None = None,
+    *,
+    n: int = 10,
+    exclude: str = "none",
+    model: Model | str | Path | None = None,
+    key: str = "img2gene",
+    table_key: str = "table",
+) -> pd.DataFrame:
+    """Training spots that are most similar to spots of a study, as a model that retrieves sees them.
+
+    Parameters
+    ----------
+    sdata
+        Study embedded as for the training.
+    spots
+        One or several names of spots (``obs_names``); by default all.
+    n
+        Training spots for each.
+    exclude
+        Leave out training spots of the same ``"section"``, of the same ``"group"`` (the column that the model's splits were made
+        by, usually the patient), or ``"none"``.
+    model
+        A model, the path of one, or the key it is stored under; by default ``key``.
+    key
+        Name of the model in this table.
+    table_key
+        Table whose spots are looked up.
+
+    Returns
+    -------
+    DataFrame with one row per spot and reference, most similar first: ``spot``, ``rank`` (from 1), ``similarity`` (cosine),
+    ``section`` and ``group`` of the reference, ``row_um`` and ``column_um`` of its centre, and ``reference``, its name where its
+    section is part of this study, else NA. Nothing is written.
+
+    Raises
+    ------
+    MissingKeyError
+        No such spot or model.
+    Img2GeneError
+        The model retrieves nothing, or what ``exclude`` leaves of its reference bank has fewer than ``n`` spots.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=1, n_spots=30, n_genes=60)
+    >>> ig.pp.extract_patches(sdata, patch_um=112)
+    >>> ig.pp.embed_patches(sdata, "color-texture")
+    >>> ig.tl.fit(sdata, "knn", validate_on=["P3"])
+    >>> found = ig.tl.retrieve(sdata, sdata["table"].obs_names[0], n=2, exclude="group")
+    >>> found["group"].unique()
+    array(['P2'], dtype=object)
+    """
+    table = _schema.get_table(sdata, table_key)
+    found = resolve_model(table, model, key)
+    predictor = found.predictor
+    if not isinstance(predictor, Retrieves):
+        raise Img2GeneError(
+            f"The model `{found.name}` does not look up training spots; `cmrcnet`, `bleep` and `knn` do: "
+            "`img2gene.tl.fit(sdata, 'cmrcnet')`."
+        )
+    rows = _rows(table, spots, table_key)
+    features, sections, extra = model_inputs(sdata, found, table_key)
+    chosen = np.isin(sections, sections[rows])
+    # Features are centred by section, so all spots of the sections are passed on.
+    excluded = _excluded(table, found, exclude, table_key)
+    bank = predictor.reference_bank()
+    near = predictor.neighbors(
+        features[chosen],
+        sections[chosen],
+        k=n,
+        excluded=None if excluded is None else excluded[chosen],
+        by=exclude,
+        **{name: None if values is None else values[chosen] for name, values in extra.items()},
+    )
+    place = np.searchsorted(np.flatnonzero(chosen), rows)
+    return _tidy(table, table.obs_names[rows], bank, near.rows[place], near.similarity[place], table_key)
+
+
+def _rows(table: AnnData, spots: str | Iterable[str] | None, table_key: str) -> np.ndarray:
+    if spots is None:
+        return np.arange(table.n_obs)
+    names = [spots] if isinstance(spots, str) else [str(name) for name in spots]
+    rows = table.obs_names.get_indexer(names)
+    if (rows < 0).any() or not names:
+        absent = [name for name, row in zip(names, rows, strict=True) if row < 0]
+        raise MissingKeyError(
+            f"No spot named {listing(absent)} in `sdata['{table_key}'].obs_names` (available: {listing(table.obs_names)})."
+        )
+    return rows
+
+
+def _excluded(table: AnnData, model: Model, exclude: str, table_key: str) -> np.ndarray | None:
+    """Group of each spot that it shall not be looked up in."""
+    if exclude not in _EXCLUSIONS:
+        raise Img2GeneError(f"exclude={exclude!r}: choose one of {listing(_EXCLUSIONS)}.")
+    if exclude == "none":
+        return None
+    if exclude == "group":
+        return group_labels(table, model.report["groups"], table_key)
+    return section_labels(table, table_key)
+
+
+def _tidy(
+    table: AnnData, spots: pd.Index, bank: ReferenceBank, found: np.ndarray, similarity: np.ndarray, table_key: str
+) -> pd.DataFrame:
+    flat, n = found.ravel(), found.shape[1]
+    return pd.DataFrame(
+        {
+            "spot": np.repeat(spots.to_numpy(dtype=object), n),
+            "rank": np.tile(np.arange(1, n + 1), len(spots)),
+            "similarity": similarity.ravel(),
+            "section": bank.sections[flat].astype(object),
+            "group": bank.groups[flat].astype(object),
+            "row_um": bank.positions[flat, 0],
+            "column_um": bank.positions[flat, 1],
+            "reference": _names(table, bank, table_key)[flat],
+        }
+    )
+
+
+def _names(table: AnnData, bank: ReferenceBank, table_key: str) -> np.ndarray:
+    """Name of each reference spot in this study; NA where its section, or a spot at its place, is not part of it."""
+    from scipy.spatial import cKDTree
+
+    names = np.full(len(bank), pd.NA, dtype=object)
+    places, sections = positions(table, table_key), section_labels(table, table_key)
+    for section in np.intersect1d(np.unique(bank.sections), np.unique(sections)):
+        here, there = np.flatnonzero(sections == section), np.flatnonzero(bank.sections == section)
+        distance, nearest = cKDTree(places[here]).query(bank.positions[there])
+        same = distance < _SAME_SPOT_UM
+        names[there[same]] = table.obs_names.to_numpy(dtype=object)[here[nearest[same]]]
+    return names
