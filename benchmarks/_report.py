@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 DATA = Path(os.environ.get("IMG2GENE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+GIB = 2**30
+_INTERVAL_S = 0.005
+_Result = TypeVar("_Result")
+
+
+def clocks() -> np.ndarray:
+    """Wall time, and processor time over all threads: the one to trust where others use the machine, too."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def peak_above(run: Callable[[], _Result]) -> tuple[_Result, float]:
+    """What a function returns, and the peak of the resident size while it runs above what it was just before, in GiB."""
+    import psutil
+
+    process, done = psutil.Process(), threading.Event()
+    before = peak = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(_INTERVAL_S):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        found = run()
+    finally:
+        done.set()
+        watcher.join()
+    return found, (max(peak, process.memory_info().rss) - before) / GIB
 
 
 def median_seconds(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:

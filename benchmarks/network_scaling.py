@@ -16,21 +16,17 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import markdown
+from _report import GIB, clocks, markdown, peak_above
 
 WIDTH, PITCH_UM = 896, 100.0
 N_FITTED = 1_000
 MAX_EPOCH_S = 45.0
 _WARM_UP, _PROBE = 3, 20
-_GIB = 2**30
-_INTERVAL_S = 0.005
 
 
 def positions(n_spots: int) -> np.ndarray:
@@ -49,11 +45,6 @@ def training_data(n_spots: int, n_genes: int) -> Any:
     labels = np.random.default_rng(1).standard_exponential((n_spots, n_genes), dtype=np.float32)
     section = np.full(n_spots, "S1")
     return TrainingData(embeddings(n_spots), labels, section, section, positions(n_spots))
-
-
-def clocks() -> np.ndarray:
-    """Wall time, and processor time over all threads: the one to trust where others use the machine, too."""
-    return np.array([time.perf_counter(), time.process_time()])
 
 
 def named(took: np.ndarray) -> dict[str, float]:
@@ -88,30 +79,16 @@ def epoch(n_spots: int, n_genes: int, effect: str) -> dict[str, float]:
 
 def prediction(n_spots: int, n_genes: int, folder: str) -> dict[str, float]:
     """Seconds, and peak memory in GiB above the start, of predicting a section."""
-    import psutil
-
     from img2gene.models.img2gene import Img2Gene
 
     config = json.loads((Path(folder) / "config.json").read_text())
     with np.load(Path(folder) / "arrays.npz") as arrays:
         model = Img2Gene.from_state(config, dict(arrays))
     features, section, places = embeddings(n_spots), np.full(n_spots, "new"), positions(n_spots)
-    process, done = psutil.Process(), threading.Event()
-    before = peak = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(_INTERVAL_S):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     start = clocks()
-    found = model.predict(features, section, positions=places)
+    found, peak = peak_above(lambda: model.predict(features, section, positions=places))
     took = clocks() - start
-    done.set()
-    watcher.join()
-    return {**named(took), "above the start (GiB)": (peak - before) / _GIB, "result (GiB)": found.nbytes / _GIB}
+    return {**named(took), "above the start (GiB)": peak, "result (GiB)": found.nbytes / GIB}
 
 
 def store_model(n_genes: int, folder: str) -> dict[str, float]:
