@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,14 @@ def listing(names: Iterable[object], limit: int = 10) -> str:
         return "none"
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Those of ``known`` that ``name`` may have meant, whatever their case; all of them where nothing is close."""
+    names = list(known)
+    folded = {other.casefold(): other for other in names}
+    found = [folded[other] for other in difflib.get_close_matches(str(name).casefold(), folded, n=5)]
+    return f"near: {listing(found)}" if found else f"available: {listing(names)}"
 
 
 def missing(name: str, where: str, available: Iterable[object], hint: str = "") -> str:

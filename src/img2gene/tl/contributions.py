@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._errors import Img2GeneError, MissingKeyError, near
 from img2gene.models import Model
 from img2gene.tl.predict import model_inputs, resolve_model
 
@@ -103,7 +102,4 @@ def _with_context(model: Model) -> tuple[list[str], FittedImg2Gene]:
 def _gene_column(model: Model, gene: str) -> int:
     if gene in model.genes:
         return model.genes.index(gene)
-    folded = {name.casefold(): name for name in model.genes}
-    near = [folded[name] for name in difflib.get_close_matches(str(gene).casefold(), folded, n=5)]
-    known = f"near: {listing(near)}" if near else f"available: {listing(model.genes)}"
-    raise MissingKeyError(f"The model does not predict `{gene}` ({known}).")
+    raise MissingKeyError(f"The model does not predict `{gene}` ({near(gene, model.genes)}).")

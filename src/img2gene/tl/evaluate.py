@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema, metrics
-from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError, listing, missing, raise_problems
-from img2gene._expression import labels, layer_problems
+from img2gene._errors import Img2GeneError, MissingKeyError, listing
 from img2gene._sections import section_labels
-from img2gene._study import patient_labels, section_names
+from img2gene._study import patient_labels
 from img2gene.models import Model
 from img2gene.settings import settings
+from img2gene.tl._scored_sections import check_leakage, check_scorable, choose_sections, scored_values
 from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
@@ -103,31 +103,22 @@ def evaluate(
     """
     table = _schema.get_table(sdata, table_key)
     found = resolve_model(table, model, key)
-    if key not in table.layers:
-        raise MissingKeyError(
-            missing(key, f"sdata['{table_key}'].layers", table.layers, "Run `img2gene.tl.predict` first.")
-        )
-    layer = found.labels["layer"]
-    raise_problems(layer_problems(table, layer, table_key))
+    check_scorable(table, found, key, table_key)
     genes = [gene for gene in found.genes if gene in table.var_names]
     if not genes:
         raise Img2GeneError(
             f"None of the model's {len(found.genes)} genes ({listing(found.genes, 5)}) is in the table."
         )
-    chosen = _choose_sections(table, found, sections, table_key)
-    leaked = _check_leakage(table, found, chosen, table_key, allow_leakage)
+    chosen = choose_sections(table, found, sections, table_key)
+    leaked = check_leakage(table, found, chosen, table_key, allow_leakage)
     columns = table.var_names.get_indexer(genes)
     rng = np.random.default_rng(settings.seed if seed is None else seed)
     parts = []
     for name in chosen:
         rows = np.flatnonzero(section_labels(table, table_key) == name)
-        truth = labels(table, rows, columns, layer=layer)
-        predicted = np.asarray(table.layers[key][rows][:, columns], dtype=np.float64)
-        kept = np.isfinite(truth).all(axis=1)
-        part = _score_section(truth[kept], predicted[kept], found, genes, n_permutations, rng)
-        parts.append(
-            part.assign(section=name, patient=_patient(table, rows), n_spots=int(kept.sum()), leakage=leaked(name))
-        )
+        truth, predicted = scored_values(table, found, rows, columns, key)
+        part = _score_section(truth, predicted, found, genes, n_permutations, rng)
+        parts.append(part.assign(section=name, patient=_patient(table, rows), n_spots=len(truth), leakage=leaked(name)))
     result = _tidy(pd.concat(parts, ignore_index=True), _groups(found, genes, gene_groups))
     if inplace:
         _write(table, result, found.name, key)
@@ -180,49 +171,6 @@ def _means(part: pd.DataFrame) -> dict[str, float | int | bool]:
         "n_nan": int(part["pcc"].isna().sum()),
         "leakage": part["leakage"].any(skipna=False),
     }
-
-
-def _choose_sections(table: AnnData, model: Model, sections: Iterable[str] | None, table_key: str) -> list[str]:
-    present = section_names(table, np.arange(table.n_obs), table_key)
-    if sections is None:
-        fresh = [name for name in present if name not in model.report["sections"]]
-        if not fresh:
-            raise Img2GeneError(
-                "The model was trained on every section of this study, so no honest score is possible. Hold some out with "
-                "`img2gene.tl.fit(…, validate_on=…)`, or name `sections=` to score in-sample (`allow_leakage=True`)."
-            )
-        return fresh
-    asked = [sections] if isinstance(sections, str) else [str(name) for name in sections]
-    unknown = [name for name in asked if name not in present]
-    if unknown or not asked:
-        raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(present)}).")
-    return asked
-
-
-def _check_leakage(
-    table: AnnData, model: Model, chosen: list[str], table_key: str, allow: bool
-) -> Callable[[str], object]:
-    """Tell of a section whether it, or another one of its patient, was trained on; NA where patients are not known."""
-    names, patients = section_labels(table, table_key), patient_labels(table)
-    trained = set(model.report["patients"] or [])
-    leaked = {name for name in chosen if name in model.report["sections"]}
-    if patients is not None:
-        leaked |= {name for name in chosen if trained & set(patients[names == name].tolist())}
-    # A split that was allowed to leak at training needs no second permission for the sections it held out.
-    declared = set(model.report["held_out"]) if model.report["leakage"] else set()
-    undeclared = sorted(leaked - declared)
-    if undeclared and not allow:
-        raise LeakageError(
-            f"The model was trained on the patient (or the very spots) of the sections {listing(undeclared)}: such scores "
-            "are too good. Score other sections, or pass `allow_leakage=True`, which marks the result."
-        )
-    if leaked:
-        logger.warning(
-            "sections %s share a patient with the training sections; their scores are optimistic",
-            listing(sorted(leaked)),
-        )
-    unknown = patients is None or model.report["patients"] is None
-    return lambda name: True if name in leaked else pd.NA if unknown else False
 
 
 def _score_section(

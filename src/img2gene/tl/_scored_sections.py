@@ -1,0 +1,84 @@
+"""Which sections and spots are scored, and whether the model was trained on their patients."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError, listing, missing, raise_problems
+from img2gene._expression import labels, layer_problems
+from img2gene._sections import section_labels
+from img2gene._study import patient_labels, section_names
+from img2gene.models import Model
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+
+def choose_sections(table: AnnData, model: Model, sections: Iterable[str] | None, table_key: str) -> list[str]:
+    """The sections asked for, by default those that the model was not trained on; an error if there are none."""
+    present = section_names(table, np.arange(table.n_obs), table_key)
+    if sections is None:
+        fresh = [name for name in present if name not in model.report["sections"]]
+        if not fresh:
+            raise Img2GeneError(
+                "The model was trained on every section of this study, so no honest score is possible. Hold some out with "
+                "`img2gene.tl.fit(…, validate_on=…)`, or name `sections=` to score in-sample (`allow_leakage=True`)."
+            )
+        return fresh
+    asked = [sections] if isinstance(sections, str) else [str(name) for name in sections]
+    unknown = [name for name in asked if name not in present]
+    if unknown or not asked:
+        raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(present)}).")
+    return asked
+
+
+def check_leakage(
+    table: AnnData, model: Model, chosen: list[str], table_key: str, allow: bool
+) -> Callable[[str], object]:
+    """Tell of a section whether it, or another one of its patient, was trained on; NA where patients are not known."""
+    names, patients = section_labels(table, table_key), patient_labels(table)
+    trained = set(model.report["patients"] or [])
+    leaked = {name for name in chosen if name in model.report["sections"]}
+    if patients is not None:
+        leaked |= {name for name in chosen if trained & set(patients[names == name].tolist())}
+    # A split that was allowed to leak at training needs no second permission for the sections it held out.
+    declared = set(model.report["held_out"]) if model.report["leakage"] else set()
+    undeclared = sorted(leaked - declared)
+    if undeclared and not allow:
+        raise LeakageError(
+            f"The model was trained on the patient (or the very spots) of the sections {listing(undeclared)}: such scores "
+            "are too good. Score other sections, or pass `allow_leakage=True`, which marks the result."
+        )
+    if leaked:
+        logger.warning(
+            "sections %s share a patient with the training sections; their scores are optimistic",
+            listing(sorted(leaked)),
+        )
+    unknown = patients is None or model.report["patients"] is None
+    return lambda name: True if name in leaked else pd.NA if unknown else False
+
+
+def check_scorable(table: AnnData, model: Model, key: str, table_key: str) -> None:
+    """Raise if there are no predictions under ``key``, or no labels like those of the training."""
+    if key not in table.layers:
+        raise MissingKeyError(
+            missing(key, f"sdata['{table_key}'].layers", table.layers, "Run `img2gene.tl.predict` first.")
+        )
+    raise_problems(layer_problems(table, model.labels["layer"], table_key))
+
+
+def scored_values(
+    table: AnnData, model: Model, rows: np.ndarray, columns: np.ndarray, key: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predictions (n_spots, n_genes) of those ``rows`` that have labels."""
+    truth = labels(table, rows, columns, layer=model.labels["layer"])
+    predicted = np.asarray(table.layers[key][rows][:, columns], dtype=np.float64)
+    kept = np.isfinite(truth).all(axis=1)
+    return truth[kept], predicted[kept]
