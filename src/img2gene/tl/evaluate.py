@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema, metrics
-from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, near_matches
 from img2gene._sections import section_labels
 from img2gene._study import patient_labels
 from img2gene.models import Model
@@ -36,6 +36,7 @@ def evaluate(
     *,
     sections: Iterable[str] | None = None,
     gene_groups: Mapping[str, tuple[str, int] | list[str]] | None = None,
+    markers: Iterable[str] | None = None,
     n_permutations: int = 20,
     seed: int | None = None,
     key: str = "img2gene",
@@ -61,6 +62,8 @@ def evaluate(
         Name of each group with either the genes, or a training statistic (``mean``, ``variance``, ``dispersion``,
         ``moran``) and how many genes lead it. Default: top-50 mean (HEG), top-50 dispersion (HVG) and top-50 Moran's I
         (SVG), all from the training labels.
+    markers
+        Genes that make one more group, ``markers``, beside those of ``gene_groups`` or the default ones.
     n_permutations
         Shuffles of the permutation null.
     seed
@@ -85,7 +88,7 @@ def evaluate(
     Raises
     ------
     Img2GeneError
-        No predictions, no labels, or no section that the model was not trained on.
+        No predictions, no labels, no section that the model was not trained on, or genes of a group that it does not predict.
     LeakageError
         A patient of the scored sections was trained on.
 
@@ -119,7 +122,7 @@ def evaluate(
         truth, predicted = scored_values(table, found, rows, columns, key)
         part = _score_section(truth, predicted, found, genes, n_permutations, rng)
         parts.append(part.assign(section=name, patient=_patient(table, rows), n_spots=len(truth), leakage=leaked(name)))
-    result = _tidy(pd.concat(parts, ignore_index=True), _groups(found, genes, gene_groups))
+    result = _tidy(pd.concat(parts, ignore_index=True), _groups(found, genes, _asked(gene_groups, markers)))
     if inplace:
         _write(table, result, found.name, key)
     return result
@@ -203,11 +206,18 @@ def _scores(truth: np.ndarray, predicted: np.ndarray, mean: np.ndarray) -> dict[
     }
 
 
-def _groups(
-    model: Model, genes: list[str], asked: Mapping[str, tuple[str, int] | list[str]] | None
-) -> dict[str, list[str]]:
+def _asked(
+    gene_groups: Mapping[str, tuple[str, int] | list[str]] | None, markers: Iterable[str] | None
+) -> dict[str, tuple[str, int] | list[str]]:
+    groups: dict[str, tuple[str, int] | list[str]] = dict(GENE_GROUPS if gene_groups is None else gene_groups)
+    if markers is not None and "markers" in groups:
+        raise Img2GeneError("Both `markers` and `gene_groups` name the group 'markers'; give it one of them.")
+    return groups if markers is None else groups | {"markers": [markers] if isinstance(markers, str) else list(markers)}
+
+
+def _groups(model: Model, genes: list[str], asked: Mapping[str, tuple[str, int] | list[str]]) -> dict[str, list[str]]:
     groups = {}
-    for name, rule in (GENE_GROUPS if asked is None else asked).items():
+    for name, rule in asked.items():
         if name in {"all", "model", "section", "patient", "gene", "n_spots", "leakage", *METRICS}:
             raise Img2GeneError(f"A gene group cannot be called {name!r}; choose another name.")
         ranked = len(rule) == 2 and isinstance(rule[1], int)
@@ -215,7 +225,7 @@ def _groups(
         absent = [gene for gene in members if gene not in genes] if not ranked else []
         if absent:
             raise MissingKeyError(
-                f"Gene group {name!r}: {listing(absent)} not predicted (available: {listing(genes)})."
+                f"Gene group {name!r}: {listing(absent)} not predicted ({near_matches(absent, genes)})."
             )
         groups[name] = members
     return groups
