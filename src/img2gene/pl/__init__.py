@@ -1,9 +1,10 @@
 """Plots; every function returns the figure or axes and leaves the data as they are."""
 
+from img2gene.pl.localization import localization
 from img2gene.pl.patches import patches
 from img2gene.pl.pathways import pathways
 from img2gene.pl.prediction import prediction
 from img2gene.pl.scores import scores
 from img2gene.pl.training import training
 
-__all__ = ["patches", "pathways", "prediction", "scores", "training"]
+__all__ = ["localization", "patches", "pathways", "prediction", "scores", "training"]

@@ -1,9 +1,9 @@
-"""Which sections and spots are scored, and whether the model was trained on their patients."""
+"""Which sections, spots and genes are scored, and whether the model was trained on their patients."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,3 +82,14 @@ def scored_values(
     predicted = np.asarray(table.layers[key][rows][:, columns], dtype=np.float64)
     kept = np.isfinite(truth).all(axis=1)
     return truth[kept], predicted[kept]
+
+
+def patient_of(table: AnnData, rows: np.ndarray) -> str | None:
+    """Patient of the ``rows`` of a section; None where patients are not recorded."""
+    patients = patient_labels(table)
+    return None if patients is None else "+".join(dict.fromkeys(patients[rows].tolist()))
+
+
+def is_rule(genes: Sequence[object]) -> bool:
+    """Whether ``genes`` is a statistic and a number, such as ``("mean", 50)``, rather than names of genes."""
+    return len(genes) == 2 and isinstance(genes[1], int)

@@ -13,10 +13,16 @@ import pandas as pd
 from img2gene import _schema, metrics
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near_matches
 from img2gene._sections import section_labels
-from img2gene._study import patient_labels
 from img2gene.models import Model
 from img2gene.settings import settings
-from img2gene.tl._scored_sections import check_leakage, check_scorable, choose_sections, scored_values
+from img2gene.tl._scored_sections import (
+    check_leakage,
+    check_scorable,
+    choose_sections,
+    is_rule,
+    patient_of,
+    scored_values,
+)
 from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
@@ -121,7 +127,9 @@ def evaluate(
         rows = np.flatnonzero(section_labels(table, table_key) == name)
         truth, predicted = scored_values(table, found, rows, columns, key)
         part = _score_section(truth, predicted, found, genes, n_permutations, rng)
-        parts.append(part.assign(section=name, patient=_patient(table, rows), n_spots=len(truth), leakage=leaked(name)))
+        parts.append(
+            part.assign(section=name, patient=patient_of(table, rows), n_spots=len(truth), leakage=leaked(name))
+        )
     result = _tidy(pd.concat(parts, ignore_index=True), _groups(found, genes, _asked(gene_groups, markers)))
     if inplace:
         _write(table, result, found.name, key)
@@ -220,7 +228,7 @@ def _groups(model: Model, genes: list[str], asked: Mapping[str, tuple[str, int] 
     for name, rule in asked.items():
         if name in {"all", "model", "section", "patient", "gene", "n_spots", "leakage", *METRICS}:
             raise Img2GeneError(f"A gene group cannot be called {name!r}; choose another name.")
-        ranked = len(rule) == 2 and isinstance(rule[1], int)
+        ranked = is_rule(rule)
         members = model.top_genes(*rule) if ranked else [str(gene) for gene in rule]
         absent = [gene for gene in members if gene not in genes] if not ranked else []
         if absent:
@@ -237,11 +245,6 @@ def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:
     result["leakage"] = result["leakage"].astype("boolean")
     columns = ["model", "section", "patient", "gene", *groups, *METRICS, "n_spots", "leakage"]
     return result[columns]
-
-
-def _patient(table: AnnData, rows: np.ndarray) -> str | None:
-    patients = patient_labels(table)
-    return None if patients is None else "+".join(dict.fromkeys(patients[rows].tolist()))
 
 
 def _write(table: AnnData, result: pd.DataFrame, name: str, key: str) -> None:
