@@ -130,7 +130,9 @@ def evaluate(
         parts.append(
             part.assign(section=name, patient=patient_of(table, rows), n_spots=len(truth), leakage=leaked(name))
         )
-    result = _tidy(pd.concat(parts, ignore_index=True), _groups(found, genes, _asked(gene_groups, markers)))
+    result = _tidy(
+        pd.concat(parts, ignore_index=True), group_members(found, genes, _with_markers(gene_groups, markers))
+    )
     if inplace:
         _write(table, result, found.name, key)
     return result
@@ -214,18 +216,12 @@ def _scores(truth: np.ndarray, predicted: np.ndarray, mean: np.ndarray) -> dict[
     }
 
 
-def _asked(
-    gene_groups: Mapping[str, tuple[str, int] | list[str]] | None, markers: Iterable[str] | None
-) -> dict[str, tuple[str, int] | list[str]]:
-    groups: dict[str, tuple[str, int] | list[str]] = dict(GENE_GROUPS if gene_groups is None else gene_groups)
-    if markers is not None and "markers" in groups:
-        raise Img2GeneError("Both `markers` and `gene_groups` name the group 'markers'; give it one of them.")
-    return groups if markers is None else groups | {"markers": [markers] if isinstance(markers, str) else list(markers)}
-
-
-def _groups(model: Model, genes: list[str], asked: Mapping[str, tuple[str, int] | list[str]]) -> dict[str, list[str]]:
+def group_members(
+    model: Model, genes: list[str], asked: Mapping[str, tuple[str, int] | list[str]] | None
+) -> dict[str, list[str]]:
+    """Genes of each group; unknown ones, and names that a group cannot have, are refused."""
     groups = {}
-    for name, rule in asked.items():
+    for name, rule in (GENE_GROUPS if asked is None else asked).items():
         if name in {"all", "model", "section", "patient", "gene", "n_spots", "leakage", *METRICS}:
             raise Img2GeneError(f"A gene group cannot be called {name!r}; choose another name.")
         ranked = is_rule(rule)
@@ -237,6 +233,18 @@ def _groups(model: Model, genes: list[str], asked: Mapping[str, tuple[str, int] 
             )
         groups[name] = members
     return groups
+
+
+def _with_markers(
+    asked: Mapping[str, tuple[str, int] | list[str]] | None, markers: Iterable[str] | None
+) -> Mapping[str, tuple[str, int] | list[str]] | None:
+    """The groups asked for, or the default ones, and that of the markers."""
+    if markers is None:
+        return asked
+    groups: dict[str, tuple[str, int] | list[str]] = dict(GENE_GROUPS if asked is None else asked)
+    if "markers" in groups:
+        raise Img2GeneError("Both `markers` and `gene_groups` name the group 'markers'; give it one of them.")
+    return groups | {"markers": [markers] if isinstance(markers, str) else list(markers)}
 
 
 def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:
