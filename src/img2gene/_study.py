@@ -16,6 +16,7 @@ from img2gene.models.base import n_faulty
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,25 @@ def positions(table: AnnData, table_key: str = "table") -> np.ndarray:
     for name, rows in members.items():
         found[rows] = centers_of(table, rows) * recorded[name]["mpp"]
     return found
+
+
+def predicted_values(sdata: SpatialData, genes: list[str], key: str, table_key: str = "table") -> np.ndarray:
+    """Predictions (n_obs, n_genes) from the layer ``key``, or from the table ``key`` of the same rows, which may know more genes."""
+    table = _schema.get_table(sdata, table_key)
+    found = {}
+    if key in table.layers:
+        found[f"sdata['{table_key}'].var_names"] = (table.var_names, table.layers[key])
+    if key in sdata.tables and sdata.tables[key].obs_names.equals(table.obs_names):
+        found[f"sdata['{key}'].var_names"] = (sdata.tables[key].var_names, sdata.tables[key].X)
+    if not found:
+        raise MissingKeyError(
+            missing(key, f"sdata['{table_key}'].layers", table.layers, "Run `img2gene.tl.predict` first.")
+        )
+    for names, values in found.values():
+        if genes and names.isin(genes).sum() == len(set(genes)):
+            return np.asarray(values[:, names.get_indexer(genes)], dtype=float)
+    where, (names, _) = next(iter(found.items()))
+    raise MissingKeyError(missing(listing(gene for gene in genes if gene not in names), where, names))
 
 
 def section_names(table: AnnData, rows: np.ndarray, table_key: str) -> list[str]:

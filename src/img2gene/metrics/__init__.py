@@ -1,10 +1,14 @@
 """Scores of predictions, on plain arrays."""
 
+from img2gene.metrics.classification import auprc, auroc, dice
 from img2gene.metrics.regression import mae, mse, pearson, r2, spearman
 from img2gene.metrics.spatial import morans_i, neighbor_graph
 from img2gene.metrics.structure import gene_correlation, structure_score
 
 __all__ = [
+    "auprc",
+    "auroc",
+    "dice",
     "gene_correlation",
     "mae",
     "morans_i",

@@ -2,10 +2,20 @@
 
 from img2gene.pl.correlation import gene_correlation
 from img2gene.pl.learning_curve import learning_curve
+from img2gene.pl.localization import localization
 from img2gene.pl.patches import patches
 from img2gene.pl.pathways import pathways
 from img2gene.pl.prediction import prediction
 from img2gene.pl.scores import scores
 from img2gene.pl.training import training
 
-__all__ = ["gene_correlation", "learning_curve", "patches", "pathways", "prediction", "scores", "training"]
+__all__ = [
+    "gene_correlation",
+    "learning_curve",
+    "localization",
+    "patches",
+    "pathways",
+    "prediction",
+    "scores",
+    "training",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _OVERVIEW_PX = 1200
+_CELLS_PER_PITCH = 8
+_RANGE = (1, 99)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,34 @@ def draw(
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
     return spots
+
+
+def color_limits(values: np.ndarray) -> tuple[float, float]:
+    """1st and 99th percentile of the values that are known, a span even where all are equal."""
+    known = values[np.isfinite(values)]
+    low, high = np.percentile(known, _RANGE) if len(known) else (0.0, 1.0)
+    return float(low), float(high) if high > low else float(low) + 1
+
+
+def outline(ax: Axes, canvas: Canvas, inside: np.ndarray, style: dict[str, Any]) -> None:
+    """Draw the boundary of some spots: of the cells that are nearer to them than to any other spot.
+
+    ``style`` holds ``color``, ``linestyle`` and ``linewidth``.
+    """
+    from scipy.spatial import cKDTree
+
+    if not inside.any():
+        return
+    pitch = _nearest(canvas.xy)
+    step = pitch / _CELLS_PER_PITCH
+    low, high = canvas.xy.min(axis=0) - 2 * pitch, canvas.xy.max(axis=0) + 2 * pitch
+    across, down = (np.arange(start, stop, step) for start, stop in zip(low, high, strict=True))
+    grid = np.stack(np.meshgrid(across, down), axis=-1)
+    # A spot reaches as far as the corners of its cell on a square lattice, pitch / √2, and no further into the empty.
+    distance, nearest = cKDTree(canvas.xy).query(grid, distance_upper_bound=0.75 * pitch)
+    mask = np.append(inside, False)[nearest] & np.isfinite(distance)
+    lines = {f"{name}s": value for name, value in style.items()}
+    ax.contour(across, down, mask.astype(float), levels=[0.5], **lines)
 
 
 def gene_columns(table: AnnData, genes: str | list[str], where: str) -> list[int]:

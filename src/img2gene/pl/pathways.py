@@ -11,7 +11,7 @@ from img2gene._errors import Img2GeneError, MissingKeyError, listing
 from img2gene._pathways import enrichment_table, required_pathways, stored_pathways
 from img2gene._sections import section_labels
 from img2gene.io.model_store import stored_models
-from img2gene.pl._tissue import Canvas, canvases, draw
+from img2gene.pl._tissue import Canvas, canvases, color_limits, draw
 from img2gene.tl.contributions import pathway_contributions
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 KINDS = ("maps", "enrichment", "contribution")
-_RANGE = (1, 99)
 _N_MAPS, _N_BARS = 4, 20
 _BAR_COLORS = {True: "#3b6fb6", False: "#c9c9c9"}
 _SIGN_COLORS = {"raises the prediction on average": "#3b6fb6", "lowers it": "#c4673d"}
@@ -178,7 +177,7 @@ def _maps(
         raise Img2GeneError(f"`ax` takes one map, here are {n_columns} pathways in {n_rows} sections.")
     everything = np.concatenate([canvas.rows for canvas in shown])
     for column, name in enumerate(names):
-        low, high = _limits(values[everything, column])
+        low, high = color_limits(values[everything, column])
         if target:
             low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
         for row, canvas in enumerate(shown):
@@ -188,12 +187,6 @@ def _maps(
             bar = panel.figure.colorbar(drawn, ax=panel, fraction=0.046, pad=0.02)
             bar.ax.tick_params(labelsize=7)
     return grid[0, 0].figure
-
-
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    known = values[np.isfinite(values)]
-    low, high = np.percentile(known, _RANGE) if len(known) else (0.0, 1.0)
-    return float(low), float(high) if high > low else float(low) + 1
 
 
 def _enrichment(table: pd.DataFrame, asked: list[str] | None, ax: Axes | None, max_fdr: float) -> Figure:

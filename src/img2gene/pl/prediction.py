@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from img2gene import _schema
-from img2gene._errors import MissingKeyError, missing
 from img2gene._expression import labels
+from img2gene._study import predicted_values
 from img2gene.pl._tissue import Canvas, canvases, draw, gene_columns
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def prediction(
     table = _schema.get_table(sdata, table_key)
     names = [genes] if isinstance(genes, str) else list(genes)
     chosen = [sections] if isinstance(sections, str) else sections
-    predicted = _predicted(sdata, table, table_key, key, names)
+    predicted = predicted_values(sdata, names, key, table_key)
     measured = _measured(table, key, names)
     shown = canvases(sdata, table_key, chosen)
     columns = 1 if measured is None else 3
@@ -93,19 +93,6 @@ def prediction(
         truth = None if measured is None else measured[canvas.rows, gene]
         _draw_row(axes, canvas, names[gene], truth, predicted[canvas.rows, gene], style)
     return figure
-
-
-def _predicted(sdata: SpatialData, table: AnnData, table_key: str, key: str, genes: list[str]) -> np.ndarray:
-    """Predictions (n_obs, n_genes) from the layer, or from a table of the same rows."""
-    if key in table.layers:
-        columns = gene_columns(table, genes, f"sdata['{table_key}'].var_names")
-        return np.asarray(table.layers[key][:, columns], dtype=float)
-    if key in sdata.tables and sdata.tables[key].obs_names.equals(table.obs_names):
-        other = sdata.tables[key]
-        return np.asarray(other.X[:, gene_columns(other, genes, f"sdata['{key}'].var_names")], dtype=float)
-    raise MissingKeyError(
-        missing(key, f"sdata['{table_key}'].layers", table.layers, "Run `img2gene.tl.predict` first.")
-    )
 
 
 def _measured(table: AnnData, key: str, genes: list[str]) -> np.ndarray | None:

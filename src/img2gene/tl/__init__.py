@@ -5,6 +5,7 @@ from img2gene.tl.correlation import GeneCorrelation, gene_correlation
 from img2gene.tl.evaluate import evaluate, summarize
 from img2gene.tl.fit import fit
 from img2gene.tl.learning_curve import learning_curve
+from img2gene.tl.localize import localize
 from img2gene.tl.predict import predict
 from img2gene.tl.retrieve import retrieve
 
@@ -14,6 +15,7 @@ __all__ = [
     "fit",
     "gene_correlation",
     "learning_curve",
+    "localize",
     "pathway_contributions",
     "predict",
     "retrieve",

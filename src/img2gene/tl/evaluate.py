@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema, metrics
-from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, near_matches
 from img2gene._sections import section_labels
 from img2gene.models import Model
 from img2gene.settings import settings
@@ -42,6 +42,7 @@ def evaluate(
     *,
     sections: Iterable[str] | None = None,
     gene_groups: Mapping[str, tuple[str, int] | list[str]] | None = None,
+    markers: Iterable[str] | None = None,
     n_permutations: int = 20,
     seed: int | None = None,
     key: str = "img2gene",
@@ -67,6 +68,8 @@ def evaluate(
         Name of each group with either the genes, or a training statistic (``mean``, ``variance``, ``dispersion``,
         ``moran``) and how many genes lead it. Default: top-50 mean (HEG), top-50 dispersion (HVG) and top-50 Moran's I
         (SVG), all from the training labels.
+    markers
+        Genes that make one more group, ``markers``, beside those of ``gene_groups`` or the default ones.
     n_permutations
         Shuffles of the permutation null.
     seed
@@ -91,7 +94,7 @@ def evaluate(
     Raises
     ------
     Img2GeneError
-        No predictions, no labels, or no section that the model was not trained on.
+        No predictions, no labels, no section that the model was not trained on, or genes of a group that it does not predict.
     LeakageError
         A patient of the scored sections was trained on.
 
@@ -127,7 +130,9 @@ def evaluate(
         parts.append(
             part.assign(section=name, patient=patient_of(table, rows), n_spots=len(truth), leakage=leaked(name))
         )
-    result = _tidy(pd.concat(parts, ignore_index=True), group_members(found, genes, gene_groups))
+    result = _tidy(
+        pd.concat(parts, ignore_index=True), group_members(found, genes, _with_markers(gene_groups, markers))
+    )
     if inplace:
         _write(table, result, found.name, key)
     return result
@@ -224,10 +229,22 @@ def group_members(
         absent = [gene for gene in members if gene not in genes] if not ranked else []
         if absent:
             raise MissingKeyError(
-                f"Gene group {name!r}: {listing(absent)} not predicted (available: {listing(genes)})."
+                f"Gene group {name!r}: {listing(absent)} not predicted ({near_matches(absent, genes)})."
             )
         groups[name] = members
     return groups
+
+
+def _with_markers(
+    asked: Mapping[str, tuple[str, int] | list[str]] | None, markers: Iterable[str] | None
+) -> Mapping[str, tuple[str, int] | list[str]] | None:
+    """The groups asked for, or the default ones, and that of the markers."""
+    if markers is None:
+        return asked
+    groups: dict[str, tuple[str, int] | list[str]] = dict(GENE_GROUPS if asked is None else asked)
+    if "markers" in groups:
+        raise Img2GeneError("Both `markers` and `gene_groups` name the group 'markers'; give it one of them.")
+    return groups | {"markers": [markers] if isinstance(markers, str) else list(markers)}
 
 
 def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:

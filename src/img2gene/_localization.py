@@ -1,0 +1,148 @@
+"""Where a tissue is: marker scores, thresholds and agreement with an annotation; and how they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from img2gene import _schema, metrics
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+    from anndata import AnnData
+
+_RECORDS = "localization"
+
+
+def score_column(key: str, tissue: str) -> str:
+    """``obs`` column with the marker score of a tissue."""
+    return f"{key}_{tissue}"
+
+
+def inside_column(key: str, tissue: str) -> str:
+    """``obs`` column that tells which spots are inside a tissue."""
+    return f"{key}_{tissue}_inside"
+
+
+def records(table: AnnData) -> dict[str, Any]:
+    """Settings and thresholds of every localisation of a table, by its key."""
+    return _schema.read_json(table, _RECORDS, default={})
+
+
+def records_update(table: AnnData, key: str, record: dict[str, Any]) -> dict[str, Any]:
+    """The update of ``uns`` that adds a localisation to those stored."""
+    return {_RECORDS: records(table) | {key: record}}
+
+
+def required_record(table: AnnData, key: str, table_key: str) -> dict[str, Any]:
+    """What :func:`img2gene.tl.localize` stored under ``key``, or an error that lists what there is."""
+    known = records(table)
+    if key not in known:
+        where = f"the localisations of sdata['{table_key}']"
+        raise MissingKeyError(missing(key, where, known, "Run `img2gene.tl.localize` first."))
+    return known[key]
+
+
+def marker_score(values: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """Mean over markers of their z-scores, float64 (n_spots,), for expression (n_spots, n_markers); NaN where one is."""
+    return ((np.asarray(values, dtype=np.float64) - mean) / sd).mean(axis=1)
+
+
+def pairs_within(positions: np.ndarray, groups: list[np.ndarray], radius: float) -> sp.csr_matrix:
+    """1 where two spots of the same group lie within ``radius``, else 0; CSR (n_spots, n_spots), own spots left out."""
+    import scipy.sparse as sp
+    from scipy.spatial import cKDTree
+
+    pairs = [rows[cKDTree(positions[rows]).query_pairs(radius, output_type="ndarray")] for rows in groups]
+    one, two = np.concatenate(pairs).T
+    size = (len(positions),) * 2
+    graph = sp.csr_matrix((np.ones(len(one)), (one, two)), shape=size)
+    return graph + graph.T
+
+
+def smoothed(scores: np.ndarray, graph: sp.csr_matrix) -> np.ndarray:
+    """Mean of each spot and its neighbours, 1 in ``graph``, leaving out those without a score; NaN stays NaN."""
+    known = np.isfinite(scores)
+    total = np.where(known, scores, 0)
+    return np.where(known, (total + graph @ total) / np.maximum(known + graph @ known, 1), np.nan)
+
+
+def otsu(scores: np.ndarray) -> float | None:
+    """Otsu's threshold of the finite scores; None where there are none."""
+    from skimage.filters import threshold_otsu
+
+    known = scores[np.isfinite(scores)]
+    return float(threshold_otsu(known)) if len(known) else None
+
+
+def best_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
+    """The threshold above which true positive rate − false positive rate (Youden's J) is largest.
+
+    It lies midway between the lowest score called inside and the next one below; the highest such where several are best.
+    """
+    from sklearn.metrics import roc_curve
+
+    false_positive, true_positive, cuts = roc_curve(truth, scores, drop_intermediate=False)
+    # The first cut, infinity, calls nothing.
+    best = 1 + int(np.argmax((true_positive - false_positive)[1:]))
+    if best + 1 == len(cuts):
+        return float(np.nextafter(cuts[best], -np.inf))
+    return float((cuts[best] + cuts[best + 1]) / 2)
+
+
+def annotated(column: pd.Series, values: list[str]) -> np.ndarray:
+    """1 where an annotation has one of ``values``, 0 where another and NaN where none, float (n_obs,)."""
+    inside = column.astype(str).isin(values).to_numpy(dtype=float)
+    return np.where(column.isna().to_numpy(), np.nan, inside)
+
+
+def annotation_values(column: pd.Series) -> list[str]:
+    """Values that an annotation has, or, for categories, could have."""
+    known = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else pd.unique(column.dropna())
+    return [str(value) for value in known]
+
+
+def positive_values(column: pd.Series, tissues: list[str], positive: Any) -> dict[str, list[str]]:
+    """Values of an annotation that mean each tissue: those asked for, else the value of its name, or True of truth values."""
+    if positive is not None and not isinstance(positive, Mapping):
+        if len(tissues) > 1:
+            raise Img2GeneError(f"`positive` has to be a dict, as there are several tissues: {listing(tissues)}.")
+        positive = {tissues[0]: positive}
+    asked = positive or {}
+    foreign = [name for name in asked if name not in tissues]
+    if foreign:
+        raise Img2GeneError(f"`positive` names {listing(foreign)}, without markers (those with: {listing(tissues)}).")
+    known = annotation_values(column)
+    if set(known) <= {"True", "False"}:
+        known = ["True", "False"]
+    default = {tissue: "True" if "True" in known else tissue for tissue in tissues}
+    found = {tissue: _texts(asked.get(tissue, default[tissue])) for tissue in tissues}
+    absent = {name: [value for value in values if value not in known] for name, values in found.items()}
+    problems = [f"{listing(absent[name])} ({name})" for name, values in found.items() if absent[name] or not values]
+    if problems:
+        raise MissingKeyError(
+            f"`obs['{column.name}']` has no value {', '.join(problems)}; available: {listing(known, 30)}. "
+            "Say which of its values mean a tissue with `positive={tissue: [values]}`."
+        )
+    return found
+
+
+def _texts(values: Any) -> list[str]:
+    return [str(values)] if isinstance(values, str | bool) else [str(value) for value in values]
+
+
+def agreement(truth: np.ndarray, scores: np.ndarray, inside: np.ndarray) -> dict[str, float | int]:
+    """AUROC, AUPRC and Dice over the spots that have both an annotation and a score, and how many these are."""
+    known = np.isfinite(truth) & np.isfinite(scores)
+    actual, score = truth[known] == 1, scores[known]
+    return {
+        "n_annotated": int(known.sum()),
+        "n_positive": int(actual.sum()),
+        "auroc": metrics.auroc(actual, score),
+        "auprc": metrics.auprc(actual, score),
+        "dice": metrics.dice(actual, inside[known]),
+    }

@@ -1,0 +1,176 @@
+"""Where a tissue is: its marker score over the image, with the outlines of what was called inside and of an annotation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import MissingKeyError, listing, missing
+from img2gene._localization import (
+    agreement,
+    annotated,
+    inside_column,
+    positive_values,
+    required_record,
+    score_column,
+)
+from img2gene.pl._tissue import Canvas, canvases, color_limits, draw, outline
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from spatialdata import SpatialData
+
+_COLUMNS = 3
+# The dashes of the annotation lie on the wider line of the called region, so that both show where they agree.
+_LINES: dict[str, dict[str, Any]] = {
+    "called": {"color": "#00b8d4", "linestyle": "solid", "linewidth": 2.6},
+    "annotated": {"color": "black", "linestyle": "dashed", "linewidth": 1.2},
+}
+
+
+def localization(
+    sdata: SpatialData,
+    tissue: str,
+    *,
+    sections: str | list[str] | None = None,
+    annotation: str | None = None,
+    positive: str | list[str] | None = None,
+    key_added: str = "localization",
+    table_key: str = "table",
+    cmap: str = "magma",
+    alpha: float = 0.85,
+    size: float = 1.3,
+    panel_size: float = 3.6,
+) -> Figure:
+    """Draw the marker score of a tissue, the outline of the spots inside, and that of an annotation.
+
+    Parameters
+    ----------
+    sdata
+        Study on which :func:`img2gene.tl.localize` was run.
+    tissue
+        One of the tissues that were looked for.
+    sections
+        One or several scored sections; by default all.
+    annotation
+        Column of obs to compare with; by default that which ``localize`` compared with, if any.
+    positive
+        Values of the annotation that mean the tissue; by default those of ``localize``, else as there.
+    key_added
+        Name the localisation is stored under.
+    table_key
+        Table that was scored.
+    cmap
+        Colours of the score.
+    alpha
+        Opacity of the spots, 0–1.
+    size
+        Diameter of the drawn spots, as a multiple of the real one.
+    panel_size
+        Side of a panel in inches.
+
+    Returns
+    -------
+    Figure with a panel per section; all share the colours of the score (1st to 99th percentile). Outlines follow the cells of
+    the nearest spot. Titles give AUROC and Dice against the annotation.
+
+    Raises
+    ------
+    MissingKeyError
+        No such localisation, tissue, section or annotation, or a section that was not scored.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> figure = ig.pl.localization(sdata, "tumour", annotation="domain")  # doctest: +SKIP
+    """
+    import matplotlib.pyplot as plt
+
+    table = _schema.get_table(sdata, table_key)
+    record = required_record(table, key_added, table_key)
+    if tissue not in record["markers"]:
+        raise MissingKeyError(f"No tissue {tissue!r} in `{key_added}` (available: {listing(record['markers'])}).")
+    chosen = _sections(record, sections)
+    scores = table.obs[score_column(key_added, tissue)].to_numpy(dtype=float)
+    inside = table.obs[inside_column(key_added, tissue)].fillna(False).to_numpy(dtype=bool)
+    truth = _truth(table, record, tissue, annotation, positive, table_key)
+    shown = canvases(sdata, table_key, chosen)
+    columns = min(len(shown), _COLUMNS)
+    lines = -(-len(shown) // columns)
+    figure, grid = plt.subplots(
+        lines,
+        columns,
+        figsize=(panel_size * 1.05 * columns + 0.8, panel_size * lines),
+        squeeze=False,
+        layout="constrained",
+    )
+    limits = color_limits(scores[np.concatenate([canvas.rows for canvas in shown])])
+    style = {"cmap": cmap, "alpha": alpha, "size": size, "vmin": limits[0], "vmax": limits[1]}
+    for ax, canvas in zip(grid.flat, shown, strict=False):
+        rows = canvas.rows
+        drawn = _panel(ax, canvas, tissue, scores[rows], inside[rows], truth[rows], style)
+    for ax in grid.flat[len(shown) :]:
+        ax.set_axis_off()
+    bar = figure.colorbar(drawn, ax=grid, shrink=0.8, pad=0.01)
+    bar.set_label(f"{tissue} score ({record['use']}, mean z)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    _legend(figure, bool(np.isfinite(truth).any()))
+    return figure
+
+
+def _sections(record: dict[str, Any], sections: str | list[str] | None) -> list[str]:
+    asked = record["sections"] if sections is None else [sections] if isinstance(sections, str) else list(sections)
+    absent = [name for name in asked if name not in record["sections"]]
+    if absent or not asked:
+        raise MissingKeyError(f"Section {listing(absent)} was not scored (scored: {listing(record['sections'])}).")
+    return asked
+
+
+def _truth(
+    table: AnnData,
+    record: dict[str, Any],
+    tissue: str,
+    annotation: str | None,
+    positive: str | list[str] | None,
+    table_key: str,
+) -> np.ndarray:
+    """1 inside the annotated tissue, 0 outside, NaN where nothing is known."""
+    column = record["annotation"] if annotation is None else annotation
+    if column is None:
+        return np.full(table.n_obs, np.nan)
+    if column not in table.obs:
+        raise MissingKeyError(missing(column, f"sdata['{table_key}'].obs", table.obs.columns))
+    if positive is None and column == record["annotation"]:
+        positive = record["positive"][tissue]
+    return annotated(table.obs[column], positive_values(table.obs[column], [tissue], positive)[tissue])
+
+
+def _panel(
+    ax: Axes, canvas: Canvas, tissue: str, scores: np.ndarray, inside: np.ndarray, truth: np.ndarray, style: dict
+) -> Any:
+    drawn = draw(ax, canvas, scores, **style)
+    outline(ax, canvas, inside, _LINES["called"])
+    title = f"{canvas.name}  {tissue}"
+    if np.isfinite(truth).any():
+        outline(ax, canvas, truth == 1, _LINES["annotated"])
+        found = agreement(truth, scores, inside)
+        parts = [f"{label} {_text(found[key])}" for label, key in (("AUROC", "auroc"), ("Dice", "dice"))]
+        title += "\n" + ", ".join(parts)
+    ax.set_title(title, fontsize=9)
+    return drawn
+
+
+def _text(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "undefined"
+
+
+def _legend(figure: Figure, compared: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    names = ["called", "annotated"] if compared else ["called"]
+    lines = [Line2D([], [], **_LINES[name]) for name in names]
+    figure.legend(lines, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)

@@ -1,0 +1,371 @@
+"""Find a tissue by its markers, and say how well that agrees with an annotation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing, near_matches, raise_problems
+from img2gene._expression import labels, layer_problems
+from img2gene._localization import (
+    agreement,
+    annotated,
+    best_threshold,
+    inside_column,
+    marker_score,
+    otsu,
+    pairs_within,
+    positive_values,
+    records,
+    records_update,
+    score_column,
+    smoothed,
+)
+from img2gene._sections import section_labels
+from img2gene._study import positions, predicted_values
+from img2gene.models import Model
+from img2gene.tl._scored_sections import check_leakage, choose_sections, patient_of
+from img2gene.tl.predict import resolve_model
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+Positive = Mapping[str, str | list[str]] | str | list[str] | None
+
+_USES = ("predicted", "measured")
+_RULES = ("auto", "otsu", "training")
+
+
+def localize(
+    sdata: SpatialData,
+    markers: Mapping[str, Iterable[str]] | Iterable[str],
+    *,
+    name: str = "markers",
+    model: Model | str | Path | None = None,
+    annotation: str | None = None,
+    positive: Positive = None,
+    sections: Iterable[str] | None = None,
+    threshold: str | float = "auto",
+    smooth: float = 0.0,
+    use: str = "predicted",
+    key: str = "img2gene",
+    table_key: str = "table",
+    key_added: str = "localization",
+    allow_leakage: bool = False,
+    inplace: bool = True,
+) -> pd.DataFrame:
+    r"""Find tissues by the predicted expression of their markers.
+
+    The score of spot *i* is the mean over the markers of z-scores,
+
+    .. math:: s_i = \frac{1}{|M|} \sum_{g \in M} \frac{\hat y_{ig} - m_g}{d_g}
+
+    with the predicted label :math:`\hat y`, and mean :math:`m` and SD :math:`d` of the *measured* labels over all training
+    spots, as the model keeps them: 0 is an average training spot, in every section. Predictions vary less than what they
+    predict, the more so the worse they are, so that genes which the image tells little about weigh little.
+
+    Parameters
+    ----------
+    sdata
+        Study with predictions from :func:`img2gene.tl.predict`.
+    markers
+        Genes of each tissue, or a list of genes for one.
+    name
+        What the tissue is called if ``markers`` is a list.
+    model
+        The model that predicted: itself, its file, or its key; by default the one stored under ``key``.
+    annotation
+        Column of obs with known tissues, categories or truth values, to compare with; spots without a value are left out.
+    positive
+        Values of the annotation that mean each tissue; by default the value of the tissue's name, or True. For a single
+        tissue the values alone will do.
+    sections
+        Sections to score; by default those that the model was not trained on.
+    threshold
+        Spots that score above it are inside. A number; ``"otsu"``: Otsu's for each section; ``"training"``: the one for all
+        sections that maximises Youden's J (true − false positive rate) on the annotation of the training sections;
+        ``"auto"``: the latter where that annotation has both classes, else Otsu's.
+    smooth
+        Radius in µm within which the scores of a section are averaged; 0 leaves them as they are. On Visium, whose spots are
+        100 µm apart, 110 is the first ring. Where tissues change from spot to spot it blurs them.
+    use
+        ``"predicted"``, or ``"measured"``: the score of the measured labels, which says what the markers themselves can do.
+    key
+        Name of the prediction: a layer of the table, or a table of its own.
+    table_key
+        Table with the spots; for tiles, the table of the tiles.
+    key_added
+        Beginning of the names of what is written.
+    allow_leakage
+        Score patients or sections that the model was trained on; the result is marked.
+    inplace
+        If False, only the result is returned and nothing is written.
+
+    Returns
+    -------
+    DataFrame, one row per tissue and section: ``tissue``, ``section``, ``patient``, ``use``, ``n_spots`` (with a score),
+    ``n_inside``, ``threshold``, ``rule`` (``otsu``, ``training`` or ``given``), ``n_annotated`` (with a score and an
+    annotation), ``n_positive``, ``auroc``, ``auprc``, ``dice`` and ``leakage``. Where the annotation of a section has one
+    class only, AUROC and AUPRC are NaN; without annotation Dice is, too.
+
+    Unless ``inplace=False``, written are ``obs["<key_added>_<tissue>"]`` (float32, NaN where not scored),
+    ``obs["<key_added>_<tissue>_inside"]`` (nullable boolean) and settings and thresholds in
+    ``uns["img2gene"]["localization"]``. Columns of an earlier call with this ``key_added`` are replaced.
+
+    Raises
+    ------
+    MissingKeyError
+        Markers that the model does not predict, no predictions, no such section, annotation or value of it.
+    Img2GeneError
+        An annotation with one class only, no annotated training spots for ``threshold="training"``, or options out of range.
+    LeakageError
+        A patient of the scored sections was trained on.
+
+    Notes
+    -----
+    Otsu's threshold divides every section in two: one *without* the tissue, or full of it, is divided, too, often in halves.
+    Prefer ``"training"`` or a number where a section may lack the tissue. Scores of training spots that ``"training"`` looks
+    at are in-sample, and spread more than those of new sections. AUROC and AUPRC do not depend on the threshold.
+
+    References
+    ----------
+    Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. Syst. Man Cybern. 1979.
+    Youden, "Index for rating diagnostic tests", Cancer 1950.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=1, n_spots=40, n_genes=60)
+    >>> ig.pp.extract_patches(sdata, patch_um=112)
+    >>> ig.pp.embed_patches(sdata, "color-texture")
+    >>> ig.tl.fit(sdata, "ridge", validate_on=["P3"])
+    >>> ig.tl.predict(sdata)
+    >>> found = ig.tl.localize(sdata, {"tumour": ["ERBB2", "KRT8", "EPCAM"]}, annotation="domain")
+    >>> bool(found["auroc"].item() > 0.8)
+    True
+    """
+    table = _schema.get_table(sdata, table_key)
+    sets = _marker_sets(markers, name)
+    _check_options(table, sets, threshold, smooth, use, key_added)
+    found = resolve_model(table, model, key)
+    problems = Problems()
+    with problems.collect():
+        chosen = choose_sections(table, found, sections, table_key)
+        leaked = check_leakage(table, found, chosen, table_key, allow_leakage)
+    with problems.collect():
+        expression = _expression(sdata, found, sets, use, key, table_key)
+    with problems.collect():
+        meant = _meant(table, annotation, positive, list(sets), table_key)
+    problems.raise_all()
+    study = _Study(table, section_labels(table, table_key), chosen, found.report["sections"])
+    rows: list[dict[str, Any]] = []
+    columns: dict[str, Any] = {}
+    limits, rules = {}, {}
+    for tissue, genes in sets.items():
+        scores = study.smoothed(_z_mean(expression, found, genes), smooth, table_key)
+        # Thresholds are applied to what is stored, which is narrower than what they are computed in.
+        scores = scores.astype(np.float32).astype(np.float64)
+        truth = annotated(table.obs[annotation], meant[tissue]) if annotation else np.full(table.n_obs, np.nan)
+        if annotation:
+            study.check_classes(tissue, scores, truth, meant[tissue])
+        limits[tissue], rules[tissue] = study.thresholds(threshold, scores, truth)
+        inside = study.inside(scores, limits[tissue])
+        rows += [
+            row | {"tissue": tissue, "rule": rules[tissue], "use": use} for row in study.rows(scores, inside, truth)
+        ]
+        columns |= study.columns(key_added, tissue, scores, inside)
+    result = _tidy(rows, limits, leaked)
+    if inplace:
+        settings = {"markers": sets, "use": use, "smooth": smooth, "key": key, "annotation": annotation}
+        record = settings | {"positive": meant, "sections": chosen, "rules": rules, "thresholds": limits}
+        columns = dict.fromkeys(_earlier_columns(table, key_added)) | columns
+        _schema.apply(table, {"obs": columns, "uns": records_update(table, key_added, record)})
+    return result
+
+
+@dataclass(frozen=True)
+class _Study:
+    """Spots with their sections, of which some are scored and some were trained on."""
+
+    table: AnnData
+    sections: np.ndarray
+    chosen: list[str]
+    trained: list[str]
+
+    def rows_of(self, name: str) -> np.ndarray:
+        return np.flatnonzero(self.sections == name)
+
+    def smoothed(self, scores: np.ndarray, radius: float, table_key: str) -> np.ndarray:
+        """Mean of the scores within ``radius`` µm of each spot, in its section."""
+        if not radius:
+            return scores
+        groups = [self.rows_of(name) for name in np.unique(self.sections)]
+        return smoothed(scores, pairs_within(positions(self.table, table_key), groups, radius))
+
+    def check_classes(self, tissue: str, scores: np.ndarray, truth: np.ndarray, values: list[str]) -> None:
+        """Raise if the annotation of the scored spots has one class only; a section may."""
+        known = truth[np.isin(self.sections, self.chosen) & np.isfinite(scores) & np.isfinite(truth)]
+        if known.any() and not known.all():
+            return
+        raise Img2GeneError(
+            f"The annotation cannot judge {tissue}: {'all' if known.any() else 'none'} of the {len(known)} annotated spots "
+            f"in the scored sections {listing(self.chosen)} have the value {listing(values)}. Score sections that have both, "
+            "or leave `annotation` out."
+        )
+
+    def thresholds(
+        self, threshold: str | float, scores: np.ndarray, truth: np.ndarray
+    ) -> tuple[dict[str, float | None], str]:
+        """Threshold of each scored section, None where nothing has a score, and the rule it comes from."""
+        if not isinstance(threshold, str):
+            return dict.fromkeys(self.chosen, float(threshold)), "given"
+        seen = np.isin(self.sections, self.trained) & np.isfinite(scores) & np.isfinite(truth)
+        both = bool(truth[seen].any() and not truth[seen].all())
+        if threshold == "training" and not both:
+            raise Img2GeneError(
+                'threshold="training" needs an `annotation` of the training sections '
+                f'({listing(self.trained)}) with spots inside and outside; use "otsu" or a number.'
+            )
+        if both and threshold != "otsu":
+            return dict.fromkeys(self.chosen, best_threshold(truth[seen] == 1, scores[seen])), "training"
+        return {name: otsu(scores[self.rows_of(name)]) for name in self.chosen}, "otsu"
+
+    def inside(self, scores: np.ndarray, limits: dict[str, float | None]) -> np.ndarray:
+        """Which spots of the scored sections lie above their threshold."""
+        inside = np.zeros(len(scores), dtype=bool)
+        for name, limit in limits.items():
+            rows = self.rows_of(name)
+            inside[rows] = False if limit is None else scores[rows] > limit
+        return inside
+
+    def rows(self, scores: np.ndarray, inside: np.ndarray, truth: np.ndarray) -> list[dict[str, Any]]:
+        """One row of the result per scored section."""
+        found = []
+        for name in self.chosen:
+            rows = self.rows_of(name)
+            counts = {"n_spots": int(np.isfinite(scores[rows]).sum()), "n_inside": int(inside[rows].sum())}
+            found.append(
+                {
+                    "section": name,
+                    "patient": patient_of(self.table, rows),
+                    **counts,
+                    **agreement(truth[rows], scores[rows], inside[rows]),
+                }
+            )
+        return found
+
+    def columns(self, key: str, tissue: str, scores: np.ndarray, inside: np.ndarray) -> dict[str, Any]:
+        """Columns of obs, without a value where nothing was scored."""
+        shown = np.isin(self.sections, self.chosen) & np.isfinite(scores)
+        return {
+            score_column(key, tissue): np.where(shown, scores, np.nan).astype(np.float32),
+            inside_column(key, tissue): pd.arrays.BooleanArray(inside & shown, ~shown),
+        }
+
+
+def _marker_sets(markers: Mapping[str, Iterable[str]] | Iterable[str], name: str) -> dict[str, list[str]]:
+    named = markers if isinstance(markers, Mapping) else {name: markers}
+    sets = {
+        str(tissue): [genes] if isinstance(genes, str) else list(dict.fromkeys(map(str, genes)))
+        for tissue, genes in named.items()
+    }
+    empty = [tissue for tissue, genes in sets.items() if not genes]
+    if empty or not sets:
+        raise Img2GeneError(f"`markers` names no gene for {listing(empty)}.")
+    return sets
+
+
+def _check_options(
+    table: AnnData, sets: dict[str, list[str]], threshold: str | float, smooth: float, use: str, key_added: str
+) -> None:
+    _schema.check_name(key_added, "key_added")
+    problems = Problems()
+    if use not in _USES:
+        problems.found.append(f"use={use!r}: choose {listing(_USES)}.")
+    if isinstance(threshold, str) and threshold not in _RULES:
+        problems.found.append(f"threshold={threshold!r}: choose {listing(_RULES)} or a number.")
+    if not isinstance(threshold, str) and not np.isfinite(threshold):
+        problems.found.append(f"threshold={threshold!r}: expected a finite number.")
+    if not 0 <= smooth < np.inf:
+        problems.found.append(f"smooth={smooth!r}: expected a radius in µm, 0 or more.")
+    columns = [column(key_added, tissue) for tissue in sets for column in (score_column, inside_column)]
+    for column in columns:
+        with problems.collect():
+            _schema.check_name(column, "tissue and key_added")
+    twice = {column for column in columns if columns.count(column) > 1}
+    taken = [column for column in columns if column in table.obs and column not in _earlier_columns(table, key_added)]
+    if twice or taken:
+        problems.found.append(
+            f"`obs` columns {listing([*twice, *taken])} are needed twice, or hold something else: choose another `key_added`."
+        )
+    problems.raise_all()
+
+
+def _earlier_columns(table: AnnData, key: str) -> list[str]:
+    """Columns that an earlier call with this key wrote."""
+    tissues = records(table).get(key, {}).get("markers", {})
+    names = [column(key, tissue) for tissue in tissues for column in (score_column, inside_column)]
+    return [name for name in names if name in table.obs]
+
+
+def _expression(
+    sdata: SpatialData, model: Model, sets: dict[str, list[str]], use: str, key: str, table_key: str
+) -> pd.DataFrame:
+    """Expression of all markers (n_obs, n_markers); those that the model does not predict are an error."""
+    table = _schema.get_table(sdata, table_key)
+    genes = list(dict.fromkeys(gene for members in sets.values() for gene in members))
+    absent = [gene for gene in genes if gene not in model.genes]
+    if absent:
+        raise MissingKeyError(
+            f"Markers {listing(absent)} are not among the {len(model.genes)} genes that the model predicts "
+            f"({near_matches(absent, model.genes)}). Names are compared as they are written: human symbols are in capitals "
+            "(ERBB2), those of mice are not (Erbb2)."
+        )
+    if use == "predicted":
+        return pd.DataFrame(predicted_values(sdata, genes, key, table_key), columns=genes)
+    layer = model.labels["layer"]
+    problems = layer_problems(table, layer, table_key)
+    unmeasured = [gene for gene in genes if gene not in table.var_names]
+    if unmeasured:
+        problems.append(f"`sdata['{table_key}']` has not measured {listing(unmeasured)}.")
+    raise_problems(problems)
+    columns = table.var_names.get_indexer(genes)
+    return pd.DataFrame(labels(table, np.arange(table.n_obs), columns, layer=layer), columns=genes)
+
+
+def _z_mean(expression: pd.DataFrame, model: Model, genes: list[str]) -> np.ndarray:
+    places = [model.genes.index(gene) for gene in genes]
+    mean, variance = (model.statistics[name][places].astype(np.float64) for name in ("mean", "variance"))
+    return marker_score(expression[genes].to_numpy(), mean, np.sqrt(variance))
+
+
+def _meant(
+    table: AnnData, annotation: str | None, positive: Positive, tissues: list[str], table_key: str
+) -> dict[str, list[str]]:
+    """Values of the annotation that mean each tissue; empty without annotation."""
+    if annotation is None:
+        if positive is not None:
+            raise Img2GeneError("`positive` names values of an `annotation`; pass that, too.")
+        return {}
+    if annotation not in table.obs:
+        raise MissingKeyError(missing(annotation, f"sdata['{table_key}'].obs", table.obs.columns))
+    return positive_values(table.obs[annotation], tissues, positive)
+
+
+def _tidy(
+    rows: list[dict[str, Any]], limits: dict[str, dict[str, float | None]], leaked: Callable[[str], object]
+) -> pd.DataFrame:
+    result = pd.DataFrame(rows)
+    pairs = list(zip(result["tissue"], result["section"], strict=True))
+    result["threshold"] = [limits[tissue][section] for tissue, section in pairs]
+    result["leakage"] = [leaked(section) for _, section in pairs]
+    first = ["tissue", "section", "patient", "use", "n_spots", "n_inside", "threshold", "rule"]
+    result = result[[*first, "n_annotated", "n_positive", "auroc", "auprc", "dice", "leakage"]]
+    return result.astype({"threshold": float, "leakage": "boolean"})
