@@ -7,9 +7,11 @@ variant, split and seed; rows that are there already are not computed again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -18,10 +20,12 @@ from _report import DATA
 from spatialdata import SpatialData
 
 import img2gene as ig
+from img2gene.models import Model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
 from cohorts import Split, her2st, mouse_olfactory_bulb
 
+Run = Callable[[SpatialData, Split, str, int, str], list[dict[str, object]]]
 GROUPS = {"HEG-250": ("mean", 250), "HVG-50": ("variance", 50)}
 SMALL = {"n_models": 2, "n_validations": 1}
 VARIANTS: dict[str, dict[str, object]] = {
@@ -48,13 +52,11 @@ def read(folder: Path, name: str) -> tuple[SpatialData, list[Split]]:
     return sdata, [split for split in cohort.splits if len(split.test) == 1]
 
 
-def run(sdata: SpatialData, split: Split, variant: str, seed: int) -> dict[str, object]:
-    """Scores of one variant on one split."""
-    parameters = dict(VARIANTS[variant])
+def fit(sdata: SpatialData, split: Split, seed: int, parameters: dict[str, object]) -> tuple[Model, float]:
+    """A model trained on one split, and the seconds that took."""
     start = time.perf_counter()
     model = ig.tl.fit(
         sdata,
-        parameters.pop("model", "img2gene"),
         genes=1000,
         groups="section",
         train_on=split.train,
@@ -64,24 +66,23 @@ def run(sdata: SpatialData, split: Split, variant: str, seed: int) -> dict[str, 
         inplace=False,
         **parameters,
     )
-    seconds = time.perf_counter() - start
+    return model, time.perf_counter() - start
+
+
+def run(sdata: SpatialData, split: Split, variant: str, seed: int, cohort: str) -> list[dict[str, object]]:
+    """Scores of one variant on one split."""
+    model, seconds = fit(sdata, split, seed, VARIANTS[variant])
     ig.tl.predict(sdata, model)
     summary = ig.tl.summarize(ig.tl.evaluate(sdata, model, sections=split.test, gene_groups=GROUPS))
     own = summary[summary["model"] == model.name].set_index("genes")
     scores = {f"{metric} {group}": own.loc[group, metric] for metric in ("pcc", "r2") for group in GROUPS}
-    return {
-        "variant": variant,
-        "protocol": split.protocol,
-        "test": split.test[0],
-        "seed": seed,
-        **scores,
-        "seconds": seconds,
-    }
+    facts = {"variant": variant, "protocol": split.protocol, "test": split.test[0], "seed": seed}
+    return [{**facts, **scores, "seconds": seconds}]
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean over test sections, then mean and SD over seeds."""
-    columns = [name for name in rows if name.startswith(("pcc", "r2"))]
+    columns = [name for name in rows if name.startswith(("pcc", "r2", "structure"))]
     by_seed = rows.groupby(["protocol", "variant", "seed"], sort=False)[columns].mean()
     groups = by_seed.groupby(["protocol", "variant"], sort=False)
     table = groups.mean().round(3).astype(str)
@@ -91,34 +92,33 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def main() -> None:
-    """Run what is not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def repeat(description: str, variants: Iterable[str], run: Run, out: Path) -> None:
+    """Run every variant on every split with every seed, as far as its rows are not in the file yet, and print the means."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--cohorts", nargs="+", default=["her2st", "mob_st"])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=list(variants))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablation.csv")
+    parser.add_argument("--out", type=Path, default=out)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
     ig.settings.progress = False
-    done = pd.read_csv(arguments.out) if arguments.out.is_file() else pd.DataFrame(columns=["variant", "test", "seed"])
+    rows = pd.read_csv(arguments.out).to_dict("records") if arguments.out.is_file() else []
     for name in arguments.cohorts:
         sdata, splits = read(arguments.data, name)
-        for seed in arguments.seeds:
-            for variant in arguments.variants:
-                for split in splits:
-                    key = (done["variant"] == variant) & (done["test"] == split.test[0]) & (done["seed"] == seed)
-                    if "protocol" in done and (key & (done["protocol"] == split.protocol)).any():
-                        continue
-                    row = run(sdata, split, variant, seed)
-                    done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
-                    done.to_csv(arguments.out, index=False)
-                    print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
-    print(summarise(done).to_markdown(index=False))
+        for seed, variant, split in itertools.product(arguments.seeds, arguments.variants, splits):
+            key = (variant, split.protocol, split.test[0], seed)
+            if any((row["variant"].split(":")[0], row["protocol"], row["test"], row["seed"]) == key for row in rows):
+                continue
+            found = run(sdata, split, variant, seed, name)
+            rows += found
+            pd.DataFrame(rows).to_csv(arguments.out, index=False)
+            for row in found:
+                print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+    print(summarise(pd.DataFrame(rows)).to_markdown(index=False))
 
 
 if __name__ == "__main__":
-    main()
+    repeat(__doc__, VARIANTS, run, Path(__file__).parent / "results" / "ablation.csv")

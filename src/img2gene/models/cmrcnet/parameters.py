@@ -35,11 +35,11 @@ class Parameters:
     """Parameters of :class:`~img2gene.models.cmrcnet.CMRCNet`, which documents them."""
 
     output: str = "mixture"
-    ridge: bool = True
-    contrast: float = 1.0
-    reconstruction: float = 1.0
+    ridge: bool = False
+    contrast: float = 0.1
+    reconstruction: float = 0.1
     regression: float = 1.0
-    temperature: float = 1.0
+    temperature: float = 16.0
     mask: float = 0.5
     k: int = 50
     weighting: str = "uniform"
@@ -58,7 +58,7 @@ class Parameters:
     weight_decay: float = 1e-2
     max_epochs: int | None = None
     patience: int = 6
-    n_validations: int = 3
+    n_validations: int = 2
     accelerator: str = "auto"
     devices: int | str = 1
     precision: str = "32-true"

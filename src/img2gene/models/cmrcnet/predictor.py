@@ -17,9 +17,10 @@ from img2gene.models.retrieval import Neighbors, ReferenceBank, check_size
 
 _BLEEP: dict[str, Any] = {
     "output": "retrieval",
-    "ridge": False,
+    "contrast": 1.0,
     "reconstruction": 0.0,
     "regression": 0.0,
+    "temperature": 1.0,
     "keys": "expression",
 }
 
@@ -32,12 +33,13 @@ def with_defaults(changes: dict[str, Any]) -> inspect.Signature:
 
 
 class CMRCNet:
-    """Contrastive learning and cross-modal mask reconstruction on frozen embeddings, with retrieval, regression and ridge.
+    """Contrastive learning and cross-modal mask reconstruction on frozen embeddings, with retrieval beside regression.
 
     Image and expression of the training spots are brought into one space (contrastive loss with soft targets), while masked
     image tokens are restored with the help of tokens made of expression. A new spot is predicted by the mean expression of
     the ``k`` training spots that are nearest in that space (*retrieval*), and by a linear head on its place there
-    (*regression*). A *mixture* of both, and of a slide-centred ridge, has weights from held-out parts of the training data.
+    (*regression*). A *mixture* of both, and on demand of a slide-centred ridge, has weights from held-out parts of the training
+    data.
 
     ŷ = ȳ_train + w_1 ridge + w_2 retrieval + w_3 regression
 

@@ -1,0 +1,86 @@
+"""Retrieval, regression and their mixture: accuracy against gene–gene structure, on real sections.
+
+``python benchmarks/cmrcnet.py`` trains CMRCNet with and without its losses on every split of two cohorts, with three seeds, and
+BLEEP, feature k-NN and the ridge beside it. What retrieval and regression say is taken from the same fit as the mixture.
+One row per variant, split and seed; rows that are there already are not computed again.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from ablation import GROUPS, Split, fit, repeat
+from spatialdata import SpatialData
+
+import img2gene as ig
+from img2gene.models import Model
+from img2gene.models.cmrcnet.fitted import PARTS
+
+# From the literature on each tissue, before any of these sections was scored.
+MARKERS = {
+    "her2st": "ERBB2 GRB7 KRT7 KRT8 KRT18 KRT19 EPCAM COL1A1 COL1A2 COL3A1 SPARC FN1 IGKC CD74 CD3E CD8A MS4A1 PTPRC".split(),
+    "mob_st": "Penk Doc2g Gpsm1 Kctd12 Apod Ptgds Fabp7 Cdhr1 Th Slc17a7 Tbr1 Gad1 Calb2 Meis2 Sv2b Nrsn1".split(),
+}
+SMALL = {"n_models": 2, "n_validations": 1}
+VARIANTS: dict[str, dict[str, object]] = {
+    "ridge": {"model": "ridge"},
+    "feature k-NN": {"model": "knn"},
+    "BLEEP": {"model": "bleep", **SMALL},
+    "CMRCNet": {"model": "cmrcnet", **SMALL},
+    "CMRCNet without reconstruction": {"model": "cmrcnet", **SMALL, "reconstruction": 0.0},
+    "CMRCNet without contrast": {"model": "cmrcnet", **SMALL, "contrast": 0.0},
+    "CMRCNet with equal weights": {
+        "model": "cmrcnet",
+        **SMALL,
+        "contrast": 1.0,
+        "reconstruction": 1.0,
+        "temperature": 1.0,
+    },
+}
+
+
+def outputs(model: Model) -> dict[str, Model]:
+    """The model, and for a mixture its retrieval and regression alone."""
+    weights = model.report["fit"].get("weights")
+    if weights is None or model.name == "bleep":
+        return {"": model}
+    found = {": mixture": model}
+    for name in PARTS[1:]:
+        alone, predictor = copy.copy(model), copy.copy(model.predictor)
+        one = np.array([float(part == name) for part in PARTS])
+        predictor.fitted = dataclasses.replace(predictor.fitted, weights=one)
+        alone.predictor = predictor
+        found[f": {name}"] = alone
+    return found
+
+
+def run(sdata: SpatialData, split: Split, variant: str, seed: int, cohort: str) -> list[dict[str, object]]:
+    """Scores of one variant, and of its parts, on one split."""
+    model, seconds = fit(sdata, split, seed, VARIANTS[variant])
+    facts = {"protocol": split.protocol, "test": split.test[0], "seed": seed}
+    return [
+        {"variant": variant + suffix, **facts, **score(sdata, found, split, cohort), "seconds": seconds}
+        for suffix, found in outputs(model).items()
+    ]
+
+
+def score(sdata: SpatialData, model: Model, split: Split, cohort: str) -> dict[str, float]:
+    """Mean PCC of each group of genes, and how well their correlations among each other are kept."""
+    ig.tl.predict(sdata, model)
+    markers = [gene for gene in MARKERS[cohort] if gene in model.genes]
+    scores = ig.tl.evaluate(sdata, model, sections=split.test, gene_groups=GROUPS, markers=markers, n_permutations=0)
+    own = ig.tl.summarize(scores[scores["model"] == model.name]).set_index("genes")
+    found = {f"pcc {group}": own.loc[group, "pcc"] for group in (*GROUPS, "markers")}
+    for name, rule in GROUPS.items():
+        structure = ig.tl.gene_correlation(
+            sdata, model=model, genes=rule, sections=split.test, n_modules=1, inplace=False
+        )
+        found[f"structure {name}"] = structure.overall["pcc"]
+    return found
+
+
+if __name__ == "__main__":
+    repeat(__doc__, VARIANTS, run, Path(__file__).parent / "results" / "cmrcnet.csv")
