@@ -13,7 +13,7 @@ from spatialdata import read_zarr
 import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError
-from img2gene.models import Model, TrainingData
+from img2gene.models import Model, TrainingData, validated
 from img2gene.models.debias import EFFECTS, Views
 from img2gene.models.img2gene import Img2Gene, fitting, inference
 from img2gene.models.img2gene.fitted import ShiftScale
@@ -329,7 +329,7 @@ def test_a_killed_fit_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, 
 
 
 def test_finished_validations_are_not_trained_again(tmp_path, monkeypatch, uninterrupted):
-    train, labels = fitting.train, []
+    train, labels = validated.train, []
 
     def second(task, schedule, *, folder, label):
         labels.append(label)
@@ -337,7 +337,7 @@ def test_finished_validations_are_not_trained_again(tmp_path, monkeypatch, unint
             raise Killed
         return train(task, schedule, folder=folder, label=label)
 
-    monkeypatch.setattr(fitting, "train", second)
+    monkeypatch.setattr(validated, "train", second)
     with pytest.raises(Killed):
         fitted(TRAIN, checkpoint_dir=tmp_path / "fit", **RESUMED)
     assert content(fitted(TRAIN, checkpoint_dir=str(tmp_path / "fit"), **RESUMED)) == uninterrupted
@@ -364,7 +364,7 @@ def test_two_fits_are_never_mixed_in_one_folder(tmp_path):
 def test_all_faulty_parameters_are_named_together():
     with pytest.raises(
         Img2GeneError,
-        match=r"(?s)^8 problems.*effect='all'.*n_models=0: expected at least 1.*batch_size=1.*dropout=2.*learning_rate=-1.*max_epochs=0.*dim=10 is not divisible by heads=4.*refit=False",
+        match=r"(?s)^8 problems.*effect='all'.*n_models=0: expected at least 1.*batch_size=1.*max_epochs=0.*dropout=2.*learning_rate=-1.*dim=10 is not divisible by heads=4.*refit=False",
     ):
         Img2Gene(
             effect="all",

@@ -34,8 +34,8 @@ class Readout:
     log_rate
         float32 (G,): log of each gene's share of the training counts, for networks of counts; else empty.
     reference_genes, reference_own
-        float32 (n_models, G): what calibration subtracts, of the full network and of the own view: outputs at the reference
-        views; for counts mean labels over the training spots.
+        float32 (n_models, G): what calibration subtracts, of the full network and of the own view: the mean output over the
+        training spots, for counts of the labels that outputs stand for; 0 for plain least squares, which keeps the mean.
     """
 
     scale: float

@@ -269,14 +269,12 @@ class Fitting:
         return ensemble, run
 
     def _readout(self, ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) -> Readout:
-        shape = (self.parameters.n_models, self.data.labels.shape[1])
+        p = self.parameters
+        shape = (p.n_models, self.data.labels.shape[1])
         genes = own = np.zeros(shape, dtype=np.float32)
-        if self.parameters.objective == "negative_binomial":
-            genes, own = _mean_labels(ensemble, arrays, log_rate)
-        elif self.parameters.effect != "none":
-            with torch.no_grad():
-                found = ensemble.call(lambda net: net.reference_outputs())
-            genes, own = (np.ascontiguousarray(part) for part in (found.genes[:, 0], found.views[:, 0, 0]))
+        # Labels are centred, and so is what plain least squares makes of them.
+        if (p.objective, p.effect, p.weighting) != ("gaussian", "none", "none"):
+            genes, own = _mean_outputs(ensemble, arrays, log_rate)
         mean = self.data.labels.mean(axis=0, dtype=np.float64).astype(np.float32)
         return Readout(self.targets.scale, mean, log_rate, genes, own)
 
@@ -335,12 +333,16 @@ class Fitting:
         }
 
 
-def _mean_labels(ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean label that each member predicts, by the full network and by the own view, float32 (n_models, G) each.
+def _mean_outputs(ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean output of each member over spots, by the full network and by the own view, float32 (n_models, G) each.
 
-    Not the mean label: that of a noisy count is smaller than the label of the expected count.
+    With log rates, means of the labels that they stand for: not the mean label, as that of a noisy count is smaller than the
+    label of the expected count.
     """
-    parts = [[count_labels(found, log_rate).sum(dim=1) for found in both] for _, *both in predictions(ensemble, arrays)]
+    parts = [
+        [(count_labels(found, log_rate) if len(log_rate) else found.cpu()).sum(dim=1) for found in both]
+        for _, *both in predictions(ensemble, arrays)
+    ]
     n_spots = sum(len(section.rows) for section in arrays.sections)
     genes, own = (torch.stack(part).sum(dim=0).div(n_spots).numpy() for part in zip(*parts, strict=True))
     return genes, own

@@ -207,10 +207,6 @@ class Img2GeneNetwork(nn.Module):
         """Everything that is predicted for a batch."""
         return self.predict(self.batch_views(batch))
 
-    def reference_outputs(self) -> Outputs:
-        """What is predicted for the references, one row: the output at "no treatment", which calibration subtracts."""
-        return self.predict(Views(*(value.unsqueeze(0) for value in self.references)))
-
     def pathway_contributions(self, views: Views, gene: int) -> Tensor:
         """What the token of each pathway adds to the output for a gene, (B, P); the sum is what the context adds to it."""
         z = self.embed(views)
