@@ -1,5 +1,7 @@
 """Retrieval: exact against brute force, whatever the blocks; exclusions; averages by hand; what is refused."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,7 +29,7 @@ def queries(n=17, d=5, seed=1):
 @given(n_queries=st.integers(1, 9), n_keys=st.integers(3, 70), k=st.integers(1, 3), block=st.integers(1, 30))
 def test_the_nearest_are_those_of_brute_force_whatever_the_blocks(n_queries, n_keys, k, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "_QUERIES", block)
+        patch.setitem(retrieval._QUERIES, "torch", block)
         patch.setattr(retrieval, "_REFERENCES", block)
         references, asked = bank(n_keys), queries(n_queries)
         found = references.nearest(asked, k)
@@ -52,6 +54,22 @@ def test_exclusions_are_those_of_a_bank_without_them(by):
         kept = np.flatnonzero(labels != name)
         alone = references.take(kept).nearest(asked[[row]], 5)
         np.testing.assert_array_equal(found.rows[row], kept[alone.rows[0]])
+
+
+@pytest.mark.parametrize("excluded", [None, ["P0", "", "P1"]])
+def test_faiss_finds_the_same(excluded):
+    pytest.importorskip("faiss")
+    references, asked = bank(), queries(30)
+    options = {"excluded": None if excluded is None else np.array(excluded * 10)}
+    one, other = (references.nearest(asked, 5, search=search, **options) for search in ("torch", "faiss"))
+    np.testing.assert_array_equal(one.rows, other.rows)
+    np.testing.assert_allclose(one.similarity, other.similarity, atol=1e-6)
+
+
+def test_without_faiss_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(Img2GeneError, match=r"needs faiss: `pip install 'img2gene\[faiss\]'`"):
+        bank().nearest(queries(), 2, search="faiss")
 
 
 def test_what_the_bank_does_not_hold_excludes_nothing():
@@ -91,7 +109,7 @@ def test_many_queries_are_averaged_like_few(monkeypatch):
     references, asked = bank(), queries(40)
     found = references.nearest(asked, 7)
     whole = references.average(found, "similarity")
-    monkeypatch.setattr(retrieval, "_QUERIES", 3)
+    monkeypatch.setattr(retrieval, "_AVERAGED", 3)
     np.testing.assert_array_equal(references.average(found, "similarity"), whole)
     np.testing.assert_allclose(references.average(found), references.values[found.rows].mean(axis=1), rtol=1e-5)
 

@@ -12,7 +12,7 @@ from img2gene.models.components import Components, stored_components
 from img2gene.models.folds import inner_folds
 from img2gene.models.linear import centre
 from img2gene.models.options import bound_problems, choice_problems
-from img2gene.models.retrieval import WEIGHTINGS, Neighbors, ReferenceBank, check_size, unit_rows
+from img2gene.models.retrieval import SEARCHES, WEIGHTINGS, Neighbors, ReferenceBank, check_size, unit_rows
 from img2gene.models.validated import mean_correlation, scored_genes
 
 _CANDIDATES = (5, 10, 20, 50, 100, 200)
@@ -33,17 +33,25 @@ class FeatureKNN:
         ``"section"`` subtracts each section's mean, ``"none"`` the training mean.
     n_components
         Principal components of the embedding.
+    search
+        ``"torch"``, or ``"faiss"`` where it is installed.
     """
 
     name: ClassVar[str] = "knn"
 
     def __init__(
-        self, k: int | None = None, weighting: str = "uniform", center: str = "section", n_components: int = 256
+        self,
+        k: int | None = None,
+        weighting: str = "uniform",
+        center: str = "section",
+        n_components: int = 256,
+        search: str = "torch",
     ) -> None:
         self.k, self.weighting, self.center, self.n_components = k, weighting, center, n_components
+        self.search = search
         raise_problems(
             [
-                *choice_problems(self, {"weighting": WEIGHTINGS, "center": ("section", "none")}),
+                *choice_problems(self, {"weighting": WEIGHTINGS, "center": ("section", "none"), "search": SEARCHES}),
                 *bound_problems(self, {"k": 1, "n_components": 1}),
             ]
         )
@@ -76,7 +84,7 @@ class FeatureKNN:
         for fitted, held in folds.splits():
             components, bank = self._reference(data.take(fitted), seed)
             most = min(max(_CANDIDATES), len(bank))
-            near = bank.nearest(components(data.features[held], names[held]), most)
+            near = bank.nearest(components(data.features[held], names[held]), most, search=self.search)
             for k in (k for k in _CANDIDATES if k <= most):
                 found = bank.average(Neighbors(near.rows[:, :k], near.similarity[:, :k]), self.weighting)
                 truth = data.labels[held][:, genes]
@@ -104,7 +112,7 @@ class FeatureKNN:
         bank, components = self.reference_bank(), self.components
         if components is None:
             raise Img2GeneError("This model is not fitted yet; call `fit` first.")
-        return bank.nearest(components(features, sections), k, excluded=excluded, by=by)
+        return bank.nearest(components(features, sections), k, excluded=excluded, by=by, search=self.search)
 
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
@@ -117,7 +125,8 @@ class FeatureKNN:
         names, arrays = self.reference_bank().state()
         stored = {f"bank.{name}": value for name, value in arrays.items()}
         stored |= stored_components(components=self.components)
-        settings = {"k": self.k, "weighting": self.weighting, "center": self.center, "n_components": self.n_components}
+        names_of = ("k", "weighting", "center", "n_components", "search")
+        settings = {name: getattr(self, name) for name in names_of}
         return {"settings": settings, "bank": names, "report": self.report}, stored | {"label_mean": self.label_mean}
 
     @classmethod

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
-import torch
-from torch import Tensor
 
 from img2gene._errors import Img2GeneError, listing, raise_problems
 
+# From unit queries (B, d) to cosines and rows (B, k).
+Search = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 WEIGHTINGS = ("uniform", "similarity")
-_QUERIES, _REFERENCES = 512, 2**16
+_REFERENCES, _AVERAGED = 2**16, 512
+# faiss has blocks of its own inside, and is slow with few queries at a time.
+_QUERIES = {"torch": 512, "faiss": 2**14}
 
 
 class Neighbors(NamedTuple):
@@ -82,11 +84,18 @@ class ReferenceBank:
         return ReferenceBank(*(part[rows] for part in parts))
 
     def nearest(
-        self, queries: np.ndarray, k: int, *, excluded: np.ndarray | None = None, by: str = "group"
+        self,
+        queries: np.ndarray,
+        k: int,
+        *,
+        excluded: np.ndarray | None = None,
+        by: str = "group",
+        search: str = "torch",
     ) -> Neighbors:
         """The ``k`` reference spots of the highest cosine, exactly.
 
-        Memory is bounded by blocks of 512 queries by 65,536 references, whatever the size of either.
+        Memory is bounded by blocks of 512 queries by 65,536 references, whatever the size of either, and by a copy of the keys
+        where something is excluded.
 
         Parameters
         ----------
@@ -99,6 +108,9 @@ class ReferenceBank:
             does not hold, such as ``""``, leaves nothing out.
         by
             What ``excluded`` names: a ``"group"`` or a ``"section"``.
+        search
+            ``"torch"``, or ``"faiss"``, which is as exact, faster, and an optional dependency. Equal cosines may come in another
+            order.
 
         Raises
         ------
@@ -106,16 +118,15 @@ class ReferenceBank:
             The bank, or what the exclusions leave of it, is empty or has fewer than ``k`` spots; no query is answered then.
         """
         check_size(k, len(self))
-        barred = None if excluded is None else self._barred(excluded, by, len(queries), k)
-        index = np.empty((len(queries), k), dtype=np.int64)
-        similarity = np.empty((len(queries), k), dtype=np.float32)
-        # Stored arrays are read-only, which PyTorch warns about.
-        keys = torch.from_numpy(self.keys if self.keys.flags.writeable else self.keys.copy())
-        for rows in _blocks(len(queries)):
-            block = torch.from_numpy(unit_rows(queries[rows]))
-            found = _search(block, keys, k, None if barred is None else (barred[0][rows], barred[1]))
-            similarity[rows], index[rows] = (part.numpy() for part in found)
-        return Neighbors(index, similarity)
+        barred, codes = (None, None) if excluded is None else self._barred(excluded, by, len(queries), k)
+        found = Neighbors(np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32))
+        for asked, kept in _alike(barred, codes, len(queries)):
+            nearest = _SEARCHES[search](self.keys if kept is None else self.keys[kept], k)
+            for rows in _blocks(len(asked), _QUERIES[search]):
+                similarity, index = nearest(unit_rows(queries[asked[rows]]))
+                found.similarity[asked[rows]] = similarity
+                found.rows[asked[rows]] = index if kept is None else kept[index]
+        return found
 
     def own(self, sections: np.ndarray, by: str) -> np.ndarray | None:
         """What :meth:`nearest` is to leave out for queries of sections that the bank may hold.
@@ -177,7 +188,7 @@ class ReferenceBank:
         weights = neighbor_weights(found.similarity, weighting)
         out = np.empty((len(found.rows), self.values.shape[1]), dtype=np.float32)
         n, k = found.rows.shape
-        for rows in _blocks(n):
+        for rows in _blocks(n, _AVERAGED):
             size = len(found.rows[rows])
             picked = sp.csr_matrix(
                 (weights[rows].ravel(), found.rows[rows].ravel(), np.arange(size + 1) * k), shape=(size, len(self))
@@ -259,23 +270,51 @@ def unit_rows(values: np.ndarray) -> np.ndarray:
     return np.divide(values, length, out=np.zeros_like(values), where=length > 0)
 
 
-def _blocks(n: int) -> Iterator[slice]:
-    for start in range(0, n, _QUERIES):
-        yield slice(start, start + _QUERIES)
+def _blocks(n: int, size: int) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, start + size)
 
 
-def _search(
-    queries: Tensor, keys: Tensor, k: int, barred: tuple[np.ndarray, np.ndarray] | None
-) -> tuple[Tensor, Tensor]:
-    """Cosines and rows (n_queries, k) of the nearest keys; barred are (group of each query, group of each key)."""
-    best = torch.empty((len(queries), 0)), torch.empty((len(queries), 0), dtype=torch.int64)
-    for start in range(0, len(keys), _REFERENCES):
-        scores = queries @ keys[start : start + _REFERENCES].T
-        if barred is not None:
-            own = torch.from_numpy(barred[0][:, None] == barred[1][None, start : start + _REFERENCES])
-            scores.masked_fill_(own, -torch.inf)
-        found = scores.topk(min(k, scores.shape[1]), dim=1)
-        values, index = torch.cat([best[0], found.values], dim=1), torch.cat([best[1], found.indices + start], dim=1)
-        chosen = values.topk(min(k, values.shape[1]), dim=1)
-        best = chosen.values, index.gather(1, chosen.indices)
-    return best
+def _alike(
+    barred: np.ndarray | None, codes: np.ndarray | None, n: int
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Queries that look at the same reference spots, with those spots (None for all)."""
+    if barred is None:
+        yield np.arange(n), None
+        return
+    for code in np.unique(barred):
+        yield np.flatnonzero(barred == code), None if code < 0 else np.flatnonzero(codes != code)
+
+
+def _by_torch(keys: np.ndarray, k: int) -> Search:
+    """Products in blocks, of which the largest are kept."""
+    import torch
+
+    # Stored arrays are read-only, which PyTorch warns about.
+    references = torch.from_numpy(keys if keys.flags.writeable else keys.copy())
+
+    def nearest(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        block, parts = torch.from_numpy(queries), []
+        for start in range(0, len(references), _REFERENCES):
+            found = block @ references[start : start + _REFERENCES].T
+            values, index = found.topk(min(k, found.shape[1]), dim=1)
+            parts.append((values, index + start))
+        values, index = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        best = values.topk(k, dim=1)
+        return best.values.numpy(), index.gather(1, best.indices).numpy()
+
+    return nearest
+
+
+def _by_faiss(keys: np.ndarray, k: int) -> Search:
+    try:
+        import faiss
+    except ImportError as error:
+        raise Img2GeneError("search='faiss' needs faiss: `pip install 'img2gene[faiss]'`.") from error
+    index = faiss.IndexFlatIP(keys.shape[1])
+    index.add(np.ascontiguousarray(keys))
+    return lambda queries: index.search(np.ascontiguousarray(queries), k)
+
+
+_SEARCHES: dict[str, Callable[[np.ndarray, int], Search]] = {"torch": _by_torch, "faiss": _by_faiss}
+SEARCHES = tuple(_SEARCHES)

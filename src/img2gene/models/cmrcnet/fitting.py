@@ -216,7 +216,7 @@ class Fitting:
         p = self.parameters
         bank = self._bank(ensemble, references, genes)
         queries, labels = embed(ensemble, self.arrays.take(rows), regress=p.regression > 0)
-        found = bank.average(bank.nearest(queries, min(p.k, len(bank))), p.weighting)
+        found = bank.average(bank.nearest(queries, min(p.k, len(bank)), search=p.search), p.weighting)
         return found, self.scale * labels[:, genes] if p.regression else None
 
     def _blend(self, retrieval: np.ndarray, regression: np.ndarray | None) -> np.ndarray:
@@ -247,6 +247,7 @@ class Fitting:
             p.k,
             p.weighting,
             p.exclude,
+            p.search,
         )
 
     def _weigh(self, trials: list[_Trial], folds: InnerFolds) -> np.ndarray:

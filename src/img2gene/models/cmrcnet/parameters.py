@@ -7,7 +7,7 @@ from pathlib import Path
 
 from img2gene._errors import raise_problems
 from img2gene.models.options import bound_problems, choice_problems, positive_problems, share_problems
-from img2gene.models.retrieval import WEIGHTINGS
+from img2gene.models.retrieval import SEARCHES, WEIGHTINGS
 
 OUTPUTS = ("mixture", "retrieval", "regression")
 KEYS = ("image", "expression", "both")
@@ -45,6 +45,7 @@ class Parameters:
     weighting: str = "uniform"
     keys: str = "image"
     exclude: str = "none"
+    search: str = "torch"
     center: str = "section"
     n_models: int = 3
     n_components: int = 256
@@ -71,6 +72,7 @@ class Parameters:
             "weighting": WEIGHTINGS,
             "keys": KEYS,
             "exclude": EXCLUSIONS,
+            "search": SEARCHES,
             "center": ("section", "none"),
         }
         raise_problems(

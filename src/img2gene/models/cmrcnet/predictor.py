@@ -67,6 +67,8 @@ class CMRCNet:
     exclude
         For spots of a section that is in the bank: leave out that ``"section"``, the whole ``"group"`` (usually patient), or
         ``"none"``.
+    search
+        What searches the bank: ``"torch"``, or ``"faiss"`` where it is installed, which takes two thirds of the time.
     center
         ``"section"`` refers features and labels to the mean of their section; ``"none"`` to that of the training data.
     n_models
@@ -132,7 +134,7 @@ class CMRCNet:
     ) -> Neighbors:
         """The ``k`` spots of the bank nearest to each spot; exclusions are those of :meth:`ReferenceBank.nearest`."""
         queries, _ = self._found.embed(features, sections, tokens, regress=False)
-        return self._found.bank.nearest(queries, k, excluded=excluded, by=by)
+        return self._found.bank.nearest(queries, k, excluded=excluded, by=by, search=self.parameters.search)
 
     @property
     def history_(self) -> list[dict[str, float]]:
