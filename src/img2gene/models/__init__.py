@@ -2,5 +2,18 @@
 
 from img2gene.models.base import Model, Predictor, TrainingData, UsesPathways
 from img2gene.models.registry import create, get, list, register
+from img2gene.models.retrieval import Neighbors, ReferenceBank, Retrieves
 
-__all__ = ["Model", "Predictor", "TrainingData", "UsesPathways", "create", "get", "list", "register"]
+__all__ = [
+    "Model",
+    "Neighbors",
+    "Predictor",
+    "ReferenceBank",
+    "Retrieves",
+    "TrainingData",
+    "UsesPathways",
+    "create",
+    "get",
+    "list",
+    "register",
+]

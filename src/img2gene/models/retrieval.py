@@ -20,7 +20,7 @@ _QUERIES = {"torch": 512, "faiss": 2**14}
 
 
 class Neighbors(NamedTuple):
-    """Reference spots found for each query, most similar first.
+    """Reference spots found for each query, most similar first; made by :meth:`ReferenceBank.nearest`.
 
     Attributes
     ----------
@@ -28,6 +28,13 @@ class Neighbors(NamedTuple):
         int64 (n_queries, k): rows of the bank.
     similarity
         float32 (n_queries, k): cosines.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models import Neighbors
+    >>> Neighbors(np.array([[4, 2]]), np.array([[0.9, 0.8]], dtype="f4")).rows[0, 0]
+    np.int64(4)
     """
 
     rows: np.ndarray
@@ -52,7 +59,7 @@ class ReferenceBank:
     Examples
     --------
     >>> import numpy as np
-    >>> from img2gene.models.retrieval import ReferenceBank
+    >>> from img2gene.models import ReferenceBank
     >>> names = np.array(["S1", "S1", "S2"])
     >>> values = np.array([[1.0], [2.0], [9.0]], dtype="f4")
     >>> bank = ReferenceBank(np.eye(3, dtype="f4"), values, names, names, np.zeros((3, 2), dtype="f4"))
@@ -204,8 +211,7 @@ class Retrieves(Protocol):
     Examples
     --------
     >>> import img2gene as ig
-    >>> from img2gene.models.retrieval import Retrieves
-    >>> isinstance(ig.models.create("ridge"), Retrieves)
+    >>> isinstance(ig.models.create("ridge"), ig.models.Retrieves)
     False
     """
 
