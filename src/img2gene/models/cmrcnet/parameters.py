@@ -47,7 +47,7 @@ class Parameters:
     exclude: str = "none"
     search: str = "torch"
     center: str = "section"
-    n_models: int = 3
+    n_models: int = 2
     n_components: int = 256
     n_gene_tokens: int = 8
     dim: int = 256
@@ -59,7 +59,7 @@ class Parameters:
     weight_decay: float = 1e-2
     max_epochs: int | None = None
     patience: int = 6
-    n_validations: int = 2
+    n_validations: int = 1
     accelerator: str = "auto"
     devices: int | str = 1
     precision: str = "32-true"
