@@ -108,7 +108,8 @@ class FeatureKNN:
         excluded: np.ndarray | None = None,
         by: str = "group",
     ) -> Neighbors:
-        """The ``k`` training spots nearest to each spot; exclusions are those of :meth:`ReferenceBank.nearest`."""
+        """The ``k`` training spots nearest to each spot; exclusions are those of
+        :meth:`img2gene.models.ReferenceBank.nearest`."""
         bank, components = self.reference_bank(), self.components
         if components is None:
             raise Img2GeneError("This model is not fitted yet; call `fit` first.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,8 +19,9 @@ _REFERENCES, _AVERAGED = 2**16, 512
 _QUERIES = {"torch": 512, "faiss": 2**14}
 
 
-class Neighbors(NamedTuple):
-    """Reference spots found for each query, most similar first; made by :meth:`ReferenceBank.nearest`.
+@dataclass(frozen=True)
+class Neighbors:
+    """Reference spots found for each query, most similar first; made by :meth:`img2gene.models.ReferenceBank.nearest`.
 
     Attributes
     ----------
@@ -48,7 +49,7 @@ class ReferenceBank:
     Attributes
     ----------
     keys
-        float32 (n, d): embeddings of length 1 (:func:`unit_rows`).
+        float32 (n, d): embeddings of length 1.
     values
         float32 (n, G): what is averaged, such as labels.
     sections, groups
@@ -228,7 +229,7 @@ class Retrieves(Protocol):
         excluded: np.ndarray | None = None,
         by: str = "group",
     ) -> Neighbors:
-        """The ``k`` spots of the bank nearest to each spot; exclusions are those of :meth:`ReferenceBank.nearest`.
+        """The ``k`` spots of the bank nearest to each spot; exclusions are those of :meth:`img2gene.models.ReferenceBank.nearest`.
 
         Takes what ``predict`` takes beside features and sections, too.
         """

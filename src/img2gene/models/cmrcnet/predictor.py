@@ -132,7 +132,8 @@ class CMRCNet:
         excluded: np.ndarray | None = None,
         by: str = "group",
     ) -> Neighbors:
-        """The ``k`` spots of the bank nearest to each spot; exclusions are those of :meth:`ReferenceBank.nearest`."""
+        """The ``k`` spots of the bank nearest to each spot; exclusions are those of
+        :meth:`img2gene.models.ReferenceBank.nearest`."""
         queries, _ = self._found.embed(features, sections, tokens, regress=False)
         return self._found.bank.nearest(queries, k, excluded=excluded, by=by, search=self.parameters.search)
 
