@@ -108,8 +108,7 @@ class FeatureKNN:
         excluded: np.ndarray | None = None,
         by: str = "group",
     ) -> Neighbors:
-        """The ``k`` training spots nearest to each spot; exclusions are those of
-        :meth:`img2gene.models.ReferenceBank.nearest`."""
+        """The ``k`` training spots nearest to each spot, less what :class:`img2gene.models.ReferenceBank` is to leave out."""
         bank, components = self.reference_bank(), self.components
         if components is None:
             raise Img2GeneError("This model is not fitted yet; call `fit` first.")

@@ -1,8 +1,10 @@
-"""Checks that the parameters of several models need; each returns what is wrong, for one error with all of it."""
+"""Parameters that several models have, and checks of them; each returns what is wrong, for one error with all of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from img2gene._errors import listing
 
@@ -35,3 +37,39 @@ def positive_problems(parameters: object, names: Iterable[str]) -> list[str]:
     """Parameters that are not positive."""
     values = {name: getattr(parameters, name) for name in names}
     return [f"{name}={value!r}: expected a positive number." for name, value in values.items() if not value > 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkParameters:
+    """What all networks on frozen embeddings are told; the predictors document it."""
+
+    center: str = "section"
+    n_models: int = 1
+    n_components: int = 256
+    dim: int = 128
+    heads: int = 4
+    dropout: float = 0.3
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    max_epochs: int | None = None
+    patience: int = 6
+    n_validations: int = 1
+    accelerator: str = "auto"
+    devices: int | str = 1
+    precision: str = "32-true"
+    checkpoint_dir: str | Path | None = None
+
+    def shared_problems(self) -> list[str]:
+        """What is wrong with these."""
+        least = {"n_models": 1, "n_components": 1, "dim": 1, "heads": 1, "batch_size": 2}
+        least |= {"max_epochs": 1, "patience": 1, "n_validations": 0, "weight_decay": 0}
+        found = [
+            *choice_problems(self, {"center": ("section", "none")}),
+            *bound_problems(self, least),
+            *share_problems(self, ("dropout",)),
+            *positive_problems(self, ("learning_rate",)),
+        ]
+        if self.heads > 0 and self.dim % self.heads:
+            found.append(f"dim={self.dim} is not divisible by heads={self.heads}.")
+        return found

@@ -5,20 +5,147 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
+from img2gene._errors import Img2GeneError
 from img2gene.metrics import pearson
-from img2gene.models.linear import centre
-from img2gene.models.resume import Progress
+from img2gene.models.base import TrainingData
+from img2gene.models.components import Components
+from img2gene.models.folds import InnerFolds, inner_folds
+from img2gene.models.linear import Ridge, centre
+from img2gene.models.options import NetworkParameters
+from img2gene.models.resume import Progress, fingerprint
 from img2gene.models.stacking import stack_weights
 from img2gene.models.training import Run, Schedule, Task, train
 
+_TOKEN_COMPONENTS = 64
 _SCORED_GENES = 500
 _EPOCHS = (12, 150)
 _VALIDATIONS = 25
 _MOST_WEIGHT = 1.5
+
+
+@dataclass
+class NetworkFitting:
+    """One fit of networks on frozen embeddings to training data: what does not depend on the network."""
+
+    parameters: NetworkParameters
+    data: TrainingData
+    seed: int
+
+    @cached_property
+    def ridge(self) -> Ridge:
+        """The slide-centred ridge beside the networks."""
+        ridge = Ridge(center=self.parameters.center)
+        ridge.fit(self.data, seed=self.seed)
+        return ridge
+
+    @cached_property
+    def components(self) -> Components:
+        """Principal components of the embedding."""
+        return self._components(self.data.features, self.parameters.n_components)
+
+    @cached_property
+    def token_components(self) -> Components | None:
+        """Principal components of the patch tokens."""
+        tokens = self.data.tokens
+        return None if tokens is None else self._components(tokens, min(_TOKEN_COMPONENTS, tokens.shape[-1]))
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """Number of patch tokens that networks look at, and of their components; zeros where there are none."""
+        found, tokens = self.token_components, self.data.tokens
+        return (0, 0) if found is None or tokens is None else (tokens.shape[1], len(found.axes))
+
+    def _components(self, values: np.ndarray, k: int) -> Components:
+        return Components.fit(values, self.data.sections, k, center=self.parameters.center, seed=self.seed)
+
+    @cached_property
+    def folds(self) -> InnerFolds:
+        """Parts of the training data that are left out in turn."""
+        return inner_folds(self.data, seed=self.seed)
+
+    def validations(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As many of the folds as are validated on, in random order: masks (fitted on, held out)."""
+        splits = [(fitted, held) for fitted, held in self.folds.splits() if fitted.any() and held.sum() > 1]
+        order = np.random.default_rng(self.seed).permutation(len(splits))[: self.parameters.n_validations]
+        return [splits[i] for i in order]
+
+    def open_progress(self) -> Progress:
+        """The folder of finished parts, which belongs to this fit alone."""
+        kept = dataclasses.asdict(self.parameters)
+        for name in ("checkpoint_dir", "accelerator", "devices"):
+            kept.pop(name)
+        names = [part.name for part in dataclasses.fields(self.data)]
+        facts = {**kept, "seed": self.seed, **fingerprint(**{name: getattr(self.data, name) for name in names})}
+        return Progress.open(self.parameters.checkpoint_dir, facts)
+
+    def schedule(self, n_batches: int, n_steps: int) -> Schedule:
+        """The training's, with about ``n_steps`` steps where no number of epochs is given."""
+        p = self.parameters
+        most = p.max_epochs or int(np.clip(math.ceil(n_steps / n_batches), *_EPOCHS))
+        accelerator, devices = resolve_accelerator(p.accelerator, p.devices)
+        return Schedule(
+            max_epochs=most,
+            validate_every=max(most // _VALIDATIONS, 1),
+            patience=p.patience,
+            learning_rate=p.learning_rate,
+            weight_decay=p.weight_decay,
+            accelerator=accelerator,
+            devices=devices,
+            precision=p.precision,
+            seed=self.seed,
+        )
+
+    def report(self, runs: Mapping[str, Run], weights: Mapping[str, float], **facts: Any) -> dict[str, Any]:
+        """What was chosen and how it went; ``runs`` are the validations and, where there was one, the final ``fit``."""
+        trials = [run for name, run in runs.items() if name != "fit"]
+        return {
+            "inner_folds": self.folds.kind,
+            "n_validations": len(trials),
+            "validation_pcc": [round(run.score, 6) for run in trials],
+            "best_epochs": [run.best_epoch for run in trials],
+            "weights": {name: round(float(value), 6) for name, value in weights.items()},
+            **facts,
+            "history": [{"run": name, **entry} for name, run in runs.items() for entry in run.history],
+        }
+
+
+class NetworkPredictor:
+    """Parameters, report and state of a predictor whose fit is a :class:`NetworkFitting`."""
+
+    parameters: Any
+    report: dict[str, Any]
+    fitted: Any
+
+    @property
+    def found(self) -> Any:
+        """What was fitted."""
+        if self.fitted is None:
+            raise Img2GeneError("This model is not fitted yet; call `fit` first.")
+        return self.fitted
+
+    @property
+    def history_(self) -> list[dict[str, float]]:
+        """Losses, and validation scores, of each epoch of each training run."""
+        return list(self.report.get("history", []))
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Parameters and facts, and all arrays."""
+        config, arrays = self.found.state()
+        parameters = dataclasses.asdict(self.parameters)
+        folder = parameters.pop("checkpoint_dir")
+        parameters["checkpoint_dir"] = None if folder is None else str(folder)
+        return {**config, "parameters": parameters, "report": self.report}, arrays
+
+    def summary(self) -> dict[str, Any]:
+        """What was chosen, and how it validated."""
+        return {name: value for name, value in self.report.items() if name != "history"}
 
 
 def train_stage(name: str, task: Task, schedule: Schedule, progress: Progress) -> Run:
@@ -34,16 +161,6 @@ def train_stage(name: str, task: Task, schedule: Schedule, progress: Progress) -
         name, dataclasses.asdict(run), {key: value.numpy() for key, value in task.ensemble.state_dict().items()}
     )
     return run
-
-
-def epochs_for(n_batches: int, n_steps: int) -> int:
-    """Epochs of ``n_batches`` that make about ``n_steps`` steps of the optimiser."""
-    return int(np.clip(math.ceil(n_steps / n_batches), *_EPOCHS))
-
-
-def validate_every(max_epochs: int) -> int:
-    """Epochs between validations."""
-    return max(max_epochs // _VALIDATIONS, 1)
 
 
 def scored_genes(labels: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from img2gene.models.base import TrainingData
 from img2gene.models.cmrcnet.fitted import (
     PARTS,
     FittedCMRCNet,
@@ -23,24 +22,14 @@ from img2gene.models.cmrcnet.fitted import (
 from img2gene.models.cmrcnet.network import Architecture, Pairs
 from img2gene.models.cmrcnet.objective import Objective
 from img2gene.models.cmrcnet.parameters import Parameters
-from img2gene.models.components import Components, project_tokens
+from img2gene.models.components import project_tokens
 from img2gene.models.ensemble import Ensemble
-from img2gene.models.folds import InnerFolds, inner_folds
-from img2gene.models.linear import Ridge, centre
-from img2gene.models.resume import Progress, fingerprint
+from img2gene.models.linear import centre
+from img2gene.models.resume import Progress
 from img2gene.models.retrieval import ReferenceBank
 from img2gene.models.training import Run, Schedule, Task
-from img2gene.models.validated import (
-    epochs_for,
-    mean_correlation,
-    resolve_accelerator,
-    scored_genes,
-    train_stage,
-    validate_every,
-    weigh,
-)
+from img2gene.models.validated import NetworkFitting, mean_correlation, scored_genes, train_stage, weigh
 
-_TOKEN_COMPONENTS = 64
 _STEPS = 400
 # Reference spots that epochs are chosen with.
 _SCORED_REFERENCES = 4096
@@ -57,21 +46,16 @@ class _Trial:
 
 
 @dataclass
-class Fitting:
+class Fitting(NetworkFitting):
     """One fit of CMRCNet to training data."""
 
     parameters: Parameters
-    data: TrainingData
-    seed: int
 
     def run(self) -> tuple[FittedCMRCNet, dict[str, Any]]:
         """The fitted model, and the report on it."""
-        progress = Progress.open(self.parameters.checkpoint_dir, self._facts())
-        folds = inner_folds(self.data, seed=self.seed)
-        splits = [(fitted, held) for fitted, held in folds.splits() if fitted.any() and held.sum() > 1]
-        order = np.random.default_rng(self.seed).permutation(len(splits))[: self.parameters.n_validations]
-        trials = [self._validate(number, splits[i], folds, progress) for number, i in enumerate(order)]
-        weights = self._weigh(trials, folds)
+        progress = self.open_progress()
+        trials = [self._validate(number, split, progress) for number, split in enumerate(self.validations())]
+        weights = self._weigh(trials)
         everything = np.arange(len(self.data.labels))
         planned = self._schedule(len(everything))
         epochs = round(np.mean([trial.run.best_epoch for trial in trials])) if trials else planned.max_epochs
@@ -79,29 +63,11 @@ class Fitting:
         # The learning rate falls as if training went on to the end, as it did where the number of epochs was chosen.
         schedule = dataclasses.replace(planned, max_epochs=epochs, decay_epochs=planned.max_epochs)
         run = train_stage("fit", self._task(everything, ensemble), schedule, progress)
-        return self._fitted(ensemble, everything, weights), self._report(folds, trials, weights, run)
-
-    @cached_property
-    def ridge(self) -> Ridge:
-        """The ridge beside the networks."""
-        ridge = Ridge(center=self.parameters.center)
-        ridge.fit(self.data, seed=self.seed)
-        return ridge
-
-    @cached_property
-    def components(self) -> Components:
-        """Principal components of the embedding."""
-        p, data = self.parameters, self.data
-        return Components.fit(data.features, data.sections, p.n_components, center=p.center, seed=self.seed)
-
-    @cached_property
-    def token_components(self) -> Components | None:
-        """Principal components of the patch tokens."""
-        data = self.data
-        if data.tokens is None:
-            return None
-        k = min(_TOKEN_COMPONENTS, data.tokens.shape[-1])
-        return Components.fit(data.tokens, data.sections, k, center=self.parameters.center, seed=self.seed)
+        runs = {**{f"validation {number + 1}": trial.run for number, trial in enumerate(trials)}, "fit": run}
+        facts = {"epochs": epochs, "n_references": len(everything)}
+        return self._fitted(ensemble, everything, weights), self.report(
+            runs, dict(zip(PARTS, weights, strict=True)), **facts
+        )
 
     @cached_property
     def arrays(self) -> SpotArrays:
@@ -127,12 +93,13 @@ class Fitting:
     @cached_property
     def architecture(self) -> Architecture:
         """Shapes of the networks."""
-        p, tokens = self.parameters, self.token_components
+        p = self.parameters
+        n_tokens, token_width = self.token_shape
         return Architecture(
             n_components=len(self.components.axes),
             n_genes=self.data.labels.shape[1],
-            n_tokens=0 if tokens is None or self.data.tokens is None else self.data.tokens.shape[1],
-            token_width=0 if tokens is None else len(tokens.axes),
+            n_tokens=n_tokens,
+            token_width=token_width,
             dim=p.dim,
             heads=p.heads,
             n_gene_tokens=p.n_gene_tokens,
@@ -142,30 +109,10 @@ class Fitting:
             regression=p.regression > 0,
         )
 
-    def _facts(self) -> dict[str, Any]:
-        """What tells this fit from another."""
-        kept = dataclasses.asdict(self.parameters)
-        for name in ("checkpoint_dir", "accelerator", "devices"):
-            kept.pop(name)
-        names = [field.name for field in dataclasses.fields(self.data)]
-        return {**kept, "seed": self.seed, **fingerprint(**{name: getattr(self.data, name) for name in names})}
-
     def _schedule(self, n_spots: int) -> Schedule:
         p = self.parameters
-        most = p.max_epochs or epochs_for(self._n_batches(n_spots), _STEPS)
-        accelerator, devices = resolve_accelerator(p.accelerator, p.devices)
-        return Schedule(
-            max_epochs=most,
-            validate_every=validate_every(most),
-            patience=p.patience,
-            learning_rate=p.learning_rate,
-            weight_decay=p.weight_decay,
-            final_learning_rate=min(p.final_learning_rate, p.learning_rate),
-            accelerator=accelerator,
-            devices=devices,
-            precision=p.precision,
-            seed=self.seed,
-        )
+        found = self.schedule(self._n_batches(n_spots), _STEPS)
+        return dataclasses.replace(found, final_learning_rate=min(p.final_learning_rate, p.learning_rate))
 
     def _n_batches(self, n_spots: int) -> int:
         return max(round(n_spots / self.parameters.batch_size), 1)
@@ -192,15 +139,13 @@ class Fitting:
         largest = float(batch.labels.abs().max()), float(batch.features.abs().max())
         return f"{len(batch.labels)} spots, labels up to {largest[0]:.3g} and components up to {largest[1]:.3g} in size"
 
-    def _validate(
-        self, number: int, split: tuple[np.ndarray, np.ndarray], folds: InnerFolds, progress: Progress
-    ) -> _Trial:
+    def _validate(self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress) -> _Trial:
         """Train without one fold, stopped by the correlation on it."""
         fitted, held = (np.flatnonzero(part) for part in split)
         ensemble = self._new_ensemble()
         task = self._task(fitted, ensemble)
         genes = scored_genes(self.data.labels)
-        names = folds.centred_in(self.data.sections)[held]
+        names = self.folds.centred_in(self.data.sections)[held]
         few = np.random.default_rng(self.seed).permutation(fitted)[:_SCORED_REFERENCES]
         task.validate = lambda found: mean_correlation(
             self.data.labels[held][:, genes], self._blend(*self._held_out(found, few, held, genes)), names
@@ -250,7 +195,7 @@ class Fitting:
             p.search,
         )
 
-    def _weigh(self, trials: list[_Trial], folds: InnerFolds) -> np.ndarray:
+    def _weigh(self, trials: list[_Trial]) -> np.ndarray:
         """Weights of ridge, retrieval and regression head."""
         p = self.parameters
         used = {"ridge": p.ridge, "retrieval": True, "regression": p.regression > 0}
@@ -260,23 +205,10 @@ class Fitting:
             return np.array([used[name] for name in PARTS]) / sum(used.values())
         rows = np.concatenate([trial.rows for trial in trials])
         found = {
-            "ridge": self.ridge.held_out(self.data, folds, seed=self.seed)[rows] if used["ridge"] else None,
+            "ridge": self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows] if used["ridge"] else None,
             "retrieval": np.concatenate([trial.retrieval for trial in trials]),
             "regression": np.concatenate([t.regression for t in trials if t.regression is not None])
             if used["regression"]
             else None,
         }
-        return weigh(found, self.data.labels[rows], folds.centred_in(self.data.sections)[rows])
-
-    def _report(self, folds: InnerFolds, trials: list[_Trial], weights: np.ndarray, run: Run) -> dict[str, Any]:
-        runs = {**{f"validation {number + 1}": trial.run for number, trial in enumerate(trials)}, "fit": run}
-        return {
-            "inner_folds": folds.kind,
-            "n_validations": len(trials),
-            "validation_pcc": [round(trial.run.score, 6) for trial in trials],
-            "best_epochs": [trial.run.best_epoch for trial in trials],
-            "epochs": len(run.history),
-            "weights": dict(zip(PARTS, np.round(weights, 6).tolist(), strict=True)),
-            "n_references": len(self.data.labels),
-            "history": [{"run": name, **entry} for name, found in runs.items() for entry in found.history],
-        }
+        return weigh(found, self.data.labels[rows], self.folds.centred_in(self.data.sections)[rows])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError
 from img2gene.models.base import TrainingData
 from img2gene.models.cmrcnet.fitted import FittedCMRCNet
 from img2gene.models.cmrcnet.fitting import Fitting
 from img2gene.models.cmrcnet.parameters import Parameters
 from img2gene.models.retrieval import Neighbors, ReferenceBank, check_size
+from img2gene.models.validated import NetworkPredictor
 
 _BLEEP: dict[str, Any] = {
     "output": "retrieval",
@@ -32,7 +31,7 @@ def with_defaults(changes: dict[str, Any]) -> inspect.Signature:
     return found.replace(parameters=parameters)
 
 
-class CMRCNet:
+class CMRCNet(NetworkPredictor):
     """Contrastive learning and cross-modal mask reconstruction on frozen embeddings, with retrieval beside regression.
 
     Image and expression of the training spots are brought into one space (contrastive loss with soft targets), while masked
@@ -108,19 +107,13 @@ class CMRCNet:
         check_size(self.parameters.k, len(data.labels))
         self.fitted, self.report = Fitting(self.parameters, data, seed).run()
 
-    @property
-    def _found(self) -> FittedCMRCNet:
-        if self.fitted is None:
-            raise Img2GeneError("This model is not fitted yet; call `fit` first.")
-        return self.fitted
-
     def predict(self, features: np.ndarray, sections: np.ndarray, *, tokens: np.ndarray | None = None) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
-        return self._found.predict(features, sections, tokens)
+        return self.found.predict(features, sections, tokens)
 
     def reference_bank(self) -> ReferenceBank:
         """The training spots that predictions are retrieved from."""
-        return self._found.bank
+        return self.found.bank
 
     def neighbors(
         self,
@@ -132,23 +125,9 @@ class CMRCNet:
         excluded: np.ndarray | None = None,
         by: str = "group",
     ) -> Neighbors:
-        """The ``k`` spots of the bank nearest to each spot; exclusions are those of
-        :meth:`img2gene.models.ReferenceBank.nearest`."""
-        queries, _ = self._found.embed(features, sections, tokens, regress=False)
-        return self._found.bank.nearest(queries, k, excluded=excluded, by=by, search=self.parameters.search)
-
-    @property
-    def history_(self) -> list[dict[str, float]]:
-        """Losses, and validation scores, of each epoch of each training run."""
-        return list(self.report.get("history", []))
-
-    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Parameters and facts, and all arrays."""
-        config, arrays = self._found.state()
-        parameters = dataclasses.asdict(self.parameters)
-        folder = parameters.pop("checkpoint_dir")
-        parameters["checkpoint_dir"] = None if folder is None else str(folder)
-        return {**config, "parameters": parameters, "report": self.report}, arrays
+        """The ``k`` spots of the bank nearest to each spot, less what :class:`img2gene.models.ReferenceBank` is to leave out."""
+        queries, _ = self.found.embed(features, sections, tokens, regress=False)
+        return self.found.bank.nearest(queries, k, excluded=excluded, by=by, search=self.parameters.search)
 
     @classmethod
     def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
@@ -162,10 +141,6 @@ class CMRCNet:
         model.report = config["report"]
         model.fitted = FittedCMRCNet.from_state(config, arrays)
         return model
-
-    def summary(self) -> dict[str, Any]:
-        """What was chosen, and how it validated."""
-        return {name: value for name, value in self.report.items() if name != "history"}
 
 
 class Bleep(CMRCNet):

@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from img2gene.models.base import TrainingData
-from img2gene.models.components import Components, project_tokens
+from img2gene.models.components import project_tokens
 from img2gene.models.debias import confounder_dictionary
 from img2gene.models.ensemble import Ensemble
-from img2gene.models.folds import InnerFolds, inner_folds
 from img2gene.models.img2gene.fitted import (
     FittedImg2Gene,
     Readout,
@@ -29,25 +27,16 @@ from img2gene.models.img2gene.network import Architecture
 from img2gene.models.img2gene.objective import Objective, Targets
 from img2gene.models.img2gene.parameters import Parameters
 from img2gene.models.img2gene.targets import TargetArrays
-from img2gene.models.linear import Ridge
-from img2gene.models.resume import Progress, fingerprint
+from img2gene.models.resume import Progress
 from img2gene.models.shift import section_means, shift
 from img2gene.models.spots import Batch, Section, gather, split_sections, training_chunks
 from img2gene.models.training import Run, Schedule, Task
-from img2gene.models.validated import (
-    epochs_for,
-    mean_correlation,
-    resolve_accelerator,
-    scored_genes,
-    train_stage,
-    validate_every,
-    weigh,
-)
+from img2gene.models.validated import NetworkFitting, mean_correlation, scored_genes, train_stage, weigh
 
 logger = logging.getLogger(__name__)
 
-_TOKEN_COMPONENTS = 64
 _ANCHORS = 256
+_PARTS = ("ridge", "own view", "network")
 # Steps of the optimiser at most; more still gain a little, and take as much longer.
 _STEPS = 300
 # Between shifts of sections of one patient or batch and those of patients in few sections (docs/guide/img2gene.md).
@@ -69,27 +58,24 @@ class _Trial:
 
 
 @dataclass
-class Fitting:
+class Fitting(NetworkFitting):
     """One fit of Img2Gene to training data."""
 
     parameters: Parameters
-    data: TrainingData
-    seed: int
 
     def run(self) -> tuple[FittedImg2Gene, dict[str, Any]]:
         """The fitted model, and the report on it."""
-        progress = Progress.open(self.parameters.checkpoint_dir, self._facts())
-        folds = inner_folds(self.data, seed=self.seed)
-        splits = [(fitted, held) for fitted, held in folds.splits() if fitted.any() and held.sum() > 1]
-        order = np.random.default_rng(self.seed).permutation(len(splits))[: self.parameters.n_validations]
-        trials = [self._validate(number, splits[i], folds, progress) for number, i in enumerate(order)]
-        weights = self._weigh(trials, folds)
-        epochs = round(np.mean([trial.run.best_epoch for trial in trials])) if trials else self._schedule().max_epochs
+        progress = self.open_progress()
+        trials = [self._validate(number, split, progress) for number, split in enumerate(self.validations())]
+        weights = self._weigh(trials)
+        planned = self.schedule(n_batches(self.arrays.sections, self.parameters.batch_size), _STEPS)
+        epochs = round(np.mean([trial.run.best_epoch for trial in trials])) if trials else planned.max_epochs
+        runs = {f"validation {number + 1}": trial.run for number, trial in enumerate(trials)}
         if self.parameters.refit or not trials:
-            ensemble, run = self._refit(epochs, progress)
+            ensemble, runs["fit"] = self._refit(dataclasses.replace(planned, max_epochs=epochs), progress)
             readout = self._readout(ensemble, self.arrays, self.targets.log_rate_mean)
         else:
-            ensemble, run, readout = trials[0].ensemble, trials[0].run, trials[0].readout
+            ensemble, readout = trials[0].ensemble, trials[0].readout
         fitted = FittedImg2Gene(
             self.architecture,
             ensemble,
@@ -102,29 +88,8 @@ class Fitting:
             self._shift_scale(),
             _SMOOTHING,
         )
-        return fitted, self._report(folds, trials, weights, epochs, run)
-
-    @cached_property
-    def ridge(self) -> Ridge:
-        """The slide-centred ridge beside the networks."""
-        ridge = Ridge(center=self.parameters.center)
-        ridge.fit(self.data, seed=self.seed)
-        return ridge
-
-    @cached_property
-    def components(self) -> Components:
-        """Principal components of the embedding."""
-        p, data = self.parameters, self.data
-        return Components.fit(data.features, data.sections, p.n_components, center=p.center, seed=self.seed)
-
-    @cached_property
-    def token_components(self) -> Components | None:
-        """Principal components of the patch tokens."""
-        data = self.data
-        if data.tokens is None:
-            return None
-        k = min(_TOKEN_COMPONENTS, data.tokens.shape[-1])
-        return Components.fit(data.tokens, data.sections, k, center=self.parameters.center, seed=self.seed)
+        facts = {"epochs": epochs, "ridge": self.ridge.summary(), "n_pathways": self.architecture.n_pathways}
+        return fitted, self.report(runs, dict(zip(_PARTS, weights, strict=True)), **facts)
 
     @cached_property
     def arrays(self) -> SpotArrays:
@@ -139,21 +104,22 @@ class Fitting:
     @cached_property
     def targets(self) -> TargetArrays:
         """What all training spots are to predict."""
-        folds = inner_folds(self.data, seed=self.seed)
-        base = self.ridge.held_out(self.data, folds, seed=self.seed) if self.parameters.ridge == "residual" else None
+        base = (
+            self.ridge.held_out(self.data, self.folds, seed=self.seed) if self.parameters.ridge == "residual" else None
+        )
         return TargetArrays.build(self.parameters, self.data, base)
 
     @cached_property
     def architecture(self) -> Architecture:
         """Shapes of the networks."""
         p, data = self.parameters, self.data
-        tokens = self.token_components
+        n_tokens, token_width = self.token_shape
         return Architecture(
             n_components=len(self.components.axes),
             n_genes=data.labels.shape[1],
             n_pathways=0 if data.pathways is None else data.pathways.shape[1],
-            n_tokens=0 if tokens is None or data.tokens is None else data.tokens.shape[1],
-            token_width=0 if tokens is None else len(tokens.axes),
+            n_tokens=n_tokens,
+            token_width=token_width,
             n_confounders=p.n_confounders,
             dim=p.dim,
             heads=p.heads,
@@ -164,31 +130,6 @@ class Fitting:
             neighborhood=p.neighborhood,
             section=p.section_view,
             counts=p.objective == "negative_binomial",
-        )
-
-    def _facts(self) -> dict[str, Any]:
-        """What tells this fit from another."""
-        kept = dataclasses.asdict(self.parameters)
-        for name in ("checkpoint_dir", "accelerator", "devices"):
-            kept.pop(name)
-        names = [field.name for field in dataclasses.fields(self.data)]
-        return {**kept, "seed": self.seed, **fingerprint(**{name: getattr(self.data, name) for name in names})}
-
-    def _schedule(self, n_steps: int | None = None, epochs: int | None = None) -> Schedule:
-        p = self.parameters
-        steps = n_steps or n_batches(self.arrays.sections, p.batch_size)
-        most = epochs or p.max_epochs or epochs_for(steps, _STEPS)
-        accelerator, devices = resolve_accelerator(p.accelerator, p.devices)
-        return Schedule(
-            max_epochs=most,
-            validate_every=validate_every(most),
-            patience=p.patience,
-            learning_rate=p.learning_rate,
-            weight_decay=p.weight_decay,
-            accelerator=accelerator,
-            devices=devices,
-            precision=p.precision,
-            seed=self.seed,
         )
 
     def _new_ensemble(self) -> Ensemble:
@@ -222,18 +163,16 @@ class Fitting:
             f"components up to {largest[1]:.3g} in size"
         )
 
-    def _validate(
-        self, number: int, split: tuple[np.ndarray, np.ndarray], folds: InnerFolds, progress: Progress
-    ) -> _Trial:
+    def _validate(self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress) -> _Trial:
         """Train without one fold, stopped by the correlation on it."""
         fitted, held = split
         inside = self._part(fitted, self.data.sections)
-        outside = self._part(held, folds.labels if folds.kind == "block" else self.data.sections)
+        outside = self._part(held, self.folds.centred_in(self.data.sections))
         ensemble = self._new_ensemble()
         task = self._task(inside, ensemble)
         genes = scored_genes(self.data.labels)
         task.validate = lambda found: self._score(found, outside, genes)
-        schedule = self._schedule(n_batches(inside.sections, self.parameters.batch_size))
+        schedule = self.schedule(n_batches(inside.sections, self.parameters.batch_size), _STEPS)
         name = f"validation{number + 1}"
         run = train_stage(name, task, schedule, progress)
         if self.parameters.effect != "none":
@@ -261,9 +200,9 @@ class Fitting:
         names = np.repeat([section.name for section in arrays.sections], [len(s.rows) for s in arrays.sections])
         return mean_correlation(self.data.labels[rows][:, genes], found[rows], names)
 
-    def _refit(self, epochs: int, progress: Progress) -> tuple[Ensemble, Run]:
+    def _refit(self, schedule: Schedule, progress: Progress) -> tuple[Ensemble, Run]:
         ensemble = self._new_ensemble()
-        run = train_stage("fit", self._task(self.arrays, ensemble), self._schedule(epochs=epochs), progress)
+        run = train_stage("fit", self._task(self.arrays, ensemble), schedule, progress)
         if self.parameters.effect != "none":
             update_references(ensemble, self.arrays)
         return ensemble, run
@@ -278,7 +217,7 @@ class Fitting:
         mean = self.data.labels.mean(axis=0, dtype=np.float64).astype(np.float32)
         return Readout(self.targets.scale, mean, log_rate, genes, own)
 
-    def _weigh(self, trials: list[_Trial], folds: InnerFolds) -> np.ndarray:
+    def _weigh(self, trials: list[_Trial]) -> np.ndarray:
         """Weights of ridge, own view and full network."""
         role = self.parameters.ridge
         if not trials:
@@ -286,13 +225,13 @@ class Fitting:
                 role, np.array([0.5, 0, 0.5])
             )
         rows = np.concatenate([trial.rows for trial in trials])
-        names = (folds.labels if folds.kind == "block" else self.data.sections)[rows]
+        names = self.folds.centred_in(self.data.sections)[rows]
         own, full = (np.concatenate([getattr(trial, part) for trial in trials]) for part in ("own", "full"))
         candidates = {
-            "ridge": None if role == "none" else self.ridge.held_out(self.data, folds, seed=self.seed)[rows],
+            _PARTS[0]: None if role == "none" else self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows],
             # The own view goes around the effect, which a share of it would partly undo.
-            "own view": own if self.parameters.effect == "none" else None,
-            "network": full,
+            _PARTS[1]: own if self.parameters.effect == "none" else None,
+            _PARTS[2]: full,
         }
         return weigh(candidates, self.data.labels[rows], names)
 
@@ -310,27 +249,6 @@ class Fitting:
             # No section is far enough for a ridge that was not asked for.
             near = _NEVER
         return ShiftScale(means.astype(np.float32), scale, near, near + _FAR_MARGIN)
-
-    def _report(
-        self, folds: InnerFolds, trials: list[_Trial], weights: np.ndarray, epochs: int, run: Run
-    ) -> dict[str, Any]:
-        history = [
-            {"run": f"validation {number + 1}", **entry}
-            for number, trial in enumerate(trials)
-            for entry in trial.run.history
-        ]
-        history += [{"run": "fit", **entry} for entry in run.history] if self.parameters.refit or not trials else []
-        return {
-            "inner_folds": folds.kind,
-            "n_validations": len(trials),
-            "validation_pcc": [round(trial.run.score, 6) for trial in trials],
-            "best_epochs": [trial.run.best_epoch for trial in trials],
-            "epochs": epochs,
-            "weights": dict(zip(("ridge", "own view", "network"), np.round(weights, 6).tolist(), strict=True)),
-            "ridge": self.ridge.summary(),
-            "n_pathways": self.architecture.n_pathways,
-            "history": history,
-        }
 
 
 def _mean_outputs(ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

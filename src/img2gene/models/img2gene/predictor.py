@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError, raise_problems
+from img2gene._errors import raise_problems
 from img2gene.models.base import TrainingData
 from img2gene.models.img2gene.fitted import FittedImg2Gene
 from img2gene.models.img2gene.fitting import Fitting
 from img2gene.models.img2gene.parameters import Parameters
 from img2gene.models.spots import split_sections
+from img2gene.models.validated import NetworkPredictor
 
 
-class Img2Gene:
+class Img2Gene(NetworkPredictor):
     """Debiased, pathway-informed prediction: Img2Gene on frozen embeddings, beside a ridge that it is weighed against.
 
     An ensemble of networks looks at each spot, at its nearest spots and at the whole section, fuses the three, and takes a
@@ -116,30 +117,16 @@ class Img2Gene:
         raise_problems(problems)
         split_sections(data.sections, data.positions, self.parameters.n_neighbors, pad=False)
 
-    @property
-    def _found(self) -> FittedImg2Gene:
-        if self.fitted is None:
-            raise Img2GeneError("This model is not fitted yet; call `fit` first.")
-        return self.fitted
-
     def predict(
         self, features: np.ndarray, sections: np.ndarray, *, positions: np.ndarray, tokens: np.ndarray | None = None
     ) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
-        return self._found.predict(features, sections, positions, tokens)
-
-    @property
-    def history_(self) -> list[dict[str, float]]:
-        """Losses, and validation scores, of each epoch of each training run."""
-        return list(self.report.get("history", []))
+        return self.found.predict(features, sections, positions, tokens)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Parameters and facts, and all arrays."""
-        config, arrays = self._found.state()
-        parameters = dataclasses.asdict(self.parameters)
-        folder = parameters.pop("checkpoint_dir")
-        parameters["checkpoint_dir"] = None if folder is None else str(folder)
-        return {**config, "parameters": parameters, "context": self.context, "report": self.report}, arrays
+        """Parameters, facts and pathways, and all arrays."""
+        config, arrays = super().state()
+        return {**config, "context": self.context}, arrays
 
     @classmethod
     def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
@@ -153,7 +140,3 @@ class Img2Gene:
         model.context, model.report = config["context"], config["report"]
         model.fitted = FittedImg2Gene.from_state(config, arrays)
         return model
-
-    def summary(self) -> dict[str, Any]:
-        """What was chosen, and how it validated."""
-        return {name: value for name, value in self.report.items() if name != "history"}
