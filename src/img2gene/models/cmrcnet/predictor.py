@@ -42,8 +42,7 @@ class CMRCNet(NetworkPredictor):
 
     ŷ = ȳ_train + w_1 ridge + w_2 retrieval + w_3 regression
 
-    Retrieval averages spots that were measured, so it keeps their gene–gene correlations, and smooths less where spots are
-    alike; regression is closer on average.
+    Between patients it did worse than the ridge on real sections (docs/guide/cmrcnet.md).
 
     Parameters
     ----------
