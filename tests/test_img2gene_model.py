@@ -349,7 +349,7 @@ def test_two_fits_are_never_mixed_in_one_folder(tmp_path):
     options = {"n_validations": 0, "max_epochs": 1, "checkpoint_dir": tmp_path / "fit"}
     fitted(TRAIN, **options)
     with pytest.raises(
-        Img2GeneError, match="holds a fit with other dropout, labels, seed; results of two fits are never mixed"
+        Img2GeneError, match="holds a fit with other dropout, labels, seed; results of two are never mixed"
     ):
         fitted(replace(TRAIN, labels=TRAIN.labels + 1), seed=1, **(options | {"dropout": 0.5}))
     (tmp_path / "new").mkdir()

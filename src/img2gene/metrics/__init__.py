@@ -1,6 +1,7 @@
 """Scores of predictions, on plain arrays."""
 
 from img2gene.metrics.classification import auprc, auroc, dice
+from img2gene.metrics.comparison import mean_interval, signed_rank_pvalue
 from img2gene.metrics.regression import mae, mse, pearson, r2, spearman
 from img2gene.metrics.spatial import morans_i, neighbor_graph
 from img2gene.metrics.structure import gene_correlation, structure_score
@@ -11,11 +12,13 @@ __all__ = [
     "dice",
     "gene_correlation",
     "mae",
+    "mean_interval",
     "morans_i",
     "mse",
     "neighbor_graph",
     "pearson",
     "r2",
+    "signed_rank_pvalue",
     "spearman",
     "structure_score",
 ]

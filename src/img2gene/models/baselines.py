@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from img2gene._errors import Img2GeneError, listing
 from img2gene.models.base import TrainingData
 
 
@@ -40,3 +41,75 @@ class TrainingMean:
     def summary(self) -> dict[str, Any]:
         """Nothing was chosen."""
         return {}
+
+
+class CoordinateKNN:
+    """Mean of the nearest training spots of the same section, whatever the image shows.
+
+    What is left to predict once a part of the very section was measured: an image model for such splits has to beat it. It
+    knows nothing about sections that it was not trained on.
+
+    Parameters
+    ----------
+    k
+        Training spots that are averaged, fewer where a section has fewer.
+    """
+
+    name: ClassVar[str] = "coordinates"
+    inputs: ClassVar[tuple[str, ...]] = ("positions",)
+    shapes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "positions": ("spots", "axes"),
+        "labels": ("spots", "genes"),
+        "section": ("spots",),
+    }
+
+    def __init__(self, k: int = 6) -> None:
+        if k < 1:
+            raise Img2GeneError(f"k={k!r}: expected at least 1.")
+        self.k = k
+        self.sections: list[str] = []
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def fit(self, data: TrainingData, *, seed: int) -> None:
+        """Keep the training spots."""
+        names, number = np.unique(data.sections, return_inverse=True)
+        self.sections = names.tolist()
+        self.arrays = {
+            "positions": np.asarray(data.positions, dtype=np.float64),
+            "labels": np.asarray(data.labels, dtype=np.float32),
+            "section": number.astype(np.int64),
+        }
+
+    def predict(self, features: np.ndarray, sections: np.ndarray, *, positions: np.ndarray) -> np.ndarray:
+        """Labels float32 (n_spots, n_genes)."""
+        from scipy.spatial import cKDTree
+
+        unknown = sorted(set(sections.tolist()) - set(self.sections))
+        if unknown:
+            raise Img2GeneError(
+                f"`coordinates` was not trained on the sections {listing(unknown)} (trained on: {listing(self.sections)}); where "
+                "a spot lies says nothing about its expression in a new section. Take a model of the image."
+            )
+        out = np.empty((len(sections), self.arrays["labels"].shape[1]), dtype=np.float32)
+        for name in np.unique(sections):
+            rows = sections == name
+            known = np.flatnonzero(self.arrays["section"] == self.sections.index(name))
+            k = min(self.k, len(known))
+            near = cKDTree(self.arrays["positions"][known]).query(positions[rows], k=list(range(1, k + 1)))[1]
+            out[rows] = self.arrays["labels"][known][near].mean(axis=1)
+        return out
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Settings and training spots."""
+        return {"k": self.k, "sections": self.sections}, self.arrays
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> CoordinateKNN:
+        """Restore them."""
+        model = cls(config["k"])
+        model.sections, model.arrays = list(config["sections"]), dict(arrays)
+        return model
+
+    def summary(self) -> dict[str, Any]:
+        """How many spots it knows."""
+        return {"k": self.k, "n_references": len(self.arrays["labels"])}

@@ -14,6 +14,7 @@ from img2gene.models.base import EXTRA_INPUTS, Predictor, declared_inputs
 _BUILT_IN = {
     "bleep": "img2gene.models.cmrcnet.predictor:Bleep",
     "cmrcnet": "img2gene.models.cmrcnet.predictor:CMRCNet",
+    "coordinates": "img2gene.models.baselines:CoordinateKNN",
     "img2gene": "img2gene.models.img2gene.predictor:Img2Gene",
     "knn": "img2gene.models.neighbors:FeatureKNN",
     "mean": "img2gene.models.baselines:TrainingMean",

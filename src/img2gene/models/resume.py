@@ -52,8 +52,13 @@ class Progress:
     folder: Path | None
 
     @classmethod
-    def open(cls, folder: str | Path | None, facts: dict[str, Any]) -> Progress:
-        """Open a folder for a fit described by ``facts`` (JSON); one that holds another fit is refused."""
+    def open(
+        cls, folder: str | Path | None, facts: dict[str, Any], *, what: str = "fit", argument: str = "checkpoint_dir"
+    ) -> Progress:
+        """Open a folder for a run described by ``facts`` (JSON); one that holds another run is refused.
+
+        ``what`` kind of run it is, and the ``argument`` that names the folder, are for messages.
+        """
         if folder is None:
             return cls(None)
         path = Path(folder)
@@ -63,13 +68,13 @@ class Progress:
             differ = [name for name in sorted({*stored, *facts}) if stored.get(name) != facts.get(name)]
             if differ:
                 raise Img2GeneError(
-                    f"checkpoint_dir={str(path)!r} holds a fit with other {listing(differ)}; results of two fits are never "
-                    "mixed. Name another folder, or remove this one."
+                    f"{argument}={str(path)!r} holds a {what} with other {listing(differ)}; results of two are never mixed. "
+                    "Name another folder, or remove this one."
                 )
             return cls(path)
         # What an interruption of the first write leaves behind is no reason to refuse.
         if path.is_dir() and any(found.name != f"{_RECORD}.partial" for found in path.iterdir()):
-            raise Img2GeneError(f"checkpoint_dir={str(path)!r} is not empty and holds no fit; name another folder.")
+            raise Img2GeneError(f"{argument}={str(path)!r} is not empty and holds no {what}; name another folder.")
         path.mkdir(parents=True, exist_ok=True)
         _replace(record, json.dumps(facts, indent=1).encode())
         return cls(path)

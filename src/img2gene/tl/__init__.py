@@ -2,6 +2,8 @@
 
 from img2gene.tl.contributions import pathway_contributions
 from img2gene.tl.correlation import GeneCorrelation, gene_correlation
+from img2gene.tl.cross_validate import cross_validate
+from img2gene.tl.cross_validation import CrossValidation
 from img2gene.tl.evaluate import evaluate, summarize
 from img2gene.tl.fit import fit
 from img2gene.tl.learning_curve import learning_curve
@@ -10,7 +12,9 @@ from img2gene.tl.predict import predict
 from img2gene.tl.retrieve import retrieve
 
 __all__ = [
+    "CrossValidation",
     "GeneCorrelation",
+    "cross_validate",
     "evaluate",
     "fit",
     "gene_correlation",

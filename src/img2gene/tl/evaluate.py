@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 GENE_GROUPS: dict[str, tuple[str, int]] = {"HEG": ("mean", 50), "HVG": ("dispersion", 50), "SVG": ("moran", 50)}
 METRICS = ("pcc", "spearman", "mse", "mae", "r2")
 MEAN, NULL = "training mean", "permutation null"
+BASELINE_ROWS = (MEAN, NULL)
+GeneGroups = Mapping[str, tuple[str, int] | list[str]] | None
 
 
 def evaluate(
@@ -130,9 +132,7 @@ def evaluate(
         parts.append(
             part.assign(section=name, patient=patient_of(table, rows), n_spots=len(truth), leakage=leaked(name))
         )
-    result = _tidy(
-        pd.concat(parts, ignore_index=True), group_members(found, genes, _with_markers(gene_groups, markers))
-    )
+    result = _tidy(pd.concat(parts, ignore_index=True), group_members(found, genes, with_markers(gene_groups, markers)))
     if inplace:
         _write(table, result, found.name, key)
     return result
@@ -161,7 +161,7 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
     keys = [by] if isinstance(by, str) else list(by)
     scores = scores.reset_index(drop=True)
     groups = {"all": np.ones(len(scores), dtype=bool)}
-    groups |= {name: (scores[name] == True).to_numpy() for name in _group_columns(scores)}  # noqa: E712 - NaN is no member
+    groups |= {name: (scores[name] == True).to_numpy() for name in group_columns(scores)}  # noqa: E712 - NaN is no member
     rows = []
     for names, part in scores.groupby(keys, sort=False):
         for group, members in groups.items():
@@ -170,7 +170,8 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
     return pd.DataFrame(rows).astype({"leakage": "boolean"})
 
 
-def _group_columns(scores: pd.DataFrame) -> list[str]:
+def group_columns(scores: pd.DataFrame) -> list[str]:
+    """Columns that say of each gene whether it is in a group."""
     fixed = {"model", "section", "patient", "gene", "n_spots", "leakage", *METRICS}
     return [name for name in scores if name not in fixed and set(scores[name].dropna().unique()) <= {True, False}]
 
@@ -235,7 +236,7 @@ def group_members(
     return groups
 
 
-def _with_markers(
+def with_markers(
     asked: Mapping[str, tuple[str, int] | list[str]] | None, markers: Iterable[str] | None
 ) -> Mapping[str, tuple[str, int] | list[str]] | None:
     """The groups asked for, or the default ones, and that of the markers."""

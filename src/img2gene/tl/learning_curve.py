@@ -12,14 +12,15 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene import models as registry
 from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
 from img2gene._expression import labels, library_size
 from img2gene._sections import group_labels, section_labels
-from img2gene._study import choose_encoder, named_groups, positions
+from img2gene._study import named_groups, positions
 from img2gene._subsamples import UNITS, nested_samples, sample_problems
+from img2gene._subset import subset
 from img2gene.settings import settings
-from img2gene.tl.evaluate import METRICS, evaluate, group_members, summarize
+from img2gene.tl._candidates import model_candidates
+from img2gene.tl.evaluate import METRICS, GeneGroups, evaluate, group_members, summarize
 from img2gene.tl.fit import Genes, fit
 from img2gene.tl.predict import predict
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GeneGroups = Mapping[str, tuple[str, int] | list[str]] | None
 # By what, which fractions, how many repeats.
 Draw = tuple[str, list[float], int]
 # Rows to train on, by fraction and repeat.
@@ -136,7 +136,7 @@ def learning_curve(
     table = _schema.get_table(sdata, table_key)
     problems = Problems(_option_problems(fractions, by, n_repeats))
     with problems.collect():
-        candidates = _candidates(models, encoder, table, table_key)
+        candidates = model_candidates(models, encoder, table, table_key)
     with problems.collect():
         named = group_labels(table, groups, table_key)
         tested = _tested(table, named, test_on, groups, table_key)
@@ -155,27 +155,6 @@ def _option_problems(fractions: Sequence[float], by: str, n_repeats: int) -> lis
     problems += ["`fractions` is empty."] * (not len(fractions))
     problems += [f"by={by!r}: the training data are divided by {listing(UNITS)}."] * (by not in UNITS)
     return problems + [f"n_repeats={n_repeats}: expected 1 or more."] * (n_repeats < 1)
-
-
-def _candidates(
-    models: str | Sequence[str] | Mapping[str, Mapping[str, Any]], encoder: str | None, table: AnnData, table_key: str
-) -> dict[str, dict[str, Any]]:
-    """Arguments of ``fit`` for each label; unknown models, parameters and embeddings are refused."""
-    if not isinstance(models, Mapping):
-        models = {name: {"model": name} for name in ([models] if isinstance(models, str) else models)}
-    problems = Problems(["`models` is empty."] * (not models))
-    found = {str(label): {"encoder": encoder, **given} for label, given in models.items()}
-    for label, given in found.items():
-        with problems.collect():
-            if "model" not in given:
-                raise Img2GeneError(
-                    f"models[{label!r}] names no model: expected a dict such as {{'model': 'ridge', 'n_components': 10}}."
-                )
-            params = {key: value for key, value in given.items() if key not in ("model", "encoder")}
-            registry.create(given["model"], **params)
-            choose_encoder(table, given["encoder"], table_key)
-    problems.raise_all()
-    return found
 
 
 def _tested(table: AnnData, named: np.ndarray, test_on: Iterable[str] | None, groups: str, table_key: str) -> list[str]:
@@ -335,30 +314,4 @@ class _Plan:
         return summary.assign(n_spots=model.report["n_spots"], n_groups=n_groups, seconds=seconds)
 
     def _study(self, rows: np.ndarray, genes: list[str] | None = None) -> SpatialData:
-        """Chosen spots (and genes) of the study, without images and without what models do not look at."""
-        import anndata as ad
-        from spatialdata import SpatialData
-        from spatialdata.models import TableModel
-
-        table, attrs = self.table, self.table.uns["spatialdata_attrs"]
-        columns = slice(None) if genes is None else table.var_names.get_indexer(genes)
-        part = ad.AnnData(
-            table.X[rows][:, columns],
-            obs=table.obs.iloc[rows].copy(),
-            var=table.var.iloc[columns].copy(),
-            obsm={
-                name: values.iloc[rows] if isinstance(values, pd.DataFrame) else values[rows]
-                for name, values in table.obsm.items()
-            },
-            layers={} if self.layer is None else {self.layer: table.layers[self.layer][rows][:, columns]},
-            uns={_schema.UNS: dict(table.uns[_schema.UNS])},
-        )
-        if self.layer is None:
-            part.obs[_schema.LIBRARY_SIZE] = library_size(table)[rows]
-        present = part.obs[attrs["region_key"]].unique().tolist()
-        part = TableModel.parse(
-            part, region=present, region_key=attrs["region_key"], instance_key=attrs["instance_key"]
-        )
-        return SpatialData(
-            shapes=dict(self.sdata.shapes), labels=dict(self.sdata.labels), tables={self.table_key: part}
-        )
+        return subset(self.sdata, rows, genes, layer=self.layer, table_key=self.table_key)

@@ -1,0 +1,5 @@
+"""Stub until leaks are merged."""
+
+
+def find_leaks(*args, **kwargs):
+    return []
