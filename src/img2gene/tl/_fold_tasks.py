@@ -15,7 +15,7 @@ from img2gene import metrics, models
 from img2gene._errors import Img2GeneError
 from img2gene._expression import labels
 from img2gene._sections import section_labels
-from img2gene._study import positions
+from img2gene._study import positions, section_names
 from img2gene._subset import subset
 from img2gene.metrics import neighbor_graph
 from img2gene.settings import Settings, settings
@@ -117,9 +117,11 @@ class Task:
     def _score(self, model: Model, seconds: float) -> Part:
         test, options = self._part(self.fold.test), self.options
         predict(test, model, table_key=options.table_key, key_added=KEY)
+        table = test.tables[options.table_key]
         scores = evaluate(
             test,
             model,
+            sections=section_names(table, np.arange(table.n_obs), options.table_key),
             gene_groups=self.fold.groups,
             n_permutations=options.n_permutations,
             seed=options.seed,
@@ -130,7 +132,6 @@ class Task:
             inplace=False,
         )
         scores["model"] = scores["model"].replace(model.name, self.label)
-        table = test.tables[options.table_key]
         layers = kept_layers(table, model, options.table_key) if self.keep else {}
         return Part(scores, self._structure(table, model), layers, seconds)
 

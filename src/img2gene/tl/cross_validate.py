@@ -260,7 +260,7 @@ class _Plan:
         parts = self._run_all(folds, results, n_jobs)
         if self.options.smooth:
             warnings.append(
-                f"Labels were averaged over {self.options.smooth} neighbours, which makes scores higher; they do not compare "
+                f"Labels were averaged over {self.options.smooth} neighbours, which removes noise and so raises scores; they do not compare "
                 "with scores on raw labels."
             )
         if self.outer.scope in (WITHIN, UNKNOWN):

@@ -1,0 +1,434 @@
+"""Cross-validation: what is held out, what is fitted inside the folds, resuming, workers, and what the result says."""
+
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import img2gene as ig
+from img2gene.models import Model
+from img2gene.tl import _fold_tasks
+from img2gene.tl.cross_validation import BETWEEN, UNKNOWN, WITHIN, CrossValidation
+
+QUICK = {"models": "ridge", "baselines": False, "n_permutations": 2}
+
+
+@pytest.fixture(scope="module")
+def result(shared_study):
+    """The ridge and all baselines on three patients, with predictions."""
+    return ig.tl.cross_validate(shared_study, "ridge", keep_predictions=True, markers=["G00", "G03"])
+
+
+def by_patient(sdata, patient, genes=None):
+    """Scores of a ridge trained without one patient, by the other functions of the package."""
+    model = ig.tl.fit(
+        sdata, "ridge", validate_on=[patient], inplace=False, **({} if genes is None else {"genes": genes})
+    )
+    ig.tl.predict(sdata, model)
+    return ig.tl.evaluate(sdata, model, inplace=False)
+
+
+def test_scores_are_those_of_models_trained_without_the_patient(result, study):
+    for patient in "ABC":
+        expected = by_patient(study, patient).query("model == 'ridge'").set_index(["section", "gene"])["pcc"]
+        found = result.scores.query("model == 'ridge' and patient == @patient").set_index(["section", "gene"])["pcc"]
+        np.testing.assert_allclose(found, expected.reindex(found.index), atol=1e-6)
+
+
+def test_every_section_is_scored_once_by_every_model_and_baseline(result, shared_study):
+    counts = result.scores.groupby(["model", "section"]).size()
+    assert set(counts) == {shared_study["table"].n_vars}
+    assert set(counts.index.get_level_values(1)) == {"A1", "A2", "B1", "C1"}
+    assert {"ridge", "ridge, not centred", "feature k-NN", "training mean", "permutation null"} <= set(result.models)
+    assert "section mean (oracle)" in result.models
+
+
+def test_baselines_are_left_out_where_the_user_compares_them_already(shared_study):
+    found = ig.tl.cross_validate(shared_study, {"mine": {"model": "ridge"}}, n_permutations=1)
+    assert found.models[0] == "mine"
+    assert "ridge" not in found.models
+    assert "feature k-NN" in found.models
+
+
+def test_held_out_predictions_come_from_models_without_the_patient(result, study):
+    table = result.predictions["ridge"]
+    assert table.obs_names.tolist() == study["table"].obs_names.tolist()
+    model = ig.tl.fit(study, "ridge", validate_on=["B"], inplace=False)
+    ig.tl.predict(study, model)
+    rows = (table.obs["patient"] == "B").to_numpy()
+    np.testing.assert_allclose(table.X[rows], study["table"].layers["img2gene"][rows], atol=1e-5)
+    counts = study["table"].X.toarray()
+    expected = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(table.layers["measured"], expected, rtol=1e-5)
+
+
+def test_summary_averages_genes_then_sections_then_patients(result):
+    own = result.scores.query("model == 'ridge'")
+    sections = own.groupby(["patient", "section"])["pcc"].mean()
+    patients = sections.groupby("patient").mean()
+    row = result.summary("all").query("model == 'ridge'").iloc[0]
+    assert row["pcc"] == pytest.approx(patients.mean())
+    half = stats.t.ppf(0.975, 2) * patients.std(ddof=1) / np.sqrt(3)
+    assert (row["low"], row["high"]) == pytest.approx((patients.mean() - half, patients.mean() + half))
+    assert (row["n_patients"], row["n_sections"]) == (3, 4)
+    assert sections.mean() != pytest.approx(patients.mean())
+
+
+def test_structure_is_that_of_the_section(result):
+    table = result.predictions["ridge"]
+    rows = (table.obs["section"] == "A2").to_numpy()
+    pair = [np.corrcoef(values[rows].T) for values in (table.layers["measured"], table.X)]
+    upper = np.triu_indices(table.n_vars, 1)
+    expected = np.corrcoef(pair[0][upper], pair[1][upper])[0, 1]
+    found = result.structure.query("model == 'ridge' and section == 'A2' and genes == 'all'")["structure"]
+    assert found.item() == pytest.approx(expected, abs=1e-5)
+    assert "structure" in result.summary("all")
+
+
+def test_comparison_is_paired_by_patient_and_by_gene(result):
+    row = result.compare("ridge").set_index("model").loc["feature k-NN"]
+    wide = result.scores.pivot_table("pcc", "gene", "model")
+    assert row["p_genes"] == pytest.approx(stats.wilcoxon(wide["feature k-NN"], wide["ridge"]).pvalue)
+    units = result.by_unit().pivot(index="patient", columns="model", values="pcc")
+    assert row["difference"] == pytest.approx((units["feature k-NN"] - units["ridge"]).mean())
+    assert row["n_better"] == (units["feature k-NN"] > units["ridge"]).sum()
+    assert row["p_patients"] >= 0.25
+
+
+def test_comparison_of_a_model_with_itself_would_be_no_row(result):
+    assert "ridge" not in set(result.compare("ridge")["model"])
+    # A constant prediction has no correlation to compare.
+    assert "training mean" not in set(result.compare("ridge")["model"])
+    assert "training mean" in set(result.compare("ridge", metric="mse")["model"])
+
+
+def test_signal_is_found_and_the_null_is_not(result):
+    summary = result.summary("all").set_index("model")["pcc"]
+    followed = result.genes("ridge")["pcc"]
+    assert followed[[f"G{i:02d}" for i in range(12) if i % 3 != 2]].mean() > 0.3
+    assert abs(summary["permutation null"]) < 0.05
+
+
+def test_genes_that_lead_are_chosen_in_every_fold_anew(make_study):
+    sdata = make_study()
+    table = sdata["table"]
+    rows = (table.obs["patient"] == "C").to_numpy()
+    counts = table.X.toarray()
+    # Patient C would put G11 first; without C it is the last of all.
+    counts[rows, 11] += 500
+    table.X = type(table.X)(counts)
+    found = ig.tl.cross_validate(sdata, genes=6, gene_groups={"top": ("mean", 2)}, **QUICK).scores
+    genes = found.query("model == 'ridge'").groupby("fold")["gene"].unique()
+    assert "G11" in genes["A"] and "G11" in genes["B"]
+    assert "G11" not in genes["C"]
+
+
+def test_inner_groups_are_handed_to_the_fit(study, monkeypatch):
+    seen = []
+    fit = _fold_tasks.fit
+    monkeypatch.setattr(
+        _fold_tasks, "fit", lambda *args, **options: seen.append(options["groups"]) or fit(*args, **options)
+    )
+    ig.tl.cross_validate(study, inner="section", test_on=["A"], **QUICK)
+    ig.tl.cross_validate(study, test_on=["A"], **QUICK)
+    assert seen == ["section", "patient"]
+
+
+def test_training_rows_are_all_that_a_model_sees(study, monkeypatch):
+    fits = []
+    fit = _fold_tasks.fit
+    monkeypatch.setattr(_fold_tasks, "fit", lambda part, **options: fits.append(part) or fit(part, **options))
+    ig.tl.cross_validate(study, **QUICK)
+    held_out = [set("ABC") - set(part["table"].obs["patient"]) for part in fits]
+    assert held_out == [{"A"}, {"B"}, {"C"}]
+
+
+def test_folds_deal_whole_groups(make_study):
+    names = [(f"{patient}{i}", patient) for patient in "ABCDE" for i in (1, 2)]
+    sdata = make_study(names, n_side=4)
+    found = ig.tl.cross_validate(sdata, n_folds=2, seed=3, **QUICK)
+    patients = found.scores.groupby("fold")["patient"].unique()
+    assert len(patients) == 2
+    assert sorted(np.concatenate(patients.tolist())) == list("ABCDE")
+    assert {len(part) for part in patients} == {2, 3}
+
+
+def test_workers_give_the_same_result(result, shared_study):
+    found = ig.tl.cross_validate(shared_study, "ridge", keep_predictions=True, markers=["G00", "G03"], n_jobs=2)
+    pd.testing.assert_frame_equal(found.scores, result.scores)
+    pd.testing.assert_frame_equal(found.structure, result.structure)
+    np.testing.assert_array_equal(found.predictions["ridge"].X, result.predictions["ridge"].X)
+
+
+def test_study_is_left_as_it_was(study, snapshot):
+    before = snapshot(study["table"])
+    ig.tl.cross_validate(study, **QUICK)
+    assert snapshot(study["table"]) == before
+
+
+def test_interrupted_run_goes_on_with_the_missing_parts_only(study, tmp_path, monkeypatch):
+    folder = tmp_path / "cv"
+    whole = ig.tl.cross_validate(study, **QUICK)
+    run, trained = _fold_tasks.Task.run, []
+
+    def interrupted(task):
+        if task.fold.name == "C":
+            raise KeyboardInterrupt
+        return run(task)
+
+    monkeypatch.setattr(_fold_tasks.Task, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ig.tl.cross_validate(study, folder=folder, **QUICK)
+    monkeypatch.setattr(_fold_tasks.Task, "run", lambda task: trained.append(task.fold.name) or run(task))
+    found = ig.tl.cross_validate(study, folder=folder, **QUICK)
+    assert trained == ["C"]
+    pd.testing.assert_frame_equal(found.scores, whole.scores)
+    again = ig.tl.cross_validate(study, folder=folder, **QUICK)
+    assert trained == ["C"]
+    pd.testing.assert_frame_equal(again.scores, whole.scores)
+    assert not list(folder.glob("*.partial"))
+
+
+def test_predictions_asked_for_later_are_computed(study, tmp_path):
+    ig.tl.cross_validate(study, folder=tmp_path / "cv", **QUICK)
+    found = ig.tl.cross_validate(study, folder=tmp_path / "cv", keep_predictions=["ridge"], **QUICK)
+    again = ig.tl.cross_validate(study, folder=tmp_path / "cv", keep_predictions=["ridge"], **QUICK)
+    np.testing.assert_array_equal(found.predictions["ridge"].X, again.predictions["ridge"].X)
+    assert np.isfinite(again.predictions["ridge"].X).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 5}, "seed"),
+        ({"genes": 5}, "genes"),
+        ({"models": {"ridge": {"model": "ridge", "penalty": 9.0}}}, "models"),
+    ],
+    ids=["seed", "genes", "parameters"],
+)
+def test_results_of_two_runs_are_never_mixed(study, tmp_path, change, named):
+    ig.tl.cross_validate(study, folder=tmp_path / "cv", **QUICK)
+    with pytest.raises(ig.Img2GeneError, match=f"holds a cross-validation with other .*{named}.*never mixed"):
+        ig.tl.cross_validate(study, folder=tmp_path / "cv", **{**QUICK, **change})
+
+
+def test_folder_of_another_study_is_refused(study, tmp_path):
+    ig.tl.cross_validate(study, folder=tmp_path / "cv", **QUICK)
+    study["table"].X[0, 0] += 1
+    with pytest.raises(ig.Img2GeneError, match="other data"):
+        ig.tl.cross_validate(study, folder=tmp_path / "cv", **QUICK)
+
+
+def test_folder_of_another_version_is_refused(study, tmp_path):
+    folder = tmp_path / "cv"
+    ig.tl.cross_validate(study, folder=folder, **QUICK)
+    record = json.loads((folder / "identity.json").read_text())
+    (folder / "identity.json").write_text(json.dumps({**record, "format": 0, "img2gene": "0.0.1"}))
+    with pytest.raises(ig.Img2GeneError, match=r"written by img2gene 0.0.1 \(format 0\)"):
+        ig.tl.cross_validate(study, folder=folder, **QUICK)
+
+
+def test_folder_with_other_files_is_refused(study, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ig.Img2GeneError, match="not empty and holds no cross-validation"):
+        ig.tl.cross_validate(study, folder=tmp_path, **QUICK)
+
+
+def test_one_patient_is_a_within_patient_estimate_wherever_it_appears(make_study, caplog):
+    sdata = make_study([("A1", "A"), ("A2", "A"), ("A3", "A")], n_side=5)
+    with caplog.at_level(logging.WARNING, logger="img2gene"):
+        found = ig.tl.cross_validate(sdata, **QUICK)
+    assert found.scope == WITHIN
+    assert "one patient only" in caplog.text
+    assert (
+        set(found.scores["scope"])
+        == set(found.summary()["scope"])
+        == set(found.compare("training mean", metric="mse")["scope"])
+    )
+    assert found.scores["leakage"].all()
+    assert found.unit == "section" and "n_patients" not in found.summary()
+    for text in (repr(found), found._repr_html_(), found.to_markdown()):
+        assert "within" in text.lower()
+
+
+def test_sections_of_shared_patients_need_permission(study):
+    with pytest.raises(ig.LeakageError, match=r"Patients A are on both sides of folds by section"):
+        ig.tl.cross_validate(study, groups="section", **QUICK)
+    found = ig.tl.cross_validate(study, groups="section", allow_leakage=True, **QUICK)
+    assert found.scope == WITHIN
+    leaked = found.scores.groupby("section")["leakage"].all()
+    assert leaked.to_dict() == {"A1": True, "A2": True, "B1": False, "C1": False}
+
+
+def test_unknown_patients_are_said_to_be_unknown(study):
+    del study["table"].obs["patient"]
+    with pytest.raises(ig.MissingKeyError, match="Say which donor"):
+        ig.tl.cross_validate(study, **QUICK)
+    found = ig.tl.cross_validate(study, groups="section", **QUICK)
+    assert found.scope == UNKNOWN
+    assert found.scores["leakage"].isna().all()
+
+
+def test_missing_group_names_are_refused(study):
+    patients = study["table"].obs["patient"].astype(object)
+    patients.iloc[:3] = None
+    study["table"].obs["patient"] = patients
+    with pytest.raises(ig.Img2GeneError, match=r"missing in 3 rows"):
+        ig.tl.cross_validate(study, **QUICK)
+
+
+def test_single_section_cannot_be_held_out(make_study):
+    with pytest.raises(ig.Img2GeneError, match="nothing can be held out"):
+        ig.tl.cross_validate(make_study([("A1", "A")]), **QUICK)
+
+
+def test_gene_without_variation_in_a_fold_is_nan_there_and_counted(study, caplog):
+    table = study["table"]
+    rows = (table.obs["patient"] != "C").to_numpy()
+    counts = table.X.toarray()
+    counts[rows, 4] = 0
+    table.X = type(table.X)(counts)
+    with caplog.at_level(logging.WARNING, logger="img2gene"):
+        found = ig.tl.cross_validate(study, genes=["G00", "G01", "G04"], markers=["G01", "G04"], **QUICK)
+    assert "without C, genes that do not vary: G04" in caplog.text
+    own = found.scores.query("model == 'ridge' and gene == 'G04'").set_index("section")["pcc"]
+    assert np.isnan(own["C1"])
+    assert found.folds.set_index("fold")["absent"].to_dict() == {"A": "", "B": "", "C": "G04"}
+    # Constant in the sections of A and B, absent in the fold of C.
+    assert found.genes("ridge").loc["G04", "n_nan"] == 4
+
+
+def test_blocks_of_a_section_are_compared_with_their_coordinates(make_study):
+    sdata = make_study([("A1", "A"), ("A2", "A")], n_side=10)
+    table = sdata["table"]
+    right = table.obsm["spatial"][:, 0] > np.median(table.obsm["spatial"][:, 0])
+    table.obs["half"] = np.where(right, "right", "left")
+    with pytest.raises(ig.LeakageError):
+        ig.tl.cross_validate(sdata, groups="half", **QUICK)
+    found = ig.tl.cross_validate(sdata, "ridge", groups="half", allow_leakage=True, n_permutations=1)
+    assert "coordinate k-NN" in found.models
+    assert found.scope == WITHIN
+
+
+def test_coordinates_average_the_nearest_spots_of_the_section(study):
+    model = ig.tl.fit(study, "coordinates", validate_on=["C"], inplace=False, k=1)
+    rows = (study["table"].obs["patient"] == "A").to_numpy()
+    with pytest.raises(ig.Img2GeneError, match="was not trained on the sections C1"):
+        ig.tl.predict(study, model)
+    kept = Model.from_state(*model.state())
+    positions = kept.predictor.arrays["positions"]
+    found = kept.predict(np.zeros((len(positions), 6), "f4"), np.repeat(["A1", "A2", "B1"], 49), positions=positions)
+    np.testing.assert_array_equal(found, kept.predictor.arrays["labels"])
+    assert rows.sum() == 98
+
+
+def test_smoothing_averages_neighbours_after_the_split(make_study):
+    study = make_study(depth=100.0)
+    raw = ig.tl.cross_validate(study, keep_predictions=True, **QUICK)
+    smooth = ig.tl.cross_validate(study, keep_predictions=True, smooth=4, **QUICK)
+    measured = {
+        name: found.predictions["ridge"].layers["measured"] for name, found in (("raw", raw), ("smooth", smooth))
+    }
+    # Spot 24 is the middle of the first section of 7 × 7 spots.
+    around = [24, 17, 31, 23, 25]
+    np.testing.assert_allclose(measured["smooth"][24], measured["raw"][around].mean(axis=0), rtol=1e-5)
+    assert any("averaged over 4 neighbours" in line for line in smooth.warnings)
+    assert smooth.settings["smooth"] == 4
+    assert smooth.summary("all")["pcc"][0] > raw.summary("all")["pcc"][0]
+
+
+def test_spots_without_counts_take_no_part(study):
+    whole = ig.tl.cross_validate(study, **QUICK).scores
+    table = study["table"]
+    counts = table.X.toarray()
+    counts[:5] = 0
+    table.X, table.obs["library_size"] = type(table.X)(counts), counts.sum(axis=1)
+    found = ig.tl.cross_validate(study, **QUICK)
+    assert found.scores.query("section == 'A1'")["n_spots"].unique().tolist() == [44]
+    assert len(found.scores) == len(whole)
+
+
+def test_pathways_are_selected_inside_the_folds(study):
+    sets = {f"set{i}": [f"G{j:02d}" for j in range(i, i + 6)] for i in range(6)}
+    ig.pp.score_pathways(study, sets, n_top=2, method="zscore")
+    parameters = {"model": "img2gene", "n_models": 1, "n_validations": 0, "max_epochs": 1, "dim": 16}
+    found = ig.tl.cross_validate(study, {"small": parameters}, test_on=["C"], baselines=False, n_permutations=1)
+    assert np.isfinite(found.summary("all")["pcc"][0])
+
+
+def test_errors_name_the_fold_and_the_model(study):
+    with pytest.raises(ig.Img2GeneError, match="Without A, 'neighbours': "):
+        ig.tl.cross_validate(study, {"neighbours": {"model": "knn", "k": 10**6}}, baselines=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"models": "forest"}, "forest"),
+        ({"models": []}, "`models` is empty"),
+        ({"groups": "donor"}, "donor"),
+        ({"inner": "donor"}, "donor"),
+        ({"n_folds": 9}, "3 groups to deal"),
+        ({"test_on": ["Z"]}, "Z"),
+        ({"genes": ["FOXP3"]}, "FOXP3"),
+        ({"markers": ["FOXP3"]}, "FOXP3"),
+        ({"n_jobs": 0}, "n_jobs=0"),
+        ({"smooth": -1}, "smooth=-1"),
+        ({"keep_predictions": ["lasso"]}, "lasso"),
+        ({"layer": "scaled"}, "scaled"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_input_is_named(study, change, match):
+    with pytest.raises(ig.Img2GeneError, match=match):
+        ig.tl.cross_validate(study, **{**QUICK, **change})
+
+
+def test_all_problems_come_at_once(study):
+    with pytest.raises(ig.Img2GeneError) as error:
+        ig.tl.cross_validate(study, "forest", n_jobs=0, smooth=-1, inner="donor")
+    assert all(name in str(error.value) for name in ("forest", "n_jobs", "smooth", "donor"))
+
+
+@pytest.mark.parametrize("call", ["summary", "by_unit", "compare"])
+def test_result_names_what_it_does_not_have(result, call):
+    arguments = {"genes": "HKG"}
+    with pytest.raises(ig.MissingKeyError, match=r"No gene group 'HKG' .*HEG"):
+        getattr(result, call)(**arguments)
+
+
+def test_tables_go_through_csv(result, tmp_path):
+    result.to_csv(tmp_path / "scores.csv")
+    found = pd.read_csv(tmp_path / "scores.csv")
+    np.testing.assert_allclose(found["pcc"], result.scores["pcc"])
+    assert found["model"].tolist() == result.scores["model"].tolist()
+    result.to_csv(tmp_path / "summary.csv", "summary")
+    assert pd.read_csv(tmp_path / "summary.csv")["model"].tolist() == result.summary()["model"].tolist()
+    with pytest.raises(ig.MissingKeyError, match="No table 'genes'"):
+        result.to_csv(tmp_path / "genes.csv", "genes")
+
+
+def test_html_escapes_names(result):
+    scores = result.scores.assign(model=result.scores["model"].replace("ridge", "<script>alert(1)</script>"))
+    text = CrossValidation(scores, result.structure, result.folds, BETWEEN, warnings=["<b>"])._repr_html_()
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+@pytest.mark.parametrize("model", ["ridge", "knn", "bleep", "cmrcnet", "img2gene"])
+def test_noise_scores_nothing(shared_study, copy_of, model):
+    """Mean correlation over 20 seeds, with a confidence interval, where labels say nothing about features."""
+    small = {"n_models": 1, "n_validations": 1, "max_epochs": 2, "dim": 16}
+    parameters = {"model": model, **({} if model in ("ridge", "knn") else small)}
+    sdata, means = copy_of(shared_study), []
+    for seed in range(20):
+        counts = np.random.default_rng(seed).poisson(40, sdata["table"].shape)
+        sdata["table"].X = type(sdata["table"].X)(counts.astype(np.float32))
+        found = ig.tl.cross_validate(sdata, {"it": parameters}, baselines=False, n_permutations=0, seed=seed)
+        means.append(found.summary("all").set_index("model").loc["it", "pcc"])
+    _, low, high = ig.metrics.mean_interval(means)
+    assert low < 0 < high
+    assert high - low < 0.1
