@@ -1,5 +1,14 @@
 """Stub until leaks are merged."""
 
+from dataclasses import dataclass
 
-def find_leaks(*args, **kwargs):
+
+@dataclass
+class Finding:
+    kind: str
+    severity: str
+    message: str
+
+
+def find_leaks(*args, **kwargs) -> list[Finding]:
     return []

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from img2gene import _schema
-from img2gene import models as registry
-from img2gene._errors import Img2GeneError, LeakageError, Problems, listing, raise_problems
-from img2gene._expression import labels, layer_problems, library_size, name_problems
-from img2gene._leaks import find_leaks
-from img2gene._sections import group_labels, section_labels
-from img2gene._study import choose_encoder, embedding, patient_labels, positions, section_names
+from img2gene._errors import Img2GeneError, Problems, listing
+from img2gene._expression import layer_problems, library_size, name_problems
+from img2gene._sections import group_labels
 from img2gene._subset import subset
-from img2gene.models.resume import fingerprint
 from img2gene.settings import settings
 from img2gene.tl._candidates import ModelsGiven, model_candidates
-from img2gene.tl._fold_tasks import Fold, Options, Task, run_and_keep
+from img2gene.tl._cv_plan import Plan
+from img2gene.tl._fold_tasks import Options
 from img2gene.tl._outer_folds import OuterFolds
-from img2gene.tl._results_folder import Part, ResultsFolder
-from img2gene.tl.cross_validation import UNKNOWN, WITHIN, CrossValidation
-from img2gene.tl.evaluate import BASELINE_ROWS, GeneGroups, group_members, is_rule, with_markers
-from img2gene.tl.fit import Genes, fit
+from img2gene.tl.cross_validation import CrossValidation
+from img2gene.tl.evaluate import GeneGroups, with_markers
+from img2gene.tl.fit import Genes
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
-
-    from img2gene.models import Model
 
 logger = logging.getLogger(__name__)
 
@@ -182,10 +171,11 @@ def cross_validate(
         allow_leakage=allow_leakage,
     )
     if baselines:
-        extra = BASELINES | (_COORDINATES if outer.divides_sections(study.tables[table_key], table_key) else {})
+        divided = outer.divides_sections(study.tables[table_key], table_key)
+        extra = {**BASELINES, **(_COORDINATES if divided else {})}
         candidates = _with_baselines(candidates, extra, encoder)
     options = Options(inner or outer.groups, layer, smooth, seed, n_permutations, n_threads, table_key)
-    plan = _Plan(study, outer, candidates, options, kept, allow_leakage)
+    plan = Plan(study, outer, candidates, options, kept, allow_leakage)
     return plan.run(genes, with_markers(gene_groups, markers), n_jobs, folder)
 
 
@@ -232,289 +222,3 @@ def _labelled(sdata: SpatialData, layer: str | None, table_key: str) -> SpatialD
     if not known.all():
         logger.info("left out %d spots without a count", int((~known).sum()))
     return subset(sdata, np.flatnonzero(known), layer=layer, table_key=table_key)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One cross-validation."""
-
-    study: SpatialData
-    outer: OuterFolds
-    candidates: dict[str, dict[str, Any]]
-    options: Options
-    kept: list[str]
-    allow_leakage: bool
-
-    @property
-    def table(self) -> AnnData:
-        return self.study.tables[self.options.table_key]
-
-    def run(self, genes: Genes, groups: GeneGroups, n_jobs: int, folder: str | Path | None) -> CrossValidation:
-        """Look for leaks, choose genes fold by fold, train and score, and put the parts together."""
-        warnings = self._leaks(genes)
-        # All folds first, so that none is refused after hours of training on the others.
-        folds = [self._fold(name, held, genes, groups) for name, held in self.outer.rows().items()]
-        asked = self._settings(genes, groups)
-        data = self._fingerprint()
-        results = ResultsFolder.open(folder, json.loads(json.dumps({**asked, "data": data}, default=str)))
-        parts = self._run_all(folds, results, n_jobs)
-        if self.options.smooth:
-            warnings.append(
-                f"Labels were averaged over {self.options.smooth} neighbours, which removes noise and so raises scores; they do not compare "
-                "with scores on raw labels."
-            )
-        if self.outer.scope in (WITHIN, UNKNOWN):
-            logger.warning("scores are %s: see `notice` of the result", self.outer.scope)
-        return self._assemble(folds, parts, asked, warnings)
-
-    def _leaks(self, genes: Genes) -> list[str]:
-        """Messages of what looks like a leak; certain ones are refused unless that is allowed."""
-        key = self.options.table_key
-        found = find_leaks(
-            self.table,
-            self.outer.groups,
-            layer=self.options.layer,
-            encoder_identity=self._identity,
-            uses_panel=genes is None,
-            table_key=key,
-            seed=self.options.seed,
-        )
-        # A patient in several groups was judged when the folds were made.
-        found = [leak for leak in found if leak.kind != "shared patient"]
-        certain = [leak.message for leak in found if leak.severity == "error"]
-        if certain and not self.allow_leakage:
-            raise_problems(
-                [*certain[:-1], f"{certain[-1]} (`allow_leakage=True` goes on and marks the result.)"], LeakageError
-            )
-        for leak in found:
-            logger.warning(leak.message)
-        return [leak.message for leak in found]
-
-    @property
-    def _identity(self) -> dict[str, Any]:
-        first = next(iter(self.candidates.values()))["encoder"]
-        return choose_encoder(self.table, first, self.options.table_key)
-
-    def _fold(self, name: str, held: np.ndarray, genes: Genes, groups: GeneGroups) -> Fold:
-        """Choose genes and gene groups on the training rows, by a fit that checks study and split, too."""
-        key, layer = self.options.table_key, self.options.layer
-        train = np.flatnonzero(~held)
-        asked, varying = self._asked(genes, train)
-        held_groups = self.outer.held_out[name]
-        first = next(iter(self.candidates.values()))["encoder"]
-        whole = cast(
-            "Model",
-            fit(
-                self.study,
-                "mean",
-                genes=genes if asked is None or genes is None else varying,
-                layer=layer,
-                groups=self.outer.groups,
-                train_on=[group for group in np.unique(self.outer.names) if group not in held_groups],
-                validate_on=held_groups,
-                encoder=first,
-                seed=self.options.seed,
-                table_key=key,
-                # Shared patients were judged when the folds were made; a panel is judged here.
-                allow_leakage=self.allow_leakage or self.outer.scope == WITHIN,
-                allow_single_section=True,
-                inplace=False,
-            ),
-        )
-        absent = [] if asked is None else [gene for gene in asked if gene not in whole.genes]
-        if absent:
-            logger.warning("without %s, genes that do not vary: %s", name, listing(absent))
-        return Fold(name, train, np.flatnonzero(held), whole.genes, self._members(whole, groups, absent), absent)
-
-    def _asked(self, genes: Genes, train: np.ndarray) -> tuple[list[str] | None, list[str]]:
-        """Genes asked for, by name or as the panel, and those of them that vary in the training rows."""
-        if isinstance(genes, (int, np.integer)) or (genes is None and _schema.PANEL not in self.table.var):
-            return None, []
-        if genes is None:
-            return self.table.var_names[self.table.var[_schema.PANEL].to_numpy(dtype=bool)].tolist(), []
-        names = [genes] if isinstance(genes, str) else list(genes)
-        columns = self.table.var_names.get_indexer(names)
-        if (columns < 0).any():
-            return names, names
-        values = labels(self.table, train, columns, layer=self.options.layer)
-        varies = values.max(axis=0) > values.min(axis=0)
-        return names, [name for name, kept in zip(names, varies, strict=True) if kept] or names
-
-    @staticmethod
-    def _members(whole: Model, groups: GeneGroups, absent: list[str]) -> dict[str, list[str]]:
-        """Genes of each group, without those that the fold lacks."""
-        if groups is not None:
-            groups = {
-                name: rule if is_rule(rule) else [gene for gene in rule if gene not in absent]
-                for name, rule in groups.items()
-            }
-        return group_members(whole, whole.genes, groups)
-
-    def _settings(self, genes: Genes, groups: GeneGroups) -> dict[str, Any]:
-        """What was asked for, as it is recorded."""
-        shared = dataclasses.asdict(self.options)
-        return {
-            "models": self.candidates,
-            "groups": self.outer.groups,
-            "held_out": self.outer.held_out,
-            "genes": genes if genes is None or isinstance(genes, (int, np.integer)) else list(genes),
-            "gene_groups": None if groups is None else dict(groups),
-            "encoder": self._identity,
-            "allow_leakage": self.allow_leakage,
-            **shared,
-        }
-
-    def _fingerprint(self) -> dict[str, str]:
-        """Digests of everything that results depend on."""
-        table, key = self.table, self.options.table_key
-        counts = table.X.tocsr()
-        identities = {given["encoder"] for given in self.candidates.values()}
-        arrays = {
-            "counts": counts.data,
-            "columns": counts.indices,
-            "rows": counts.indptr,
-            "layer": None if self.options.layer is None else np.asarray(_dense(table.layers[self.options.layer])),
-            "library": library_size(table),
-            "genes": table.var_names.to_numpy(dtype=str),
-            "sections": section_labels(table, key),
-            "patients": patient_labels(table),
-            "groups": self.outer.names,
-            "inner": group_labels(table, self.options.inner, key),
-            "positions": positions(table, key),
-            "pathways": np.asarray(table.obsm[_schema.PATHWAYS]) if _schema.PATHWAYS in table.obsm else None,
-        }
-        for name in identities:
-            identity = choose_encoder(table, name, key)
-            arrays[f"embedding {identity['name']}"] = embedding(table, identity, key)
-        return fingerprint(**arrays)
-
-    def _run_all(self, folds: list[Fold], results: ResultsFolder, n_jobs: int) -> dict[tuple[int, str], Part]:
-        """Parts of all folds and models, from the folder as far as they are there."""
-        from joblib import Parallel, delayed
-        from tqdm.auto import tqdm
-
-        tasks = {
-            (number, label): Task(
-                self.study, fold, label, given, self.options, label in self.kept, f"fold{number + 1}-model{place + 1}"
-            )
-            for number, fold in enumerate(folds)
-            for place, (label, given) in enumerate(self.candidates.items())
-        }
-        found = {
-            at: part
-            for at, task in tasks.items()
-            if (part := results.load(task.key)) and bool(part.layers) >= task.keep
-        }
-        if found:
-            logger.info("took %d of %d finished parts from %s", len(found), len(tasks), results.folder)
-        todo = {at: task for at, task in tasks.items() if at not in found}
-        calls = (
-            delayed(run_and_keep)(task, results, dataclasses.replace(settings), registry.get(task.given["model"]))
-            for task in todo.values()
-        )
-        run = Parallel(n_jobs=n_jobs, return_as="generator")(calls)
-        with tqdm(total=len(todo), desc="Cross-validation", unit="fit", disable=not settings.progress) as bar:
-            for at, part in zip(todo, run, strict=True):
-                found[at] = part
-                bar.update()
-        return found
-
-    def _assemble(
-        self, folds: list[Fold], parts: dict[tuple[int, str], Part], asked: dict[str, Any], warnings: list[str]
-    ) -> CrossValidation:
-        scores, structure = [], []
-        for label in self.candidates:
-            for number, fold in enumerate(folds):
-                part = parts[number, label]
-                own = part.scores[part.scores["model"] == label]
-                scores.append(_with_absent(own, fold).assign(fold=fold.name))
-                structure.append(part.structure.assign(fold=fold.name))
-        first = next(iter(self.candidates))
-        for name in BASELINE_ROWS:
-            for number, fold in enumerate(folds):
-                every = parts[number, first].scores
-                scores.append(_with_absent(every[every["model"] == name], fold).assign(fold=fold.name))
-        return CrossValidation(
-            self._tidy(scores),
-            pd.concat(structure, ignore_index=True),
-            self._describe(folds, parts),
-            self.outer.scope,
-            json.loads(json.dumps(asked, default=str)),
-            warnings,
-            {label: self._predictions(folds, parts, label) for label in self.kept if label in self.candidates},
-        )
-
-    def _tidy(self, parts: list[pd.DataFrame]) -> pd.DataFrame:
-        table = pd.concat([part for part in parts if len(part)], ignore_index=True)
-        first = ["model", "fold", "section", "patient", "gene"]
-        last = ["n_spots", "leakage"]
-        table = table[[*first, *(name for name in table if name not in {*first, *last}), *last]]
-        return table.assign(scope=self.outer.scope)
-
-    def _describe(self, folds: list[Fold], parts: dict[tuple[int, str], Part]) -> pd.DataFrame:
-        """What was held out in each fold, and what was left to train on."""
-        table, key = self.table, self.options.table_key
-        patients = patient_labels(table)
-        rows = []
-        for number, fold in enumerate(folds):
-            held = None if patients is None else listing(np.unique(patients[fold.test]), 1000)
-            facts = {
-                "fold": fold.name,
-                "sections": listing(section_names(table, fold.test, key), 1000),
-                "patients": held,
-            }
-            facts |= {"n_train_spots": len(fold.train), "n_test_spots": len(fold.test)}
-            facts |= {"n_train_sections": len(section_names(table, fold.train, key))}
-            facts |= {"n_train_groups": len(np.unique(self.outer.names[fold.train])), "n_genes": len(fold.genes)}
-            facts |= {"absent": ", ".join(fold.absent)}
-            facts |= {f"seconds {label}": parts[number, label].seconds for label in self.candidates}
-            rows.append(facts)
-        return pd.DataFrame(rows)
-
-    def _predictions(self, folds: list[Fold], parts: dict[tuple[int, str], Part], label: str) -> AnnData:
-        """Held-out predictions of all folds in one table."""
-        import anndata as ad
-
-        genes = list(dict.fromkeys(gene for fold in folds for gene in fold.genes))
-        rows = np.concatenate([fold.test for fold in folds])
-        order = np.argsort(rows, kind="stable")
-        names = parts[0, label].layers
-        stacked = {
-            name: np.concatenate([_spread(parts[i, label].layers[name], fold, genes) for i, fold in enumerate(folds)])
-            for name in names
-        }
-        table, key = self.table[rows[order]], self.options.table_key
-        obs = table.obs.assign(section=section_labels(self.table, key)[rows[order]])
-        obs["fold"] = np.repeat([fold.name for fold in folds], [len(fold.test) for fold in folds])[order]
-        obs = obs.assign(**{name: values[order] for name, values in stacked.items() if values.ndim == 1})
-        out = ad.AnnData(
-            stacked["X"][order],
-            obs=obs,
-            var=pd.DataFrame(index=genes),
-            layers={name: values[order] for name, values in stacked.items() if values.ndim == 2 and name != "X"},
-        )
-        out.obsm["spatial"] = positions(self.table, key)[rows[order]][:, ::-1].copy()
-        return out
-
-
-def _spread(values: np.ndarray, fold: Fold, genes: list[str]) -> np.ndarray:
-    """Values of a fold's genes in the columns of all genes; NaN elsewhere."""
-    if values.ndim == 1:
-        return values
-    out = np.full((len(values), len(genes)), np.nan, dtype=np.float32)
-    out[:, pd.Index(genes).get_indexer(fold.genes)] = values
-    return out
-
-
-def _with_absent(scores: pd.DataFrame, fold: Fold) -> pd.DataFrame:
-    """Scores with a row of NaN in every section for each gene that the fold lacks."""
-    if not fold.absent or not len(scores):
-        return scores
-    facts = scores.drop_duplicates("section")[["model", "section", "patient", "n_spots", "leakage"]]
-    missing = facts.merge(pd.DataFrame({"gene": fold.absent}), how="cross")
-    members = {name: missing["gene"].isin([]) for name in fold.groups}
-    return pd.concat([scores, missing.assign(**members)], ignore_index=True)
-
-
-def _dense(values: Any) -> np.ndarray:
-    return values.toarray() if hasattr(values, "toarray") else values

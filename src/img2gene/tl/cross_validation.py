@@ -188,7 +188,7 @@ class CrossValidation:
                 continue
             over_units = (per_unit[model] - per_unit[reference]).to_numpy()
             mean, low, high = metrics.mean_interval(over_units, level)
-            row = {"model": model, "reference": reference, "genes": genes, "metric": metric}
+            row: dict[str, Any] = {"model": model, "reference": reference, "genes": genes, "metric": metric}
             row |= {"difference": mean, "low": low, "high": high}
             row |= {f"n_{self.unit}s": int(np.isfinite(over_units).sum()), "n_better": int((over_units > 0).sum())}
             row |= {f"p_{self.unit}s": metrics.signed_rank_pvalue(over_units)}
