@@ -147,12 +147,13 @@ class Plan:
     @staticmethod
     def _members(whole: Model, groups: GeneGroups, absent: list[str]) -> dict[str, list[str]]:
         """Genes of each group, without those that the fold lacks."""
-        if groups is not None:
-            groups = {
-                name: rule if is_rule(rule) else [gene for gene in rule if gene not in absent]
-                for name, rule in groups.items()
-            }
-        return group_members(whole, whole.genes, groups)
+        if groups is None:
+            return group_members(whole, whole.genes, None)
+        kept: dict[str, Any] = {
+            name: rule if is_rule(rule) else [gene for gene in rule if gene not in absent]
+            for name, rule in groups.items()
+        }
+        return group_members(whole, whole.genes, kept)
 
     def _settings(self, genes: Genes, groups: GeneGroups) -> dict[str, Any]:
         """What was asked for, as it is recorded."""

@@ -191,11 +191,10 @@ def _kept(asked: bool | Sequence[str], candidates: dict[str, dict[str, Any]]) ->
     if isinstance(asked, bool):
         return list(candidates) if asked else []
     names = [asked] if isinstance(asked, str) else list(asked)
-    unknown = [name for name in names if name not in {**candidates, **BASELINES}]
+    known = [*candidates, *BASELINES]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise Img2GeneError(
-            f"keep_predictions: no model labelled {listing(unknown)} (available: {listing({**candidates, **BASELINES})})."
-        )
+        raise Img2GeneError(f"keep_predictions: no model labelled {listing(unknown)} (available: {listing(known)}).")
     return names
 
 
