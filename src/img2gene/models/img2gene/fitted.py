@@ -193,10 +193,11 @@ class FittedImg2Gene:
 
     def neighbors(self, arrays: SpotArrays, k: int, excluded: np.ndarray | None, by: str) -> Neighbors:
         """The ``k`` spots of the bank nearest to each spot (:meth:`img2gene.models.ReferenceBank.nearest`)."""
+        bank = self.bank
         self.ensemble.to(_device()).eval()
         rows, keys = embed(self.ensemble, arrays, np.ones(len(arrays.features), dtype=bool))
         self.ensemble.cpu()
-        return self.bank.nearest(keys[np.argsort(rows)], k, excluded=excluded, by=by)
+        return bank.nearest(keys[np.argsort(rows)], k, excluded=excluded, by=by)
 
     @torch.no_grad()
     def pathway_contributions(
