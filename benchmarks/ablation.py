@@ -27,10 +27,11 @@ from cohorts import Split, her2st, mouse_olfactory_bulb
 
 Run = Callable[[SpatialData, Split, str, int, str], list[dict[str, object]]]
 GROUPS = {"HEG-250": ("mean", 250), "HVG-50": ("variance", 50)}
-SMALL = {"n_models": 2, "n_validations": 1}
+SMALL = {"n_models": 2, "n_validations": 1, "retrieval": False}
 VARIANTS: dict[str, dict[str, object]] = {
     "ridge": {"model": "ridge"},
     "full": SMALL,
+    "full, with retrieval": {**SMALL, "retrieval": True},
     "with effect TE": {**SMALL, "effect": "TE"},
     "without pathways": {**SMALL, "pathways": False},
     "without coherence": {**SMALL, "coherence": 0.0, "pathway_coherence": 0.0},

@@ -332,5 +332,7 @@ def test_a_retrieval_that_cannot_be_is_refused_and_nothing_is_written(study, sna
         ig.tl.retrieve(study, "nobody")
     assert snapshot(study["table"]) == before
     ig.tl.fit(study, "ridge", validate_on=["C"])
-    with pytest.raises(Img2GeneError, match="`ridge` does not look up training spots; `cmrcnet`, `bleep` and `knn` do"):
+    with pytest.raises(
+        Img2GeneError, match="`ridge` does not look up training spots; `img2gene`, `cmrcnet`, `bleep` and `knn` do"
+    ):
         ig.tl.retrieve(study)

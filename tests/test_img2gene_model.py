@@ -1,9 +1,11 @@
 """Img2Gene on planted signal: what it finds, what must not change it, and how it is stored, resumed and refused."""
 
+import copy
 import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
@@ -83,7 +85,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def mixture():
-    """Ridge and networks of equal weights."""
+    """Ridge, networks and retrieval of equal weights."""
     return fitted(TRAIN, n_validations=0)
 
 
@@ -100,7 +102,7 @@ def test_what_neighbours_show_is_found_where_they_are_looked_at():
 
 
 def test_beside_a_ridge_it_is_as_good_as_the_ridge_on_linear_data():
-    assert error(fitted(TRAIN), NEW, TRAIN) < 0.2
+    assert error(fitted(TRAIN, n_validations=3), NEW, TRAIN) < 0.2
 
 
 def test_networks_find_what_a_ridge_cannot():
@@ -200,6 +202,7 @@ VARIANTS = {
     "own view": {"neighborhood": False, "section_view": False},
     "no refit": {"refit": False},
     "no validation": {"n_validations": 0},
+    "retrieval by an effect": {"effect": "TE", "n_validations": 0, "k": 5},
 }
 
 
@@ -238,6 +241,106 @@ def test_without_refit_the_network_of_the_validation_is_kept():
     model = fitted(TRAIN, refit=False)
     assert {entry["run"] for entry in model.history_} == {"validation 1"}
     assert {entry["run"] for entry in fitted(TRAIN, max_epochs=2).history_} == {"validation 1", "fit"}
+
+
+def kinds(seed):
+    """Sections of four kinds of spots, told by the signs of two features."""
+    data = cohort(50, seed=seed)
+    kind = (data.features[:, :2] > 0) @ [1, 2]
+    noise = np.random.default_rng(seed).normal(size=data.labels.shape)
+    return replace(data, labels=(3 + 2 * np.eye(4)[kind] + 0.3 * noise).astype(np.float32))
+
+
+def test_kinds_of_spots_are_looked_up_better_than_they_are_regressed():
+    train, new = kinds(0), kinds(7)
+    model, without = fitted(train, k=10), fitted(train, retrieval=False)
+    assert model.report["weights"]["retrieval"] > 0.2
+    assert model.report["n_references"] == len(train.labels)
+    assert error(model, new, train) < 0.95 * error(without, new, train)
+
+
+def retrieving(model):
+    """The model with retrieval as its only part."""
+    alone = copy.copy(model)
+    alone.fitted = replace(model.fitted, weights=np.array([0.0, 0.0, 0.0, 1.0]))
+    return alone
+
+
+def places(model, data):
+    """Where each member puts the spots, (n_models, n, dim)."""
+    arrays = model.fitted.inputs(data.features, data.sections, data.positions, None)
+    found = list(inference.predictions(model.fitted.ensemble, arrays))
+    order = np.argsort(np.concatenate([rows for rows, _ in found]))
+    return torch.cat([outputs.embedding for _, outputs in found], dim=1).numpy()[:, order]
+
+
+def test_retrieval_is_the_mean_label_of_the_spots_with_the_highest_mean_cosine():
+    model = fitted(TRAIN, n_validations=0, k=7)
+    new, known = (
+        values / np.linalg.norm(values, axis=-1, keepdims=True) for values in (places(model, d) for d in (NEW, TRAIN))
+    )
+    cosine = np.einsum("mnd,mrd->nr", new, known) / len(new)
+    nearest = np.argsort(-cosine, axis=1)[:, :7]
+    centred = TRAIN.labels - np.stack([TRAIN.labels[TRAIN.sections == name].mean(axis=0) for name in TRAIN.sections])
+    expected = TRAIN.labels.mean(axis=0) + centred[nearest].mean(axis=1)
+    np.testing.assert_allclose(predicted(retrieving(model), NEW), expected, atol=1e-4)
+    found = model.neighbors(NEW.features, NEW.sections, k=7, positions=NEW.positions)
+    np.testing.assert_allclose(found.similarity, np.take_along_axis(cosine, nearest, axis=1), atol=1e-5)
+    bank = model.reference_bank()
+    np.testing.assert_allclose(bank.positions[found.rows[0]], TRAIN.positions[nearest[0]], rtol=1e-6)
+
+
+def test_without_retrieval_the_networks_are_the_same_and_no_training_spots_are_kept():
+    model, without = (fitted(TRAIN, n_validations=0, retrieval=on) for on in (True, False))
+    assert model.report["weights"] == pytest.approx(
+        {"ridge": 1 / 3, "own view": 0, "network": 1 / 3, "retrieval": 1 / 3}, abs=1e-6
+    )
+    assert without.report["weights"] == {"ridge": 0.5, "own view": 0, "network": 0.5, "retrieval": 0}
+    kept, left = model.state()[1], without.state()[1]
+    assert {name for name in kept if name not in left} == {
+        "bank.keys", "bank.values", "bank.section", "bank.group", "bank.positions"
+    }  # fmt: skip
+    assert all(kept[name].tobytes() == left[name].tobytes() for name in left if name != "weights")
+    assert without.report["n_references"] == 0
+    with pytest.raises(Img2GeneError, match="This model keeps no training spots: it was fitted with retrieval=False"):
+        without.reference_bank()
+
+
+def test_beside_a_residual_network_residuals_are_looked_up():
+    model = fitted(TRAIN, ridge="residual", n_validations=0)
+    assert model.report["weights"] == {"ridge": 1, "own view": 0, "network": 0.5, "retrieval": 0.5}
+    values = model.reference_bank().values
+    assert values.var() < 0.4 * TRAIN.labels.var()
+    # a ridge that finds most of the signal is not added to once more
+    assert error(model, NEW, TRAIN) < 0.25
+
+
+def test_of_many_training_spots_some_are_kept(monkeypatch):
+    monkeypatch.setattr(fitting, "_REFERENCES", 20)
+    model, again = (fitted(TRAIN, n_validations=0, max_epochs=1) for _ in range(2))
+    bank = model.reference_bank()
+    assert len(bank) == model.report["n_references"] == 20
+    assert content(again) == content(model)
+    rows = [
+        np.flatnonzero((TRAIN.positions.astype(np.float32) == place).all(axis=1)).item() for place in bank.positions
+    ]
+    assert len(set(rows)) == 20
+    assert (bank.sections == TRAIN.sections[rows]).all()
+    means = np.stack([TRAIN.labels[TRAIN.sections == name].mean(axis=0) for name in bank.sections])
+    np.testing.assert_allclose(bank.values, TRAIN.labels[rows] - means, atol=1e-5)
+    # the mean of all of them, where fewer are kept than are asked for
+    expected = TRAIN.labels.mean(axis=0) + bank.values.mean(axis=0)
+    np.testing.assert_allclose(predicted(retrieving(model), NEW), np.tile(expected, (len(NEW.labels), 1)), atol=1e-5)
+
+
+def test_retrieval_sees_the_effect_alone():
+    moved = replace(NEW, positions=NEW.positions[::-1])
+    model, effect = (
+        retrieving(fitted(TRAIN, n_validations=0, k=5, max_epochs=2, effect=name)) for name in ("none", "NDE")
+    )
+    # what a spot's own patch causes does not depend on the spots around it
+    np.testing.assert_allclose(predicted(effect, moved), predicted(effect, NEW), atol=1e-4)
+    assert np.abs(predicted(model, moved) - predicted(model, NEW)).max() > 0.1
 
 
 def test_one_section_is_validated_on_its_blocks():
@@ -280,20 +383,25 @@ def cut(arrays):
 
 
 def spoil(arrays):
-    arrays["predictor.weights"] = np.full(3, np.nan)
+    arrays["predictor.weights"] = np.full(4, np.nan)
+
+
+def shorten(arrays):
+    arrays["predictor.bank.keys"] = arrays["predictor.bank.keys"][:, :-1]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (shorten, r"`bank.keys` has shape \(96, 15\), expected \(96, 16\)"),
         (drop, "Array `network.head/weight` is missing"),
         (add, "Array `network.code` is not part of this model"),
         (cut, r"(?s)^2 problems.*`network.head/bias` has shape \(2, 3\), expected \(2, 4\).*`readout.label_mean` has shape \(3,\), expected \(4,\)"),
         (spoil, "Array `weights` holds NaN or infinite values"),
     ],
 )  # fmt: skip
-def test_arrays_are_checked_against_the_architecture(network, change, message):
-    config, arrays = wrapped(network).state()
+def test_arrays_are_checked_against_the_architecture(mixture, change, message):
+    config, arrays = wrapped(mixture).state()
     change(arrays)
     with pytest.raises(Img2GeneError, match=message):
         Model.from_state(json.loads(json.dumps(config)), load(save(arrays)))
@@ -364,10 +472,11 @@ def test_two_fits_are_never_mixed_in_one_folder(tmp_path):
 def test_all_faulty_parameters_are_named_together():
     with pytest.raises(
         Img2GeneError,
-        match=r"(?s)^8 problems.*effect='all'.*n_models=0: expected at least 1.*batch_size=1.*max_epochs=0.*dropout=2.*learning_rate=-1.*dim=10 is not divisible by heads=4.*refit=False",
+        match=r"(?s)^9 problems.*effect='all'.*k=0: expected at least 1.*n_models=0: expected at least 1.*batch_size=1.*max_epochs=0.*dropout=2.*learning_rate=-1.*dim=10 is not divisible by heads=4.*refit=False",
     ):
         Img2Gene(
             effect="all",
+            k=0,
             n_models=0,
             batch_size=1,
             dropout=2,
@@ -488,6 +597,19 @@ def test_a_stored_study_keeps_the_networks(trained, tmp_path):
     expected = again["table"].layers["img2gene"].copy()
     ig.tl.predict(again)
     assert again["table"].layers["img2gene"].tobytes() == expected.tobytes()
+
+
+def test_training_spots_that_a_prediction_comes_from_are_listed(study, tmp_path):
+    ig.tl.fit(study, validate_on=["C"], **(FIT | {"n_validations": 0, "max_epochs": 2}))
+    spots = study["table"].obs_names[rows_of(study, "C1")][:3].tolist()
+    found = ig.tl.retrieve(study, spots, n=4)
+    assert found.groupby("spot").size().eq(4).all()
+    assert set(found["group"]) <= {"A", "B"}
+    sections = study["table"].obs["section"].astype(str)
+    assert (sections.loc[found["reference"]].to_numpy() == found["section"].to_numpy()).all()
+    assert set(ig.tl.retrieve(study, sections.index[rows_of(study, "A1")][0], exclude="group")["group"]) == {"B"}
+    study.write(tmp_path / "study.zarr")
+    pd.testing.assert_frame_equal(ig.tl.retrieve(read_zarr(tmp_path / "study.zarr"), spots, n=4), found)
 
 
 def test_tiles_without_expression_are_predicted(trained, make_section):

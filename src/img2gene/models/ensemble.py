@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
@@ -110,6 +111,22 @@ class Single(nn.Module):
     def call(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """``function(network, *inputs)``."""
         return function(self.network, *inputs)
+
+
+def unit_members(embeddings: Tensor) -> np.ndarray:
+    """Embeddings (n_models, B, dim) as rows (B, n_models · dim) of length 1, to which each member contributes the same.
+
+    The cosine of two rows is the mean of the members' cosines.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from img2gene.models.ensemble import unit_members
+    >>> unit_members(torch.tensor([[[3.0, 4.0]], [[0.0, 5.0]]])).round(3)
+    array([[0.424, 0.566, 0.   , 0.707]], dtype=float32)
+    """
+    unit = nn.functional.normalize(embeddings.float().cpu(), dim=-1)
+    return (unit.movedim(0, 1).flatten(1) / len(unit) ** 0.5).numpy()
 
 
 class _Method(nn.Module):

@@ -39,7 +39,7 @@ def pathway_contributions(
     σ of the labels. The terms of a spot add up to its prediction less the one without pathway context.
 
     They tell what this model does, not what the pathway does in the tissue: pathways with similar scores can stand in for each
-    other, and what the own view and the ridge predict does not pass through them.
+    other, and what ridge, own view and retrieval predict does not pass through them.
 
     Parameters
     ----------

@@ -85,8 +85,8 @@ def retrieve(
     predictor = found.predictor
     if not isinstance(predictor, Retrieves):
         raise Img2GeneError(
-            f"The model `{found.name}` does not look up training spots; `cmrcnet`, `bleep` and `knn` do: "
-            "`img2gene.tl.fit(sdata, 'cmrcnet')`."
+            f"The model `{found.name}` does not look up training spots; `img2gene`, `cmrcnet`, `bleep` and `knn` do: "
+            "`img2gene.tl.fit(sdata)`."
         )
     rows = _rows(table, spots, table_key)
     features, sections, extra = model_inputs(sdata, found, table_key)

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from img2gene.encoders.base import resolve_device
 from img2gene.models.base import with_prefix
 from img2gene.models.cmrcnet.network import Architecture, CMRCNetNetwork
 from img2gene.models.components import Components, project_tokens, stored_components
-from img2gene.models.ensemble import Ensemble
+from img2gene.models.ensemble import Ensemble, unit_members
 from img2gene.models.linear import Ridge
 from img2gene.models.retrieval import ReferenceBank, unit_rows
 
@@ -207,12 +206,6 @@ def bank_keys(ensemble: Ensemble, arrays: SpotArrays, labels: np.ndarray, kind: 
     if kind != "image":
         keys.append(embed_labels(ensemble, labels))
     return unit_rows(np.sum(keys, axis=0))
-
-
-def unit_members(embeddings: Tensor) -> np.ndarray:
-    """Embeddings (n_models, B, dim) as rows (B, n_models · dim) of length 1, to which each member contributes the same."""
-    unit = torch.nn.functional.normalize(embeddings.float().cpu(), dim=-1)
-    return (unit.movedim(0, 1).flatten(1) / len(unit) ** 0.5).numpy()
 
 
 def _slices(n: int) -> Iterator[slice]:

@@ -13,12 +13,15 @@ from img2gene._errors import Img2GeneError
 from img2gene.models.base import TARGET_SUM, with_prefix
 from img2gene.models.components import Components, project_tokens, stored_components
 from img2gene.models.debias import Views, calibrate
-from img2gene.models.ensemble import Ensemble
-from img2gene.models.img2gene.inference import SpotArrays, predictions, section_views
+from img2gene.models.ensemble import Ensemble, unit_members
+from img2gene.models.img2gene.inference import SpotArrays, embed, predictions, section_views
 from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
 from img2gene.models.linear import Ridge
+from img2gene.models.retrieval import Neighbors, ReferenceBank
 from img2gene.models.shift import section_means, shift
 from img2gene.models.spots import split_sections
+
+PARTS = ("ridge", "own view", "network", "retrieval")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,26 @@ def count_labels(outputs: Tensor, log_rate: np.ndarray) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Retrieval:
+    """Mean labels of the training spots that the networks place nearest.
+
+    Attributes
+    ----------
+    bank
+        Embeddings z of training spots, and their centred labels (of the ridge's residual where networks predict that).
+    k
+        Spots that are averaged; all where there are fewer.
+    """
+
+    bank: ReferenceBank
+    k: int
+
+    def __call__(self, embedding: Tensor) -> np.ndarray:
+        """Labels relative to the training mean, float32 (B, G), of embeddings z (n_models, B, dim)."""
+        return self.bank.average(self.bank.nearest(unit_members(embedding), min(self.k, len(self.bank))))
+
+
+@dataclass(frozen=True)
 class ShiftScale:
     """How far sections may lie from the training sections.
 
@@ -93,7 +116,7 @@ class ShiftScale:
 
 @dataclass
 class FittedImg2Gene:
-    """Everything that a prediction takes."""
+    """Everything that a prediction takes; ``weights``, float64 (4,), are those of :data:`PARTS`."""
 
     architecture: Architecture
     ensemble: Ensemble
@@ -102,6 +125,7 @@ class FittedImg2Gene:
     ridge: Ridge
     stiff: Ridge
     readout: Readout
+    retrieval: Retrieval | None
     weights: np.ndarray
     shift: ShiftScale
     smoothing: float
@@ -137,8 +161,11 @@ class FittedImg2Gene:
         device = _device()
         self.ensemble.to(device).eval()
         known = SpotArrays([s for s in arrays.sections if shares[s.rows[0]] > 0], arrays.features, arrays.tokens)
-        for rows, genes, own in predictions(self.ensemble, known):
-            mixed = self.weights[2] * self.readout(genes, own=False) + self.weights[1] * self.readout(own, own=True)
+        for rows, found in predictions(self.ensemble, known):
+            mixed = self.weights[2] * self.readout(found.genes, own=False)
+            mixed += self.weights[1] * self.readout(found.views[:, 0], own=True)
+            if self.retrieval is not None:
+                mixed += self.weights[3] * self.retrieval(found.embedding)
             out[rows] += mixed * shares[rows, None]
         self.ensemble.cpu()
 
@@ -153,6 +180,24 @@ class FittedImg2Gene:
                 around = sum(found[section.neighbors[:, i]] for i in range(section.neighbors.shape[1]))
                 smooth = (1 - self.smoothing) * found + self.smoothing / section.neighbors.shape[1] * around
                 out[section.rows] += share * smooth
+
+    @property
+    def bank(self) -> ReferenceBank:
+        """The training spots that predictions are retrieved from."""
+        if self.retrieval is None:
+            raise Img2GeneError(
+                "This model keeps no training spots: it was fitted with retrieval=False, or validation gave retrieval no weight. "
+                "Fit it with retrieval=True, or take `cmrcnet`."
+            )
+        return self.retrieval.bank
+
+    def neighbors(self, arrays: SpotArrays, k: int, excluded: np.ndarray | None, by: str) -> Neighbors:
+        """The ``k`` spots of the bank nearest to each spot (:meth:`img2gene.models.ReferenceBank.nearest`)."""
+        bank = self.bank
+        self.ensemble.to(_device()).eval()
+        rows, keys = embed(self.ensemble, arrays, np.ones(len(arrays.features), dtype=bool))
+        self.ensemble.cpu()
+        return bank.nearest(keys[np.argsort(rows)], k, excluded=excluded, by=by)
 
     @torch.no_grad()
     def pathway_contributions(
@@ -190,6 +235,8 @@ class FittedImg2Gene:
         arrays |= {"shift.means": self.shift.means, "shift.scale": self.shift.scale, "weights": self.weights}
         for key in ("label_mean", "log_rate", "reference_genes", "reference_own"):
             arrays[f"readout.{key}"] = getattr(self.readout, key)
+        names, bank = (None, {}) if self.retrieval is None else self.retrieval.bank.state()
+        arrays |= {f"bank.{name}": value for name, value in bank.items()}
         config = {
             "architecture": self.architecture.state(),
             "n_models": self.ensemble.n_models,
@@ -198,6 +245,8 @@ class FittedImg2Gene:
             "scale": self.readout.scale,
             "shift": {"near": self.shift.near, "far": self.shift.far},
             "smoothing": self.smoothing,
+            "bank": names,
+            "k": None if self.retrieval is None else self.retrieval.k,
         }
         return config, arrays
 
@@ -215,9 +264,12 @@ class FittedImg2Gene:
         shapes |= Components.array_shapes("components", q, "width")
         if architecture.n_tokens:
             shapes |= Components.array_shapes("tokens", w, "token")
-        shapes |= {"shift.means": ("sections", "width"), "shift.scale": ("width",), "weights": (3,)}
+        shapes |= {"shift.means": ("sections", "width"), "shift.scale": ("width",), "weights": (len(PARTS),)}
         shapes |= {"readout.label_mean": ("genes",), "readout.log_rate": ("genes",) if architecture.counts else (0,)}
         shapes |= {"readout.reference_genes": (members, "genes"), "readout.reference_own": (members, "genes")}
+        if config["bank"] is not None:
+            shapes |= {f"bank.{name}": axes for name, axes in ReferenceBank.shapes.items()}
+            shapes["bank.keys"] = ("references", members * architecture.dim)
         return shapes
 
     @classmethod
@@ -239,6 +291,7 @@ class FittedImg2Gene:
             ridge,
             stiff_ridge(ridge, arrays["stiff.coefficients"]),
             Readout(scale=config["scale"], **readout),
+            _stored_retrieval(config, with_prefix(arrays, "bank")),
             arrays["weights"],
             ShiftScale(distance["means"], distance["scale"], **config["shift"]),
             config["smoothing"],
@@ -248,6 +301,13 @@ class FittedImg2Gene:
 def build_ensemble(architecture: Architecture, n_models: int, seed: int) -> Ensemble:
     """An untrained ensemble."""
     return Ensemble(lambda: Img2GeneNetwork(architecture), n_models, seed)
+
+
+def _stored_retrieval(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Retrieval | None:
+    if config["bank"] is None:
+        return None
+    # A search copies keys that are read-only, as stored arrays are, and there is one for every block of spots.
+    return Retrieval(ReferenceBank.from_state(config["bank"], {**arrays, "keys": arrays["keys"].copy()}), config["k"])
 
 
 def stiff_ridge(ridge: Ridge, coefficients: np.ndarray) -> Ridge:

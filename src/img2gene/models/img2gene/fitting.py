@@ -16,18 +16,21 @@ from img2gene.models.components import project_tokens
 from img2gene.models.debias import confounder_dictionary
 from img2gene.models.ensemble import Ensemble
 from img2gene.models.img2gene.fitted import (
+    PARTS,
     FittedImg2Gene,
     Readout,
+    Retrieval,
     ShiftScale,
     build_ensemble,
     count_labels,
 )
-from img2gene.models.img2gene.inference import SpotArrays, predictions, update_references
+from img2gene.models.img2gene.inference import SpotArrays, embed, predictions, update_references
 from img2gene.models.img2gene.network import Architecture
 from img2gene.models.img2gene.objective import Objective, Targets
 from img2gene.models.img2gene.parameters import Parameters
 from img2gene.models.img2gene.targets import TargetArrays
 from img2gene.models.resume import Progress
+from img2gene.models.retrieval import ReferenceBank
 from img2gene.models.shift import section_means, shift
 from img2gene.models.spots import Batch, Section, gather, split_sections, training_chunks
 from img2gene.models.training import Run, Schedule, Task
@@ -36,22 +39,24 @@ from img2gene.models.validated import NetworkFitting, mean_correlation, scored_g
 logger = logging.getLogger(__name__)
 
 _ANCHORS = 256
-_PARTS = ("ridge", "own view", "network")
 # Steps of the optimiser at most; more still gain a little, and take as much longer.
 _STEPS = 300
 # Between shifts of sections of one patient or batch and those of patients in few sections (docs/guide/img2gene.md).
 _NEAR, _FAR_MARGIN = 0.5, 0.15
 _STIFFNESS, _SMOOTHING = 4.0, 0.4
 _NEVER = 1e6
+# Training spots that are kept for retrieval at most.
+_REFERENCES = 20_000
 
 
 @dataclass
 class _Trial:
-    """What one validation brought."""
+    """What one validation brought: held-out predictions of some rows, relative to the mean, and how they were made."""
 
     rows: np.ndarray
     own: np.ndarray
     full: np.ndarray
+    retrieved: np.ndarray
     run: Run
     ensemble: Ensemble
     readout: Readout
@@ -84,12 +89,14 @@ class Fitting(NetworkFitting):
             self.ridge,
             self.ridge.stiffened(_STIFFNESS),
             readout,
+            self._retrieval(ensemble, self.arrays) if weights[3] > 0 else None,
             weights,
             self._shift_scale(),
             _SMOOTHING,
         )
         facts = {"epochs": epochs, "ridge": self.ridge.summary(), "n_pathways": self.architecture.n_pathways}
-        return fitted, self.report(runs, dict(zip(_PARTS, weights, strict=True)), **facts)
+        facts["n_references"] = 0 if fitted.retrieval is None else len(fitted.retrieval.bank)
+        return fitted, self.report(runs, dict(zip(PARTS, weights, strict=True)), **facts)
 
     @cached_property
     def arrays(self) -> SpotArrays:
@@ -178,11 +185,29 @@ class Fitting(NetworkFitting):
         if self.parameters.effect != "none":
             update_references(ensemble, inside)
         readout = self._readout(ensemble, inside, self.targets.log_rate_mean)
-        rows = np.concatenate([section.rows for section in outside.sections])
-        own, full = (np.empty((len(self.data.labels), self.data.labels.shape[1]), dtype=np.float32) for _ in range(2))
-        for block, genes_out, own_out in predictions(ensemble, outside):
-            full[block], own[block] = readout(genes_out, own=False), readout(own_out, own=True)
-        return _Trial(rows, own[rows], full[rows], run, ensemble, readout)
+        retrieval = self._retrieval(ensemble, inside) if self.parameters.retrieval else None
+        blocks = [
+            (
+                rows,
+                readout(outputs.views[:, 0], own=True),
+                readout(outputs.genes, own=False),
+                np.empty((len(rows), 0)) if retrieval is None else retrieval(outputs.embedding),
+            )
+            for rows, outputs in predictions(ensemble, outside)
+        ]
+        rows, own, full, retrieved = (np.concatenate(part) for part in zip(*blocks, strict=True))
+        return _Trial(rows, own, full, retrieved, run, ensemble, readout)
+
+    def _retrieval(self, ensemble: Ensemble, arrays: SpotArrays) -> Retrieval:
+        """Retrieval from the spots of ``arrays``, or from some of them drawn at random where there are very many."""
+        data, targets = self.data, self.targets
+        rows = np.concatenate([section.rows for section in arrays.sections])
+        wanted = np.zeros(len(data.labels), dtype=bool)
+        wanted[np.random.default_rng(self.seed).permutation(rows)[:_REFERENCES]] = True
+        rows, keys = embed(ensemble, arrays, wanted)
+        values = targets.labels[rows] * np.float32(targets.scale)
+        places = data.positions[rows].astype(np.float32)
+        return Retrieval(ReferenceBank(keys, values, data.sections[rows], data.groups[rows], places), self.parameters.k)
 
     def _part(self, rows: np.ndarray, sections: np.ndarray) -> SpotArrays:
         """Inputs of some spots, each section with the neighbours that are left; arrays stay those of all spots."""
@@ -194,8 +219,8 @@ class Fitting(NetworkFitting):
     def _score(self, ensemble: Ensemble, arrays: SpotArrays, genes: np.ndarray) -> float:
         """Mean correlation over genes and sections of the members' mean prediction."""
         found = np.full((len(self.data.labels), len(genes)), np.nan, dtype=np.float32)
-        for rows, outputs, _ in predictions(ensemble, arrays):
-            found[rows] = outputs.mean(dim=0)[:, genes].float().cpu().numpy()
+        for rows, outputs in predictions(ensemble, arrays):
+            found[rows] = outputs.genes.mean(dim=0)[:, genes].float().cpu().numpy()
         rows = np.concatenate([section.rows for section in arrays.sections])
         names = np.repeat([section.name for section in arrays.sections], [len(s.rows) for s in arrays.sections])
         return mean_correlation(self.data.labels[rows][:, genes], found[rows], names)
@@ -218,20 +243,20 @@ class Fitting(NetworkFitting):
         return Readout(self.targets.scale, mean, log_rate, genes, own)
 
     def _weigh(self, trials: list[_Trial]) -> np.ndarray:
-        """Weights of ridge, own view and full network."""
-        role = self.parameters.ridge
+        """Weights of ridge, own view, full network and retrieval."""
+        p = self.parameters
         if not trials:
-            return {"none": np.array([0, 0, 1.0]), "residual": np.array([1.0, 0, 1.0])}.get(
-                role, np.array([0.5, 0, 0.5])
-            )
-        rows = np.concatenate([trial.rows for trial in trials])
+            return _unvalidated(p.ridge, p.retrieval)
+        rows, own, full, retrieved = (
+            np.concatenate([getattr(trial, part) for trial in trials]) for part in ("rows", "own", "full", "retrieved")
+        )
         names = self.folds.centred_in(self.data.sections)[rows]
-        own, full = (np.concatenate([getattr(trial, part) for trial in trials]) for part in ("own", "full"))
         candidates = {
-            _PARTS[0]: None if role == "none" else self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows],
+            PARTS[0]: None if p.ridge == "none" else self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows],
             # The own view goes around the effect, which a share of it would partly undo.
-            _PARTS[1]: own if self.parameters.effect == "none" else None,
-            _PARTS[2]: full,
+            PARTS[1]: own if p.effect == "none" else None,
+            PARTS[2]: full,
+            PARTS[3]: retrieved if p.retrieval else None,
         }
         return weigh(candidates, self.data.labels[rows], names)
 
@@ -258,12 +283,24 @@ def _mean_outputs(ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) 
     label of the expected count.
     """
     parts = [
-        [(count_labels(found, log_rate) if len(log_rate) else found.cpu()).sum(dim=1) for found in both]
-        for _, *both in predictions(ensemble, arrays)
+        [
+            (count_labels(part, log_rate) if len(log_rate) else part.cpu()).sum(dim=1)
+            for part in (found.genes, found.views[:, 0])
+        ]
+        for _, found in predictions(ensemble, arrays)
     ]
     n_spots = sum(len(section.rows) for section in arrays.sections)
     genes, own = (torch.stack(part).sum(dim=0).div(n_spots).numpy() for part in zip(*parts, strict=True))
     return genes, own
+
+
+def _unvalidated(ridge: str, retrieval: bool) -> np.ndarray:
+    """Equal weights; on a ridge's residual those of what predicts the residual."""
+    used = np.array([ridge == "mixture", False, True, retrieval])
+    weights = used / used.sum()
+    if ridge == "residual":
+        weights[0] = 1
+    return weights
 
 
 def n_batches(sections: list[Section], batch_size: int) -> int:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from img2gene.models.debias import Views
-from img2gene.models.ensemble import Ensemble
+from img2gene.models.ensemble import Ensemble, unit_members
+from img2gene.models.img2gene.network import Outputs
 from img2gene.models.spots import Section
 
 _BLOCK = 512
@@ -60,12 +60,28 @@ def section_views(ensemble: Ensemble, arrays: SpotArrays, section: Section) -> I
 
 
 @torch.no_grad()
-def predictions(ensemble: Ensemble, arrays: SpotArrays) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """What the members predict, in blocks: (rows, full network (n_models, B, G), own view alone (n_models, B, G))."""
+def predictions(ensemble: Ensemble, arrays: SpotArrays) -> Iterator[tuple[np.ndarray, Outputs]]:
+    """What the members predict, in blocks: rows of the study, and outputs with the members first."""
     for section in arrays.sections:
         for rows, views in section_views(ensemble, arrays, section):
-            found = ensemble.call(lambda net, *x: net.predict(Views(*x)), paired=tuple(views))
-            yield rows, found.genes, found.views[:, 0]
+            yield rows, ensemble.call(lambda net, *x: net.predict(Views(*x)), paired=tuple(views))
+
+
+@torch.no_grad()
+def embed(ensemble: Ensemble, arrays: SpotArrays, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings z of the spots that are ``wanted`` (bool (n,)), those of all members side by side (:func:`unit_members`).
+
+    Returns
+    -------
+    Rows of the study in the order of ``arrays.sections``, and float32 (n_wanted, n_models · dim).
+    """
+    found = []
+    for section in arrays.sections:
+        for rows, views in section_views(ensemble, arrays, section):
+            keys = unit_members(ensemble.call(lambda net, *x: net.embed(Views(*x)), paired=tuple(views)))
+            found.append((rows[wanted[rows]], keys[wanted[rows]]))
+    rows, keys = (np.concatenate(part) for part in zip(*found, strict=True))
+    return rows, keys
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ WEIGHTINGS = ("none", "density")
 _LEAST = {
     "n_neighbors": 1,
     "n_latents": 1,
+    "k": 1,
     "n_confounders": 0,
     "coherence": 0,
     "pathway": 0,
@@ -31,6 +32,8 @@ class Parameters(NetworkParameters):
     neighborhood: bool = True
     section_view: bool = True
     ridge: str = "mixture"
+    retrieval: bool = True
+    k: int = 30
     coherence: float = 0.1
     pathway: float = 0.1
     pathway_coherence: float = 0.1

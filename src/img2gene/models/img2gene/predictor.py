@@ -13,6 +13,7 @@ from img2gene.models.base import TrainingData
 from img2gene.models.img2gene.fitted import FittedImg2Gene
 from img2gene.models.img2gene.fitting import Fitting
 from img2gene.models.img2gene.parameters import Parameters
+from img2gene.models.retrieval import Neighbors, ReferenceBank
 from img2gene.models.spots import split_sections
 from img2gene.models.validated import NetworkPredictor
 
@@ -23,10 +24,10 @@ class Img2Gene(NetworkPredictor):
     An ensemble of networks looks at each spot, at its nearest spots and at the whole section, fuses the three, and takes a
     causal effect of what it sees (:mod:`img2gene.models.debias`). It is trained on labels, on pathway scores, and on
     coherence between the spots' embeddings and their expression. Sections (or groups) of the training data are left out in
-    turn to choose the number of epochs and the weights of ridge, own view and full network; then all is fitted to all
-    training data.
+    turn to choose the number of epochs and the weights of ridge, own view, full network and retrieval; then all is fitted to
+    all training data.
 
-    ŷ = ȳ_train + (1 − s) (w_r ridge + w_o own view + w_f network) + s · stiff ridge
+    ŷ = ȳ_train + (1 − s) (w_r ridge + w_o own view + w_f network + w_k retrieval) + s · stiff ridge
 
     where s rises from 0 to 1 with the section's shift: its distance from the nearest training section, beyond the distances
     that validation has seen. Capacity that serves sections like those of the training is thus not spent on others.
@@ -49,6 +50,11 @@ class Img2Gene(NetworkPredictor):
     ridge
         ``"mixture"``: ridge and network are weighed by validation; ``"residual"``: the network predicts what the ridge leaves;
         ``"none"``: the network alone, on all sections.
+    retrieval
+        Average the labels of the training spots that the networks place nearest, as a part of the mixture. The model then keeps
+        the labels and the embeddings of the training spots, of up to 20,000 drawn at random.
+    k
+        Training spots that retrieval averages.
     center
         ``"section"`` refers features and labels to the mean of their section; ``"none"`` to that of the training data.
     coherence, pathway, pathway_coherence, distillation
@@ -64,7 +70,7 @@ class Img2Gene(NetworkPredictor):
     batch_size, learning_rate, weight_decay, max_epochs, patience
         Of the training (AdamW); ``max_epochs`` None is chosen from the number of spots; ``patience`` counts validations.
     n_validations
-        Inner folds that are validated on; 0 trains for ``max_epochs`` and weighs ridge and network equally.
+        Inner folds that are validated on; 0 trains for ``max_epochs`` and weighs ridge, network and retrieval equally.
     refit
         Train anew on all training data after validation; if False, the network of the first validation is kept.
     accelerator, devices, precision
@@ -122,6 +128,24 @@ class Img2Gene(NetworkPredictor):
     ) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
         return self.found.predict(features, sections, positions, tokens)
+
+    def reference_bank(self) -> ReferenceBank:
+        """The training spots that predictions are retrieved from."""
+        return self.found.bank
+
+    def neighbors(
+        self,
+        features: np.ndarray,
+        sections: np.ndarray,
+        *,
+        k: int,
+        positions: np.ndarray,
+        tokens: np.ndarray | None = None,
+        excluded: np.ndarray | None = None,
+        by: str = "group",
+    ) -> Neighbors:
+        """The ``k`` spots of the bank nearest to each spot, less what :class:`img2gene.models.ReferenceBank` is to leave out."""
+        return self.found.neighbors(self.found.inputs(features, sections, positions, tokens), k, excluded, by)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Parameters, facts and pathways, and all arrays."""
