@@ -5,12 +5,14 @@ from img2gene.tl.correlation import GeneCorrelation, gene_correlation
 from img2gene.tl.evaluate import evaluate, summarize
 from img2gene.tl.fit import fit
 from img2gene.tl.learning_curve import learning_curve
+from img2gene.tl.leaks import check_leaks
 from img2gene.tl.localize import localize
 from img2gene.tl.predict import predict
 from img2gene.tl.retrieve import retrieve
 
 __all__ = [
     "GeneCorrelation",
+    "check_leaks",
     "evaluate",
     "fit",
     "gene_correlation",
