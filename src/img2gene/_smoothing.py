@@ -9,8 +9,12 @@ from img2gene.metrics.spatial import morans_i, neighbor_graph
 from img2gene.models.base import TARGET_SUM
 
 MIN_SPOTS, MIN_GENES = 30, 5
+# With fewer, components leave little, and shares of a total are tied to each other.
+MIN_NOISE_GENES = 30
 # Genes that decide: noise shows best where there are many counts.
 _N_GENES = 200
+# Programmes of a tissue; more components would take up noise that was spread over neighbours, too.
+_COMPONENTS = 6
 _RINGS = (4, 8, 12)
 _WIDE_RINGS = (4, 8, 24)
 
@@ -49,7 +53,7 @@ def noise_ratio(counts: sp.spmatrix | np.ndarray, library: np.ndarray, positions
 
 
 def noise_autocorrelation(values: np.ndarray, positions: np.ndarray) -> float:
-    """Moran's I of what the leading components of a section leave of each gene.
+    """Moran's I of what the (at most 6) leading components of a section leave of each gene.
 
     Genes vary together over the tissue, so that components take up what is biology. What remains is noise of single genes, which
     has no reason to be alike in neighbouring spots unless it was spread there.
@@ -63,23 +67,21 @@ def noise_autocorrelation(values: np.ndarray, positions: np.ndarray) -> float:
 
     Returns
     -------
-    Median over genes, for the nearest 4, 8 or 12 spots, whichever is highest; NaN with fewer than 30 spots or 5 genes that vary.
+    Median over genes, for the nearest 4, 8 or 12 spots, whichever is highest; NaN with fewer than 30 spots or genes that vary.
     """
     values = values[:, values.std(axis=0) > 0]
     n_spots, n_genes = values.shape
-    if n_spots < MIN_SPOTS or n_genes < MIN_GENES:
+    if n_spots < MIN_SPOTS or n_genes < MIN_NOISE_GENES:
         return float("nan")
     scaled = (values - values.mean(axis=0)) / values.std(axis=0)
-    n_components = max(1, min(10, n_genes // 5, n_spots // 10))
+    n_components = max(1, min(_COMPONENTS, n_genes // 10, n_spots // 10))
     # The Gram matrix of the genes is small however many spots there are.
     loadings = np.linalg.eigh(scaled.T @ scaled)[1][:, -n_components:]
     noise = scaled - (scaled @ loadings) @ loadings.T
     return float(max(np.nanmedian(morans_i(noise, neighbor_graph(positions, k))) for k in _RINGS))
 
 
-def explained_by_neighbors(
-    labels: np.ndarray, counts: np.ndarray, library: np.ndarray, positions: np.ndarray
-) -> float:
+def explained_by_neighbors(labels: np.ndarray, counts: np.ndarray, library: np.ndarray, positions: np.ndarray) -> float:
     r"""How much of what a spot's own count leaves of its label, the counts of its neighbours explain.
 
     A label made of the own count and library size, on whatever scale, leaves nothing to the neighbours; one that was averaged
