@@ -204,7 +204,7 @@ def _similar(study: _Study, identity: dict[str, Any] | None, seed: int) -> Itera
     if not different.any():
         return
     rng = np.random.default_rng(seed)
-    looked_at = {"expression": (_expression(study.table, filled), filled)}
+    looked_at = {"expression": (_stabilised(study.table, filled), filled)}
     if identity is not None:
         looked_at["embedding"] = (_scaled(embedding(study.table, identity, study.table_key)), np.arange(len(sections)))
     for what, (values, rows) in looked_at.items():
@@ -249,7 +249,7 @@ def _same_donor(
         yield _similar_finding(study, names[[one, other]], ratio, MIN_DONOR_DISTANCE, evidence)
 
 
-def _expression(table: AnnData, rows: np.ndarray) -> np.ndarray | None:
+def _stabilised(table: AnnData, rows: np.ndarray) -> np.ndarray | None:
     """Square roots of depth-corrected counts, so that noise is alike for all genes; None with few genes."""
     if table.n_vars < _MIN_MATCHED_GENES:
         return None

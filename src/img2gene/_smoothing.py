@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sp
 
@@ -19,7 +21,7 @@ _RINGS = (4, 8, 12)
 _WIDE_RINGS = (4, 8, 24)
 
 
-def noise_ratio(counts: sp.spmatrix | np.ndarray, library: np.ndarray, positions: np.ndarray) -> float:
+def noise_ratio(counts: np.ndarray, library: np.ndarray, positions: np.ndarray) -> float:
     r"""How much counts of neighbouring spots differ, relative to Poisson counts of one rate.
 
     Given their sum n, two Poisson counts of one rate are binomial, so that with library sizes L
@@ -45,7 +47,7 @@ def noise_ratio(counts: sp.spmatrix | np.ndarray, library: np.ndarray, positions
     genes = leading_genes(counts, 0.5)
     if len(library) < MIN_SPOTS or len(genes) < MIN_GENES:
         return float("nan")
-    values, size = _dense(counts[:, genes]), library[:, None].astype(np.float64)
+    values, size = counts[:, genes].astype(np.float64), library[:, None].astype(np.float64)
     one, other = neighbor_graph(positions).nonzero()
     share = np.sqrt(size[other] / size[one])
     squares = np.square(values[one] * share - values[other] / share).sum(axis=0)
@@ -134,12 +136,8 @@ def _residual(design: np.ndarray, target: np.ndarray) -> tuple[float, int]:
     return float(np.square(target - scaled @ solution).sum()), int(rank)
 
 
-def leading_genes(counts: sp.spmatrix | np.ndarray, min_mean: float = 0.0) -> np.ndarray:
+def leading_genes(counts: Any, min_mean: float = 0.0) -> np.ndarray:
     """The (at most 200) genes with the highest mean count above ``min_mean``, highest first."""
     mean = np.asarray(counts.mean(axis=0)).ravel()
     order = np.argsort(-mean, kind="stable")[:_N_GENES]
     return order[mean[order] > min_mean]
-
-
-def _dense(matrix: np.ndarray | sp.spmatrix) -> np.ndarray:
-    return np.asarray(matrix.toarray() if sp.issparse(matrix) else matrix, dtype=np.float64)

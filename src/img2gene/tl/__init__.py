@@ -4,8 +4,8 @@ from img2gene.tl.contributions import pathway_contributions
 from img2gene.tl.correlation import GeneCorrelation, gene_correlation
 from img2gene.tl.evaluate import evaluate, summarize
 from img2gene.tl.fit import fit
-from img2gene.tl.learning_curve import learning_curve
 from img2gene.tl.leaks import check_leaks
+from img2gene.tl.learning_curve import learning_curve
 from img2gene.tl.localize import localize
 from img2gene.tl.predict import predict
 from img2gene.tl.retrieve import retrieve
