@@ -375,6 +375,26 @@ def test_a_panel_of_sections_outside_the_study_is_no_finding(study):
     assert find_leaks(table, "patient") == []
 
 
+def test_labels_without_counts_are_looked_at_by_themselves(patients):
+    values = stats.zscore(log_labels(patients.X.toarray(), patients.obs["library_size"].to_numpy()), axis=0)
+    rows, places = rows_of(patients, "P1_S1"), np.asarray(patients.obsm["spatial"])
+    smoothed = values.copy()
+    smoothed[rows] = smooth(values[rows], places[rows], "k8+self")
+    obs = patients.obs.drop(columns="library_size")
+    table = ad.AnnData(values, obs, obsm={"spatial": places}, layers={"honest": values, "smoothed": smoothed})
+    assert find_leaks(table, "patient") == find_leaks(table, "patient", layer="honest") == []
+    assert [(f.kind, f.sections) for f in find_leaks(table, "patient", layer="smoothed")] == [
+        ("smoothed labels", "P1_S1")
+    ]
+
+
+def test_empty_spots_and_small_sections_are_left_out(patients):
+    table = patients[: 100 + 10].copy()
+    table.X = sp.csr_matrix(table.X.toarray() * (np.arange(table.n_obs) % 5 > 0)[:, None])
+    table.obs["library_size"] = np.asarray(table.X.sum(axis=1)).ravel()
+    assert find_leaks(table, "patient") == []
+
+
 def test_same_seed_same_result_and_errors_come_first(patients):
     table = with_copy(patients, kept=0.5)
     table.obs["fold"] = table.obs["section"].astype(str) + np.where(np.arange(table.n_obs) % 2, "a", "b")

@@ -79,7 +79,7 @@ def find_leaks(
     Parameters
     ----------
     table
-        Table of the study, counts in X; it is not changed.
+        Table of the study; it is not changed. Where X holds no counts, sections are compared by their embedding alone.
     groups
         Column of obs that is held out by.
     layer
@@ -100,7 +100,7 @@ def find_leaks(
     Raises
     ------
     Img2GeneError
-        No such column or layer, or values that are missing, infinite or negative.
+        No such column or layer, or values that are missing or infinite.
     """
     if layer is not None:
         raise_problems(layer_problems(table, layer, table_key))
@@ -126,6 +126,7 @@ class _Study:
     sections: np.ndarray
     groups: np.ndarray
     patients: np.ndarray | None
+    counted: bool
 
     @classmethod
     def of(cls, table: AnnData, column: str, table_key: str) -> _Study:
@@ -133,7 +134,14 @@ class _Study:
         patients = patient_labels(table)
         if patients is None:
             logger.warning('no obs["patient"]: whether one patient is in several groups is told from the data alone')
-        return cls(table, table_key, column, sections, groups, patients)
+        counted = not count_problems(table.X, "X")
+        return cls(table, table_key, column, sections, groups, patients, counted)
+
+    def filled(self) -> np.ndarray:
+        """Rows with counts; all where X holds none."""
+        if not self.counted:
+            return np.arange(self.table.n_obs)
+        return np.flatnonzero((np.asarray(self.table.X.sum(axis=1)).ravel() > 0) & (library_size(self.table) > 0))
 
     def finding(
         self, kind: str, severity: str, rows: np.ndarray, value: float, threshold: float, message: str
@@ -196,7 +204,7 @@ def _telling(table: AnnData, values: np.ndarray, sections: np.ndarray) -> np.nda
 
 def _similar(study: _Study, identity: dict[str, Any] | None, seed: int) -> Iterator[Finding]:
     """Sections of different patients (of different groups, where patients are not recorded) that look like the same."""
-    filled = np.flatnonzero(np.asarray(study.table.X.sum(axis=1)).ravel() > 0)
+    filled = study.filled()
     names, sections = np.unique(study.sections, return_inverse=True)
     known = study.groups if study.patients is None else study.patients
     units = np.array([listing(np.unique(known[sections == s])) for s in range(len(names))])
@@ -204,17 +212,18 @@ def _similar(study: _Study, identity: dict[str, Any] | None, seed: int) -> Itera
     if not different.any():
         return
     rng = np.random.default_rng(seed)
-    looked_at = {"expression": (_stabilised(study.table, filled), filled)}
+    looked_at = {}
+    if study.counted and study.table.n_vars >= _MIN_MATCHED_GENES:
+        looked_at["expression"] = (_stabilised(study.table, filled), filled)
     if identity is not None:
         looked_at["embedding"] = (_scaled(embedding(study.table, identity, study.table_key)), np.arange(len(sections)))
     for what, (values, rows) in looked_at.items():
-        if values is None:
-            continue
         share = _copies.matching_share(values, sections[rows], units, _CLOSER[what], rng)
         for one, other in np.argwhere(different & (np.nan_to_num(share) >= MAX_MATCHING)):
             evidence = f"{share[one, other]:.0%} of the spots of one have a near-identical {what} in the other"
             yield _similar_finding(study, names[[one, other]], share[one, other], MAX_MATCHING, evidence)
-    yield from _same_donor(study, filled, sections, names, different, rng)
+    if study.counted:
+        yield from _same_donor(study, filled, sections, names, different, rng)
 
 
 def _similar_finding(study: _Study, names: np.ndarray, value: float, threshold: float, evidence: str) -> Finding:
@@ -249,13 +258,11 @@ def _same_donor(
         yield _similar_finding(study, names[[one, other]], ratio, MIN_DONOR_DISTANCE, evidence)
 
 
-def _stabilised(table: AnnData, rows: np.ndarray) -> np.ndarray | None:
-    """Square roots of depth-corrected counts, so that noise is alike for all genes; None with few genes."""
-    if table.n_vars < _MIN_MATCHED_GENES:
-        return None
+def _stabilised(table: AnnData, rows: np.ndarray) -> np.ndarray:
+    """Square roots of depth-corrected counts, so that noise is alike for all genes."""
     library = library_size(table)[rows]
     order = np.argsort(-np.asarray(table.X.mean(axis=0)).ravel(), kind="stable")[:_MATCHED_GENES]
-    values = _dense(table.X[rows][:, np.sort(order)]).clip(0) * (np.median(library) / library[:, None])
+    values = _dense(table.X[rows][:, np.sort(order)]) * (np.median(library) / library[:, None])
     return np.sqrt(values).astype(np.float32)
 
 
@@ -272,12 +279,13 @@ def _smoothed(study: _Study, layer: str | None, seed: int) -> Iterator[Finding]:
         logger.warning("no patches and no obsm['spatial']: whether labels are smoothed cannot be checked")
         return
     rng = np.random.default_rng(seed)
-    filled = np.asarray(table.X.sum(axis=1)).ravel() > 0
+    filled = study.filled()
     measured: dict[str, dict[str, float]] = {}
-    counted = not count_problems(table.X, "X")
     for name in np.unique(study.sections):
-        rows = _patch_of(np.flatnonzero((study.sections == name) & filled), places, rng)
-        for test, value in _noise_of(table, rows, places[rows], layer, counted).items():
+        rows = _patch_of(filled[study.sections[filled] == name], places, rng)
+        if len(rows) < _smoothing.MIN_SPOTS:
+            continue
+        for test, value in _noise_of(table, rows, places[rows], layer, study.counted).items():
             measured.setdefault(test, {})[str(name)] = value
     labels = "X" if layer is None else f'layers["{layer}"]'
     for test, (threshold, sign, text) in _tests(labels).items():
