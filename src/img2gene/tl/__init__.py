@@ -6,6 +6,7 @@ from img2gene.tl.cross_validate import cross_validate
 from img2gene.tl.cross_validation import CrossValidation
 from img2gene.tl.evaluate import evaluate, summarize
 from img2gene.tl.fit import fit
+from img2gene.tl.leaks import check_leaks
 from img2gene.tl.learning_curve import learning_curve
 from img2gene.tl.localize import localize
 from img2gene.tl.predict import predict
@@ -14,6 +15,7 @@ from img2gene.tl.retrieve import retrieve
 __all__ = [
     "CrossValidation",
     "GeneCorrelation",
+    "check_leaks",
     "cross_validate",
     "evaluate",
     "fit",

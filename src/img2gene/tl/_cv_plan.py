@@ -78,7 +78,7 @@ class Plan:
             self.table,
             self.outer.groups,
             layer=self.options.layer,
-            encoder_identity=self._identity,
+            identity=self._identity,
             uses_panel=genes is None,
             table_key=key,
             seed=self.options.seed,

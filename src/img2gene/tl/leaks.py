@@ -1,0 +1,98 @@
+"""Look for leaks between the groups of a split, before any model is trained."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from img2gene import _schema
+from img2gene._leaks import Finding, find_leaks
+from img2gene._study import choose_encoder
+from img2gene.settings import settings
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = [field.name for field in fields(Finding)]
+
+
+def check_leaks(
+    sdata: SpatialData,
+    *,
+    groups: str = "patient",
+    layer: str | None = None,
+    encoder: str | None = None,
+    table_key: str = "table",
+    seed: int | None = None,
+) -> pd.DataFrame:
+    """Look for leaks between the groups of a split in which each is held out once.
+
+    Names are not trusted: the same patient under two names is looked for in counts and embedding, too. Nothing is changed.
+
+    Parameters
+    ----------
+    sdata
+        Study with counts in X, embedded or not.
+    groups
+        Column of obs that is held out by: ``"patient"``, or ``"section"`` (the region where there is no such column).
+    layer
+        Layer with labels on a scale of your own; by default labels are made of X.
+    encoder
+        Which embedding is looked at, if several are stored.
+    table_key
+        Table with counts and embedding.
+    seed
+        Seed of the spots that are drawn from large sections; None takes ``img2gene.settings.seed``.
+
+    Returns
+    -------
+    DataFrame, one row per finding, errors first; empty if nothing was found. ``severity`` is ``error`` or ``warning``;
+    ``sections`` and ``groups`` say whom it concerns, ``value`` and ``threshold`` what shows it, ``message`` what to do.
+    ``kind`` is one of
+
+    - ``shared patient``: a patient (a section, where patients are not recorded) in several groups
+    - ``duplicated spots``: spots of two sections with identical counts or embeddings
+    - ``similar sections``: sections of different patients that look like one: ``value`` is the share of spots with a double in
+      the other (at least the threshold), or how much the sections differ, relative to patients (less than the threshold)
+    - ``smoothed labels``: counts or labels that were averaged over neighbouring spots
+    - ``panel``: a gene panel that was chosen on sections of the split, or nobody knows where
+
+    Raises
+    ------
+    Img2GeneError
+        No such column, layer or embedding; values that are not numbers; several embeddings and ``encoder`` not given.
+
+    Notes
+    -----
+    The thresholds, and how far from them honest and leaking data were found, are in the guide to evaluation.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=2, n_spots=60, n_genes=60)
+    >>> len(ig.tl.check_leaks(sdata))
+    0
+    >>> found = ig.tl.check_leaks(sdata, groups="section")
+    >>> found[["kind", "severity", "sections"]].values.tolist()[0]
+    ['shared patient', 'error', 'P1_S1, P1_S2']
+    """
+    table = _schema.get_table(sdata, table_key)
+    known = _schema.read_json(table, "encoder", default={})
+    embedded = any(_schema.embedding_key(name) in table.obsm for name in known)
+    identity = choose_encoder(table, encoder, table_key) if embedded or encoder is not None else None
+    if identity is None:
+        logger.info("no embedding: sections are compared by their expression alone")
+    found = find_leaks(
+        table,
+        groups,
+        layer=layer,
+        identity=identity,
+        table_key=table_key,
+        seed=settings.seed if seed is None else seed,
+    )
+    return pd.DataFrame([asdict(finding) for finding in found], columns=COLUMNS)
