@@ -2,8 +2,10 @@
 
 from img2gene.metrics.classification import auprc, auroc, dice
 from img2gene.metrics.regression import mae, mse, pearson, r2, spearman
+from img2gene.metrics.reliability import noise_ceiling, spearman_brown
 from img2gene.metrics.spatial import morans_i, neighbor_graph
 from img2gene.metrics.structure import gene_correlation, structure_score
+from img2gene.metrics.surrogates import spatial_correlation_test
 
 __all__ = [
     "auprc",
@@ -14,8 +16,11 @@ __all__ = [
     "morans_i",
     "mse",
     "neighbor_graph",
+    "noise_ceiling",
     "pearson",
     "r2",
+    "spatial_correlation_test",
     "spearman",
+    "spearman_brown",
     "structure_score",
 ]

@@ -7,6 +7,7 @@ from img2gene.tl.fit import fit
 from img2gene.tl.learning_curve import learning_curve
 from img2gene.tl.localize import localize
 from img2gene.tl.predict import predict
+from img2gene.tl.predictability import predictability
 from img2gene.tl.retrieve import retrieve
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "localize",
     "pathway_contributions",
     "predict",
+    "predictability",
     "retrieve",
     "summarize",
 ]
