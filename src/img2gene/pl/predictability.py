@@ -26,7 +26,8 @@ def predictability(result: pd.DataFrame, *, n_labels: int = 4, panel_size: float
     result
         From :func:`img2gene.tl.predictability`, or the ``var`` it was written to.
     n_labels
-        How many of the predictable genes that are closest to their ceiling are named, and how many of those farthest below.
+        How many genes closest to their ceiling are named, and how many farthest below, among the predictable genes whose
+        ceiling is not below the median.
     panel_size
         Side of a panel in inches.
 
@@ -84,7 +85,7 @@ def _scatter(ax: Axes, known: pd.DataFrame, n_labels: int) -> None:
     ax.axline((0, 0), slope=1, color="0.4", linewidth=0.9, zorder=0)
     ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     upper = 1.08 * known[["pcc", "pcc_ceiling"]].to_numpy().max(initial=0.2)
-    ax.set_xlim(-0.02, upper)
+    ax.set_xlim(-0.02, 1.15 * upper)
     ax.set_ylim(min(1.1 * known["pcc"].min(), -0.02), upper)
     ax.set_xlabel("ceiling: PCC of a perfect model", fontsize=9)
     ax.set_ylabel("PCC reached, within section", fontsize=9)
@@ -93,21 +94,26 @@ def _scatter(ax: Axes, known: pd.DataFrame, n_labels: int) -> None:
 
 
 def _name_extremes(ax: Axes, genes: pd.DataFrame, n: int) -> None:
-    """Name the genes closest to their ceiling, above the points, and those farthest below, under them."""
+    """Name the genes closest to their ceiling, left of the points, and those farthest below, right of them."""
+    genes = genes[genes["pcc_ceiling"] >= genes["pcc_ceiling"].median()]
     headroom = (genes["pcc_ceiling"] - genes["pcc"]).sort_values()
     n = min(n, len(headroom) // 2)
-    for names, right in ((headroom.index[:n], False), (headroom.index[len(headroom) - n :], True)):
-        below = 1.0
-        for gene in genes.loc[names].sort_values("pcc", ascending=False).index:
-            x, y = genes.loc[gene, ["pcc_ceiling", "pcc"]].astype(float)
-            # Names stand in a column at the side, in the order of their points: they never cover each other.
-            below = min(below - 0.045, y)
+    lower, upper = ax.get_ylim()
+    for names, aside in ((headroom.index[:n], -0.1), (headroom.index[len(headroom) - n :], 0.06)):
+        chosen = genes.loc[names].sort_values("pcc", ascending=False)
+        # One column of names in the order of their points, so that they never cover each other
+        column = (chosen["pcc_ceiling"].min() if aside < 0 else chosen["pcc_ceiling"].max()) + aside * (upper - lower)
+        height = np.inf
+        for gene, x, y in zip(chosen.index, chosen["pcc_ceiling"], chosen["pcc"], strict=True):
+            height = min(height - 0.045 * (upper - lower), y + (0.06 * (upper - lower) if aside < 0 else 0.0))
             ax.annotate(
                 str(gene),
                 (x, y),
-                xytext=(1.0 if right else 0.0, below),
-                textcoords="data",
+                xytext=(column, height),
                 fontsize=7,
+                ha="right" if aside < 0 else "left",
+                va="center",
+                arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 1},
             )
 
 

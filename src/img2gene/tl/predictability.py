@@ -106,7 +106,9 @@ def predictability(
     _check(found, method, n_permutations, fdr)
     genes = [gene for gene in found.genes if gene in table.var_names]
     if not genes:
-        raise Img2GeneError(f"None of the model's {len(found.genes)} genes ({listing(found.genes, 5)}) is in the table.")
+        raise Img2GeneError(
+            f"None of the model's {len(found.genes)} genes ({listing(found.genes, 5)}) is in the table."
+        )
     chosen = choose_sections(table, found, sections, table_key)
     check_leakage(table, found, chosen, table_key, allow_leakage)
     rows = _with_labels(table, found, chosen, table_key)
@@ -166,9 +168,14 @@ def _ceiling(
     if problems:
         logger.warning("no ceiling: put raw counts in `table.X` and call again. %s", problems[0])
         return np.full(len(columns), np.nan)
-    own = {"labels": labels} if method == "genes" else {}
     ceiling = metrics.noise_ceiling(
-        table.X[rows], library_size(table)[rows], sections, genes=columns, method=method, seed=seed, **own
+        table.X[rows],
+        library_size(table)[rows],
+        sections,
+        genes=columns,
+        labels=labels if method == "genes" else None,
+        method=method,
+        seed=seed,
     )
     if not np.isfinite(ceiling).any():
         logger.warning("no ceiling: fewer than %d genes vary in the table; try `method='thinning'`", MIN_GENES)
