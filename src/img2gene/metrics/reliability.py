@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from img2gene._errors import Img2GeneError
+from img2gene._errors import Img2GeneError, raise_problems
 
 METHODS = ("genes", "thinning")
 SCALE = 1e4
@@ -152,6 +152,13 @@ def split_counts(
     return [(first, size), (counts - first, library - size)]
 
 
+def method_problems(method: str) -> list[str]:
+    """What is wrong with the name of a method; empty if nothing is."""
+    if method in METHODS:
+        return []
+    return [f"method={method!r}: a noise ceiling is found with {' or '.join(map(repr, METHODS))}."]
+
+
 def _check(
     counts: np.ndarray | sp.spmatrix,
     library: np.ndarray,
@@ -160,8 +167,7 @@ def _check(
     labels: np.ndarray | None,
     method: str,
 ) -> None:
-    if method not in METHODS:
-        raise Img2GeneError(f"method={method!r}: a noise ceiling is found with {' or '.join(map(repr, METHODS))}.")
+    raise_problems(method_problems(method))
     if len({counts.shape[0], len(library), len(groups)}) > 1:
         raise Img2GeneError(
             f"Counts of {counts.shape[0]} spots, library sizes of {len(library)} and sections of {len(groups)} differ."

@@ -130,4 +130,6 @@ def _histogram(ax: Axes, known: pd.DataFrame) -> None:
     ax.axvline(1, color="0.4", linewidth=0.9)
     median = float(np.median(share))
     ax.axvline(median, color="black", linewidth=1.5)
-    ax.set_title(f"median {median:.2f} of the ceiling", fontsize=10)
+    beyond = int((share > 1.5).sum())
+    title = f"median {median:.2f} of the ceiling"
+    ax.set_title(f"{title}, {beyond} above 1.5" if beyond else title, fontsize=10)
