@@ -5,6 +5,7 @@ from img2gene.pl.learning_curve import learning_curve
 from img2gene.pl.localization import localization
 from img2gene.pl.patches import patches
 from img2gene.pl.pathways import pathways
+from img2gene.pl.predictability import predictability
 from img2gene.pl.prediction import prediction
 from img2gene.pl.scores import scores
 from img2gene.pl.training import training
@@ -15,6 +16,7 @@ __all__ = [
     "localization",
     "patches",
     "pathways",
+    "predictability",
     "prediction",
     "scores",
     "training",

@@ -10,6 +10,7 @@ from img2gene.tl.leaks import check_leaks
 from img2gene.tl.learning_curve import learning_curve
 from img2gene.tl.localize import localize
 from img2gene.tl.predict import predict
+from img2gene.tl.predictability import predictability
 from img2gene.tl.retrieve import retrieve
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "localize",
     "pathway_contributions",
     "predict",
+    "predictability",
     "retrieve",
     "summarize",
 ]

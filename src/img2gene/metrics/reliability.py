@@ -1,0 +1,283 @@
+"""How well labels could be predicted at best: the noise ceiling of each gene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse as sp
+
+from img2gene._errors import Img2GeneError, raise_problems
+
+METHODS = ("genes", "thinning")
+SCALE = 1e4
+MIN_GENES = 8
+
+_N_ANCHORS = 500
+_N_FOLDS = 4
+_MAX_RANK = 16
+_SPOTS_PER_RANK = 8
+_BLOCK = 1000
+
+
+def noise_ceiling(
+    counts: np.ndarray | sp.spmatrix,
+    library: np.ndarray | None = None,
+    sections: np.ndarray | Sequence[str] | None = None,
+    *,
+    genes: np.ndarray | Sequence[int] | None = None,
+    labels: np.ndarray | None = None,
+    method: str = "genes",
+    n_splits: int = 3,
+    seed: int = 0,
+) -> np.ndarray:
+    r"""PCC within a section that a perfect model would reach, for each gene.
+
+    The labels :math:`y = \log(1 + 10^4 x / L)` of counts *x* and library size *L* are what can be known of a spot plus
+    noise. With the share *R* of their variance that can be known, no prediction correlates better than :math:`\sqrt R`.
+
+    ``method="genes"`` takes for knowable what a gene shares with others. A gene's labels are compared with two summaries
+    :math:`u_1, u_2` of the same spots, each from one half of the other genes, none of which has the gene's noise or that
+    of the other summary. With canonical variates :math:`u_{1j}, u_{2j}` of correlation :math:`\rho_j`,
+
+    .. math:: R = \frac{\sum_{i \ne k} y_i H_{ik} y_k}{\sum_i (1 - H_{ii}) \, y_i^2},
+              \qquad H = \sum_j \frac{u_{1j} u_{2j}^\top}{\rho_j}
+
+    which corrects for the noise of the summaries (dividing by :math:`\rho_j`) and for chance (leaving out i = k).
+    Noise of every kind counts, as long as it is a gene's own: sampling, overdispersion, lost counts. So does variation in
+    the tissue that a gene shares with no other.
+
+    ``method="thinning"`` takes for noise what sampling of molecules adds. Counts are divided at random, each half is
+    normalised, and the correlation *r* of the halves is brought to full depth: :math:`R = 2r / (1 + r)`. Overdispersion
+    and lost counts are the same in both halves, so this is an upper bound.
+
+    Parameters
+    ----------
+    counts
+        Raw counts (n_spots, n_genes) of all genes.
+    library
+        (n_spots,) counts of the whole transcriptome; by default the row sums.
+    sections
+        (n_spots,) names; correlations are within sections, and averaged over them. By default all spots are one section.
+    genes
+        Columns whose ceiling is asked for; by default all.
+    labels
+        (n_spots, len(genes)) labels on another scale than that above, for ``method="genes"``.
+    method
+        ``"genes"`` or ``"thinning"``.
+    n_splits
+        How often genes or counts are divided at random; results are averaged.
+    seed
+        Seed of the divisions.
+
+    Returns
+    -------
+    float64 (len(genes),) from 0 to 1. NaN where labels are constant in every section, and for all genes where
+    ``method="genes"`` has fewer than 8 genes to look at. Spots without counts are left out.
+
+    Raises
+    ------
+    Img2GeneError
+        Unknown method, shapes that differ, or own labels with ``method="thinning"``.
+
+    References
+    ----------
+    Angrist, Imbens & Krueger, "Jackknife instrumental variables estimation", Journal of Applied Econometrics 1999;
+    Spearman, "Correlation calculated from faulty data", British Journal of Psychology 1910; Neufeld et al., "Inference
+    after latent variable estimation for single-cell RNA sequencing data", Biostatistics 2024 (count splitting).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.metrics import noise_ceiling
+    >>> rng = np.random.default_rng(0)
+    >>> rate = np.full((200, 60), 20.0)
+    >>> rate[100:, :10] = 60
+    >>> ceiling = noise_ceiling(rng.poisson(rate))
+    >>> bool(ceiling[:10].min() > 0.8)
+    True
+    """
+    size = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel() if library is None else np.asarray(library, float)
+    columns = np.arange(counts.shape[1]) if genes is None else np.asarray(genes)
+    groups = np.zeros(len(size), dtype=int) if sections is None else np.unique(sections, return_inverse=True)[1]
+    _check(counts, size, groups, columns, labels, method)
+    kept = np.flatnonzero(size > 0)
+    matrix = sp.csr_matrix(counts)[kept]
+    size, groups = size[kept], groups[kept]
+    rng = np.random.default_rng(seed)
+    if method == "thinning":
+        return _thinning(matrix, size, groups, columns, n_splits, rng)
+    values = normalise(matrix[:, columns], size) if labels is None else np.asarray(labels, dtype=np.float64)[kept]
+    return _shared(matrix, size, groups, columns, values, n_splits, rng)
+
+
+def spearman_brown(r: np.ndarray | float, factor: float = 2.0) -> np.ndarray:
+    """Reliability of a measurement ``factor`` times as long as one of reliability ``r``: k r / (1 + (k − 1) r).
+
+    Parameters
+    ----------
+    r
+        Reliability, such as the correlation of two halves.
+    factor
+        k; 2 leads from half to whole.
+
+    Returns
+    -------
+    float64 of the shape of ``r``.
+
+    Examples
+    --------
+    >>> from img2gene.metrics import spearman_brown
+    >>> spearman_brown(0.6).round(2)
+    np.float64(0.75)
+    """
+    r = np.asarray(r, dtype=np.float64)
+    return factor * r / (1 + (factor - 1) * r)
+
+
+def normalise(counts: sp.csr_matrix, library: np.ndarray) -> np.ndarray:
+    """Labels log1p(1e4 counts / library), float64 (n_spots, n_genes); a spot without counts has zeros."""
+    scale = np.divide(SCALE, library, out=np.zeros(len(library)), where=library > 0)
+    return np.log1p(sp.diags(scale).dot(counts).toarray())
+
+
+def split_counts(
+    counts: sp.csr_matrix, library: np.ndarray, rng: np.random.Generator
+) -> list[tuple[sp.csr_matrix, np.ndarray]]:
+    """Two halves of the molecules with their library sizes; every molecule goes to one of them at random."""
+    first = counts.astype(np.int64)
+    first.data = rng.binomial(first.data, 0.5)
+    elsewhere = np.maximum(np.rint(library - np.asarray(counts.sum(axis=1)).ravel()), 0).astype(np.int64)
+    size = np.asarray(first.sum(axis=1)).ravel() + rng.binomial(elsewhere, 0.5)
+    return [(first, size), (counts - first, library - size)]
+
+
+def method_problems(method: str) -> list[str]:
+    """What is wrong with the name of a method; empty if nothing is."""
+    if method in METHODS:
+        return []
+    return [f"method={method!r}: a noise ceiling is found with {' or '.join(map(repr, METHODS))}."]
+
+
+def _check(
+    counts: np.ndarray | sp.spmatrix,
+    library: np.ndarray,
+    groups: np.ndarray,
+    columns: np.ndarray,
+    labels: np.ndarray | None,
+    method: str,
+) -> None:
+    raise_problems(method_problems(method))
+    if len({counts.shape[0], len(library), len(groups)}) > 1:
+        raise Img2GeneError(
+            f"Counts of {counts.shape[0]} spots, library sizes of {len(library)} and sections of {len(groups)} differ."
+        )
+    if labels is None:
+        return
+    if method == "thinning":
+        raise Img2GeneError("Only counts can be thinned; labels on a scale of their own need method='genes'.")
+    if np.shape(labels) != (len(library), len(columns)):
+        raise Img2GeneError(f"Labels {np.shape(labels)} are not one per spot and gene {(len(library), len(columns))}.")
+
+
+def _thinning(
+    counts: sp.csr_matrix,
+    library: np.ndarray,
+    groups: np.ndarray,
+    columns: np.ndarray,
+    n_splits: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    from img2gene.metrics.regression import pearson
+
+    n_sections = groups.max(initial=-1) + 1
+    r = np.zeros((n_sections, len(columns)))
+    for _ in range(n_splits):
+        halves = split_counts(counts, library, rng)
+        for start in range(0, len(columns), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            one, two = (normalise(half.tocsc()[:, columns[block]].tocsr(), size) for half, size in halves)
+            for group in range(n_sections):
+                r[group, block] += pearson(one[groups == group], two[groups == group]) / n_splits
+    return _mean(np.sqrt(spearman_brown(np.maximum(r, 0))))
+
+
+def _shared(
+    counts: sp.csr_matrix,
+    library: np.ndarray,
+    groups: np.ndarray,
+    columns: np.ndarray,
+    labels: np.ndarray,
+    n_splits: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Square root of the share of variance that genes have in common with others, averaged over divisions of these."""
+    labels, n_sections = _standardise(labels, groups)
+    anchors, profiles = _profiles(counts, library, groups)
+    if len(anchors) < MIN_GENES or not len(labels):
+        return np.full(len(columns), np.nan)
+    share = np.zeros(len(columns))
+    for _ in range(n_splits):
+        fold = rng.permutation(counts.shape[1]) % _N_FOLDS
+        for number in range(_N_FOLDS):
+            own = np.flatnonzero(fold[columns] == number)
+            others = rng.permutation(np.flatnonzero(fold[anchors] != number))
+            variates = _variates(profiles[:, others[::2]], profiles[:, others[1::2]], len(labels) - groups.max() - 1)
+            share[own] += _explained(labels[:, own], *variates) / n_splits
+    # A section where a gene is constant holds zeros: the mean is over the others.
+    share = np.divide(share * (groups.max() + 1), n_sections, out=np.full(len(share), np.nan), where=n_sections > 0)
+    return np.sqrt(np.clip(share, 0, 1))
+
+
+def _standardise(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values of mean 0 within sections, where their squares add up to the same; number of sections where a gene varies."""
+    from img2gene.metrics.regression import standardise
+
+    result, varying = np.zeros(values.shape), np.zeros(values.shape[1])
+    n_sections = groups.max(initial=-1) + 1
+    for group in range(n_sections):
+        rows = groups == group
+        part = standardise(values[rows])
+        varying += np.isfinite(part).all(axis=0)
+        result[rows] = np.nan_to_num(part) * np.sqrt(len(values) / n_sections)
+    return result, varying
+
+
+def _profiles(counts: sp.csr_matrix, library: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The genes with the highest share of the counts, and these shares with mean 0 within sections and variance 1.
+
+    Shares and not their logarithms: the expected share does not depend on the depth, so depth does not make genes alike.
+    """
+    share = sp.diags(1 / library).dot(counts).tocsc()
+    anchors = np.argsort(-np.asarray(share.sum(axis=0)).ravel(), kind="stable")[:_N_ANCHORS]
+    values = share[:, anchors].toarray()
+    for group in range(groups.max(initial=-1) + 1):
+        values[groups == group] -= values[groups == group].mean(axis=0)
+    spread = np.sqrt(np.square(values).mean(axis=0)) if len(values) else np.zeros(len(anchors))
+    varies = spread > 0
+    return anchors[varies], values[:, varies] / spread[varies]
+
+
+def _variates(one: np.ndarray, two: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Canonical variates of two sets of genes, unit length, and those correlations that chance does not reach."""
+    rank = max(min(_MAX_RANK, n // _SPOTS_PER_RANK, one.shape[1], two.shape[1]), 1)
+    first, second = (np.linalg.svd(values, full_matrices=False)[0][:, :rank] for values in (one, two))
+    left, rho, right = np.linalg.svd(first.T @ second)
+    # Largest correlation of independent noise (Wachter 1980) in `rank` dimensions on either side
+    noise = 2 * np.sqrt(rank / n * (1 - rank / n))
+    found = rho > noise
+    return (first @ left)[:, found], (second @ right.T)[:, found], rho[found]
+
+
+def _explained(labels: np.ndarray, one: np.ndarray, two: np.ndarray, rho: np.ndarray) -> np.ndarray:
+    """Share of the variance of each column of labels, without the terms that a spot makes with itself."""
+    own = (one * two / rho).sum(axis=1) @ np.square(labels)
+    total = ((one.T @ labels) * (two.T @ labels) / rho[:, None]).sum(axis=0)
+    return (total - own) / (len(labels) - own)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over rows that are not NaN; NaN where there are none."""
+    known = np.isfinite(values)
+    n = known.sum(axis=0)
+    return np.divide(np.where(known, values, 0).sum(axis=0), n, out=np.full(values.shape[1], np.nan), where=n > 0)

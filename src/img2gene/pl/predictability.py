@@ -1,0 +1,135 @@
+"""What was reached of what could be, gene by gene."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene._errors import Img2GeneError, MissingKeyError, listing
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLORS = {True: "#3b6fb6", False: "#b0b0b0"}
+_NAMES = {True: "predictable", False: "not predictable"}
+_COLUMNS = ("pcc", "pcc_ceiling", "predictable")
+
+
+def predictability(result: pd.DataFrame, *, n_labels: int = 4, panel_size: float = 4.0) -> Figure:
+    """Draw the PCC that a model reached against the ceiling that noise sets, and the share of the ceiling.
+
+    Parameters
+    ----------
+    result
+        From :func:`img2gene.tl.predictability`, or the ``var`` it was written to.
+    n_labels
+        How many genes closest to their ceiling are named, and how many farthest below, among the predictable genes whose
+        ceiling is not below the median.
+    panel_size
+        Side of a panel in inches.
+
+    Returns
+    -------
+    Figure with a point for every gene and the line where the ceiling is reached, and a histogram of PCC / ceiling of the
+    predictable genes with their median. Genes without a PCC or a ceiling are counted in the title and not drawn.
+
+    Raises
+    ------
+    MissingKeyError
+        Columns are absent.
+    Img2GeneError
+        No gene has both a PCC and a ceiling.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> figure = ig.pl.predictability(ig.tl.predictability(sdata))  # doctest: +SKIP
+    """
+    import matplotlib.pyplot as plt
+
+    known = _known(result)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(2.3 * panel_size, 1.05 * panel_size), layout="constrained")
+    _scatter(left, known, n_labels)
+    undefined = len(result) - len(known)
+    left.set_title(f"{len(known)} genes" + (f", {undefined} undefined" if undefined else ""), fontsize=10)
+    _histogram(right, known)
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+    return figure
+
+
+def _known(result: pd.DataFrame) -> pd.DataFrame:
+    """Genes that have everything that is drawn."""
+    absent = [name for name in _COLUMNS if name not in result]
+    if absent:
+        raise MissingKeyError(
+            f"No columns {listing(absent)} (available: {listing(result.columns)}). Run `img2gene.tl.predictability` first."
+        )
+    known = result[list(_COLUMNS)].dropna()
+    if not len(known):
+        raise Img2GeneError("No gene has both a PCC and a ceiling; `img2gene.tl.predictability` logs why.")
+    return known.astype({"predictable": bool})
+
+
+def _scatter(ax: Axes, known: pd.DataFrame, n_labels: int) -> None:
+    for called in (False, True):
+        part = known[known["predictable"] == called]
+        style: dict[str, Any] = {"s": 12, "alpha": 0.7, "linewidths": 0, "rasterized": True}
+        ax.scatter(
+            part["pcc_ceiling"], part["pcc"], color=_COLORS[called], label=f"{_NAMES[called]} ({len(part)})", **style
+        )
+    ax.axline((0, 0), slope=1, color="0.4", linewidth=0.9, zorder=0)
+    ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    upper = 1.08 * known[["pcc", "pcc_ceiling"]].to_numpy().max(initial=0.2)
+    ax.set_xlim(-0.02, 1.15 * upper)
+    ax.set_ylim(min(1.1 * known["pcc"].min(), -0.02), upper)
+    ax.set_xlabel("ceiling: PCC of a perfect model", fontsize=9)
+    ax.set_ylabel("PCC reached, within section", fontsize=9)
+    ax.legend(fontsize=8, frameon=False, loc="upper left")
+    _name_extremes(ax, known[known["predictable"]], n_labels)
+
+
+def _name_extremes(ax: Axes, genes: pd.DataFrame, n: int) -> None:
+    """Name the genes closest to their ceiling, left of the points, and those farthest below, right of them."""
+    genes = genes[genes["pcc_ceiling"] >= genes["pcc_ceiling"].median()]
+    headroom = (genes["pcc_ceiling"] - genes["pcc"]).sort_values()
+    n = min(n, len(headroom) // 2)
+    lower, upper = ax.get_ylim()
+    for names, aside in ((headroom.index[:n], -0.1), (headroom.index[len(headroom) - n :], 0.06)):
+        chosen = genes.loc[names].sort_values("pcc", ascending=False)
+        # One column of names in the order of their points, so that they never cover each other
+        column = (chosen["pcc_ceiling"].min() if aside < 0 else chosen["pcc_ceiling"].max()) + aside * (upper - lower)
+        height = np.inf
+        for gene, x, y in zip(chosen.index, chosen["pcc_ceiling"], chosen["pcc"], strict=True):
+            height = min(height - 0.045 * (upper - lower), y + (0.06 * (upper - lower) if aside < 0 else 0.0))
+            ax.annotate(
+                str(gene),
+                (x, y),
+                xytext=(column, height),
+                fontsize=7,
+                ha="right" if aside < 0 else "left",
+                va="center",
+                arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 1},
+            )
+
+
+def _histogram(ax: Axes, known: pd.DataFrame) -> None:
+    """Share of the ceiling among predictable genes: for the others it is noise over noise."""
+    genes = known[known["predictable"] & (known["pcc_ceiling"] > 0)]
+    ax.set_xlabel("PCC / ceiling of predictable genes", fontsize=9)
+    ax.set_ylabel("genes", fontsize=9)
+    if not len(genes):
+        ax.set_title("no predictable gene", fontsize=10)
+        return
+    share = (genes["pcc"] / genes["pcc_ceiling"]).to_numpy(dtype=float)
+    ax.hist(np.clip(share, 0, 1.5), bins=np.linspace(0, 1.5, 31).tolist(), color=_COLORS[True], alpha=0.8)
+    ax.axvline(1, color="0.4", linewidth=0.9)
+    median = float(np.median(share))
+    ax.axvline(median, color="black", linewidth=1.5)
+    beyond = int((share > 1.5).sum())
+    title = f"median {median:.2f} of the ceiling"
+    ax.set_title(f"{title}, {beyond} above 1.5" if beyond else title, fontsize=10)

@@ -1,0 +1,220 @@
+"""Which genes a model predicts, and how well any model could."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from img2gene import _schema, metrics
+from img2gene._errors import Img2GeneError, listing, raise_problems
+from img2gene._expression import count_problems, library_size
+from img2gene._sections import section_labels
+from img2gene._study import positions
+from img2gene.metrics.reliability import MIN_GENES, method_problems
+from img2gene.models import Model
+from img2gene.settings import settings
+from img2gene.tl._scored_sections import check_leakage, check_scorable, choose_sections, patient_of, scored_values
+from img2gene.tl.predict import resolve_model
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+
+def predictability(
+    sdata: SpatialData,
+    model: Model | str | Path | None = None,
+    *,
+    sections: Iterable[str] | None = None,
+    method: str = "genes",
+    n_permutations: int = 999,
+    fdr: float = 0.05,
+    seed: int | None = None,
+    key: str = "img2gene",
+    table_key: str = "table",
+    allow_leakage: bool = False,
+    inplace: bool = True,
+) -> pd.DataFrame:
+    """Set the accuracy of each gene against what noise in its labels allows, and tell which genes are predicted at all.
+
+    The *ceiling* is the PCC that a perfect model would reach (:func:`img2gene.metrics.noise_ceiling`). A gene is
+    *predictable* if its PCC is above that of labels drawn anew with the same spatial autocorrelation
+    (:func:`img2gene.metrics.spatial_correlation_test`) at a false discovery rate of ``fdr`` (Benjamini–Hochberg over the
+    genes) and, with several patients, if its mean PCC stays above 0 whichever patient is left out.
+
+    Parameters
+    ----------
+    sdata
+        Study with measured counts and predictions in ``layers[key]``.
+    model
+        The model that predicted: itself, its file, or its key; by default the one stored under ``key``.
+    sections
+        Sections to score; by default those that the model was not trained on.
+    method
+        How the ceiling is found: ``"genes"`` takes for knowable what a gene shares with others, ``"thinning"`` all but the
+        noise of sampling, an upper bound.
+    n_permutations
+        Draws of labels under the null.
+    fdr
+        Largest expected share of genes that are called predictable and are not, between 0 and 1.
+    seed
+        Seed of draws and splits; None takes ``img2gene.settings.seed``.
+    key
+        Layer with the predictions.
+    table_key
+        Table with counts and predictions.
+    allow_leakage
+        Score patients or sections that the model was trained on.
+    inplace
+        If False, only the result is returned and nothing is written.
+
+    Returns
+    -------
+    DataFrame indexed by gene: ``pcc`` (mean within sections, as :func:`img2gene.tl.evaluate` has it), ``pcc_ceiling``,
+    ``pcc_pvalue``, ``pcc_fdr`` (the q-value) and ``predictable`` (nullable boolean). Genes that are constant, in the labels
+    or in the predictions, of every section are NaN, or NA. Unless ``inplace=False`` the same columns are written to ``var``.
+
+    Raises
+    ------
+    Img2GeneError
+        No predictions, no labels, ``method="thinning"`` for labels that are no counts, or arguments out of range.
+    LeakageError
+        A patient of the scored sections was trained on.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=1, n_spots=40, n_genes=60)
+    >>> ig.pp.extract_patches(sdata, patch_um=112)
+    >>> ig.pp.embed_patches(sdata, "color-texture")
+    >>> ig.tl.fit(sdata, "ridge", validate_on=["P3"])
+    >>> ig.tl.predict(sdata)
+    >>> ig.tl.predictability(sdata).columns.tolist()
+    ['pcc', 'pcc_ceiling', 'pcc_pvalue', 'pcc_fdr', 'predictable']
+    """
+    table = _schema.get_table(sdata, table_key)
+    found = resolve_model(table, model, key)
+    check_scorable(table, found, key, table_key)
+    _check(found, method, n_permutations, fdr)
+    genes = [gene for gene in found.genes if gene in table.var_names]
+    if not genes:
+        raise Img2GeneError(
+            f"None of the model's {len(found.genes)} genes ({listing(found.genes, 5)}) is in the table."
+        )
+    chosen = choose_sections(table, found, sections, table_key)
+    check_leakage(table, found, chosen, table_key, allow_leakage)
+    rows = _with_labels(table, found, chosen, table_key)
+    columns, names = table.var_names.get_indexer(genes), section_labels(table, table_key)[rows]
+    truth, predicted = scored_values(table, found, rows, columns, key)
+    where, seed = positions(table, table_key)[rows], settings.seed if seed is None else seed
+    pcc, pvalue = metrics.spatial_correlation_test(
+        truth, predicted, where, names, n_permutations=n_permutations, seed=seed
+    )
+    ceiling = _ceiling(table, rows, columns, names, truth, method, seed)
+    patients = {name: patient_of(table, rows[names == name]) for name in chosen}
+    result = pd.DataFrame(
+        {"pcc": pcc, "pcc_ceiling": ceiling, "pcc_pvalue": pvalue, "pcc_fdr": _qvalues(pvalue)},
+        index=pd.Index(genes, name="gene"),
+    )
+    called = (result["pcc_fdr"] <= fdr) & _without_any_patient(truth, predicted, names, patients)
+    result["predictable"] = called.astype("boolean").mask(result["pcc_fdr"].isna())
+    _report(result, fdr)
+    if inplace:
+        _schema.apply(table, {"var": dict(result.reindex(table.var_names).items())})
+    return result
+
+
+def _check(model: Model, method: str, n_permutations: int, fdr: float) -> None:
+    problems = method_problems(method)
+    if n_permutations < 1:
+        problems.append(f"n_permutations={n_permutations}: at least 1 draw is needed.")
+    if not 0 < fdr < 1:
+        problems.append(f"fdr={fdr}: a false discovery rate lies between 0 and 1.")
+    if method == "thinning" and model.labels["layer"] is not None:
+        problems.append(
+            f"Labels of `layers['{model.labels['layer']}']` are no counts and cannot be thinned: pass `method='genes'`, or "
+            "train on counts (`img2gene.tl.fit` without `layer=`)."
+        )
+    raise_problems(problems)
+
+
+def _with_labels(table: AnnData, model: Model, sections: list[str], table_key: str) -> np.ndarray:
+    """Rows of the sections, without spots that have no count and so no label."""
+    chosen = np.isin(section_labels(table, table_key), sections)
+    return np.flatnonzero(chosen if model.labels["layer"] is not None else chosen & (library_size(table) > 0))
+
+
+def _ceiling(
+    table: AnnData,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    sections: np.ndarray,
+    labels: np.ndarray,
+    method: str,
+    seed: int,
+) -> np.ndarray:
+    """Ceiling of each gene; NaN with a warning where X holds no counts."""
+    problems = count_problems(table.X, "X")
+    if problems:
+        logger.warning("no ceiling: put raw counts in `table.X` and call again. %s", problems[0])
+        return np.full(len(columns), np.nan)
+    ceiling = metrics.noise_ceiling(
+        table.X[rows],
+        library_size(table)[rows],
+        sections,
+        genes=columns,
+        labels=labels if method == "genes" else None,
+        method=method,
+        seed=seed,
+    )
+    if not np.isfinite(ceiling).any():
+        logger.warning("no ceiling: fewer than %d genes vary in the table; try `method='thinning'`", MIN_GENES)
+    return ceiling
+
+
+def _qvalues(pvalues: np.ndarray) -> np.ndarray:
+    """Benjamini–Hochberg over those that are known."""
+    from scipy.stats import false_discovery_control
+
+    known = np.isfinite(pvalues)
+    result = np.full(len(pvalues), np.nan)
+    if known.any():
+        result[known] = false_discovery_control(pvalues[known])
+    return result
+
+
+def _without_any_patient(
+    truth: np.ndarray, predicted: np.ndarray, sections: np.ndarray, patients: dict[str, str | None]
+) -> np.ndarray:
+    """Whether the mean PCC stays above 0 whichever patient is left out; True for all genes of a single patient."""
+    scores = pd.DataFrame(
+        {name: metrics.pearson(truth[sections == name], predicted[sections == name]) for name in patients}
+    )
+    of = pd.Series(patients)
+    if of.nunique() < 2:
+        return np.ones(len(scores), dtype=bool)
+    rest = [scores.loc[:, (of != patient).to_numpy()].mean(axis=1) for patient in of.dropna().unique()]
+    # A gene that only one patient can score is judged on that one.
+    return np.all([(mean > 0) | mean.isna() for mean in rest], axis=0)
+
+
+def _report(result: pd.DataFrame, fdr: float) -> None:
+    known = result["predictable"].notna()
+    logger.info(
+        "%d of %d genes are predictable at FDR %g; mean PCC %.3f of a ceiling of %.3f",
+        result["predictable"].sum(),
+        known.sum(),
+        fdr,
+        result["pcc"].mean(),
+        result["pcc_ceiling"].mean(),
+    )
+    for column, what in (("pcc", "PCC"), ("pcc_ceiling", "ceiling")):
+        if result[column].isna().any():
+            logger.info("%d genes have no %s", result[column].isna().sum(), what)
