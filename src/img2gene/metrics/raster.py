@@ -14,6 +14,8 @@ _K1, _K2 = 0.01, 0.03
 # Spots of square lattices then lie at a quarter of a cell, those of hexagonal ones at a quarter or at three: never at an edge.
 _PHASE = 0.25
 _MAX_CELLS_PER_SPOT = 1000
+# Below √2, the diagonal of a square lattice
+_NEIGHBOR = 1.25
 
 
 @dataclass(frozen=True)
@@ -67,21 +69,22 @@ class Grid:
 
 
 def pitch(positions: np.ndarray) -> float:
-    """Distance between neighbouring spots: the median over spots of the median distance to the four nearest places."""
+    """Distance between neighbouring spots: the median over all pairs that are about as near as a spot's two nearest."""
     from scipy.spatial import cKDTree
 
     places = np.unique(positions, axis=0)
     if len(places) < 2:
         return 1.0
-    nearest = cKDTree(places).query(places, k=min(5, len(places)))[0][:, 1:]
-    return float(np.median(np.median(nearest, axis=1)))
+    distances = cKDTree(places).query(places, k=min(7, len(places)))[0][:, 1:]
+    # The two nearest are neighbours even at corners, but where spots lie off their lattice they are the nearer ones.
+    near = np.median(distances[:, :2])
+    return float(np.median(distances[distances < _NEIGHBOR * near]))
 
 
 def rasterize(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Maps of expression: the spots of a section as pixels of a grid of their pitch.
 
-    A pixel is as wide as spots are apart (the median over spots of the median distance to the four nearest) and holds the mean of
-    the spots in it. On a hexagonal lattice, whose rows are nearer to each other than its spots, two rows meet in one row of pixels
+    A pixel is as wide as neighbouring spots are apart (in the median) and holds the mean of the spots in it. On a hexagonal lattice, whose rows are nearer to each other than its spots, two rows meet in one row of pixels
     out of six or seven.
 
     Parameters
