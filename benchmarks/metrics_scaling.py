@@ -21,7 +21,7 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 from img2gene import metrics
 
-ROWS = 100
+ROWS, DISTINCT = 100, 1000
 Score = Callable[..., np.ndarray]
 
 
@@ -36,19 +36,18 @@ class Section:
 
 
 def simulate(n_spots: int, n_genes: int) -> Section:
-    """Sparse counts, as labels have them, and predictions that know half of what varies."""
+    """Sparse counts, as labels have them, and predictions that know half of what varies; genes recur after ``DISTINCT``."""
     rng = np.random.default_rng(0)
     positions = np.indices((ROWS, n_spots // ROWS)).reshape(2, -1).T.astype(float)
-    truth, predicted, sd = (np.empty((len(positions), n_genes), dtype=np.float32) for _ in range(3))
     waves = np.sin(positions @ rng.normal(scale=0.1, size=(2, 20)))
-    for start in range(0, n_genes, 500):
-        block = slice(start, min(start + 500, n_genes))
-        width = block.stop - start
-        known, hidden = (waves @ rng.normal(scale=0.3, size=(20, width)) for _ in range(2))
-        truth[:, block] = np.log1p(rng.poisson(np.exp(known + hidden - rng.uniform(0, 3, width))))
-        predicted[:, block] = known + 0.1 * rng.standard_normal(known.shape)
-        sd[:, block] = 0.3 + 0.1 * np.abs(hidden)
-    return Section(truth, predicted, sd, positions)
+    known, hidden = (waves @ rng.normal(scale=0.3, size=(20, DISTINCT)) for _ in range(2))
+    parts = (
+        np.log1p(rng.poisson(np.exp(known + hidden - rng.uniform(0, 3, DISTINCT)))),
+        known + 0.1 * rng.standard_normal(known.shape),
+        0.3 + 0.1 * np.abs(hidden),
+    )
+    chosen = np.arange(n_genes) % DISTINCT
+    return Section(*(part.astype(np.float32)[:, chosen] for part in parts), positions)
 
 
 def ways(section: Section) -> dict[str, tuple[Score, Score]]:
@@ -146,7 +145,10 @@ def main() -> None:
     section = simulate(arguments.spots, arguments.genes)
     mean = section.truth.mean(axis=0, dtype=np.float64)
     columns = (section.truth, section.predicted, section.sd, mean)
-    rows = [measure(name, way, columns, arguments.subset) for name, way in ways(section).items()]
+    rows = []
+    for name, way in ways(section).items():
+        rows.append(measure(name, way, columns, arguments.subset))
+        print(rows[-1], flush=True)
     if arguments.structure:
         rows.append(structure(section.truth, max(2, arguments.genes // 15)))
     report(rows, arguments.out)

@@ -97,9 +97,7 @@ def test_ranks_equal_scipy_and_give_spearman(section):
     np.testing.assert_array_equal(ranks(predicted), expected)
     np.testing.assert_array_equal(ranks(truth), stats.rankdata(truth, axis=0))
     order = np.random.default_rng(2).permutation(N)
-    np.testing.assert_array_equal(
-        pearson(ranks(truth)[order], ranks(predicted)), spearman(truth[order], predicted)
-    )
+    np.testing.assert_array_equal(pearson(ranks(truth)[order], ranks(predicted)), spearman(truth[order], predicted))
 
 
 def test_nrmse_by_hand_and_by_scikit_learn(section):

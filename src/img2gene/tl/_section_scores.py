@@ -80,11 +80,14 @@ class SectionValues:
     def read(cls, table: AnnData, model: Model, rows: np.ndarray, columns: np.ndarray, key: str) -> SectionValues:
         """Values of some rows and columns of a table, with predictions under ``key``."""
         kept, truth = labelled(table, model, rows, columns)
-        predicted, std, lower, upper = (
-            np.asarray(table.layers[name][kept][:, columns]) if name in table.layers else None
-            for name in (key, f"{key}_std", f"{key}_lower", f"{key}_upper")
+
+        def layer(name: str) -> np.ndarray:
+            return np.asarray(table.layers[name][kept][:, columns])
+
+        std, lower, upper = (
+            layer(name) if name in table.layers else None for name in (f"{key}_std", f"{key}_lower", f"{key}_upper")
         )
-        return cls(truth, predicted, std, lower, upper, Places.of(table, kept))
+        return cls(truth, layer(key), std, lower, upper, Places.of(table, kept))
 
     def score(
         self, model: str, genes: list[str], mean: np.ndarray, n_permutations: int, rng: np.random.Generator
