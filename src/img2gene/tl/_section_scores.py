@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MEAN, ORACLE, NULL = "training mean", "section mean (oracle)", "permutation null"
-ERRORS = ("pcc", "spearman", "mse", "mae", "r2", "nrmse")
-MAPS = ("ssim", "moran")
+OF_SPOTS = ("pcc", "spearman", "mse", "mae", "r2", "nrmse")
+OF_MAPS = ("ssim", "moran")
 UNCERTAINTY = ("coverage", "width", "error_correlation")
-METRICS = (*ERRORS, *MAPS, "pcc_pooled", *UNCERTAINTY)
+METRICS = (*OF_SPOTS, *OF_MAPS, "pcc_pooled", *UNCERTAINTY)
 
 Scores = dict[str, np.ndarray]
 # Moments of each model, and of each shuffle of the null
@@ -123,7 +123,7 @@ class SectionValues:
             )
             pooled.append(Moments.of(shuffled.truth, self.predicted))
             found.append(shuffled._scores(self.predicted, pooled[-1], (ranked[0][order], ranked[1]), mean))
-        return found[0] | {name: np.mean([scores[name] for scores in found], axis=0) for name in ERRORS}, pooled
+        return found[0] | {name: np.mean([scores[name] for scores in found], axis=0) for name in OF_SPOTS}, pooled
 
     def _scores(
         self, predicted: np.ndarray, moments: Moments, ranked: tuple[np.ndarray, np.ndarray], mean: np.ndarray
