@@ -7,11 +7,15 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy import stats
+from skimage.metrics import structural_similarity
 
 import img2gene as ig
+from img2gene import metrics
 from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError
+from img2gene.tl.evaluate import MEAN, METRICS, NULL, ORACLE
 
-COLUMNS = ["model", "section", "patient", "gene", "HEG", "HVG", "SVG", "pcc", "spearman", "mse", "mae", "r2", "n_spots"]
+COLUMNS = ["model", "section", "patient", "gene", "HEG", "HVG", "SVG", *METRICS, "n_spots", "leakage"]
+UNCERTAINTY = ["coverage", "width", "error_correlation"]
 
 
 @pytest.fixture
@@ -30,16 +34,19 @@ def of_model(scores, name="ridge"):
 
 def test_every_score_of_every_gene_by_hand(study):
     scores = ig.tl.evaluate(study)
-    assert [*scores.columns] == [*COLUMNS, "leakage"]
-    assert list(scores["model"].unique()) == ["ridge", "training mean", "permutation null"]
+    assert [*scores.columns] == COLUMNS
+    assert list(scores["model"].unique()) == ["ridge", MEAN, ORACLE, NULL]
     assert set(scores["section"]) == {"C1"}
     assert set(scores["patient"]) == {"C"}
     assert set(scores["n_spots"]) == {49}
-    assert len(scores) == 3 * 12
+    assert len(scores) == 4 * 12
     table = study["table"]
     held_out = (table.obs["section"] == "C1").to_numpy()
     truth, predicted = labels(table)[held_out], table.layers["img2gene"][held_out].astype(float)
     mean = labels(table)[~held_out].mean(axis=0)
+    positions = table.obsm["patch_bbox"][held_out][:, :2]
+    moran = [metrics.morans_i(values, metrics.neighbor_graph(positions)) for values in (truth, predicted)]
+    maps = [np.moveaxis(values.T.reshape(12, 7, 7), 0, -1) for values in (truth, predicted)]
     found = of_model(scores).loc[table.var_names]
     expected = {
         "pcc": [stats.pearsonr(truth[:, g], predicted[:, g]).statistic for g in range(12)],
@@ -47,16 +54,112 @@ def test_every_score_of_every_gene_by_hand(study):
         "mse": ((truth - predicted) ** 2).mean(axis=0),
         "mae": np.abs(truth - predicted).mean(axis=0),
         "r2": 1 - ((truth - predicted) ** 2).sum(axis=0) / ((truth - mean) ** 2).sum(axis=0),
+        "nrmse": np.sqrt(((truth - predicted) ** 2).mean(axis=0)) / truth.std(axis=0),
+        "moran": moran[1] - moran[0],
+        "ssim": [
+            structural_similarity(
+                maps[0][..., g],
+                maps[1][..., g],
+                data_range=max(m[..., g].max() for m in maps) - min(m[..., g].min() for m in maps),
+            )
+            for g in range(12)
+        ],
+        "pcc_pooled": [stats.pearsonr(truth[:, g], predicted[:, g]).statistic for g in range(12)],
     }
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-4)
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert scores[UNCERTAINTY].isna().all(axis=None)
+
+
+def test_the_mean_of_the_section_itself_is_an_oracle_of_the_level(study):
+    scores = ig.tl.evaluate(study, inplace=False)
+    found, training = of_model(scores, ORACLE), of_model(scores, MEAN)
+    assert found[["pcc", "spearman", "pcc_pooled", "moran"]].isna().all(axis=None)
+    np.testing.assert_allclose(found["nrmse"], 1)
+    table = study["table"]
+    held_out = (table.obs["section"] == "C1").to_numpy()
+    np.testing.assert_allclose(found["mse"], labels(table)[held_out].var(axis=0), rtol=1e-5)
+    gap = labels(table)[held_out].mean(axis=0) - labels(table)[~held_out].mean(axis=0)
+    np.testing.assert_allclose(training["mse"] - found["mse"], gap**2, rtol=1e-3, atol=1e-6)
+    assert (found["r2"] >= 0).all()
+    assert found["r2"].max() > 0
+
+
+def test_pooled_correlation_is_that_of_all_scored_spots_in_each_section(study):
+    ig.tl.fit(study, "ridge", validate_on=["B", "C"])
+    ig.tl.predict(study)
+    scores = ig.tl.evaluate(study, n_permutations=3, inplace=False)
+    table = study["table"]
+    rows = np.concatenate([np.flatnonzero(table.obs["section"] == name) for name in ("B1", "C1")])
+    truth, predicted = labels(table)[rows], table.layers["img2gene"][rows]
+    by_section = scores[scores["model"] == "ridge"].pivot(index="gene", columns="section", values="pcc_pooled")
+    for name in ("B1", "C1"):
+        np.testing.assert_allclose(by_section[name].loc[table.var_names], metrics.pearson(truth, predicted), rtol=1e-5)
+    summary = ig.tl.summarize(scores).set_index(["model", "genes"])["pcc_pooled"]
+    assert summary["ridge", "all"] == pytest.approx(by_section["B1"].mean())
+    # means of two sections: they tell the sections apart, and nothing else
+    levels = np.repeat([truth[:49].mean(axis=0), truth[49:].mean(axis=0)], 49, axis=0)
+    oracle = of_model(scores[scores["section"] == "B1"], ORACLE)["pcc_pooled"].loc[table.var_names]
+    np.testing.assert_allclose(oracle, metrics.pearson(truth, levels), rtol=1e-5)
+    assert scores.loc[scores["model"] == MEAN, "pcc_pooled"].isna().all()
+    assert scores.loc[scores["model"] == NULL, "pcc_pooled"].notna().all()
+
+
+def test_intervals_and_deviations_are_scored_where_they_were_written(study):
+    table = study["table"]
+    predicted = table.layers["img2gene"]
+    held_out = (table.obs["section"] == "C1").to_numpy()
+    std = np.abs(labels(table) - predicted).astype(np.float32) + 0.01
+    std[:, 3] = np.nan
+    lower, upper = predicted - std, predicted + std
+    lower[np.flatnonzero(held_out)[:9], 5] = np.nan
+    upper[held_out, 6] = lower[held_out, 6]
+    table.layers.update({"img2gene_std": std, "img2gene_lower": lower, "img2gene_upper": upper})
+    scores = ig.tl.evaluate(study)
+    found = of_model(scores).loc[table.var_names]
+    expected = np.ones(12)
+    expected[[3, 6]] = np.nan, 0
+    np.testing.assert_allclose(found["coverage"], expected)
+    np.testing.assert_allclose(found["error_correlation"], np.where(np.arange(12) == 3, np.nan, 1))
+    width = 2 * std[held_out].astype(float)
+    width[:, 6] = 0
+    width[:9, 5] = np.nan
+    np.testing.assert_allclose(found["width"].drop("G03"), np.nanmean(np.delete(width, 3, axis=1), axis=0), rtol=1e-5)
+    assert scores.loc[scores["model"] != "ridge", UNCERTAINTY].isna().all(axis=None)
+    summary = ig.tl.summarize(scores).set_index(["model", "genes"])
+    assert summary.loc[("ridge", "all"), "coverage"] == pytest.approx(10 / 11)
+    assert summary.loc[(MEAN, "all"), UNCERTAINTY].isna().all()
+
+
+def test_deviations_without_intervals_are_scored_alone(study):
+    study["table"].layers["img2gene_std"] = np.abs(study["table"].layers["img2gene"]) + 1
+    found = of_model(ig.tl.evaluate(study, inplace=False))
+    assert found["error_correlation"].notna().all()
+    assert found[["coverage", "width"]].isna().all(axis=None)
+
+
+def test_without_places_maps_are_not_scored(study):
+    expected = ig.tl.evaluate(study, inplace=False)
+    assert expected.loc[expected["model"] == NULL, ["ssim", "moran"]].notna().all(axis=None)
+    del study["table"].obsm["patch_bbox"]
+    found = ig.tl.evaluate(study, inplace=False)
+    assert found[["ssim", "moran"]].isna().all(axis=None)
+    pd.testing.assert_frame_equal(found.drop(columns=["ssim", "moran"]), expected.drop(columns=["ssim", "moran"]))
+
+
+def test_results_survive_a_file_and_joining(study, tmp_path):
+    scores = ig.tl.evaluate(study, inplace=False)
+    pd.concat([scores, scores.assign(model="again")]).to_csv(tmp_path / "scores.csv", index=False)
+    found = ig.tl.summarize(pd.read_csv(tmp_path / "scores.csv")).set_index("model").loc["ridge"]
+    expected = ig.tl.summarize(scores).set_index("model").loc["ridge"]
+    pd.testing.assert_frame_equal(found, expected)
 
 
 def test_the_training_mean_explains_nothing_and_the_shuffled_labels_correlate_with_nothing(study):
     scores = ig.tl.evaluate(study, n_permutations=100, inplace=False)
-    np.testing.assert_allclose(of_model(scores, "training mean")["r2"], 0, atol=1e-6)
-    assert of_model(scores, "training mean")["pcc"].isna().all()
-    null = of_model(scores, "permutation null")
+    np.testing.assert_allclose(of_model(scores, MEAN)["r2"], 0, atol=1e-6)
+    assert of_model(scores, MEAN)["pcc"].isna().all()
+    null = of_model(scores, NULL)
     # a mean of 100 correlations of SD 1/√48
     assert null["pcc"].abs().max() < 5 / np.sqrt(48 * 100)
     assert (null["r2"] < of_model(scores)["r2"] - 0.5).all()
@@ -66,8 +169,9 @@ def test_shuffles_follow_the_seed_and_leave_the_model_alone(study):
     one, again, other = (ig.tl.evaluate(study, seed=seed, inplace=False) for seed in (1, 1, 2))
     pd.testing.assert_frame_equal(one, again)
     pd.testing.assert_frame_equal(of_model(one), of_model(other))
-    assert not of_model(one, "permutation null")["pcc"].equals(of_model(other, "permutation null")["pcc"])
-    assert list(ig.tl.evaluate(study, n_permutations=0, inplace=False)["model"].unique()) == ["ridge", "training mean"]
+    assert not of_model(one, NULL)["pcc"].equals(of_model(other, NULL)["pcc"])
+    without = ig.tl.evaluate(study, n_permutations=0, inplace=False)
+    assert list(without["model"].unique()) == ["ridge", MEAN, ORACLE]
 
 
 def test_gene_groups_come_from_the_training_labels(study):
@@ -92,7 +196,7 @@ def test_a_constant_gene_has_no_correlation_and_is_counted(study):
     assert found.index[found["pcc"].isna()].tolist() == ["G04"]
     summary = ig.tl.summarize(scores).set_index(["model", "genes"])
     assert summary.loc[("ridge", "all"), "n_nan"] == 1
-    assert summary.loc[("training mean", "all"), "n_nan"] == 12
+    assert summary.loc[(MEAN, "all"), "n_nan"] == 12
     assert summary.loc[("ridge", "all"), "pcc"] == pytest.approx(found["pcc"].drop("G04").mean())
     assert np.isnan(study["table"].var.loc["G04", "pcc"])
 
@@ -102,6 +206,7 @@ def test_the_result_is_written_beside_the_genes(study):
     expected = of_model(scores)["pcc"].reindex(study["table"].var_names)
     np.testing.assert_allclose(study["table"].var["pcc"], expected)
     stored = pd.DataFrame(json.loads(study["table"].uns["img2gene"]["evaluation"]))
+    stored = stored.astype(dict.fromkeys(METRICS, float))
     pd.testing.assert_frame_equal(stored, ig.tl.summarize(scores), check_dtype=False, check_exact=False, atol=1e-9)
     assert ig.get.model(study).genes == list(study["table"].var_names)
 

@@ -7,31 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError
-
-# Relative to the largest value, below which a spread is rounding error of a constant
-_CONSTANT = 1e-6
-
-
-def _pair(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64 (n_spots, n_genes)."""
-    pair = [np.asarray(values, dtype=np.float64) for values in (truth, predicted)]
-    if pair[0].shape != pair[1].shape:
-        raise Img2GeneError(f"Labels {pair[0].shape} and predictions {pair[1].shape} differ in shape.")
-    if pair[0].ndim not in (1, 2):
-        raise Img2GeneError(f"Expected (n_spots, n_genes) arrays, got {pair[0].ndim} dimensions.")
-    one, two = (values if values.ndim == 2 else values[:, None] for values in pair)
-    return one, two
-
-
-def standardise(values: np.ndarray) -> np.ndarray:
-    """Columns centred and scaled to unit length; constant columns become NaN."""
-    if not len(values):
-        return np.full((0, values.shape[1]), np.nan)
-    centred = values - values.mean(axis=0)
-    length = np.sqrt(np.square(centred).sum(axis=0))
-    floor = _CONSTANT * np.abs(values).max(axis=0) * np.sqrt(len(values))
-    return np.divide(centred, length, out=np.full_like(centred, np.nan), where=length > floor)
+from img2gene.metrics._blocks import columns, each_block, per_gene, spread
+from img2gene.metrics.moments import Moments, row_pearson
 
 
 def pearson(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -55,10 +32,7 @@ def pearson(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     >>> pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])).round(3)
     array([1.])
     """
-    one, two = _pair(truth, predicted)
-    if len(one) < 2:
-        return np.full(one.shape[1], np.nan)
-    return np.clip((standardise(one) * standardise(two)).sum(axis=0), -1, 1)
+    return Moments.of(truth, predicted).pearson()
 
 
 def spearman(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -73,13 +47,40 @@ def spearman(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0])).round(3)
     array([1.])
     """
-    from scipy.stats import rankdata
+    return per_gene(row_spearman, *columns(truth, predicted))
 
-    one, two = _pair(truth, predicted)
-    if len(one) < 2:
-        return np.full(one.shape[1], np.nan)
-    ranks = [rankdata(values, axis=0, nan_policy="propagate") for values in (one, two)]
-    return pearson(ranks[0], ranks[1])
+
+def row_spearman(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Rank correlations of the rows of (n_genes, n_spots) blocks."""
+    return row_pearson(row_ranks(one), row_ranks(two))
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Average rank of each spot for every gene, float32 (n_spots, n_genes), which is exact up to eight million spots.
+
+    Labels that are compared more than once are ranked once: ``spearman(a, b)`` equals ``pearson(ranks(a), ranks(b))``.
+    """
+    (given,) = columns(values)
+    found = np.empty(given.shape, dtype=np.float32)
+
+    def run(block: slice) -> None:
+        found[:, block] = row_ranks(np.array(given[:, block].T, order="C")).T
+
+    each_block(run, given.shape[1], len(given))
+    return found
+
+
+def row_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks, from 1, of each row; ties share their mean, rows with NaN are NaN. Up to seven times as fast as scipy's ``rankdata``."""
+    found = np.empty(values.shape)
+    for row, out in zip(values, found, strict=True):
+        order = np.argsort(row)
+        ordered = row[order]
+        edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+        counts = np.diff(edges)
+        out[order] = np.repeat(edges[:-1] + (counts + 1) / 2, counts)
+    found[np.isnan(values).any(axis=1)] = np.nan
+    return found
 
 
 def mse(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -92,8 +93,36 @@ def mse(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     >>> mse(np.array([0.0, 2.0]), np.array([0.0, 0.0]))
     array([2.])
     """
-    one, two = _pair(truth, predicted)
-    return np.square(one - two).mean(axis=0) if len(one) else np.full(one.shape[1], np.nan)
+    return per_gene(_mean_square, *columns(truth, predicted))
+
+
+def nrmse(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Root of the mean squared error of each gene, in standard deviations of its labels.
+
+    NRMSE = √(mean (y − ŷ)²) / SD(y), with the population SD, from 0 at best to ∞; the mean of the labels, which no model knows,
+    would reach 1.
+
+    Parameters
+    ----------
+    truth, predicted
+        (n_spots, n_genes), or (n_spots,) for one gene.
+
+    Returns
+    -------
+    float64 (n_genes,); NaN where the labels are constant, anything is NaN, or there are no spots.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.metrics import nrmse
+    >>> nrmse(np.array([0.0, 2.0]), np.array([0.0, 0.0])).round(3)
+    array([1.414])
+    """
+
+    def run(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        return np.sqrt(_mean_square(one, two) * one.shape[1] / spread(one))
+
+    return per_gene(run, *columns(truth, predicted))
 
 
 def mae(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -106,8 +135,11 @@ def mae(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     >>> mae(np.array([0.0, 2.0]), np.array([0.0, 0.0]))
     array([1.])
     """
-    one, two = _pair(truth, predicted)
-    return np.abs(one - two).mean(axis=0) if len(one) else np.full(one.shape[1], np.nan)
+
+    def run(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        return np.abs(one - two).mean(axis=1) if one.shape[1] else np.full(len(one), np.nan)
+
+    return per_gene(run, *columns(truth, predicted))
 
 
 def r2(truth: np.ndarray, predicted: np.ndarray, reference: np.ndarray | float) -> np.ndarray:
@@ -134,7 +166,19 @@ def r2(truth: np.ndarray, predicted: np.ndarray, reference: np.ndarray | float) 
     >>> r2(np.array([0.0, 2.0]), np.array([0.0, 2.0]), 1.0)
     array([1.])
     """
-    one, two = _pair(truth, predicted)
-    total = np.square(one - np.asarray(reference, dtype=np.float64)).sum(axis=0)
-    error = np.square(one - two).sum(axis=0)
-    return 1 - np.divide(error, total, out=np.full_like(total, np.nan), where=total > 0)
+
+    def run(one: np.ndarray, two: np.ndarray, constant: np.ndarray) -> np.ndarray:
+        error, total = (_sum_square(one, other) for other in (two, constant))
+        return 1 - np.divide(error, total, out=np.full_like(total, np.nan), where=total > 0)
+
+    one, two = columns(truth, predicted)
+    return per_gene(run, one, two, np.broadcast_to(np.asarray(reference), one.shape))
+
+
+def _mean_square(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    return _sum_square(one, two) / one.shape[1] if one.shape[1] else np.full(len(one), np.nan)
+
+
+def _sum_square(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    difference = one - two
+    return np.einsum("gn,gn->g", difference, difference)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene.metrics.regression import pearson, standardise
+from img2gene.metrics._blocks import each_block, spread
+from img2gene.metrics.moments import Moments
 
 _MIN_PAIRS = 3
+_BLOCK_PAIRS = 2**21
 
 
 def gene_correlation(values: np.ndarray) -> np.ndarray:
@@ -39,13 +43,22 @@ def gene_correlation(values: np.ndarray) -> np.ndarray:
            [-1.,  1., nan],
            [nan, nan, nan]])
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = np.asarray(values)
     if values.ndim != 2:
         raise Img2GeneError(f"Expected a (n_spots, n_genes) array, got shape {values.shape}.")
-    if len(values) < 2:
-        return np.full((values.shape[1],) * 2, np.nan)
-    unit = standardise(values)
-    return np.clip(unit.T @ unit, -1, 1)
+    n_spots, n_genes = values.shape
+    if n_spots < 2:
+        return np.full((n_genes, n_genes), np.nan)
+    unit = np.empty((n_spots, n_genes))
+
+    def standardise(block: slice) -> None:
+        rows = np.array(values[:, block].T, dtype=np.float64, order="C")
+        length = np.sqrt(spread(rows))
+        unit[:, block] = ((rows - rows.mean(axis=1, keepdims=True)) / length[:, None]).T
+
+    each_block(standardise, n_genes, n_spots)
+    found = unit.T @ unit
+    return np.clip(found, -1, 1, out=found)
 
 
 def structure_score(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
@@ -77,15 +90,29 @@ def structure_score(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, fl
     >>> [round(score, 3) for score in structure_score(truth, truth - 0.1)]
     [1.0, 0.1]
     """
-    one, two = (np.asarray(matrix, dtype=np.float64) for matrix in (truth, predicted))
+    one, two = (np.asarray(matrix) for matrix in (truth, predicted))
     if one.shape != two.shape or one.ndim != 2 or one.shape[0] != one.shape[1]:
         raise Img2GeneError(
             f"Expected two (n_genes, n_genes) correlation matrices, got shapes {one.shape} and {two.shape}; "
             "`img2gene.metrics.gene_correlation` makes them of expression."
         )
-    pairs = np.triu_indices(len(one), k=1)
-    known = np.isfinite(one[pairs]) & np.isfinite(two[pairs])
-    if known.sum() < _MIN_PAIRS:
+    parts = [_block_moments(one, two, block) for block in _row_blocks(len(one))]
+    moments = reduce(Moments.__add__, (part for part, _ in parts))
+    if moments.n < _MIN_PAIRS:
         return np.nan, np.nan
-    first, second = one[pairs][known], two[pairs][known]
-    return float(pearson(first, second)[0]), float(np.sqrt(np.square(first - second).mean()))
+    squares = sum(square for _, square in parts)
+    return float(moments.pearson()[0]), float(np.sqrt(squares / moments.n))
+
+
+def _row_blocks(n_genes: int) -> list[slice]:
+    size = max(1, _BLOCK_PAIRS // max(1, n_genes))
+    return [slice(start, start + size) for start in range(0, max(1, n_genes), size)]
+
+
+def _block_moments(one: np.ndarray, two: np.ndarray, rows: slice) -> tuple[Moments, float]:
+    """Moments and squared differences of the known pairs above the diagonal in some rows of two matrices."""
+    first, second = one[rows], two[rows]
+    known = np.isfinite(first) & np.isfinite(second)
+    known &= np.arange(len(one)) > np.arange(len(one))[rows, None]
+    first, second = first[known], second[known]
+    return Moments.of(first, second), float(np.square(first - second).sum())

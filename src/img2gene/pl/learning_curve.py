@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from img2gene._errors import MissingKeyError, listing
+from img2gene.pl.scores import METRIC_LABELS
 from img2gene.pl.training import LINE_COLORS
 
 if TYPE_CHECKING:
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _X_LABELS = {"n_spots": "training spots", "n_groups": "training groups", "fraction": "fraction of the training data"}
-_METRIC_LABELS = {"pcc": "PCC", "spearman": "Spearman", "mse": "MSE", "mae": "MAE", "r2": "R²"}
 
 
 def learning_curve(
@@ -25,7 +25,8 @@ def learning_curve(
     result
         Result of :func:`img2gene.tl.learning_curve`, or several concatenated.
     metric
-        ``"pcc"``, ``"spearman"``, ``"mse"``, ``"mae"`` or ``"r2"``; or another column of numbers, such as ``"seconds"``.
+        A score of :func:`img2gene.tl.evaluate`, such as ``"pcc"`` or ``"r2"``; or another column of numbers, such as
+        ``"seconds"``.
     genes
         Gene group, such as ``"HVG"``; ``"all"`` for all genes.
     x
@@ -59,7 +60,7 @@ def learning_curve(
         _line(ax, str(name), part, metric, x, LINE_COLORS[number % len(LINE_COLORS)])
     _scale(ax, x)
     ax.set_xlabel(_X_LABELS[x])
-    ax.set_ylabel(_METRIC_LABELS.get(metric, metric))
+    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
     ax.set_title("all genes" if genes == "all" else genes, fontsize=10)
     ax.legend(fontsize=8, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)

@@ -24,8 +24,9 @@ from img2gene.tl._cv_assembly import Assembly, Parts
 from img2gene.tl._fold_tasks import Fold, Options, Task, run_and_keep
 from img2gene.tl._outer_folds import OuterFolds
 from img2gene.tl._results_folder import ResultsFolder
+from img2gene.tl._scored_sections import is_rule
 from img2gene.tl.cross_validation import UNKNOWN, WITHIN, CrossValidation
-from img2gene.tl.evaluate import GeneGroups, group_members, is_rule
+from img2gene.tl.evaluate import GeneGroups, group_members
 from img2gene.tl.fit import Genes, fit
 
 if TYPE_CHECKING:

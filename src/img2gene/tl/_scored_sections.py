@@ -78,10 +78,15 @@ def scored_values(
     table: AnnData, model: Model, rows: np.ndarray, columns: np.ndarray, key: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels and predictions (n_spots, n_genes) of those ``rows`` that have labels."""
+    kept, truth = labelled(table, model, rows, columns)
+    return truth, np.asarray(table.layers[key][kept][:, columns])
+
+
+def labelled(table: AnnData, model: Model, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those ``rows`` that have labels, and the labels (n_spots, n_genes)."""
     truth = labels(table, rows, columns, layer=model.labels["layer"])
-    predicted = np.asarray(table.layers[key][rows][:, columns], dtype=np.float64)
     kept = np.isfinite(truth).all(axis=1)
-    return truth[kept], predicted[kept]
+    return (rows, truth) if kept.all() else (rows[kept], truth[kept])
 
 
 def patient_of(table: AnnData, rows: np.ndarray) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from img2gene import _schema, metrics
+from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near_matches
 from img2gene._sections import section_labels
 from img2gene.models import Model
@@ -21,8 +21,8 @@ from img2gene.tl._scored_sections import (
     choose_sections,
     is_rule,
     patient_of,
-    scored_values,
 )
+from img2gene.tl._section_scores import MEAN, METRICS, NULL, ORACLE, SectionValues, pool
 from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
@@ -32,10 +32,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GENE_GROUPS: dict[str, tuple[str, int]] = {"HEG": ("mean", 50), "HVG": ("dispersion", 50), "SVG": ("moran", 50)}
-METRICS = ("pcc", "spearman", "mse", "mae", "r2")
-MEAN, NULL = "training mean", "permutation null"
-BASELINE_ROWS = (MEAN, NULL)
 GeneGroups = Mapping[str, tuple[str, int] | list[str]] | None
+BASELINE_ROWS = (MEAN, ORACLE, NULL)
+__all__ = [
+    "BASELINE_ROWS",
+    "GENE_GROUPS",
+    "MEAN",
+    "METRICS",
+    "NULL",
+    "ORACLE",
+    "GeneGroups",
+    "evaluate",
+    "group_columns",
+    "group_members",
+    "summarize",
+    "with_markers",
+]
 
 
 def evaluate(
@@ -54,14 +66,16 @@ def evaluate(
 ) -> pd.DataFrame:
     """Compare predictions with measured expression.
 
-    Every gene is scored within every section, against labels made like those of the training; beside the model stand the
-    *training mean* (what a model without an image predicts) and the *permutation null* (the model's predictions against
-    labels shuffled within the section, averaged over ``n_permutations``).
+    Every gene is scored within every section, against labels made like those of the training. Beside the model stand the
+    *training mean* (what a model without an image predicts), the *section mean (oracle)* (the mean of the gene in the tested
+    section, which no model knows: how much is won by the level alone) and the *permutation null* (the model's predictions
+    against labels shuffled within the section, averaged over ``n_permutations``).
 
     Parameters
     ----------
     sdata
-        Study with measured counts and predictions in ``layers[key]``.
+        Study with measured counts and predictions in ``layers[key]``; where they are known, predictive standard deviations in
+        ``layers[key + "_std"]`` and intervals in ``layers[key + "_lower"]`` and ``layers[key + "_upper"]``.
     model
         The model that predicted: itself, its file, or its key; by default the one stored under ``key``.
     sections
@@ -73,7 +87,7 @@ def evaluate(
     markers
         Genes that make one more group, ``markers``, beside those of ``gene_groups`` or the default ones.
     n_permutations
-        Shuffles of the permutation null.
+        Shuffles of the permutation null. Its SSIM and Moran's I are those of the first one.
     seed
         Seed of the shuffles; None takes ``img2gene.settings.seed``.
     key
@@ -88,8 +102,16 @@ def evaluate(
     Returns
     -------
     DataFrame, one row per model, section and gene: ``model``, ``section``, ``patient``, ``gene``, one truth value per
-    gene group, ``pcc``, ``spearman``, ``mse``, ``mae``, ``r2`` (against the training mean), ``n_spots``, and ``leakage``:
-    whether the section's patient was trained on, NA where patients are not recorded.
+    gene group, the scores, ``n_spots``, and ``leakage``: whether the section's patient was trained on, NA where patients are not
+    recorded. The scores, of the gene in the section unless stated otherwise, are
+
+    - ``pcc``, ``spearman``, ``mse``, ``mae``, ``nrmse``: as in :mod:`img2gene.metrics`; ``r2``: against the training mean;
+    - ``ssim``: similarity of the maps; ``moran``: Moran's I of the prediction minus that of the labels (six nearest spots). NaN
+      where no patches are recorded;
+    - ``pcc_pooled``: over the spots of all scored sections together, the same in each of them;
+    - ``coverage``, ``width`` of the intervals and ``error_correlation``, of absolute errors with predicted standard deviations:
+      NaN for the baselines and where layers are absent.
+
     Genes that are constant in a section have NaN correlations. Unless ``inplace=False``, ``var["pcc"]`` (mean over
     sections) and a summary in ``uns[key]["evaluation"]`` are written.
 
@@ -110,7 +132,7 @@ def evaluate(
     >>> ig.tl.predict(sdata)
     >>> scores = ig.tl.evaluate(sdata)
     >>> list(ig.tl.summarize(scores)["model"].unique())
-    ['ridge', 'training mean', 'permutation null']
+    ['ridge', 'training mean', 'section mean (oracle)', 'permutation null']
     """
     table = _schema.get_table(sdata, table_key)
     found = resolve_model(table, model, key)
@@ -124,15 +146,18 @@ def evaluate(
     leaked = check_leakage(table, found, chosen, table_key, allow_leakage)
     columns = table.var_names.get_indexer(genes)
     rng = np.random.default_rng(settings.seed if seed is None else seed)
-    parts = []
+    mean = found.statistics["mean"][pd.Index(found.genes).get_indexer(genes)].astype(np.float64)
+    parts, moments = [], []
     for name in chosen:
         rows = np.flatnonzero(section_labels(table, table_key) == name)
-        truth, predicted = scored_values(table, found, rows, columns, key)
-        part = _score_section(truth, predicted, found, genes, n_permutations, rng)
-        parts.append(
-            part.assign(section=name, patient=patient_of(table, rows), n_spots=len(truth), leakage=leaked(name))
-        )
-    result = _tidy(pd.concat(parts, ignore_index=True), group_members(found, genes, with_markers(gene_groups, markers)))
+        values = SectionValues.read(table, found, rows, columns, key)
+        part, own = values.score(found.name, genes, mean, n_permutations, rng)
+        facts = {"patient": patient_of(table, rows), "n_spots": len(values.truth), "leakage": leaked(name)}
+        parts.append(part.assign(section=name, **facts))
+        moments.append(own)
+    result = pd.concat(parts, ignore_index=True)
+    result["pcc_pooled"] = np.tile(np.concatenate(list(pool(moments).values())), len(chosen))
+    result = _tidy(result, group_members(found, genes, with_markers(gene_groups, markers)))
     if inplace:
         _write(table, result, found.name, key)
     return result
@@ -144,7 +169,7 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
     Parameters
     ----------
     scores
-        Result of :func:`img2gene.tl.evaluate`, or several of them concatenated.
+        Result of :func:`img2gene.tl.evaluate`, or several of them concatenated. Of the metrics those are summarised that it has.
     by
         Columns that make a row, beside the gene group.
 
@@ -177,43 +202,13 @@ def group_columns(scores: pd.DataFrame) -> list[str]:
 
 
 def _means(part: pd.DataFrame) -> dict[str, float | int | bool]:
-    within = part.groupby("section", sort=False)[list(METRICS)].mean()
+    within = part.groupby("section", sort=False)[[name for name in METRICS if name in part]].mean()
     return {
         **within.mean().to_dict(),
         "n_sections": part["section"].nunique(),
         "n_genes": part["gene"].nunique(),
         "n_nan": int(part["pcc"].isna().sum()),
         "leakage": part["leakage"].any(skipna=False),
-    }
-
-
-def _score_section(
-    truth: np.ndarray,
-    predicted: np.ndarray,
-    model: Model,
-    genes: list[str],
-    n_permutations: int,
-    rng: np.random.Generator,
-) -> pd.DataFrame:
-    index = pd.Index(model.genes).get_indexer(genes)
-    mean = model.statistics["mean"][index].astype(np.float64)
-    constant = np.broadcast_to(mean, truth.shape)
-    rows = [(model.name, _scores(truth, predicted, mean)), (MEAN, _scores(truth, constant, mean))]
-    shuffled = [_scores(truth[rng.permutation(len(truth))], predicted, mean) for _ in range(n_permutations)]
-    if shuffled:
-        rows.append((NULL, {name: np.mean([scores[name] for scores in shuffled], axis=0) for name in METRICS}))
-    return pd.concat(
-        [pd.DataFrame({"model": name, "gene": genes, **scores}) for name, scores in rows], ignore_index=True
-    )
-
-
-def _scores(truth: np.ndarray, predicted: np.ndarray, mean: np.ndarray) -> dict[str, np.ndarray]:
-    return {
-        "pcc": metrics.pearson(truth, predicted),
-        "spearman": metrics.spearman(truth, predicted),
-        "mse": metrics.mse(truth, predicted),
-        "mae": metrics.mae(truth, predicted),
-        "r2": metrics.r2(truth, predicted, mean),
     }
 
 

@@ -109,7 +109,7 @@ def learning_curve(
     -------
     DataFrame with one row per held-out group, model, fraction, repeat and gene group: ``test_group``, ``model`` (its label),
     ``fraction``, ``repeat``, ``n_spots`` and ``n_groups`` trained on, ``genes`` (the gene group, ``all`` first), ``n_genes``,
-    the mean of every metric within sections averaged over sections (``pcc``, ``spearman``, ``mse``, ``mae``, ``r2``),
+    the mean of every metric within sections averaged over sections (those of :func:`img2gene.tl.evaluate`),
     ``n_nan`` (gene × section pairs without a correlation), ``seconds`` of training, and ``leakage``. The same sample is
     trained on once: all repeats of fraction 1 hold the same numbers. Nothing is written.
 
