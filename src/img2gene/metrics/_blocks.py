@@ -73,5 +73,15 @@ def spread(values: np.ndarray) -> np.ndarray:
     return np.where(is_constant(found, np.abs(values).max(axis=1), values.shape[1]), np.nan, found)
 
 
+def standardise(values: np.ndarray) -> np.ndarray:
+    """Columns of (n_spots, n_genes) values centred and scaled to unit length; constant ones become NaN."""
+    if not len(values):
+        return np.full((0, values.shape[1]), np.nan)
+    centred = values - values.mean(axis=0)
+    squares = np.square(centred).sum(axis=0)
+    varies = ~is_constant(squares, np.abs(values).max(axis=0), len(values))
+    return np.divide(centred, np.sqrt(squares), out=np.full_like(centred, np.nan), where=varies)
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

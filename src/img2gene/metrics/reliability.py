@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from img2gene._errors import Img2GeneError, raise_problems
+from img2gene.metrics._blocks import standardise
 
 METHODS = ("genes", "thinning")
 SCALE = 1e4
@@ -231,8 +232,6 @@ def _shared(
 
 def _standardise(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values of mean 0 within sections, where their squares add up to the same; number of sections where a gene varies."""
-    from img2gene.metrics.regression import standardise
-
     result, varying = np.zeros(values.shape), np.zeros(values.shape[1])
     n_sections = groups.max(initial=-1) + 1
     for group in range(n_sections):

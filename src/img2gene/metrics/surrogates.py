@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene.metrics.regression import pearson, standardise
+from img2gene.metrics._blocks import standardise
+from img2gene.metrics.regression import pearson
 from img2gene.metrics.spatial import neighbor_graph
 
 _MAX_SPOTS = 4000
