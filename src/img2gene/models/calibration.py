@@ -26,6 +26,25 @@ _CURVE = ("center", "scale", "slope", "low", "high", "spread")
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """Predicted labels and how far to trust them.
+
+    Attributes
+    ----------
+    values, std, lower, upper
+        float32 (n_spots, n_genes): labels, predictive SD, bounds of the interval.
+    ood
+        float64 (n_spots,): percentile 0–100 of the spot among the training embeddings.
+    """
+
+    values: np.ndarray
+    std: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    ood: np.ndarray
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What turns a prediction into an SD, an interval and a warning.
 
@@ -52,8 +71,8 @@ class Calibration:
         float32 (G,): median of r / s, and half-widths of the interval, f included.
     novelty
         Distances of training embeddings.
-    report
-        How it was calibrated (JSON).
+    threshold
+        Percentile of the distances above which a spot is unlike the training data.
 
     References
     ----------
@@ -64,7 +83,7 @@ class Calibration:
     --------
     >>> import img2gene as ig
     >>> model = ig.io.load_model("tumour.img2gene")  # doctest: +SKIP
-    >>> model.calibration.report["groups"]  # doctest: +SKIP
+    >>> model.calibration.level  # doctest: +SKIP
     """
 
     level: float
@@ -79,13 +98,13 @@ class Calibration:
     below: np.ndarray
     above: np.ndarray
     novelty: Novelty
-    report: dict[str, Any]
+    threshold: float = THRESHOLD
 
     per_gene: ClassVar[tuple[str, ...]] = tuple("center scale slope low high spread median below above".split())
 
     @classmethod
-    def fit(cls, held_out: HeldOut, data: TrainingData, *, level: float, seed: int) -> Calibration:
-        """Calibrate on held-out predictions of training spots; above 20,000 on as many, from all groups alike."""
+    def fit(cls, held_out: HeldOut, data: TrainingData, *, level: float, seed: int) -> tuple[Calibration, dict[str, Any]]:
+        """Calibrate on held-out predictions of training spots, above 20,000 on as many from all groups alike, and report on it."""
         most = max(min(_MOST_ROWS, _MOST_VALUES // max(held_out.predicted.shape[1], 1)), _LEAST_ROWS)
         chosen = sample_rows(held_out.units, most, seed)
         units, rows = held_out.units[chosen], held_out.rows[chosen]
@@ -108,9 +127,10 @@ class Calibration:
         factor, covered = _factor(np.hstack(normals), deal(units, _PARTS, seed)[sample], weights[sample], level)
         arrays = {name: np.concatenate(values).astype(np.float32) for name, values in found.items()}
         arrays |= {name: arrays[name] * np.float32(factor) for name in ("below", "above")}
-        report = _report(held_out.kind, units, level) | {"factor": factor, "coverage_without_factor": covered}
         novelty = Novelty.fit(data.features, unit_labels(data, inner_folds(data, seed=seed)), seed=seed)
-        return cls(level, data.library is not None, **arrays, novelty=novelty, report=report)
+        facts = {"factor": factor, "coverage_without_factor": covered, "ood_threshold": THRESHOLD}
+        report = {"level": level, "left_out": held_out.kind, "units": np.unique(units).tolist(), "n_spots": len(units)}
+        return cls(level, data.library is not None, **arrays, novelty=novelty), report | facts
 
     def bounds(self, predicted: np.ndarray, spread: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predictive SD, lower and upper bound, float32 (n, G) each; ``spread`` (n, G) is overwritten by the SD."""
@@ -132,7 +152,8 @@ class Calibration:
         config, arrays = self.novelty.state()
         stored = {name: getattr(self, name) for name in self.per_gene}
         stored |= {f"novelty.{name}": value for name, value in arrays.items()}
-        return {"level": self.level, "nonnegative": self.nonnegative, "novelty": config, "report": self.report}, stored
+        facts = {"level": self.level, "nonnegative": self.nonnegative, "threshold": self.threshold}
+        return {**facts, "novelty": config}, stored
 
     @classmethod
     def array_shapes(cls) -> dict[str, tuple[str | int, ...]]:
@@ -148,7 +169,7 @@ class Calibration:
             config["nonnegative"],
             **{name: arrays[name] for name in cls.per_gene},
             novelty=Novelty.from_state(config["novelty"], with_prefix(arrays, "novelty")),
-            report=config["report"],
+            threshold=config["threshold"],
         )
 
 
@@ -240,15 +261,3 @@ def _nested_means(means: np.ndarray, left: int) -> np.ndarray:
     nested = (own - rest) * ((n - 1) / (n - 2))
     nested[left] = means[left]
     return nested
-
-
-def _report(kind: str, units: np.ndarray, level: float) -> dict[str, Any]:
-    names = np.unique(units).tolist()
-    return {
-        "level": level,
-        "left_out": kind,
-        "calibrated_on": names if kind == "group" else [],
-        "n_units": len(names),
-        "n_spots": len(units),
-        "ood_threshold": THRESHOLD,
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -13,6 +14,8 @@ from img2gene.models.folds import InnerFolds, inner_folds
 
 if TYPE_CHECKING:
     from img2gene.models.base import Predictor, TrainingData
+
+logger = logging.getLogger(__name__)
 
 N_FOLDS = 5
 
@@ -60,8 +63,8 @@ class CrossFitted(Protocol):
     True
     """
 
-    def fit_held_out(self, data: TrainingData, *, seed: int) -> HeldOut:
-        """Fit as ``fit`` does, and return predictions of training spots by fits without them."""
+    def fit_held_out(self, data: TrainingData, *, seed: int) -> HeldOut | None:
+        """Fit as ``fit`` does, and return predictions of training spots by fits without them; None if nothing can be left out."""
         ...
 
 
@@ -88,13 +91,20 @@ def unit_labels(data: TrainingData, folds: InnerFolds) -> np.ndarray:
     return data.groups if folds.kind == "group" else folds.labels
 
 
-def fit_held_out(predictor: Predictor, data: TrainingData, *, seed: int) -> HeldOut:
-    """Fit a predictor, and predict training spots by fits without them: its own, or those of :func:`cross_fit`."""
+def fit_held_out(predictor: Predictor, data: TrainingData, *, seed: int) -> HeldOut | None:
+    """Fit a predictor, and predict training spots by fits without them: its own, or those of :func:`cross_fit`.
+
+    None where nothing can be left out: the predictor then is fitted all the same.
+    """
     if isinstance(predictor, CrossFitted):
         return predictor.fit_held_out(data, seed=seed)
     fresh = copy.deepcopy(predictor)
     predictor.fit(data, seed=seed)
-    return cross_fit(fresh, data, seed=seed)
+    try:
+        return cross_fit(fresh, data, seed=seed)
+    except ValueError as error:
+        logger.warning("no uncertainty: %s cannot be fitted without a part of the training data: %s", fresh.name, error)
+        return None
 
 
 def cross_fit(fresh: Predictor, data: TrainingData, *, seed: int) -> HeldOut:

@@ -17,6 +17,7 @@ from img2gene.metrics import pearson
 from img2gene.models.base import TrainingData
 from img2gene.models.components import Components
 from img2gene.models.folds import InnerFolds, inner_folds
+from img2gene.models.held_out import HeldOut, unit_labels
 from img2gene.models.linear import Ridge, centre
 from img2gene.models.options import NetworkParameters
 from img2gene.models.resume import Progress, fingerprint
@@ -28,6 +29,8 @@ _SCORED_GENES = 500
 _EPOCHS = (12, 150)
 _VALIDATIONS = 25
 _MOST_WEIGHT = 1.5
+# Groups that a calibration takes at least: fewer do not show how groups differ.
+_CALIBRATIONS = 3
 
 
 @dataclass
@@ -72,9 +75,33 @@ class NetworkFitting:
 
     def validations(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """As many of the folds as are validated on, in random order: masks (fitted on, held out)."""
+        return self._splits()[: self.parameters.n_validations]
+
+    def calibrations(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Folds that calibration takes beside those that are validated on, up to three in all."""
+        return self._splits()[self.parameters.n_validations : _CALIBRATIONS]
+
+    def _splits(self) -> list[tuple[np.ndarray, np.ndarray]]:
         splits = [(fitted, held) for fitted, held in self.folds.splits() if fitted.any() and held.sum() > 1]
-        order = np.random.default_rng(self.seed).permutation(len(splits))[: self.parameters.n_validations]
-        return [splits[i] for i in order]
+        return [splits[i] for i in np.random.default_rng(self.seed).permutation(len(splits))]
+
+    def mixture_held_out(
+        self,
+        rows: np.ndarray,
+        candidates: Mapping[str, np.ndarray | None],
+        weights: np.ndarray,
+        spread: np.ndarray | None,
+    ) -> HeldOut:
+        """Weighted held-out predictions of ``rows`` by candidates relative to the mean label; ``"ridge"`` is on its scale."""
+        data, folds = self.data, self.folds
+        means = np.empty((len(rows), data.labels.shape[1]), dtype=np.float32)
+        for fitted, held in folds.splits():
+            means[held[rows]] = data.labels[fitted].mean(axis=0, dtype=np.float64)
+        predicted = means.copy()
+        for weight, (name, values) in zip(weights.astype(np.float32), candidates.items(), strict=True):
+            if values is not None and weight > 0:
+                predicted += weight * (values - means if name == "ridge" else values)
+        return HeldOut(rows, predicted, folds.kind, unit_labels(data, folds)[rows], spread)
 
     def open_progress(self) -> Progress:
         """The folder of finished parts, which belongs to this fit alone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from img2gene.models.components import project_tokens
 from img2gene.models.debias import confounder_dictionary
 from img2gene.models.ensemble import Ensemble
+from img2gene.models.held_out import HeldOut
 from img2gene.models.img2gene.fitted import (
     FittedImg2Gene,
     Readout,
@@ -52,6 +53,8 @@ class _Trial:
     rows: np.ndarray
     own: np.ndarray
     full: np.ndarray
+    own_spread: np.ndarray
+    full_spread: np.ndarray
     run: Run
     ensemble: Ensemble
     readout: Readout
@@ -62,14 +65,19 @@ class Fitting(NetworkFitting):
     """One fit of Img2Gene to training data."""
 
     parameters: Parameters
+    trials: list[_Trial] = field(init=False, default_factory=list)
+    weights: np.ndarray = field(init=False, default_factory=lambda: np.empty(0))
+    epochs: int = field(init=False, default=0)
 
     def run(self) -> tuple[FittedImg2Gene, dict[str, Any]]:
         """The fitted model, and the report on it."""
         progress = self.open_progress()
         trials = [self._validate(number, split, progress) for number, split in enumerate(self.validations())]
         weights = self._weigh(trials)
+        self.trials, self.weights = trials, weights
         planned = self.schedule(n_batches(self.arrays.sections, self.parameters.batch_size), _STEPS)
         epochs = round(np.mean([trial.run.best_epoch for trial in trials])) if trials else planned.max_epochs
+        self.epochs = epochs
         runs = {f"validation {number + 1}": trial.run for number, trial in enumerate(trials)}
         if self.parameters.refit or not trials:
             ensemble, runs["fit"] = self._refit(dataclasses.replace(planned, max_epochs=epochs), progress)
@@ -90,6 +98,19 @@ class Fitting(NetworkFitting):
         )
         facts = {"epochs": epochs, "ridge": self.ridge.summary(), "n_pathways": self.architecture.n_pathways}
         return fitted, self.report(runs, dict(zip(_PARTS, weights, strict=True)), **facts)
+
+    def held_out(self) -> HeldOut | None:
+        """After :meth:`run`: predictions of spots that were validated on, or of three folds where these are fewer; None for none."""
+        progress = self.open_progress()
+        more = [self._validate(i, split, progress, self.epochs) for i, split in enumerate(self.calibrations())]
+        trials = [*self.trials, *more]
+        if not trials:
+            return None
+        rows, candidates = self._candidates(trials)
+        spread = np.concatenate([w[1] * t.own_spread + w[2] * t.full_spread for t in trials for w in [self.weights]])
+        return self.mixture_held_out(
+            rows, candidates, self.weights, spread if self.parameters.n_models > 1 else None
+        )
 
     @cached_property
     def arrays(self) -> SpotArrays:
@@ -163,26 +184,32 @@ class Fitting(NetworkFitting):
             f"components up to {largest[1]:.3g} in size"
         )
 
-    def _validate(self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress) -> _Trial:
-        """Train without one fold, stopped by the correlation on it."""
+    def _validate(
+        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress, epochs: int | None = None
+    ) -> _Trial:
+        """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
         fitted, held = split
         inside = self._part(fitted, self.data.sections)
         outside = self._part(held, self.folds.centred_in(self.data.sections))
         ensemble = self._new_ensemble()
         task = self._task(inside, ensemble)
         genes = scored_genes(self.data.labels)
-        task.validate = lambda found: self._score(found, outside, genes)
         schedule = self.schedule(n_batches(inside.sections, self.parameters.batch_size), _STEPS)
-        name = f"validation{number + 1}"
+        if epochs is None:
+            task.validate = lambda found: self._score(found, outside, genes)
+        else:
+            schedule = dataclasses.replace(schedule, max_epochs=epochs)
+        name = f"{'validation' if epochs is None else 'calibration'}{number + 1}"
         run = train_stage(name, task, schedule, progress)
         if self.parameters.effect != "none":
             update_references(ensemble, inside)
         readout = self._readout(ensemble, inside, self.targets.log_rate_mean)
         rows = np.concatenate([section.rows for section in outside.sections])
-        own, full = (np.empty((len(self.data.labels), self.data.labels.shape[1]), dtype=np.float32) for _ in range(2))
+        found = [np.empty(self.data.labels.shape, dtype=np.float32) for _ in range(4)]
         for block, genes_out, own_out in predictions(ensemble, outside):
-            full[block], own[block] = readout(genes_out, own=False), readout(own_out, own=True)
-        return _Trial(rows, own[rows], full[rows], run, ensemble, readout)
+            found[0][block], found[1][block] = readout(own_out, own=True), readout(genes_out, own=False)
+            found[2][block], found[3][block] = readout.spread(own_out, own=True), readout.spread(genes_out, own=False)
+        return _Trial(rows, *(values[rows] for values in found), run, ensemble, readout)
 
     def _part(self, rows: np.ndarray, sections: np.ndarray) -> SpotArrays:
         """Inputs of some spots, each section with the neighbours that are left; arrays stay those of all spots."""
@@ -224,16 +251,19 @@ class Fitting(NetworkFitting):
             return {"none": np.array([0, 0, 1.0]), "residual": np.array([1.0, 0, 1.0])}.get(
                 role, np.array([0.5, 0, 0.5])
             )
-        rows = np.concatenate([trial.rows for trial in trials])
-        names = self.folds.centred_in(self.data.sections)[rows]
-        own, full = (np.concatenate([getattr(trial, part) for trial in trials]) for part in ("own", "full"))
-        candidates = {
-            _PARTS[0]: None if role == "none" else self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows],
+        rows, candidates = self._candidates(trials)
+        return weigh(candidates, self.data.labels[rows], self.folds.centred_in(self.data.sections)[rows])
+
+    def _candidates(self, trials: list[_Trial]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
+        """Held-out predictions of ridge, own view and full network, and the rows that they are of."""
+        rows, own, full = (np.concatenate([getattr(trial, part) for trial in trials]) for part in ("rows", "own", "full"))
+        without = self.parameters.ridge == "none"
+        return rows, {
+            _PARTS[0]: None if without else self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows],
             # The own view goes around the effect, which a share of it would partly undo.
             _PARTS[1]: own if self.parameters.effect == "none" else None,
             _PARTS[2]: full,
         }
-        return weigh(candidates, self.data.labels[rows], names)
 
     def _shift_scale(self) -> ShiftScale:
         """Distances that validation has seen: between the training groups."""
