@@ -22,6 +22,8 @@ _PARTS = 10
 _FLOOR = 0.25
 # Least half-width in SDs: labels that tie (zeros, of a constant prediction) would leave none to widen.
 _LEAST_WIDTH = 0.05
+# Groups that have nothing in common tell no more than that.
+_MOST_FACTOR = 3.0
 _CURVE = ("center", "scale", "slope", "low", "high", "spread")
 
 
@@ -53,8 +55,8 @@ class Calibration:
     - the *residual SD* of gene g is a line in ŷ (of \\|r\\|, its slope shrunk by its uncertainty), scaled to the mean r²;
     - the *predictive SD* s adds to its square what the variance between ensemble members exceeds its mean by;
     - the *interval* is ŷ + s (median ± f · half-widths), from the quantiles of r / s of each gene over the pooled groups;
-    - the *factor* f ≥ 1, common to all genes, is what intervals calibrated without a group need to cover that group at the
-      stated level, in the mean over genes and groups. The shortfall of quantiles from K groups is of order 1 / K, so what
+    - the *factor* f, 1–3 and common to all genes, is what intervals calibrated without a group need to cover that group at
+      the stated level, in the mean over genes and groups. The shortfall of quantiles from K groups is of order 1 / K, so what
       K − 1 groups need beyond 1 is multiplied by (K − 1) / K.
 
     Attributes
@@ -246,7 +248,7 @@ def _factor(normal: np.ndarray, parts: np.ndarray, weights: np.ndarray, level: f
     cumulative = np.cumsum(share[order]) / share.sum()
     found = float(values[order][min(int(np.searchsorted(cumulative, level - 1e-9)), len(values) - 1)])
     covered = float(share[values <= 1].sum() / share.sum())
-    return round(1 + (max(found, 1) - 1) * (n - 1) / n, 4), round(covered, 4)
+    return round(min(1 + (max(found, 1) - 1) * (n - 1) / n, _MOST_FACTOR), 4), round(covered, 4)
 
 
 def _nested_means(means: np.ndarray, left: int) -> np.ndarray:

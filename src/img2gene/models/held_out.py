@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
+from img2gene._errors import Img2GeneError
 from img2gene.models.base import declared_inputs
 from img2gene.models.folds import InnerFolds, inner_folds
 
@@ -103,7 +104,7 @@ def fit_held_out(predictor: Predictor, data: TrainingData, *, seed: int) -> Held
     try:
         return cross_fit(fresh, data, seed=seed)
     except ValueError as error:
-        logger.warning("no uncertainty: %s cannot be fitted without a part of the training data: %s", fresh.name, error)
+        logger.warning("no uncertainty: `%s` cannot be calibrated without a part of the training data: %s", fresh.name, error)
         return None
 
 
@@ -123,6 +124,8 @@ def cross_fit(fresh: Predictor, data: TrainingData, *, seed: int) -> HeldOut:
             spread[held] = sd
         else:
             spread = None
+    if not np.isfinite(predicted).all():
+        raise Img2GeneError("it predicts NaN or infinite values.")
     return HeldOut(np.arange(len(predicted)), predicted, folds.kind, unit_labels(data, folds), spread)
 
 

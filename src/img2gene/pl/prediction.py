@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _RANGE = (1, 99)
 # Share of the opacity that is left of what should not be trusted.
-_FADED = 0.25
+_FADED = 0.3
 
 
 def prediction(
@@ -59,7 +59,7 @@ def prediction(
         Draw the predictive SD, too.
     fade
         Draw spots with ``obs["<key>_ood"]`` beyond the recorded threshold, and genes with False in ``var["predictable"]``,
-        at a quarter of the opacity.
+        faintly.
     cmap
         Colours of expression.
     alpha
