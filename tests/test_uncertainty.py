@@ -20,7 +20,7 @@ from img2gene.metrics import auroc
 from img2gene.models import HeldOut, TrainingData
 from img2gene.models.calibration import Calibration, _factor, _nested_means, _quantiles, predictive_sd
 from img2gene.models.held_out import cross_fit, fit_held_out
-from img2gene.models.novelty import Novelty, deal, sample_rows, unit_weights
+from img2gene.models.novelty import Ellipsoid, Novelty, deal, sample_rows, unit_weights
 
 PARTS = ("img2gene_std", "img2gene_lower", "img2gene_upper")
 
@@ -265,7 +265,9 @@ def test_ridge_gives_the_held_out_predictions_of_generic_cross_fitting():
 def test_networks_are_calibrated_on_three_groups_however_many_they_validate_on(study, model, params):
     trained = ig.tl.fit(study, model, max_epochs=2, dim=8, n_components=4, inplace=False, **params)
     assert trained.report["uncertainty"]["units"] == ["A", "B", "C"]
-    plain, with_intervals = (ig.tl.predict(study, trained, uncertainty=wanted, inplace=False) for wanted in (False, True))
+    plain, with_intervals = (
+        ig.tl.predict(study, trained, uncertainty=wanted, inplace=False) for wanted in (False, True)
+    )
     np.testing.assert_array_equal(plain.X, with_intervals.X)
     lower, upper, std = (with_intervals.layers[f"img2gene_{part}"] for part in ("lower", "upper", "std"))
     assert (lower <= upper).all()
@@ -337,15 +339,17 @@ def test_unseen_stain_and_blur_are_told_from_an_ordinary_held_out_patient(defaul
 def test_percentiles_of_new_groups_are_uniform_where_they_are_like_the_others():
     rng = np.random.default_rng(0)
     draw = rng.normal(size=(4000, 6))
-    found = Novelty.fit(draw[:2000], np.repeat(np.arange(10), 200).astype(str), seed=0).percentile(draw[2000:])
+    units = np.repeat(np.arange(10), 200).astype(str)
+    found = Novelty.fit(draw[:2000], units, units, seed=0).percentile(draw[2000:], units)
     np.testing.assert_allclose(np.quantile(found, [0.1, 0.5, 0.9]), [10, 50, 90], atol=4)
 
 
 def test_the_further_the_higher_without_ties():
     rng = np.random.default_rng(0)
-    novelty = Novelty.fit(rng.normal(size=(300, 3)), np.repeat(np.arange(3), 100).astype(str), seed=0)
+    units = np.repeat(np.arange(3), 100).astype(str)
+    novelty = Novelty.fit(rng.normal(size=(300, 3)), units, units, seed=0)
     away = np.linspace(0, 500, 200)[:, None] * np.ones(3) + novelty.ellipsoid.mean
-    found = novelty.percentile(away)
+    found = novelty.percentile(away, np.arange(len(away)).astype(str))
     assert (np.diff(found) > 0).all()
     assert found[0] >= 0
     assert found[-1] < 100
@@ -354,15 +358,36 @@ def test_the_further_the_higher_without_ties():
 def test_mahalanobis_distance_is_that_of_the_shrunk_covariance():
     rng = np.random.default_rng(0)
     draw = rng.normal(size=(5000, 4)) @ rng.normal(size=(4, 4))
-    found = Novelty.fit(draw, np.repeat(np.arange(2), 2500).astype(str), seed=0).ellipsoid.distances(draw[:50])
+    found = Ellipsoid.fit(draw, seed=0).distances(draw[:50])
     inverse, centred = np.linalg.inv(np.cov(draw.T)), draw[:50] - draw.mean(axis=0)
     np.testing.assert_allclose(found, np.sqrt(np.einsum("ni,ij,nj->n", centred, inverse, centred)), rtol=0.03)
 
 
 def test_features_that_do_not_vary_and_single_spots_are_no_problem():
     features = np.ones((4, 3), dtype=np.float32)
-    assert np.isfinite(Novelty.fit(features, np.array(["A", "A", "B", "B"]), seed=0).percentile(features)).all()
-    assert np.isfinite(Novelty.fit(features[:1], np.array(["A"]), seed=0).percentile(features)).all()
+    names = np.array(["A", "A", "B", "B"])
+    for n in (4, 1):
+        found = Novelty.fit(features[:n], names[:n], names[:n], seed=0).percentile(features, names)
+        assert np.isfinite(found).all()
+
+
+def test_a_section_of_few_ordinary_spots_is_no_stranger():
+    rng = np.random.default_rng(0)
+    units = np.repeat(np.arange(10), 200).astype(str)
+    novelty = Novelty.fit(rng.normal(size=(2000, 6)), units, units, seed=0)
+    found = novelty.percentile(rng.normal(size=(2000, 6)), np.repeat(np.arange(400), 5).astype(str))
+    assert (found > 99).mean() < 0.05
+
+
+def test_a_shift_that_all_spots_of_a_section_share_counts_more_than_that_of_one_spot():
+    rng = np.random.default_rng(0)
+    units = np.repeat(np.arange(10), 200).astype(str)
+    novelty = Novelty.fit(rng.normal(size=(2000, 6)), units, units, seed=0)
+    draw = rng.normal(size=(200, 6)).astype("f4")
+    alone, all_of_them = draw.copy(), draw + np.float32(1.5)
+    alone[0] += 1.5
+    where = np.repeat("new", 200)
+    assert novelty.percentile(all_of_them, where)[0] > novelty.percentile(alone, where)[0]
 
 
 def test_rows_are_sampled_from_all_units_alike():
@@ -562,7 +587,9 @@ def test_sd_has_a_panel_of_its_own(doubtful, snapshot):
     shown = panels(ig.pl.prediction(doubtful, "G00", sections="A1", uncertainty=True))
     assert [ax.get_title().split(",")[0] for ax in shown] == ["A1  G00 measured", "predicted", "SD", "residual"]
     rows = (doubtful["table"].obs["section"] == "A1").to_numpy()
-    np.testing.assert_array_equal(shown[2].collections[0].get_array(), doubtful["table"].layers["img2gene_std"][rows, 0])
+    np.testing.assert_array_equal(
+        shown[2].collections[0].get_array(), doubtful["table"].layers["img2gene_std"][rows, 0]
+    )
     assert snapshot(doubtful["table"]) == before
     ig.tl.predict(doubtful, uncertainty=False)
     with pytest.raises(MissingKeyError, match="uncertainty=True"):

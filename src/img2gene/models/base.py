@@ -224,7 +224,7 @@ class Model:
         features, extra = self._checked(features, sections, {"positions": positions, "tokens": tokens})
         values, spread = predict_spread(self.predictor, features, np.asarray(sections), **extra)
         bounds = self.calibration.bounds(values, spread)
-        return Prediction(values, *bounds, self.calibration.novelty.percentile(features))
+        return Prediction(values, *bounds, self.calibration.novelty.percentile(features, np.asarray(sections)))
 
     def _checked(
         self, features: np.ndarray, sections: np.ndarray, given: dict[str, np.ndarray | None]

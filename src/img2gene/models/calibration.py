@@ -37,6 +37,13 @@ class Prediction:
         float32 (n_spots, n_genes): labels, predictive SD, bounds of the interval.
     ood
         float64 (n_spots,): percentile 0–100 of the spot among the training embeddings.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> model = ig.io.load_model("tumour.img2gene")  # doctest: +SKIP
+    >>> found = model.predict_intervals(features, sections)  # doctest: +SKIP
+    >>> (found.upper - found.lower).mean(axis=0)  # doctest: +SKIP
     """
 
     values: np.ndarray
@@ -48,11 +55,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns a prediction into an SD, an interval and a warning.
+    r"""What turns a prediction into an SD, an interval and a warning.
 
     With the residuals r = y − ŷ of training spots whose group was left out, every group counting the same:
 
-    - the *residual SD* of gene g is a line in ŷ (of \\|r\\|, its slope shrunk by its uncertainty), scaled to the mean r²;
+    - the *residual SD* of gene g is a line in ŷ (of \|r\|, its slope shrunk by its uncertainty), scaled to the mean r²;
     - the *predictive SD* s adds to its square what the variance between ensemble members exceeds its mean by;
     - the *interval* is ŷ + s (median ± f · half-widths), from the quantiles of r / s of each gene over the pooled groups;
     - the *factor* f, 1–3 and common to all genes, is what intervals calibrated without a group need to cover that group at
@@ -105,7 +112,9 @@ class Calibration:
     per_gene: ClassVar[tuple[str, ...]] = tuple("center scale slope low high spread median below above".split())
 
     @classmethod
-    def fit(cls, held_out: HeldOut, data: TrainingData, *, level: float, seed: int) -> tuple[Calibration, dict[str, Any]]:
+    def fit(
+        cls, held_out: HeldOut, data: TrainingData, *, level: float, seed: int
+    ) -> tuple[Calibration, dict[str, Any]]:
         """Calibrate on held-out predictions of training spots, above 20,000 on as many from all groups alike, and report on it."""
         most = max(min(_MOST_ROWS, _MOST_VALUES // max(held_out.predicted.shape[1], 1)), _LEAST_ROWS)
         chosen = sample_rows(held_out.units, most, seed)
@@ -127,9 +136,11 @@ class Calibration:
                 found[name].append(values)
             normals.append(normal[sample, :: max(held_out.predicted.shape[1] // _FACTOR_GENES, 1)].astype(np.float32))
         factor, covered = _factor(np.hstack(normals), deal(units, _PARTS, seed)[sample], weights[sample], level)
-        arrays = {name: np.concatenate(values).astype(np.float32) for name, values in found.items()}
+        arrays: dict[str, Any] = {name: np.concatenate(values).astype(np.float32) for name, values in found.items()}
         arrays |= {name: arrays[name] * np.float32(factor) for name in ("below", "above")}
-        novelty = Novelty.fit(data.features, unit_labels(data, inner_folds(data, seed=seed)), seed=seed)
+        folds = inner_folds(data, seed=seed)
+        names = folds.centred_in(data.sections)
+        novelty = Novelty.fit(data.features, names, unit_labels(data, folds), seed=seed)
         facts = {"factor": factor, "coverage_without_factor": covered, "ood_threshold": THRESHOLD}
         report = {"level": level, "left_out": held_out.kind, "units": np.unique(units).tolist(), "n_spots": len(units)}
         return cls(level, data.library is not None, **arrays, novelty=novelty), report | facts
@@ -210,9 +221,7 @@ def _curve(
     low, high = predicted.min(axis=0), predicted.max(axis=0)
     line = np.maximum(level + slope * deviation, _FLOOR * level)
     unit = np.sqrt(
-        np.divide(
-            weights @ np.square(residuals), weights @ np.square(line), out=np.zeros_like(level), where=level > 0
-        )
+        np.divide(weights @ np.square(residuals), weights @ np.square(line), out=np.zeros_like(level), where=level > 0)
     )
     mean_variance = np.zeros_like(level) if spread is None else weights @ np.square(spread)
     return dict(zip(_CURVE, (center, unit * level, unit * slope, low, high, mean_variance), strict=True))

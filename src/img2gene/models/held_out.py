@@ -104,7 +104,9 @@ def fit_held_out(predictor: Predictor, data: TrainingData, *, seed: int) -> Held
     try:
         return cross_fit(fresh, data, seed=seed)
     except ValueError as error:
-        logger.warning("no uncertainty: `%s` cannot be calibrated without a part of the training data: %s", fresh.name, error)
+        logger.warning(
+            "no uncertainty: `%s` cannot be calibrated without a part of the training data: %s", fresh.name, error
+        )
         return None
 
 

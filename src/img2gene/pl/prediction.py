@@ -106,9 +106,9 @@ def prediction(
     strange = _strangers(table, key) if fade else np.zeros(table.n_obs, dtype=bool)
     pairs = [(gene, canvas) for gene in range(len(names)) for canvas in shown]
     for axes, (gene, canvas) in zip(grid, pairs, strict=True):
-        values = [None if part is None else part[canvas.rows, gene] for part in (measured, predicted, std)]
+        truth, sd = (None if part is None else part[canvas.rows, gene] for part in (measured, std))
         doubts = _Doubts(strange[canvas.rows], fade and _unpredictable(table, names[gene]))
-        _draw_row(axes, canvas, names[gene], values, doubts, style)
+        _draw_row(axes, canvas, names[gene], (truth, predicted[canvas.rows, gene], sd), doubts, style)
     return figure
 
 
@@ -162,7 +162,7 @@ def _draw_row(
     axes: np.ndarray,
     canvas: Canvas,
     gene: str,
-    values: list[np.ndarray | None],
+    values: tuple[np.ndarray | None, np.ndarray, np.ndarray | None],
     doubts: _Doubts,
     style: dict[str, Any],
 ) -> None:
@@ -177,9 +177,7 @@ def _draw_row(
         ax.set_title(f"{canvas.name}  {gene} measured", fontsize=9)
     ax = next(panels)
     drawn = draw(ax, canvas, predicted, vmin=low, vmax=high, **faded)
-    title = (
-        f"{canvas.name}  {gene} predicted" if truth is None else f"predicted, PCC {_correlation(truth, predicted)}"
-    )
+    title = f"{canvas.name}  {gene} predicted" if truth is None else f"predicted, PCC {_correlation(truth, predicted)}"
     ax.set_title("\n".join([title, *doubts.lines()]), fontsize=9)
     _colorbar(ax, drawn, "expression")
     if std is not None:

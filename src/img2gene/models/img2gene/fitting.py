@@ -53,8 +53,8 @@ class _Trial:
     rows: np.ndarray
     own: np.ndarray
     full: np.ndarray
-    own_spread: np.ndarray
-    full_spread: np.ndarray
+    own_sd: np.ndarray
+    full_sd: np.ndarray
     run: Run
     ensemble: Ensemble
     readout: Readout
@@ -107,10 +107,8 @@ class Fitting(NetworkFitting):
         if not trials:
             return None
         rows, candidates = self._candidates(trials)
-        spread = np.concatenate([w[1] * t.own_spread + w[2] * t.full_spread for t in trials for w in [self.weights]])
-        return self.mixture_held_out(
-            rows, candidates, self.weights, spread if self.parameters.n_models > 1 else None
-        )
+        spread = np.concatenate([self.weights[1] * trial.own_sd + self.weights[2] * trial.full_sd for trial in trials])
+        return self.mixture_held_out(rows, candidates, self.weights, spread if self.parameters.n_models > 1 else None)
 
     @cached_property
     def arrays(self) -> SpotArrays:
@@ -205,11 +203,11 @@ class Fitting(NetworkFitting):
             update_references(ensemble, inside)
         readout = self._readout(ensemble, inside, self.targets.log_rate_mean)
         rows = np.concatenate([section.rows for section in outside.sections])
-        found = [np.empty(self.data.labels.shape, dtype=np.float32) for _ in range(4)]
+        own, full, own_sd, full_sd = (np.empty(self.data.labels.shape, dtype=np.float32) for _ in range(4))
         for block, genes_out, own_out in predictions(ensemble, outside):
-            found[0][block], found[1][block] = readout(own_out, own=True), readout(genes_out, own=False)
-            found[2][block], found[3][block] = readout.spread(own_out, own=True), readout.spread(genes_out, own=False)
-        return _Trial(rows, *(values[rows] for values in found), run, ensemble, readout)
+            full[block], own[block] = readout(genes_out, own=False), readout(own_out, own=True)
+            full_sd[block], own_sd[block] = readout.spread(genes_out, own=False), readout.spread(own_out, own=True)
+        return _Trial(rows, own[rows], full[rows], own_sd[rows], full_sd[rows], run, ensemble, readout)
 
     def _part(self, rows: np.ndarray, sections: np.ndarray) -> SpotArrays:
         """Inputs of some spots, each section with the neighbours that are left; arrays stay those of all spots."""
@@ -256,7 +254,9 @@ class Fitting(NetworkFitting):
 
     def _candidates(self, trials: list[_Trial]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
         """Held-out predictions of ridge, own view and full network, and the rows that they are of."""
-        rows, own, full = (np.concatenate([getattr(trial, part) for trial in trials]) for part in ("rows", "own", "full"))
+        rows, own, full = (
+            np.concatenate([getattr(trial, part) for trial in trials]) for part in ("rows", "own", "full")
+        )
         without = self.parameters.ridge == "none"
         return rows, {
             _PARTS[0]: None if without else self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows],
