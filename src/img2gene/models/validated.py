@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -35,11 +35,17 @@ _CALIBRATIONS = 3
 
 @dataclass
 class NetworkFitting:
-    """One fit of networks on frozen embeddings to training data: what does not depend on the network."""
+    """One fit of networks on frozen embeddings to training data: what does not depend on the network.
+
+    The fit itself leaves behind its validations, the weights of the candidates, and the number of epochs.
+    """
 
     parameters: NetworkParameters
     data: TrainingData
     seed: int
+    trials: list[Any] = field(init=False, default_factory=list)
+    weights: np.ndarray = field(init=False, default_factory=lambda: np.empty(0))
+    epochs: int = field(init=False, default=0)
 
     @cached_property
     def ridge(self) -> Ridge:
@@ -85,23 +91,37 @@ class NetworkFitting:
         splits = [(fitted, held) for fitted, held in self.folds.splits() if fitted.any() and held.sum() > 1]
         return [splits[i] for i in np.random.default_rng(self.seed).permutation(len(splits))]
 
-    def mixture_held_out(
-        self,
-        rows: np.ndarray,
-        candidates: Mapping[str, np.ndarray | None],
-        weights: np.ndarray,
-        spread: np.ndarray | None,
-    ) -> HeldOut:
-        """Weighted held-out predictions of ``rows`` by candidates relative to the mean label; ``"ridge"`` is on its scale."""
+    def held_out(self) -> HeldOut | None:
+        """Predictions of spots that were validated on, or of three folds where these are fewer; None where there are none."""
+        progress = self.open_progress()
+        more = [self._validate(i, split, progress, self.epochs) for i, split in enumerate(self.calibrations())]
+        trials = [*self.trials, *more]
+        if not trials:
+            return None
+        rows, candidates = self._candidates(trials)
         data, folds = self.data, self.folds
         means = np.empty((len(rows), data.labels.shape[1]), dtype=np.float32)
         for fitted, held in folds.splits():
             means[held[rows]] = data.labels[fitted].mean(axis=0, dtype=np.float64)
         predicted = means.copy()
-        for weight, (name, values) in zip(weights.astype(np.float32), candidates.items(), strict=True):
+        for weight, (name, values) in zip(self.weights.astype(np.float32), candidates.items(), strict=True):
             if values is not None and weight > 0:
                 predicted += weight * (values - means if name == "ridge" else values)
-        return HeldOut(rows, predicted, folds.kind, unit_labels(data, folds)[rows], spread)
+        return HeldOut(rows, predicted, folds.kind, unit_labels(data, folds)[rows], self._spread(trials))
+
+    def _validate(
+        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress, epochs: int | None = None
+    ) -> Any:
+        """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
+        raise NotImplementedError
+
+    def _candidates(self, trials: list[Any]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
+        """Rows that were held out, and what each candidate says of them: ``"ridge"`` labels, others relative to the mean."""
+        raise NotImplementedError
+
+    def _spread(self, trials: list[Any]) -> np.ndarray | None:
+        """SD over the members on these rows; None without."""
+        return None
 
     def open_progress(self) -> Progress:
         """The folder of finished parts, which belongs to this fit alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,6 @@ from img2gene.models.cmrcnet.objective import Objective
 from img2gene.models.cmrcnet.parameters import Parameters
 from img2gene.models.components import project_tokens
 from img2gene.models.ensemble import Ensemble
-from img2gene.models.held_out import HeldOut
 from img2gene.models.linear import centre
 from img2gene.models.resume import Progress
 from img2gene.models.retrieval import ReferenceBank
@@ -51,9 +50,6 @@ class Fitting(NetworkFitting):
     """One fit of CMRCNet to training data."""
 
     parameters: Parameters
-    trials: list[_Trial] = field(init=False, default_factory=list)
-    weights: np.ndarray = field(init=False, default_factory=lambda: np.empty(0))
-    epochs: int = field(init=False, default=0)
 
     def run(self) -> tuple[FittedCMRCNet, dict[str, Any]]:
         """The fitted model, and the report on it."""
@@ -74,16 +70,6 @@ class Fitting(NetworkFitting):
         return self._fitted(ensemble, everything, weights), self.report(
             runs, dict(zip(PARTS, weights, strict=True)), **facts
         )
-
-    def held_out(self) -> HeldOut | None:
-        """After :meth:`run`: predictions of spots that were validated on, or of three folds where these are fewer; None for none."""
-        progress = self.open_progress()
-        more = [self._validate(i, split, progress, self.epochs) for i, split in enumerate(self.calibrations())]
-        trials = [*self.trials, *more]
-        if not trials:
-            return None
-        rows, candidates = self._candidates(trials)
-        return self.mixture_held_out(rows, candidates, self.weights, None)
 
     @cached_property
     def arrays(self) -> SpotArrays:

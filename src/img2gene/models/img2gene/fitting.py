@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from img2gene.models.components import project_tokens
 from img2gene.models.debias import confounder_dictionary
 from img2gene.models.ensemble import Ensemble
-from img2gene.models.held_out import HeldOut
 from img2gene.models.img2gene.fitted import (
     FittedImg2Gene,
     Readout,
@@ -65,9 +64,6 @@ class Fitting(NetworkFitting):
     """One fit of Img2Gene to training data."""
 
     parameters: Parameters
-    trials: list[_Trial] = field(init=False, default_factory=list)
-    weights: np.ndarray = field(init=False, default_factory=lambda: np.empty(0))
-    epochs: int = field(init=False, default=0)
 
     def run(self) -> tuple[FittedImg2Gene, dict[str, Any]]:
         """The fitted model, and the report on it."""
@@ -98,17 +94,6 @@ class Fitting(NetworkFitting):
         )
         facts = {"epochs": epochs, "ridge": self.ridge.summary(), "n_pathways": self.architecture.n_pathways}
         return fitted, self.report(runs, dict(zip(_PARTS, weights, strict=True)), **facts)
-
-    def held_out(self) -> HeldOut | None:
-        """After :meth:`run`: predictions of spots that were validated on, or of three folds where these are fewer; None for none."""
-        progress = self.open_progress()
-        more = [self._validate(i, split, progress, self.epochs) for i, split in enumerate(self.calibrations())]
-        trials = [*self.trials, *more]
-        if not trials:
-            return None
-        rows, candidates = self._candidates(trials)
-        spread = np.concatenate([self.weights[1] * trial.own_sd + self.weights[2] * trial.full_sd for trial in trials])
-        return self.mixture_held_out(rows, candidates, self.weights, spread if self.parameters.n_models > 1 else None)
 
     @cached_property
     def arrays(self) -> SpotArrays:
@@ -264,6 +249,11 @@ class Fitting(NetworkFitting):
             _PARTS[1]: own if self.parameters.effect == "none" else None,
             _PARTS[2]: full,
         }
+
+    def _spread(self, trials: list[_Trial]) -> np.ndarray | None:
+        if self.parameters.n_models < 2:
+            return None
+        return np.concatenate([self.weights[1] * trial.own_sd + self.weights[2] * trial.full_sd for trial in trials])
 
     def _shift_scale(self) -> ShiftScale:
         """Distances that validation has seen: between the training groups."""
