@@ -25,6 +25,8 @@ PANEL = "panel"
 PATHWAYS = "pathways"
 SECTION = "section"
 PATIENT = "patient"
+PREDICTABLE = "predictable"
+UNCERTAINTY = "uncertainty"
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -37,6 +39,16 @@ def embedding_key(encoder: str) -> str:
 def tokens_key(encoder: str) -> str:
     """``obsm`` key of the tokens that belong to an encoder's embedding."""
     return f"{embedding_key(encoder)}_tokens"
+
+
+def uncertainty_keys(key: str) -> dict[str, str]:
+    """Layers ``std``, ``lower`` and ``upper`` of a prediction stored as ``key``."""
+    return {part: f"{key}_{part}" for part in ("std", "lower", "upper")}
+
+
+def ood_key(key: str) -> str:
+    """``obs`` key of the percentile of spots among the training embeddings, for a prediction stored as ``key``."""
+    return f"{key}_ood"
 
 
 def check_name(name: str, what: str) -> None:

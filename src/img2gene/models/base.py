@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from img2gene._errors import Img2GeneError, listing, raise_problems
+
+if TYPE_CHECKING:
+    from img2gene.models.calibration import Calibration, Prediction
 
 FORMAT = 1
 # Counts of a spot are scaled to this sum before the logarithm.
@@ -151,6 +154,8 @@ class Model:
         Training sections, patients and groups, what was held out, seed, package version, inner validation.
     encoder
         Weights of the encoder that fine-tuning changed, float32, by their names in its network; empty for a frozen one.
+    calibration
+        What turns predictions into intervals, from held-out training groups; None without.
 
     Examples
     --------
@@ -166,6 +171,7 @@ class Model:
     labels: dict[str, Any]
     report: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, np.ndarray] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @property
     def name(self) -> str:
@@ -198,6 +204,32 @@ class Model:
         tokens
             float16 (n_spots, m, token_width); only looked at by models with it in :attr:`extra_inputs`.
         """
+        features, extra = self._checked(features, sections, {"positions": positions, "tokens": tokens})
+        return self.predictor.predict(features, np.asarray(sections), **extra)
+
+    def predict_intervals(
+        self,
+        features: np.ndarray,
+        sections: np.ndarray,
+        *,
+        positions: np.ndarray | None = None,
+        tokens: np.ndarray | None = None,
+    ) -> Prediction:
+        """Predicted labels with SD, interval, and how unlike the training data each spot is; as :meth:`predict` otherwise."""
+        from img2gene.models.calibration import Prediction
+        from img2gene.models.held_out import predict_spread
+
+        if self.calibration is None:
+            raise Img2GeneError("The model has no calibration: fit it with `uncertainty=True`.")
+        features, extra = self._checked(features, sections, {"positions": positions, "tokens": tokens})
+        values, spread = predict_spread(self.predictor, features, np.asarray(sections), **extra)
+        bounds = self.calibration.bounds(values, spread)
+        return Prediction(values, *bounds, self.calibration.novelty.percentile(features, np.asarray(sections)))
+
+    def _checked(
+        self, features: np.ndarray, sections: np.ndarray, given: dict[str, np.ndarray | None]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
+        """Features and extra inputs for the predictor; everything that does not fit is named."""
         features = np.asarray(features, dtype=np.float32)
         problems = []
         if features.ndim != 2 or features.shape[1] != self.inputs["width"]:
@@ -206,12 +238,11 @@ class Model:
             problems.append(f"{bad} spots have NaN or infinite features.")
         if len(sections) != len(features):
             problems.append(f"{len(sections)} section names for {len(features)} spots.")
-        given = {"positions": positions, "tokens": tokens}
         extra = {name: given[name] for name in self.extra_inputs}
         for name, values in extra.items():
             problems += self._extra_problems(name, values, len(features))
         raise_problems(problems)
-        return self.predictor.predict(features, np.asarray(sections), **extra)
+        return features, extra
 
     def _extra_problems(self, name: str, values: np.ndarray | None, n_spots: int) -> list[str]:
         grid = self.inputs.get("tokens"), self.inputs.get("token_width")
@@ -256,12 +287,16 @@ class Model:
         stored |= {f"encoder.{name}": np.ascontiguousarray(value) for name, value in self.encoder.items()}
         if self.encoder:
             facts["encoder"] = {name: list(value.shape) for name, value in self.encoder.items()}
+        if self.calibration is not None:
+            facts["calibration"], arrays = self.calibration.state()
+            stored |= {f"calibration.{name}": np.ascontiguousarray(value) for name, value in arrays.items()}
         return {"format": FORMAT, "model": self.name, "predictor": config, **facts}, stored
 
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         """Restore a model; names what does not fit the declared architecture."""
         from img2gene.models import registry
+        from img2gene.models.calibration import Calibration
 
         if config.get("format") != FORMAT:
             raise Img2GeneError(
@@ -278,6 +313,10 @@ class Model:
         # The network itself is compared when it is loaded, which may take a download.
         declared = dict(shapes) | {f"encoder.{name}": tuple(axes) for name, axes in config.get("encoder", {}).items()}
         stored = own | {f"encoder.{name}": value for name, value in encoder.items()}
+        calibration, facts = with_prefix(arrays, "calibration"), config.get("calibration")
+        if facts is not None:
+            declared |= {f"calibration.{name}": axes for name, axes in Calibration.array_shapes().items()}
+        stored |= {f"calibration.{name}": value for name, value in calibration.items()}
         _check_arrays(declared, stored, statistics, len(config["genes"]), config["inputs"]["width"])
         return cls(
             kind.from_state(config["predictor"], own),
@@ -287,6 +326,7 @@ class Model:
             config["labels"],
             config["report"],
             encoder,
+            None if facts is None else Calibration.from_state(facts, calibration),
         )
 
     def __repr__(self) -> str:

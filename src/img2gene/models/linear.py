@@ -11,6 +11,7 @@ import numpy as np
 from img2gene._errors import Img2GeneError, raise_problems
 from img2gene.models.base import TrainingData
 from img2gene.models.folds import InnerFolds, inner_folds
+from img2gene.models.held_out import N_FOLDS, HeldOut, unit_labels
 from img2gene.models.shift import section_means
 
 PENALTIES = tuple(float(value) for value in np.geomspace(0.1, 3000, 28).round(4))
@@ -148,6 +149,13 @@ class Ridge:
             "genes_per_penalty": [len(genes) for genes in bins],
             "n_components": len(found.singular),
         }
+
+    def fit_held_out(self, data: TrainingData, *, seed: int) -> HeldOut:
+        """Fit, and predict all training spots by ridges without their group (section, block), at most five of them."""
+        self.fit(data, seed=seed)
+        folds = inner_folds(data, seed=seed, n_max=N_FOLDS)
+        predicted = self.held_out(data, folds, seed=seed)
+        return HeldOut(np.arange(len(predicted)), predicted, folds.kind, unit_labels(data, folds))
 
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """Labels float32 (n_spots, n_genes); spots go through in blocks, so that little memory is taken beside them."""

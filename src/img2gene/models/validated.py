@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from img2gene.metrics import pearson
 from img2gene.models.base import TrainingData
 from img2gene.models.components import Components
 from img2gene.models.folds import InnerFolds, inner_folds
+from img2gene.models.held_out import HeldOut, unit_labels
 from img2gene.models.linear import Ridge, centre
 from img2gene.models.options import NetworkParameters
 from img2gene.models.resume import Progress, fingerprint
@@ -28,15 +29,23 @@ _SCORED_GENES = 500
 _EPOCHS = (12, 150)
 _VALIDATIONS = 25
 _MOST_WEIGHT = 1.5
+# Groups that a calibration takes at least: fewer do not show how groups differ.
+_CALIBRATIONS = 3
 
 
 @dataclass
 class NetworkFitting:
-    """One fit of networks on frozen embeddings to training data: what does not depend on the network."""
+    """One fit of networks on frozen embeddings to training data: what does not depend on the network.
+
+    The fit itself leaves behind its validations, the weights of the candidates, and the number of epochs.
+    """
 
     parameters: NetworkParameters
     data: TrainingData
     seed: int
+    trials: list[Any] = field(init=False, default_factory=list)
+    weights: np.ndarray = field(init=False, default_factory=lambda: np.empty(0))
+    epochs: int = field(init=False, default=0)
 
     @cached_property
     def ridge(self) -> Ridge:
@@ -72,9 +81,47 @@ class NetworkFitting:
 
     def validations(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """As many of the folds as are validated on, in random order: masks (fitted on, held out)."""
+        return self._splits()[: self.parameters.n_validations]
+
+    def calibrations(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Folds that calibration takes beside those that are validated on, up to three in all."""
+        return self._splits()[self.parameters.n_validations : _CALIBRATIONS]
+
+    def _splits(self) -> list[tuple[np.ndarray, np.ndarray]]:
         splits = [(fitted, held) for fitted, held in self.folds.splits() if fitted.any() and held.sum() > 1]
-        order = np.random.default_rng(self.seed).permutation(len(splits))[: self.parameters.n_validations]
-        return [splits[i] for i in order]
+        return [splits[i] for i in np.random.default_rng(self.seed).permutation(len(splits))]
+
+    def held_out(self) -> HeldOut | None:
+        """Predictions of spots that were validated on, or of three folds where these are fewer; None where there are none."""
+        progress = self.open_progress()
+        more = [self._validate(i, split, progress, self.epochs) for i, split in enumerate(self.calibrations())]
+        trials = [*self.trials, *more]
+        if not trials:
+            return None
+        rows, candidates = self._candidates(trials)
+        data, folds = self.data, self.folds
+        means = np.empty((len(rows), data.labels.shape[1]), dtype=np.float32)
+        for fitted, held in folds.splits():
+            means[held[rows]] = data.labels[fitted].mean(axis=0, dtype=np.float64)
+        predicted = means.copy()
+        for weight, (name, values) in zip(self.weights.astype(np.float32), candidates.items(), strict=True):
+            if values is not None and weight > 0:
+                predicted += weight * (values - means if name == "ridge" else values)
+        return HeldOut(rows, predicted, folds.kind, unit_labels(data, folds)[rows], self._spread(trials))
+
+    def _validate(
+        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress, epochs: int | None = None
+    ) -> Any:
+        """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
+        raise NotImplementedError
+
+    def _candidates(self, trials: list[Any]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
+        """Rows that were held out, and what each candidate says of them: ``"ridge"`` labels, others relative to the mean."""
+        raise NotImplementedError
+
+    def _spread(self, trials: list[Any]) -> np.ndarray | None:
+        """SD over the members on these rows; None without."""
+        return None
 
     def open_progress(self) -> Progress:
         """The folder of finished parts, which belongs to this fit alone."""

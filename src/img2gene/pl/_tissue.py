@@ -92,9 +92,17 @@ def _nearest(centers: np.ndarray) -> float:
 
 
 def draw(
-    ax: Axes, canvas: Canvas, values: np.ndarray, *, cmap: str, vmin: float, vmax: float, alpha: float, size: float
+    ax: Axes,
+    canvas: Canvas,
+    values: np.ndarray,
+    *,
+    cmap: str,
+    vmin: float,
+    vmax: float,
+    alpha: float | np.ndarray,
+    size: float,
 ) -> ScalarMappable:
-    """Draw one value per spot over the tissue; spots without a value are left out."""
+    """Draw one value per spot over the tissue, with one opacity or one for each; spots without a value are left out."""
     from matplotlib.collections import EllipseCollection
 
     shown = np.isfinite(values)
@@ -111,7 +119,7 @@ def draw(
     spots.set_array(values[shown])
     spots.set_clim(vmin, vmax)
     spots.set_cmap(cmap)
-    spots.set_alpha(alpha)
+    spots.set_alpha(alpha[shown] if isinstance(alpha, np.ndarray) else alpha)
     ax.imshow(canvas.picture)
     ax.add_collection(spots)
     ax.set_xticks([])

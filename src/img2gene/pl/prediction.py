@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from img2gene import _schema
 from img2gene._expression import labels
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _RANGE = (1, 99)
+# Share of the opacity that is left of what should not be trusted.
+_FADED = 0.3
 
 
 def prediction(
@@ -27,12 +31,17 @@ def prediction(
     sections: str | list[str] | None = None,
     key: str = "img2gene",
     table_key: str = "table",
+    uncertainty: bool = False,
+    fade: bool = True,
     cmap: str = "magma",
     alpha: float = 0.85,
     size: float = 1.3,
     panel_size: float = 3.2,
 ) -> Figure:
     """Draw measured expression, prediction and residual over the tissue image.
+
+    What should not be trusted is drawn faintly, and the title says so: predictions of spots whose embedding is unlike the
+    training data, and whole predictions of genes that are not predictable.
 
     Parameters
     ----------
@@ -46,6 +55,11 @@ def prediction(
         Name of the prediction: a layer of the table, or a table of its own.
     table_key
         Table with the measured counts; for tiles, the table of the tiles.
+    uncertainty
+        Draw the predictive SD, too.
+    fade
+        Draw spots with ``obs["<key>_ood"]`` beyond the recorded threshold, and genes with False in ``var["predictable"]``,
+        faintly.
     cmap
         Colours of expression.
     alpha
@@ -57,14 +71,14 @@ def prediction(
 
     Returns
     -------
-    Figure with one row per gene and section and the columns measured, predicted and residual (measured − predicted).
-    Measured and predicted share the colour scale (1st to 99th percentile of both); each title gives the Pearson
-    correlation in the section. Where nothing was measured there is only the prediction.
+    Figure with one row per gene and section and the columns measured, predicted, SD (if asked for) and residual (measured −
+    predicted). Measured and predicted share the colour scale (1st to 99th percentile of both); each title gives the Pearson
+    correlation in the section. Where nothing was measured there is only the prediction, and its SD.
 
     Raises
     ------
     MissingKeyError
-        No such prediction, gene or section.
+        No such prediction, gene or section, or no SD.
 
     Examples
     --------
@@ -77,9 +91,10 @@ def prediction(
     names = [genes] if isinstance(genes, str) else list(genes)
     chosen = [sections] if isinstance(sections, str) else sections
     predicted = predicted_values(sdata, names, key, table_key)
+    std = predicted_values(sdata, names, key, table_key, part="std") if uncertainty else None
     measured = _measured(table, key, names)
     shown = canvases(sdata, table_key, chosen)
-    columns = 1 if measured is None else 3
+    columns = (1 if measured is None else 3) + uncertainty
     figure, grid = plt.subplots(
         len(names) * len(shown),
         columns,
@@ -88,11 +103,48 @@ def prediction(
         layout="constrained",
     )
     style = {"cmap": cmap, "alpha": alpha, "size": size}
+    strange = _strangers(table, key) if fade else np.zeros(table.n_obs, dtype=bool)
     pairs = [(gene, canvas) for gene in range(len(names)) for canvas in shown]
     for axes, (gene, canvas) in zip(grid, pairs, strict=True):
-        truth = None if measured is None else measured[canvas.rows, gene]
-        _draw_row(axes, canvas, names[gene], truth, predicted[canvas.rows, gene], style)
+        truth, sd = (None if part is None else part[canvas.rows, gene] for part in (measured, std))
+        doubts = _Doubts(strange[canvas.rows], fade and _unpredictable(table, names[gene]))
+        _draw_row(axes, canvas, names[gene], (truth, predicted[canvas.rows, gene], sd), doubts, style)
     return figure
+
+
+@dataclass(frozen=True)
+class _Doubts:
+    """What should not be trusted in one panel: some spots (bool (n,)), or the gene."""
+
+    spots: np.ndarray
+    gene: bool
+
+    def opacity(self, alpha: float) -> np.ndarray:
+        """Opacity of each spot (n,)."""
+        return alpha * np.where(self.spots | self.gene, _FADED, 1.0)
+
+    def lines(self) -> list[str]:
+        """What the title says of it."""
+        count = int(self.spots.sum())
+        spots = f"{count} spot{'s' * (count > 1)} unlike the training data"
+        return ["not predictable"] * self.gene + [spots] * (count > 0)
+
+
+def _strangers(table: AnnData, key: str) -> np.ndarray:
+    """Spots (n_obs,) beyond the threshold that was recorded with the prediction."""
+    record = _schema.read_json(table, _schema.UNCERTAINTY, default={}).get(key)
+    column = _schema.ood_key(key)
+    if record is None or column not in table.obs:
+        return np.zeros(table.n_obs, dtype=bool)
+    return table.obs[column].to_numpy(dtype=float) > record["ood_threshold"]
+
+
+def _unpredictable(table: AnnData, gene: str) -> bool:
+    """Whether the table says so; what is not known is no reason to doubt."""
+    if _schema.PREDICTABLE not in table.var or gene not in table.var_names:
+        return False
+    value = table.var.loc[gene, _schema.PREDICTABLE]
+    return not pd.isna(value) and not bool(value)
 
 
 def _measured(table: AnnData, key: str, genes: list[str]) -> np.ndarray | None:
@@ -107,25 +159,54 @@ def _measured(table: AnnData, key: str, genes: list[str]) -> np.ndarray | None:
 
 
 def _draw_row(
-    axes: np.ndarray, canvas: Canvas, gene: str, truth: np.ndarray | None, predicted: np.ndarray, style: dict
+    axes: np.ndarray,
+    canvas: Canvas,
+    gene: str,
+    values: tuple[np.ndarray | None, np.ndarray, np.ndarray | None],
+    doubts: _Doubts,
+    style: dict[str, Any],
 ) -> None:
-    both = predicted if truth is None else np.concatenate([truth, predicted])
-    both = both[np.isfinite(both)]
-    low, high = np.percentile(both, _RANGE) if len(both) else (0.0, 1.0)
-    drawn = draw(axes[-1] if truth is None else axes[1], canvas, predicted, vmin=low, vmax=high, **style)
-    if truth is None:
-        axes[0].set_title(f"{canvas.name}  {gene} predicted", fontsize=9)
-        _colorbar(axes[0], drawn, "expression")
-        return
-    draw(axes[0], canvas, truth, vmin=low, vmax=high, **style)
-    residual = truth - predicted
-    span = float(np.nanpercentile(np.abs(residual), _RANGE[1])) if np.isfinite(residual).any() else 1.0
-    rest = draw(axes[2], canvas, residual, vmin=-span, vmax=span, **{**style, "cmap": "RdBu_r"})
-    axes[0].set_title(f"{canvas.name}  {gene} measured", fontsize=9)
-    axes[1].set_title(f"predicted, PCC {_correlation(truth, predicted)}", fontsize=9)
-    axes[2].set_title("residual", fontsize=9)
-    _colorbar(axes[1], drawn, "expression")
-    _colorbar(axes[2], rest, "measured − predicted")
+    truth, predicted, std = values
+    panels = iter(axes)
+    faded = {**style, "alpha": doubts.opacity(style["alpha"])}
+    both = [part for part in (truth, predicted) if part is not None]
+    low, high = _limits(np.concatenate(both), _RANGE)
+    if truth is not None:
+        ax = next(panels)
+        draw(ax, canvas, truth, vmin=low, vmax=high, **style)
+        ax.set_title(f"{canvas.name}  {gene} measured", fontsize=9)
+    ax = next(panels)
+    drawn = draw(ax, canvas, predicted, vmin=low, vmax=high, **faded)
+    title = f"{canvas.name}  {gene} predicted" if truth is None else f"predicted, PCC {_correlation(truth, predicted)}"
+    ax.set_title("\n".join([title, *doubts.lines()]), fontsize=9)
+    _colorbar(ax, drawn, "expression")
+    if std is not None:
+        _draw_beside(next(panels), canvas, std, ("SD", "predictive SD"), _limits(std, (0, _RANGE[1])), "viridis", faded)
+    if truth is not None:
+        residual = truth - predicted
+        span = float(np.nanpercentile(np.abs(residual), _RANGE[1])) if np.isfinite(residual).any() else 1.0
+        words = ("residual", "measured − predicted")
+        _draw_beside(next(panels), canvas, residual, words, (-span, span), "RdBu_r", faded)
+
+
+def _draw_beside(
+    ax: Axes,
+    canvas: Canvas,
+    values: np.ndarray,
+    words: tuple[str, str],
+    limits: tuple[float, float],
+    cmap: str,
+    style: dict[str, Any],
+) -> None:
+    drawn = draw(ax, canvas, values, vmin=limits[0], vmax=limits[1], **{**style, "cmap": cmap})
+    ax.set_title(words[0], fontsize=9)
+    _colorbar(ax, drawn, words[1])
+
+
+def _limits(values: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    low, high = np.percentile(known, percentiles) if len(known) else (0.0, 1.0)
+    return float(low), float(high)
 
 
 def _correlation(truth: np.ndarray, predicted: np.ndarray) -> str:

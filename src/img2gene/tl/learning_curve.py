@@ -258,7 +258,7 @@ class _Plan:
         return found
 
     def _fit(self, study: SpatialData, **options: Any) -> Model:
-        shared: dict[str, Any] = {"groups": self.groups, "layer": self.layer, "seed": self.seed}
+        shared: dict[str, Any] = {"groups": self.groups, "layer": self.layer, "seed": self.seed, "uncertainty": False}
         return cast("Model", fit(study, **shared, table_key=self.table_key, inplace=False, **options))
 
     def _varies(self, genes: list[str], samples: list[np.ndarray]) -> np.ndarray:

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, missing, raise_problems
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, raise_problems
 from img2gene._sections import section_labels
 from img2gene._study import Inputs, embedding, positions, tokens
-from img2gene.models import Model
+from img2gene.models import Calibration, Model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,6 +30,7 @@ def predict(
     *,
     table_key: str = "table",
     key_added: str = "img2gene",
+    uncertainty: bool = True,
     inplace: bool = True,
 ) -> AnnData | None:
     """Predict expression from embedded patches.
@@ -46,6 +47,8 @@ def predict(
         Table whose rows are predicted.
     key_added
         Name of the result.
+    uncertainty
+        Write SD, interval and percentile, too, where the model was fitted with `uncertainty=True`.
     inplace
         If False, nothing is written and a table of the predictions is returned.
 
@@ -56,6 +59,12 @@ def predict(
     Written is ``layers[key_added]`` (float32, on the scale of the training labels; genes that the model does not know are
     NaN) for the genes that the table has. Where it lacks genes of the model (tiles have none at all), or a layer would
     exceed 4 GiB, the whole prediction is written to ``tables[key_added]``, annotating the same regions.
+
+    With uncertainty, layers of the same shape stand beside it: ``<key_added>_std``, the predictive SD, and
+    ``<key_added>_lower`` and ``<key_added>_upper``, the interval that holds the stated share of measured labels in the mean over
+    genes and new patients. ``obs["<key_added>_ood"]`` is the percentile (0–100) of the spot's distance from the training
+    embeddings among those of ordinary patients; above 99 it should not be trusted. Level and threshold are recorded in
+    ``uns["img2gene"]["uncertainty"]``. Without, what an earlier prediction of the same name left of these is removed.
 
     Raises
     ------
@@ -89,24 +98,84 @@ def predict(
         )
     found = resolve_model(table, model, key_added)
     features, sections, extra = model_inputs(sdata, found, table_key)
-    values = found.predict(features, sections, **extra)
+    calibration = found.calibration if uncertainty else None
+    layers, ood = _predicted(found, calibration, features, sections, extra, key_added)
     shared = table.var_names.get_indexer(found.genes)
     complete = bool((shared >= 0).all())
     fits = table.n_obs * table.n_vars * 4 <= _MAX_LAYER_BYTES
-    predicted = _predicted_table(table, found, values) if not (inplace and complete and fits) else None
+    predicted = None
+    if not (inplace and complete and fits):
+        predicted = _predicted_table(table, found, layers, ood, key_added)
+        _record(predicted, calibration, key_added)
     if not inplace:
         return predicted
+    update: dict[str, dict[str, Any]] = {"layers": {}, "obs": {} if ood is None else {_schema.ood_key(key_added): ood}}
     if (shared >= 0).any() and fits:
-        layer = np.full(table.shape, np.nan, dtype=np.float32)
-        layer[:, shared[shared >= 0]] = values[:, shared >= 0]
-        table.layers[key_added] = layer
-        logger.info("wrote layers[%r]", key_added)
+        update["layers"] = {name: _layer(table, values, shared) for name, values in layers.items()}
+    _write(table, update, calibration, key_added)
     if predicted is not None:
         if key_added in sdata.tables:
             del sdata.tables[key_added]
         sdata.tables[key_added] = predicted
         logger.info("wrote tables[%r]", key_added)
+    if calibration is not None and ood is not None:
+        _warn_of_strangers(sections, ood > calibration.threshold)
     return None
+
+
+def _predicted(
+    model: Model,
+    calibration: Calibration | None,
+    features: np.ndarray,
+    sections: np.ndarray,
+    extra: dict[str, np.ndarray | None],
+    key: str,
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Layers by name, the prediction first, and the percentile of each spot."""
+    if calibration is None:
+        return {key: model.predict(features, sections, **extra)}, None
+    found = model.predict_intervals(features, sections, **extra)
+    names = _schema.uncertainty_keys(key)
+    return {key: found.values} | {name: getattr(found, part) for part, name in names.items()}, found.ood
+
+
+def _layer(table: AnnData, values: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    """Values (n, genes of the model) in the columns of the table; other genes are NaN."""
+    if np.array_equal(shared, np.arange(table.n_vars)):
+        return values
+    layer = np.full(table.shape, np.nan, dtype=np.float32)
+    layer[:, shared[shared >= 0]] = values[:, shared >= 0]
+    return layer
+
+
+def _write(table: AnnData, update: dict[str, dict[str, Any]], calibration: Calibration | None, key: str) -> None:
+    """Write what was predicted, and remove what an earlier prediction of that name left beside it."""
+    before = {"layers": _schema.uncertainty_keys(key).values(), "obs": [_schema.ood_key(key)]}
+    for slot, names in before.items():
+        stale = {name: None for name in names if name in getattr(table, slot) and name not in update[slot]}
+        update[slot] = {**update[slot], **stale}
+    _schema.apply(table, update)
+    _record(table, calibration, key)
+
+
+def _record(table: AnnData, calibration: Calibration | None, key: str) -> None:
+    """Level of the intervals and threshold of the percentile, beside those of other predictions."""
+    known = _schema.read_json(table, _schema.UNCERTAINTY, default={})
+    kept = {name: value for name, value in known.items() if name != key}
+    if calibration is not None:
+        kept[key] = {"level": calibration.level, "ood_threshold": calibration.threshold}
+    if kept != known:
+        _schema.write_json(table, _schema.UNCERTAINTY, kept)
+
+
+def _warn_of_strangers(sections: np.ndarray, beyond: np.ndarray) -> None:
+    names = [str(name) for name in np.unique(sections) if beyond[sections == name].mean() > 0.5]
+    if names:
+        logger.warning(
+            "sections %s: more than half of the spots are unlike the training data (stain, scanner, focus or tissue), so their "
+            "predictions and intervals should not be trusted",
+            listing(names),
+        )
 
 
 def resolve_model(table: AnnData, model: Model | str | Path | None, key: str) -> Model:
@@ -201,7 +270,9 @@ def _token_problems(wanted: dict[str, Any], have: dict[str, Any]) -> list[str]:
     ]
 
 
-def _predicted_table(table: AnnData, model: Model, values: np.ndarray) -> AnnData:
+def _predicted_table(
+    table: AnnData, model: Model, layers: dict[str, np.ndarray], ood: np.ndarray | None, key: str
+) -> AnnData:
     """Predictions as a table of their own that annotates the same regions."""
     import anndata as ad
     from spatialdata.models import TableModel
@@ -209,7 +280,10 @@ def _predicted_table(table: AnnData, model: Model, values: np.ndarray) -> AnnDat
     attrs = table.uns["spatialdata_attrs"]
     kept = [attrs["region_key"], attrs["instance_key"], _schema.SECTION, _schema.PATIENT, _schema.PATCH_TISSUE]
     obs = table.obs[[name for name in dict.fromkeys(kept) if name in table.obs]].copy()
-    out = ad.AnnData(values, obs=obs, var=pd.DataFrame(index=pd.Index(model.genes)))
+    if ood is not None:
+        obs[_schema.ood_key(key)] = ood
+    beside = {name: values for name, values in layers.items() if name != key}
+    out = ad.AnnData(layers[key], obs=obs, var=pd.DataFrame(index=pd.Index(model.genes)), layers=beside)
     if "spatial" in table.obsm:
         out.obsm["spatial"] = np.asarray(table.obsm["spatial"]).copy()
     if "spatial" in table.uns:

@@ -56,9 +56,11 @@ class Fitting(NetworkFitting):
         progress = self.open_progress()
         trials = [self._validate(number, split, progress) for number, split in enumerate(self.validations())]
         weights = self._weigh(trials)
+        self.trials, self.weights = trials, weights
         everything = np.arange(len(self.data.labels))
         planned = self._schedule(len(everything))
         epochs = round(np.mean([trial.run.best_epoch for trial in trials])) if trials else planned.max_epochs
+        self.epochs = epochs
         ensemble = self._new_ensemble()
         # The learning rate falls as if training went on to the end, as it did where the number of epochs was chosen.
         schedule = dataclasses.replace(planned, max_epochs=epochs, decay_epochs=planned.max_epochs)
@@ -139,18 +141,24 @@ class Fitting(NetworkFitting):
         largest = float(batch.labels.abs().max()), float(batch.features.abs().max())
         return f"{len(batch.labels)} spots, labels up to {largest[0]:.3g} and components up to {largest[1]:.3g} in size"
 
-    def _validate(self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress) -> _Trial:
-        """Train without one fold, stopped by the correlation on it."""
+    def _validate(
+        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress, epochs: int | None = None
+    ) -> _Trial:
+        """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
         fitted, held = (np.flatnonzero(part) for part in split)
         ensemble = self._new_ensemble()
         task = self._task(fitted, ensemble)
         genes = scored_genes(self.data.labels)
         names = self.folds.centred_in(self.data.sections)[held]
         few = np.random.default_rng(self.seed).permutation(fitted)[:_SCORED_REFERENCES]
-        task.validate = lambda found: mean_correlation(
-            self.data.labels[held][:, genes], self._blend(*self._held_out(found, few, held, genes)), names
-        )
-        run = train_stage(f"validation{number + 1}", task, self._schedule(len(fitted)), progress)
+        schedule = self._schedule(len(fitted))
+        if epochs is None:
+            task.validate = lambda found: mean_correlation(
+                self.data.labels[held][:, genes], self._blend(*self._held_out(found, few, held, genes)), names
+            )
+        else:
+            schedule = dataclasses.replace(schedule, max_epochs=epochs, decay_epochs=schedule.max_epochs)
+        run = train_stage(f"{'validation' if epochs is None else 'calibration'}{number + 1}", task, schedule, progress)
         retrieval, regression = self._held_out(ensemble, fitted, held, np.arange(self.labels.shape[1]))
         return _Trial(held, retrieval, regression, run)
 
@@ -195,20 +203,27 @@ class Fitting(NetworkFitting):
             p.search,
         )
 
-    def _weigh(self, trials: list[_Trial]) -> np.ndarray:
-        """Weights of ridge, retrieval and regression head."""
+    @property
+    def _used(self) -> dict[str, bool]:
+        """Which parts the prediction may be made of."""
         p = self.parameters
         used = {"ridge": p.ridge, "retrieval": True, "regression": p.regression > 0}
-        if p.output != "mixture":
-            used = {name: name == p.output for name in used}
+        return used if p.output == "mixture" else {name: name == p.output for name in used}
+
+    def _weigh(self, trials: list[_Trial]) -> np.ndarray:
+        """Weights of ridge, retrieval and regression head."""
+        used = self._used
         if sum(used.values()) == 1 or not trials:
             return np.array([used[name] for name in PARTS]) / sum(used.values())
-        rows = np.concatenate([trial.rows for trial in trials])
-        found = {
-            "ridge": self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows] if used["ridge"] else None,
-            "retrieval": np.concatenate([trial.retrieval for trial in trials]),
-            "regression": np.concatenate([t.regression for t in trials if t.regression is not None])
-            if used["regression"]
-            else None,
-        }
+        rows, found = self._candidates(trials)
         return weigh(found, self.data.labels[rows], self.folds.centred_in(self.data.sections)[rows])
+
+    def _candidates(self, trials: list[_Trial]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
+        """Held-out predictions of the parts that may be used, and the rows that they are of."""
+        rows, used = np.concatenate([trial.rows for trial in trials]), self._used
+        regressions = [t.regression for t in trials if t.regression is not None]
+        return rows, {
+            "ridge": self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows] if used["ridge"] else None,
+            "retrieval": np.concatenate([trial.retrieval for trial in trials]) if used["retrieval"] else None,
+            "regression": np.concatenate(regressions) if used["regression"] else None,
+        }

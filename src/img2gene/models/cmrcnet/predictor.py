@@ -11,6 +11,7 @@ from img2gene.models.base import TrainingData
 from img2gene.models.cmrcnet.fitted import FittedCMRCNet
 from img2gene.models.cmrcnet.fitting import Fitting
 from img2gene.models.cmrcnet.parameters import Parameters
+from img2gene.models.held_out import HeldOut
 from img2gene.models.retrieval import Neighbors, ReferenceBank, check_size
 from img2gene.models.validated import NetworkPredictor
 
@@ -103,8 +104,17 @@ class CMRCNet(NetworkPredictor):
 
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Validate on parts of the training data, choose epochs and weights, then fit to all of it and fill the bank."""
+        self._fit(data, seed)
+
+    def fit_held_out(self, data: TrainingData, *, seed: int) -> HeldOut | None:
+        """Fit, and predict the spots that were validated on; with less than three folds of them, others are left out, too."""
+        return self._fit(data, seed).held_out()
+
+    def _fit(self, data: TrainingData, seed: int) -> Fitting:
         check_size(self.parameters.k, len(data.labels))
-        self.fitted, self.report = Fitting(self.parameters, data, seed).run()
+        fitting = Fitting(self.parameters, data, seed)
+        self.fitted, self.report = fitting.run()
+        return fitting
 
     def predict(self, features: np.ndarray, sections: np.ndarray, *, tokens: np.ndarray | None = None) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""

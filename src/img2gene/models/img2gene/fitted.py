@@ -49,12 +49,21 @@ class Readout:
 
     def __call__(self, outputs: Tensor, own: bool) -> np.ndarray:
         """Mean over members (B, G) of their outputs (n_models, B, G)."""
+        return self.members(outputs, own).mean(dim=0).numpy()
+
+    def spread(self, outputs: Tensor, own: bool) -> np.ndarray:
+        """SD over members (B, G) of their outputs (n_models, B, G); NaN for a single one."""
+        found = self.members(outputs, own).numpy()
+        return found.std(axis=0, ddof=1) if len(found) > 1 else np.full(found.shape[1:], np.nan, dtype=np.float32)
+
+    def members(self, outputs: Tensor, own: bool) -> Tensor:
+        """Labels (n_models, B, G) that the members stand for."""
         outputs = outputs.float().cpu()
         values = count_labels(outputs, self.log_rate) if len(self.log_rate) else self.scale * outputs
         # Stored arrays are read-only, which PyTorch warns about.
         reference = torch.tensor(self.reference_own if own else self.reference_genes)
         reference = reference if len(self.log_rate) else self.scale * reference
-        return calibrate(values, reference.unsqueeze(1), torch.zeros(())).mean(dim=0).numpy()
+        return calibrate(values, reference.unsqueeze(1), torch.zeros(()))
 
 
 def count_labels(outputs: Tensor, log_rate: np.ndarray) -> Tensor:
@@ -141,9 +150,14 @@ class FittedImg2Gene:
         )
 
     def predict(
-        self, features: np.ndarray, sections: np.ndarray, positions: np.ndarray, tokens: np.ndarray | None
+        self,
+        features: np.ndarray,
+        sections: np.ndarray,
+        positions: np.ndarray,
+        tokens: np.ndarray | None,
+        spread: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Labels float32 (n_spots, n_genes)."""
+        """Labels float32 (n_spots, n_genes); the SD over the networks is written to ``spread``, of the same shape."""
         arrays = self.inputs(features, sections, positions, tokens)
         stiff = np.zeros(len(features), dtype=np.float32)
         for name, (_, share) in self.shift(features, sections).items():
@@ -151,13 +165,15 @@ class FittedImg2Gene:
         out = self.ridge.predict(features, sections)
         out -= self.readout.label_mean
         out *= ((1 - stiff) * self.weights[0])[:, None]
-        self._add_networks(out, arrays, 1 - stiff)
+        self._add_networks(out, arrays, 1 - stiff, spread)
         self._add_stiff(out, arrays, features, sections, stiff)
         out += self.readout.label_mean
         return out
 
-    def _add_networks(self, out: np.ndarray, arrays: SpotArrays, shares: np.ndarray) -> None:
-        """Add what the networks predict to ``out``, in place."""
+    def _add_networks(
+        self, out: np.ndarray, arrays: SpotArrays, shares: np.ndarray, spread: np.ndarray | None = None
+    ) -> None:
+        """Add what the networks predict to ``out``, in place, and set ``spread`` to what members differ by."""
         device = _device()
         self.ensemble.to(device).eval()
         known = SpotArrays([s for s in arrays.sections if shares[s.rows[0]] > 0], arrays.features, arrays.tokens)
@@ -167,6 +183,11 @@ class FittedImg2Gene:
             if self.retrieval is not None:
                 mixed += self.weights[3] * self.retrieval(found.embedding)
             out[rows] += mixed * shares[rows, None]
+            if spread is not None:
+                differ = self.weights[2] * self.readout.spread(found.genes, own=False)
+                spread[rows] = (differ + self.weights[1] * self.readout.spread(found.views[:, 0], own=True)) * shares[
+                    rows, None
+                ]
         self.ensemble.cpu()
 
     def _add_stiff(

@@ -57,6 +57,8 @@ class _Trial:
     own: np.ndarray
     full: np.ndarray
     retrieved: np.ndarray
+    own_sd: np.ndarray
+    full_sd: np.ndarray
     run: Run
     ensemble: Ensemble
     readout: Readout
@@ -73,8 +75,10 @@ class Fitting(NetworkFitting):
         progress = self.open_progress()
         trials = [self._validate(number, split, progress) for number, split in enumerate(self.validations())]
         weights = self._weigh(trials)
+        self.trials, self.weights = trials, weights
         planned = self.schedule(n_batches(self.arrays.sections, self.parameters.batch_size), _STEPS)
         epochs = round(np.mean([trial.run.best_epoch for trial in trials])) if trials else planned.max_epochs
+        self.epochs = epochs
         runs = {f"validation {number + 1}": trial.run for number, trial in enumerate(trials)}
         if self.parameters.refit or not trials:
             ensemble, runs["fit"] = self._refit(dataclasses.replace(planned, max_epochs=epochs), progress)
@@ -170,17 +174,22 @@ class Fitting(NetworkFitting):
             f"components up to {largest[1]:.3g} in size"
         )
 
-    def _validate(self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress) -> _Trial:
-        """Train without one fold, stopped by the correlation on it."""
+    def _validate(
+        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress, epochs: int | None = None
+    ) -> _Trial:
+        """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
         fitted, held = split
         inside = self._part(fitted, self.data.sections)
         outside = self._part(held, self.folds.centred_in(self.data.sections))
         ensemble = self._new_ensemble()
         task = self._task(inside, ensemble)
         genes = scored_genes(self.data.labels)
-        task.validate = lambda found: self._score(found, outside, genes)
         schedule = self.schedule(n_batches(inside.sections, self.parameters.batch_size), _STEPS)
-        name = f"validation{number + 1}"
+        if epochs is None:
+            task.validate = lambda found: self._score(found, outside, genes)
+        else:
+            schedule = dataclasses.replace(schedule, max_epochs=epochs)
+        name = f"{'validation' if epochs is None else 'calibration'}{number + 1}"
         run = train_stage(name, task, schedule, progress)
         if self.parameters.effect != "none":
             update_references(ensemble, inside)
@@ -192,11 +201,12 @@ class Fitting(NetworkFitting):
                 readout(outputs.views[:, 0], own=True),
                 readout(outputs.genes, own=False),
                 np.empty((len(rows), 0)) if retrieval is None else retrieval(outputs.embedding),
+                readout.spread(outputs.views[:, 0], own=True),
+                readout.spread(outputs.genes, own=False),
             )
             for rows, outputs in predictions(ensemble, outside)
         ]
-        rows, own, full, retrieved = (np.concatenate(part) for part in zip(*blocks, strict=True))
-        return _Trial(rows, own, full, retrieved, run, ensemble, readout)
+        return _Trial(*(np.concatenate(part) for part in zip(*blocks, strict=True)), run, ensemble, readout)
 
     def _retrieval(self, ensemble: Ensemble, arrays: SpotArrays) -> Retrieval:
         """Retrieval from the spots of ``arrays``, or from some of them drawn at random where there are very many."""
@@ -244,21 +254,30 @@ class Fitting(NetworkFitting):
 
     def _weigh(self, trials: list[_Trial]) -> np.ndarray:
         """Weights of ridge, own view, full network and retrieval."""
-        p = self.parameters
         if not trials:
-            return _unvalidated(p.ridge, p.retrieval)
+            return _unvalidated(self.parameters.ridge, self.parameters.retrieval)
+        rows, candidates = self._candidates(trials)
+        return weigh(candidates, self.data.labels[rows], self.folds.centred_in(self.data.sections)[rows])
+
+    def _candidates(self, trials: list[_Trial]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
+        """Held-out predictions of ridge, own view, full network and retrieval, and the rows that they are of."""
+        p = self.parameters
         rows, own, full, retrieved = (
             np.concatenate([getattr(trial, part) for trial in trials]) for part in ("rows", "own", "full", "retrieved")
         )
-        names = self.folds.centred_in(self.data.sections)[rows]
-        candidates = {
-            PARTS[0]: None if p.ridge == "none" else self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows],
+        ridge = None if p.ridge == "none" else self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows]
+        return rows, {
+            PARTS[0]: ridge,
             # The own view goes around the effect, which a share of it would partly undo.
             PARTS[1]: own if p.effect == "none" else None,
             PARTS[2]: full,
             PARTS[3]: retrieved if p.retrieval else None,
         }
-        return weigh(candidates, self.data.labels[rows], names)
+
+    def _spread(self, trials: list[_Trial]) -> np.ndarray | None:
+        if self.parameters.n_models < 2:
+            return None
+        return np.concatenate([self.weights[1] * trial.own_sd + self.weights[2] * trial.full_sd for trial in trials])
 
     def _shift_scale(self) -> ShiftScale:
         """Distances that validation has seen: between the training groups."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from img2gene._errors import raise_problems
 from img2gene.models.base import TrainingData
+from img2gene.models.held_out import HeldOut
 from img2gene.models.img2gene.fitted import FittedImg2Gene
 from img2gene.models.img2gene.fitting import Fitting
 from img2gene.models.img2gene.parameters import Parameters
@@ -107,10 +108,19 @@ class Img2Gene(NetworkPredictor):
 
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Validate on parts of the training data, choose epochs and weights, then fit to all of it."""
+        self._fit(data, seed)
+
+    def fit_held_out(self, data: TrainingData, *, seed: int) -> HeldOut | None:
+        """Fit, and predict the spots that were validated on; with less than three folds of them, others are left out, too."""
+        return self._fit(data, seed).held_out()
+
+    def _fit(self, data: TrainingData, seed: int) -> Fitting:
         self._check(data)
         if not self.parameters.pathways:
             data = dataclasses.replace(data, pathways=None)
-        self.fitted, self.report = Fitting(self.parameters, data, seed).run()
+        fitting = Fitting(self.parameters, data, seed)
+        self.fitted, self.report = fitting.run()
+        return fitting
 
     def _check(self, data: TrainingData) -> None:
         problems = []
@@ -146,6 +156,14 @@ class Img2Gene(NetworkPredictor):
     ) -> Neighbors:
         """The ``k`` spots of the bank nearest to each spot, less what :class:`img2gene.models.ReferenceBank` is to leave out."""
         return self.found.neighbors(self.found.inputs(features, sections, positions, tokens), k, excluded, by)
+
+    def predict_spread(
+        self, features: np.ndarray, sections: np.ndarray, *, positions: np.ndarray, tokens: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Labels, and the SD over the members: of own view and full network, times their weights; None for one member."""
+        spread = np.zeros((len(features), len(self.found.readout.label_mean)), dtype=np.float32)
+        values = self.found.predict(features, sections, positions, tokens, spread)
+        return values, spread if self.found.ensemble.n_models > 1 else None
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Parameters, facts and pathways, and all arrays."""
