@@ -206,7 +206,8 @@ class Fitting(NetworkFitting):
             )
             for rows, outputs in predictions(ensemble, outside)
         ]
-        return _Trial(*(np.concatenate(part) for part in zip(*blocks, strict=True)), run, ensemble, readout)
+        rows, own, full, retrieved, own_sd, full_sd = (np.concatenate(part) for part in zip(*blocks, strict=True))
+        return _Trial(rows, own, full, retrieved, own_sd, full_sd, run, ensemble, readout)
 
     def _retrieval(self, ensemble: Ensemble, arrays: SpotArrays) -> Retrieval:
         """Retrieval from the spots of ``arrays``, or from some of them drawn at random where there are very many."""
