@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _X_LABELS = {"n_spots": "training spots", "n_groups": "training groups", "fraction": "fraction of the training data"}
-_METRIC_LABELS = {"pcc": "PCC", "spearman": "Spearman", "mse": "MSE", "mae": "MAE", "r2": "R²"}
+METRIC_LABELS = {"pcc": "PCC", "spearman": "Spearman", "mse": "MSE", "mae": "MAE", "r2": "R²"}
 
 
 def learning_curve(
@@ -59,7 +59,7 @@ def learning_curve(
         _line(ax, str(name), part, metric, x, LINE_COLORS[number % len(LINE_COLORS)])
     _scale(ax, x)
     ax.set_xlabel(_X_LABELS[x])
-    ax.set_ylabel(_METRIC_LABELS.get(metric, metric))
+    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
     ax.set_title("all genes" if genes == "all" else genes, fontsize=10)
     ax.legend(fontsize=8, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
