@@ -19,7 +19,7 @@ def data_chapter(subject: Subject) -> Chapter:
     """Sections, patients, spots, counts, encoder and fields of view."""
     study = subject.study
     found = _scored_sections(subject) if study is None else _sections(study)
-    blocks: list[Any] = [Text(counted(subject), "lead"), Row([found, _embedding(_identity(subject), study)])]
+    blocks: list[Any] = [Row([found, _embedding(_identity(subject), study)])]
     if study is None:
         blocks.append(Missing("counts per spot and the tissue images", _WITH_STUDY))
     if study is not None and _schema.read_json(study.table, "patches") is None:

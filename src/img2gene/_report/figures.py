@@ -52,7 +52,7 @@ def vector(drawing: Drawing, alt: str, caption: str, marks: list[str] | None = N
 def raster(drawing: Drawing, alt: str, caption: str, marks: list[str] | None = None) -> Figure:
     """A map as PNG."""
     out = io.BytesIO()
-    drawing.savefig(out, format="png", dpi=_MAP_DPI, pil_kwargs={"optimize": True})
+    drawing.savefig(out, format="png", dpi=_MAP_DPI)
     return _block(drawing, out.getvalue(), "image/png", alt, caption, marks)
 
 

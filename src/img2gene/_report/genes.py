@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from img2gene._errors import MissingKeyError, listing, near_matches
-from img2gene._report.blocks import CALIBRATED, Chapter, Missing, Row, Table, Text, table
+from img2gene._report.blocks import CALIBRATED, Chapter, Missing, Row, Table, Text, number, table
 from img2gene._report.maps import Panel, gene_maps, panels
 from img2gene._report.scores import title
 from img2gene._report.sources import IMAGE_ONLY, Values
@@ -57,15 +57,13 @@ def _ranking(subject: Subject) -> list[Any]:
     lead = f"“{subject.label}”: {len(known):,} of {n_all:,} genes have a score"
     if len(known):
         middle = known[metric].median()
-        lead += f"; median {title(metric)} {middle:.3f}, from {known[metric].min():.3f} to {known[metric].max():.3f}"
+        lead += f"; median {title(metric)} {number(middle)}, from {number(known[metric].min())} to {number(known[metric].max())}"
     own = result.scores[result.scores["model"] == subject.label]
     extra = [name for name in _EXTRA if name in own and own[name].notna().any()]
     known = known.join(own.groupby("gene")[extra].mean()) if extra else known
     ends = {"Best genes": known.head(_LISTED), "Worst genes": known.tail(_LISTED)[::-1]}
     tables = [_ends(caption, part, len(known), subject) for caption, part in ends.items()]
-    note = (
-        "Picked by the score that they achieved, so the best flatter the model; name genes of your own with `genes=`."
-    )
+    note = "Picked by the score that they achieved, so the best flatter the model; name genes of your own with the argument genes."
     return [Text(f"{lead}.", "lead"), Text(note), Row(tables)]
 
 
@@ -91,7 +89,9 @@ def _maps(subject: Subject, choice: Choice) -> list[Any]:
         rest = [Missing("maps of the uncertainty: there are no predicted standard deviations", CALIBRATED)]
     else:
         rest = []
-    figures = [gene_maps(gene, found, values, subject.values_marks) for gene in genes]
+    kinds = {} if choice.genes is not None else {gene: " (best)" for gene in genes[: choice.n_genes]}
+    rest_of = "" if choice.genes is not None else " (worst)"
+    figures = [gene_maps(gene, found, values, subject.values_marks, kinds.get(gene, rest_of)) for gene in genes]
     return [Text(text), Row(figures), *rest] if figures and shown else [_no_maps(subject), *rest]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import metrics
-from img2gene._report.blocks import Figure
+from img2gene._report.blocks import Figure, number
 from img2gene._report.figures import canvas, raster
 from img2gene._report.sources import Study, Values, readable
 from img2gene.pl._tissue import Canvas, canvases, color_limits, draw
@@ -34,9 +34,9 @@ def panels(study: Study | None, values: Values, sections: list[str]) -> list[Pan
     if study is not None:
         found, _ = readable(canvases, study.sdata, study.table_key, sections)
     out = []
-    for number, name in enumerate(sections):
+    for place, name in enumerate(sections):
         rows = np.flatnonzero(values.sections == name)
-        drawn = None if found is None else _matched(found[number], study, values, rows)
+        drawn = None if found is None else _matched(found[place], study, values, rows)
         blank = None if drawn is not None or values.xy is None else _blank(name, rows, values.xy[rows])
         if drawn is not None or blank is not None:
             out.append(Panel(drawn or blank, rows))  # type: ignore[arg-type]
@@ -78,7 +78,7 @@ def _blank(name: str, rows: np.ndarray, xy: np.ndarray) -> Canvas:
     return Canvas(name, rows, white, places, float(np.median(pitch)) * 0.65)
 
 
-def gene_maps(gene: str, shown: list[Panel], values: Values, marks: list[str]) -> Figure:
+def gene_maps(gene: str, shown: list[Panel], values: Values, marks: list[str], kind: str = "") -> Figure:
     """One figure for a gene: a row for each section, measured, predicted and, where it is known, the SD."""
     parts: list[str] = [name for name in ("measured", "predicted", "std") if name in values.layers]
     parts = [name for name in parts if name != "measured" or any(panel.measured for panel in shown)]
@@ -90,7 +90,7 @@ def gene_maps(gene: str, shown: list[Panel], values: Values, marks: list[str]) -
         _draw_line(line, parts, panel, gene, values)
     sections = ", ".join(panel.canvas.name for panel in shown)
     alt = f"{gene}: {', '.join('SD' if name == 'std' else name for name in parts)}; sections {sections}"
-    return raster(drawing, alt, f"{gene}, {sections}", marks)
+    return raster(drawing, alt, f"{gene}{kind}, {sections}", marks)
 
 
 def _draw_line(line: np.ndarray, parts: list[str], panel: Panel, gene: str, values: Values) -> None:
@@ -120,4 +120,4 @@ def _draw(ax: Axes, tissue: Canvas, values: np.ndarray, limits: tuple[float, flo
 def _correlation(truth: np.ndarray, predicted: np.ndarray) -> str:
     known = np.isfinite(truth) & np.isfinite(predicted)
     value = metrics.pearson(truth[known], predicted[known])[0] if known.sum() > 1 else np.nan
-    return f"{value:.2f}" if np.isfinite(value) else "undefined"
+    return number(value, 2) if np.isfinite(value) else "undefined"

@@ -42,7 +42,7 @@ def scores_chapter(subject: Subject) -> Chapter:
     result = subject.result
     if result is None:
         return Chapter("scores", "Scores", [Text(subject.no_score, "warning"), no_scores(subject)])
-    blocks: list[Any] = [Text(verdict(subject), "lead"), Text(f"{_HOW} {result.notice}")]
+    blocks: list[Any] = [Text(f"{_HOW} {result.notice}")]
     blocks += _tables(result, subject)
     if subject.cv is not None and subject.held_out is not None:
         blocks.append(_overview(subject.held_out, subject, "The stored model on sections that it was not trained on"))
@@ -119,7 +119,10 @@ def _overview(result: CrossValidation, subject: Subject, caption: str) -> Table:
     rows = [[model, *(found.get(heading, "–") for heading in counts)] for model, found in cells.items()]
     note = f"Mean [95 % interval over {result.unit}s]; in brackets the number of genes. – : undefined, such as any correlation "
     note += "of a constant prediction."
-    return Table(caption, columns, rows, marks(result), note, **_style([row[0] for row in rows], subject))
+    numeric = [name != "model" for name in columns]
+    return Table(
+        caption, columns, rows, marks(result), note, numeric=numeric, **_style([row[0] for row in rows], subject)
+    )
 
 
 def _style(models: list[str], subject: Subject) -> dict[str, Any]:
