@@ -192,10 +192,23 @@ def test_sections_with_an_image_only_are_drawn_without_scores(trained_study, cop
     study["table"].X = study["table"].X.multiply(~rows[:, None]).tocsr()
     study["table"].obs["library_size"] = np.where(rows, 0, study["table"].obs["library_size"])
     found = page(study, genes="G00")
-    assert "1 of them have an image only" in found.text["top"]
+    assert "1 with an image only" in found.text["top"]
     maps = [text for chapter, tag, text in found.blocks if (chapter, tag) == ("genes", "figure")]
     assert len(maps) == 1
     assert "no score" in maps[0] and "G00, C1" in maps[0]
+
+
+def test_tiles_are_drawn_from_a_table_of_their_own(trained_study, copy_of, page):
+    study = copy_of(trained_study)
+    ig.pp.tile_slide(study, "A1_image", tile_um=60)
+    ig.pp.extract_patches(study, patch_um=60, patch_px=32, table_key="tiles")
+    ig.pp.embed_patches(study, "tiny", table_key="tiles")
+    model = ig.get.model(study)
+    ig.tl.predict(study, model, table_key="tiles", key_added="on_tiles")
+    found = page(study, table_key="tiles", key="on_tiles", model=model)
+    assert "No section was measured" in found.text["top"]
+    assert [tag for chapter, tag, _ in found.blocks if chapter == "genes"] == ["figure"]
+    assert "Nothing was noticed" in found.text["warnings"]
 
 
 def test_coverage_is_the_share_of_labels_between_the_bounds(cv, page):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._report.blocks import Chapter, Missing, Row, Table, Text, names, table
-from img2gene._report.sources import IMAGE_ONLY, Study
+from img2gene._report.sources import Study
 from img2gene._report.subject import Subject
 
 _MOST_SECTIONS, _MOST_FOLDS, _MOST_ABSENT = 60, 60, 12
@@ -42,9 +42,9 @@ def counted(subject: Subject) -> str:
         return f"{len(sections)} scored sections ({people}) with {spots:,} spots; {genes:,} genes."
     table, patients = study.table, [name for name in study.patients.values() if name is not None]
     people = f"{len(set(patients))} patients" if patients else "patients not recorded"
-    text = f"{len(study.roles)} sections ({people}) with {table.n_obs:,} spots and {table.n_vars:,} genes."
-    images = study.with_role(IMAGE_ONLY)
-    return f"{text} {len(images)} of them have an image only." if images else text
+    text = f"{len(study.roles)} section{'s' if len(study.roles) > 1 else ''} ({people}) with {table.n_obs:,} spots and {table.n_vars:,} genes."
+    images = study.unmeasured
+    return f"{text} {len(images)} with an image only." if images else text
 
 
 def _sections(study: Study) -> Table:
@@ -60,7 +60,7 @@ def _sections(study: Study) -> Table:
             "spots": int(members.sum()),
         }
         facts |= {"without counts": int((counts == 0).sum())}
-        for title, share in (("median counts", 50), ("5 %", 5), ("95 %", 95)):
+        for title, share in (("median counts", 50), ("5%", 5), ("95%", 95)):
             facts[title] = float(np.percentile(measured, share).round()) if len(measured) else np.nan
         rows.append(facts)
     frame = pd.DataFrame(rows)

@@ -12,7 +12,7 @@ from img2gene._errors import MissingKeyError, listing, near_matches
 from img2gene._report.blocks import CALIBRATED, Chapter, Missing, Row, Table, Text, number, table
 from img2gene._report.maps import Panel, gene_maps, panels
 from img2gene._report.scores import title
-from img2gene._report.sources import IMAGE_ONLY, Values
+from img2gene._report.sources import Values
 from img2gene._report.subject import Subject, marks
 
 _LISTED = 15
@@ -89,7 +89,7 @@ def _maps(subject: Subject, choice: Choice) -> list[Any]:
         rest = [Missing("maps of the uncertainty: there are no predicted standard deviations", CALIBRATED)]
     else:
         rest = []
-    kinds = {} if choice.genes is not None else {gene: " (best)" for gene in genes[: choice.n_genes]}
+    kinds = {} if choice.genes is not None else dict.fromkeys(genes[: choice.n_genes], " (best)")
     rest_of = "" if choice.genes is not None else " (worst)"
     figures = [gene_maps(gene, found, values, subject.values_marks, kinds.get(gene, rest_of)) for gene in genes]
     return [Text(text), Row(figures), *rest] if figures and shown else [_no_maps(subject), *rest]
@@ -135,7 +135,7 @@ def _sections(values: Values, choice: Choice) -> list[str]:
 
 def _new_images(subject: Subject) -> list[str]:
     study = subject.study
-    return study.with_role(IMAGE_ONLY) if study is not None and study.has_predictions else []
+    return study.unmeasured if study is not None and study.has_predictions else []
 
 
 def _image_only(subject: Subject, choice: Choice) -> list[Any]:
@@ -147,9 +147,20 @@ def _image_only(subject: Subject, choice: Choice) -> list[Any]:
     genes = _prominent(subject, values, choice)
     shown = [name for name in new if choice.sections is None or name in choice.sections][: choice.n_sections]
     found = [Panel(panel.canvas, panel.rows, measured=False) for panel in panels(study, values, shown)]
-    how = "those named" if choice.genes is not None else "those that vary most over the tissue in training"
-    text = f"{len(new)} sections have an image only: predictions without scores, of the genes {how}."
+    many = "sections have" if len(new) > 1 else "section has"
+    text = f"{len(new)} {many} an image only. Predictions without scores, {_why(subject, choice)}:"
     return [Text(text), Row([gene_maps(gene, found, values, ["no score"]) for gene in genes])]
+
+
+def _why(subject: Subject, choice: Choice) -> str:
+    """How the genes of :func:`_prominent` were chosen."""
+    if choice.genes is not None:
+        return "of the genes asked for"
+    if subject.result is not None:
+        return "of the genes that score best elsewhere"
+    if subject.study is not None and subject.study.model is not None:
+        return "of the genes that varied most over the tissue in training"
+    return "of the first genes"
 
 
 def _prominent(subject: Subject, values: Values, choice: Choice) -> list[str]:

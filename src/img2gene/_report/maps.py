@@ -16,7 +16,7 @@ from img2gene.pl._tissue import Canvas, canvases, color_limits, draw
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SIDE, _BLANK_PX, _PICTURE_PX = 2.5, 400, 500
+_WIDTH, _BLANK_PX, _PICTURE_PX = 5.2, 400, 500
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,9 @@ def gene_maps(gene: str, shown: list[Panel], values: Values, marks: list[str], k
     """One figure for a gene: a row for each section, measured, predicted and, where it is known, the SD."""
     parts: list[str] = [name for name in ("measured", "predicted", "std") if name in values.layers]
     parts = [name for name in parts if name != "measured" or any(panel.measured for panel in shown)]
-    heights = [_SIDE * panel.canvas.picture.shape[0] / panel.canvas.picture.shape[1] + 0.3 for panel in shown]
-    drawing = canvas((_SIDE + 0.3) * len(parts), sum(heights) + 0.35)
+    side = _WIDTH / max(len(parts), 2)
+    heights = [side * panel.canvas.picture.shape[0] / panel.canvas.picture.shape[1] + 0.3 for panel in shown]
+    drawing = canvas((side + 0.3) * len(parts), sum(heights) + 0.35)
     drawing.suptitle(gene, fontsize=11, fontweight="bold")
     axes = drawing.subplots(len(shown), len(parts), squeeze=False, height_ratios=heights)
     for line, panel in zip(axes, shown, strict=True):

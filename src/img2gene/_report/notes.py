@@ -7,10 +7,12 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from img2gene import _schema
 from img2gene._leaks import find_leaks
 from img2gene._report.blocks import Chapter, Details, Missing, Table, Text, names
-from img2gene._report.sources import IMAGE_ONLY, Study, readable
+from img2gene._report.sources import Study, readable
 from img2gene._report.subject import Subject
 from img2gene._report.trust import ood_shares, uncertainty_facts
 
@@ -71,8 +73,7 @@ def _of_study(study: Study) -> list[str]:
         found.append(f"{text}; its scores on them are optimistic.")
     if model is not None and model.report.get("leakage", []) is None:
         found.append("Patients are not recorded, so whether the split is honest cannot be checked.")
-    images = study.with_role(IMAGE_ONLY)
-    empty = int((~study.measured).sum()) - sum(int((study.sections == name).sum()) for name in images)
+    empty = int((~study.measured & ~np.isin(study.sections, study.unmeasured)).sum())
     if empty > 0:
         found.append(f"{empty:,} spots of measured sections have no count; they are not scored.")
     return found + _leaks(study)
@@ -81,7 +82,7 @@ def _of_study(study: Study) -> list[str]:
 def _leaks(study: Study) -> list[str]:
     """What looks like a leak in the data themselves."""
     model, table = study.model, study.table
-    if model is None or len(study.roles) - len(study.with_role(IMAGE_ONLY)) < 2:
+    if model is None or len(study.roles) - len(study.unmeasured) < 2:
         return []
     groups = _schema.PATIENT if _schema.PATIENT in table.obs else _schema.SECTION
     given = {"layer": model.labels["layer"], "table_key": study.table_key, "seed": model.report.get("seed", 0)}

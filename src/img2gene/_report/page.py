@@ -102,8 +102,9 @@ def report(
     >>> ig.pp.embed_patches(sdata, "color-texture")
     >>> ig.tl.fit(sdata, "ridge", validate_on=["P3"])
     >>> ig.tl.predict(sdata)
-    >>> ig.report(sdata, "report.html")  # doctest: +SKIP
-    PosixPath('report.html')
+    >>> import tempfile
+    >>> ig.report(sdata, f"{tempfile.mkdtemp()}/report.html").name
+    'report.html'
     """
     from img2gene._report.figures import plain_style
     from img2gene._report.genes import Choice

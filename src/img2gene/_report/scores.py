@@ -75,7 +75,7 @@ def verdict(subject: Subject) -> str:
     units = f"{n_units} {result.unit}{'s' if n_units != 1 else ''}"
     text = f"“{subject.label}”: mean {title(subject.metric)} {number(own[subject.metric])} over {units}"
     known = math.isfinite(own["low"])
-    text += f" (95 % interval {number(own['low'])} to {number(own['high'])})." if known else "."
+    text += f" (95% interval {number(own['low'])} to {number(own['high'])})." if known else "."
     if n_units == 1:
         text += f" One {result.unit} gives no interval."
     if subject.reference is None:
@@ -94,7 +94,7 @@ def _against(result: CrossValidation, subject: Subject, units: str) -> str:
         return f"{text}."
     inside = row["low"] <= 0 <= row["high"]
     seen = "the interval includes 0, so no difference is shown" if inside else "the interval does not include 0"
-    return f"{text} (95 % interval {signed(row['low'])} to {signed(row['high'])}; {seen})."
+    return f"{text} (95% interval {signed(row['low'])} to {signed(row['high'])}; {seen})."
 
 
 def _tables(result: CrossValidation, subject: Subject) -> list[Any]:
@@ -117,7 +117,7 @@ def _overview(result: CrossValidation, subject: Subject, caption: str) -> Table:
             cells.setdefault(row["model"], {})[heading] = interval(row[subject.metric], row["low"], row["high"])
     columns = ["model", *(f"{heading} ({number(n)})" for heading, n in counts.items())]
     rows = [[model, *(found.get(heading, "–") for heading in counts)] for model, found in cells.items()]
-    note = f"Mean [95 % interval over {result.unit}s]; in brackets the number of genes. – : undefined, such as any correlation "
+    note = f"Mean [95% interval over {result.unit}s]; in brackets the number of genes. – : undefined, such as any correlation "
     note += "of a constant prediction."
     numeric = [name != "model" for name in columns]
     return Table(
@@ -139,7 +139,7 @@ def _by_unit(result: CrossValidation, subject: Subject, group: str) -> Figure:
     pl.cross_validation(result, metric=subject.metric, genes=group, ax=drawing.add_subplot())
     what = "all genes" if group == "all" else f"the genes {group}"
     alt = f"{title(subject.metric)} of {what} for each model and {result.unit}"
-    caption = f"{alt}. Dots: {result.unit}s, at the same height in every row; diamond and line: mean and 95 % interval."
+    caption = f"{alt}. Dots: {result.unit}s, at the same height in every row; diamond and line: mean and 95% interval."
     return vector(drawing, alt, caption, marks(result))
 
 

@@ -33,7 +33,6 @@ class Study:
     table_key: str
     key: str
     model: Model | None
-    no_model: str
 
     @classmethod
     def read(cls, sdata: SpatialData, model: Model | str | Path | None, key: str, table_key: str) -> Study:
@@ -42,11 +41,11 @@ class Study:
 
         table = _schema.get_table(sdata, table_key)
         try:
-            return cls(sdata, table_key, key, resolve_model(table, model, key), "")
-        except MissingKeyError as error:
+            return cls(sdata, table_key, key, resolve_model(table, model, key))
+        except MissingKeyError:
             if model is not None:
                 raise
-            return cls(sdata, table_key, key, None, str(error))
+            return cls(sdata, table_key, key, None)
 
     @property
     def table(self) -> AnnData:
@@ -86,6 +85,11 @@ class Study:
     def with_role(self, *roles: str) -> list[str]:
         """Sections with one of these roles."""
         return [name for name, role in self.roles.items() if role in roles]
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """Sections without any label in this table, such as tiles, whether or not the model knows the section."""
+        return [name for name in self.roles if not self.measured[self.sections == name].any()]
 
     @cached_property
     def patients(self) -> dict[str, str | None]:

@@ -126,12 +126,12 @@ def marks(result: CrossValidation | None) -> list[str]:
 def _evaluate(study: Study, seed: int) -> tuple[CrossValidation | None, str]:
     """Scores on the sections with labels that the model was not trained on, or why there are none."""
     if study.model is None:
-        return None, study.no_model
+        return None, f"No model is stored under {study.key!r} (argument model names another), so nothing can be scored."
     if not study.has_predictions:
         return None, f"There are no predictions in layers[{study.key!r}]."
     fresh = study.with_role(HELD_OUT, NEW)
     if not fresh:
-        trained = bool(study.with_role(TRAINED))
+        trained = set(study.with_role(TRAINED)) - set(study.unmeasured)
         return None, (
             "The model was trained on every section that was measured, so no honest score is possible."
             if trained

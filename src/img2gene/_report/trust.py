@@ -212,7 +212,7 @@ def ood_chapter(subject: Subject) -> Chapter:
     frame = ood_shares(subject)
     far = frame["share beyond"].to_numpy() if frame is not None else np.array([])
     lead = f"{np.nanmean(percentiles > threshold):.1%} of spots lie beyond the {threshold:g}th percentile of the distances "
-    lead += f"among training patients, where some {100 - threshold:g} % are to be expected; {source}."
+    lead += f"among training patients, where some {100 - threshold:g}% are to be expected; {source}."
     shown = frame.assign(**{"share beyond": [f"{value:.1%}" for value in far]})  # type: ignore[union-attr]
     caption = f"Share of spots beyond the {threshold:g}th percentile"
     part = table(shown, caption, limit=_MOST_ROWS, what="sections", right=("share beyond",))
