@@ -10,7 +10,7 @@ import pandas as pd
 from img2gene._report.blocks import Chapter, Figure, Missing, Row, Table, Text, interval, number, signed, table
 from img2gene._report.figures import canvas, vector
 from img2gene._report.subject import Subject, marks
-from img2gene.pl.learning_curve import METRIC_LABELS
+from img2gene.pl.scores import METRIC_LABELS
 
 if TYPE_CHECKING:
     from img2gene.tl import CrossValidation
@@ -99,7 +99,7 @@ def _against(result: CrossValidation, subject: Subject, units: str) -> str:
 
 def _tables(result: CrossValidation, subject: Subject) -> list[Any]:
     overview = _overview(result, subject, f"{title(subject.metric)} of every gene group")
-    groups = list(dict.fromkeys(["all", subject.best_gene_group]))
+    groups = list(dict.fromkeys(["all", subject.gene_group]))
     figures: list[Any] = [Row([_by_unit(result, subject, group) for group in groups]), _distribution(result, subject)]
     details = [_all_metrics(result, subject, group) for group in result.groups]
     return [overview, *figures, *_comparison(result, subject), *details]

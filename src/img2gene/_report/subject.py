@@ -99,7 +99,7 @@ class Subject:
         return marks(self.cv if kept else self.held_out)
 
     @property
-    def best_gene_group(self) -> str:
+    def gene_group(self) -> str:
         """The group that maps and matrices of genes come from: HVG, else the first there is."""
         groups = [] if self.result is None else self.result.groups
         return "HVG" if "HVG" in groups else next(iter(groups[1:]), "all")

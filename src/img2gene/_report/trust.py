@@ -10,7 +10,7 @@ import pandas as pd
 from img2gene import _schema, metrics
 from img2gene._report.blocks import CALIBRATED, Chapter, Figure, Missing, Row, Table, Text, table
 from img2gene._report.figures import canvas, raster, vector
-from img2gene._report.sources import Values
+from img2gene._report.sources import TRAINED, Values
 from img2gene._report.subject import Subject, marks
 
 THRESHOLD = 99.0
@@ -194,7 +194,7 @@ def _matrices(subject: Subject, values: Values) -> list[Any]:
 def _group_genes(subject: Subject, values: Values) -> list[str]:
     """At most 40 genes of the group of variable genes, or the first by name of the panel."""
     result: Any = subject.result
-    known, group = set(values.genes), subject.best_gene_group
+    known, group = set(values.genes), subject.gene_group
     if result is None or group == "all":
         return values.genes[:_MOST_MATRIX]
     members = result.scores.loc[(result.scores[group] == True).to_numpy(dtype=bool), "gene"]  # noqa: E712
@@ -211,8 +211,12 @@ def ood_chapter(subject: Subject) -> Chapter:
     threshold = uncertainty_facts(subject)[1]
     frame = ood_shares(subject)
     far = frame["share beyond"].to_numpy() if frame is not None else np.array([])
-    lead = f"{np.nanmean(percentiles > threshold):.1%} of spots lie beyond the {threshold:g}th percentile of the distances "
-    lead += f"among training patients, where some {100 - threshold:g}% are to be expected; {source}."
+    trained = [] if subject.study is None else subject.study.with_role(TRAINED)
+    others = ~np.isin(sections, trained)
+    where = " of sections that the model was not trained on" if trained and others.any() else ""
+    beyond = np.nanmean((percentiles > threshold)[others if others.any() else ~others])
+    lead = f"{beyond:.1%} of spots{where} lie beyond the {threshold:g}th percentile of the distances among training patients, "
+    lead += f"where some {100 - threshold:g}% are to be expected; {source}."
     shown = frame.assign(**{"share beyond": [f"{value:.1%}" for value in far]})  # type: ignore[union-attr]
     caption = f"Share of spots beyond the {threshold:g}th percentile"
     part = table(shown, caption, limit=_MOST_ROWS, what="sections", right=("share beyond",))

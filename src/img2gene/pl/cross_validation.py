@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene.pl.learning_curve import METRIC_LABELS
+from img2gene.pl.scores import METRIC_LABELS
 
 if TYPE_CHECKING:
     import pandas as pd

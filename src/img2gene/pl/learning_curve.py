@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from img2gene._errors import MissingKeyError, listing
+from img2gene.pl.scores import METRIC_LABELS
 from img2gene.pl.training import LINE_COLORS
 
 if TYPE_CHECKING:
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _X_LABELS = {"n_spots": "training spots", "n_groups": "training groups", "fraction": "fraction of the training data"}
-METRIC_LABELS = {"pcc": "PCC", "spearman": "Spearman", "mse": "MSE", "mae": "MAE", "r2": "R²"}
 
 
 def learning_curve(
@@ -25,7 +25,8 @@ def learning_curve(
     result
         Result of :func:`img2gene.tl.learning_curve`, or several concatenated.
     metric
-        ``"pcc"``, ``"spearman"``, ``"mse"``, ``"mae"`` or ``"r2"``; or another column of numbers, such as ``"seconds"``.
+        A score of :func:`img2gene.tl.evaluate`, such as ``"pcc"`` or ``"r2"``; or another column of numbers, such as
+        ``"seconds"``.
     genes
         Gene group, such as ``"HVG"``; ``"all"`` for all genes.
     x

@@ -12,6 +12,19 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+METRIC_LABELS = {
+    "pcc": "PCC",
+    "spearman": "Spearman",
+    "mse": "MSE",
+    "mae": "MAE",
+    "r2": "R²",
+    "nrmse": "NRMSE",
+    "ssim": "SSIM",
+    "moran": "Moran's I, predicted − measured",
+    "pcc_pooled": "PCC over all sections together",
+    "width": "width of intervals",
+    "error_correlation": "Spearman of error and predicted SD",
+}
 _COLORS = ("#3b6fb6", "#8a8a8a", "#c9c9c9", "#c4673d", "#5c9e5c", "#8d6cb3")
 
 
@@ -25,7 +38,7 @@ def scores(
     scores
         Result of :func:`img2gene.tl.evaluate`, or several concatenated.
     metric
-        ``"pcc"``, ``"spearman"``, ``"mse"``, ``"mae"`` or ``"r2"``.
+        A score of :func:`img2gene.tl.evaluate`, such as ``"pcc"``, ``"r2"`` or ``"ssim"``.
     genes
         Gene group, a column of truth values such as ``"HVG"``; by default all genes.
     by
@@ -62,7 +75,7 @@ def scores(
         ticks.append(_violin(ax, place, str(name), values))
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     ax.set_xticks(range(len(ticks)), ticks, fontsize=9)
-    ax.set_ylabel(f"{metric.upper() if metric != 'spearman' else 'Spearman'} per gene, within section")
+    ax.set_ylabel(f"{METRIC_LABELS.get(metric, metric)} per gene{'' if metric == 'pcc_pooled' else ', within section'}")
     ax.set_title("all genes" if genes is None else genes, fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
