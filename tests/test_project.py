@@ -15,7 +15,7 @@ import img2gene as ig
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "img2gene"
-SUBPACKAGES = sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
+SUBPACKAGES = sorted(path.parent.name for path in SOURCE.glob("[!_]*/__init__.py"))
 MODULES = {name: importlib.import_module(f"img2gene.{name}") for name in SUBPACKAGES}
 PUBLIC = {f"{package}.{name}": getattr(module, name) for package, module in MODULES.items() for name in module.__all__}
 TOP = {name for name in ig.__all__ if name not in ("__version__", "settings", *SUBPACKAGES)}

@@ -12,9 +12,11 @@ from img2gene.settings import Settings, settings
 
 if TYPE_CHECKING:
     from img2gene import datasets, encoders, get, io, metrics, models, pathways, pl, pp, tl
+    from img2gene._report import report
 
 _SUBPACKAGES = ["datasets", "encoders", "get", "io", "metrics", "models", "pathways", "pl", "pp", "tl"]
-__all__ = ["Img2GeneError", "LeakageError", "MissingKeyError", "Settings", "__version__", "settings", *_SUBPACKAGES]
+_OWN = ["Img2GeneError", "LeakageError", "MissingKeyError", "Settings", "__version__", "report", "settings"]
+__all__ = [*_OWN, *_SUBPACKAGES]
 __version__ = version("img2gene")
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -23,6 +25,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 def __getattr__(name: str) -> object:
     if name in _SUBPACKAGES:
         return importlib.import_module(f"img2gene.{name}")
+    if name == "report":
+        return importlib.import_module("img2gene._report").report
     raise AttributeError(f"module 'img2gene' has no attribute {name!r}")
 
 

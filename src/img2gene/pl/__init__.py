@@ -1,6 +1,7 @@
 """Plots; every function returns the figure or axes and leaves the data as they are."""
 
 from img2gene.pl.correlation import gene_correlation
+from img2gene.pl.cross_validation import cross_validation
 from img2gene.pl.learning_curve import learning_curve
 from img2gene.pl.localization import localization
 from img2gene.pl.patches import patches
@@ -11,6 +12,7 @@ from img2gene.pl.scores import scores
 from img2gene.pl.training import training
 
 __all__ = [
+    "cross_validation",
     "gene_correlation",
     "learning_curve",
     "localization",

@@ -57,7 +57,15 @@ def gene_correlation(
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(3.5 * panel_size, 1.12 * panel_size), layout="constrained")
+    figure = plt.figure(figsize=(3.5 * panel_size, 1.12 * panel_size), layout="constrained")
+    return draw_correlation(figure, result, cluster=cluster, limit=limit, cmap=cmap, panel_size=panel_size)
+
+
+def draw_correlation(
+    figure: Figure, result: GeneCorrelation, *, cluster: bool, limit: float, cmap: str, panel_size: float
+) -> Figure:
+    """Draw :func:`gene_correlation` on an empty figure."""
+    axes = figure.subplots(1, 3)
     order = result.order if cluster else np.arange(len(result.genes))
     style: dict[str, Any] = {"cmap": cmap, "vmin": -limit, "vmax": limit}
     for ax, title, matrix in zip(axes, ("measured", "predicted"), (result.true, result.predicted), strict=False):

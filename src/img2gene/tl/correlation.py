@@ -220,21 +220,36 @@ def gene_correlation(
     leaked = check_leakage(table, found, chosen, table_key, allow_leakage)
     columns = table.var_names.get_indexer(names)
     of_section = section_labels(table, table_key)
-    matrices, rows, constant = [], [], []
-    for name in chosen:
-        members = np.flatnonzero(of_section == name)
-        values = scored_values(table, found, members, columns, key)
-        pair = [metrics.gene_correlation(part) for part in values]
-        constant += _constant(name, names, pair)
-        matrices.append(_defined_in_both(pair))
-        facts = {"section": name, "patient": patient_of(table, members), **_scores(*matrices[-1])}
-        rows.append(facts | {"n_spots": len(values[0]), "leakage": leaked(name)})
+    members = {name: np.flatnonzero(of_section == name) for name in chosen}
+    facts = ({"section": name, "patient": patient_of(table, rows)} for name, rows in members.items())
+    marks = ({"leakage": leaked(name)} for name in chosen)
+    values = (scored_values(table, found, rows, columns, key) for rows in members.values())
+    result, constant = correlate(found.name, key, names, zip(facts, values, marks, strict=True), n_modules)
     _warn(constant)
-    scores = pd.DataFrame(rows).astype({"leakage": "boolean"})
-    result = _result(found.name, key, names, matrices, scores, n_modules)
     if inplace:
         _write(table, result)
     return result
+
+
+def correlate(
+    model: str,
+    key: str,
+    genes: list[str],
+    sections: Iterable[tuple[dict[str, Any], tuple[np.ndarray, np.ndarray], dict[str, Any]]],
+    n_modules: int | None = None,
+) -> tuple[GeneCorrelation, list[str]]:
+    """Correlate labels and predictions (n_spots, n_genes) of each section, and say which genes are constant where.
+
+    ``sections`` holds, for each, what stands before and after its scores in the table, and its labels and predictions.
+    """
+    matrices, rows, constant = [], [], []
+    for facts, values, marks in sections:
+        pair = [metrics.gene_correlation(part) for part in values]
+        constant += _constant(facts["section"], genes, pair)
+        matrices.append(_defined_in_both(pair))
+        rows.append({**facts, **_scores(*matrices[-1]), "n_spots": len(values[0]), **marks})
+    scores = pd.DataFrame(rows).astype({"leakage": "boolean"})
+    return _result(model, key, genes, matrices, scores, n_modules), constant
 
 
 def _chosen_genes(table: AnnData, model: Model, asked: tuple[str, int] | Sequence[str] | None) -> list[str]:

@@ -1,0 +1,175 @@
+"""Chapter on single genes: the best and the worst, and their maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from img2gene._errors import MissingKeyError, listing, near_matches
+from img2gene._report.blocks import CALIBRATED, Chapter, Missing, Row, Table, Text, number, table
+from img2gene._report.maps import Panel, gene_maps, panels
+from img2gene._report.scores import title
+from img2gene._report.sources import Values
+from img2gene._report.subject import Subject, marks
+
+_LISTED = 15
+_EXTRA = ("coverage", "error_correlation")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which genes and sections are mapped: those named, else the ``n_genes`` best and worst and ``n_sections``."""
+
+    genes: Sequence[str] | None
+    sections: Sequence[str] | None
+    n_genes: int
+    n_sections: int
+
+
+def genes_chapter(subject: Subject, choice: Choice) -> Chapter:
+    """Best and worst genes, and maps of held-out sections."""
+    blocks: list[Any] = []
+    if subject.result is not None:
+        blocks += _ranking(subject)
+    blocks += _maps(subject, choice) + _image_only(subject, choice)
+    return Chapter("genes", "Genes and maps", blocks)
+
+
+def ranked(subject: Subject) -> pd.DataFrame:
+    """Genes of the model with a defined score, best first."""
+    result: Any = subject.result
+    found = result.genes(subject.label, metric=_gene_metric(subject))
+    known = found[found[_gene_metric(subject)].notna()]
+    return known if _gene_metric(subject) not in ("mse", "mae", "nrmse") else known[::-1]
+
+
+def _gene_metric(subject: Subject) -> str:
+    return subject.metric if subject.result is not None and subject.metric in subject.result.scores else "pcc"
+
+
+def _ranking(subject: Subject) -> list[Any]:
+    result: Any = subject.result
+    metric, known = _gene_metric(subject), ranked(subject)
+    n_all = result.scores.loc[result.scores["model"] == subject.label, "gene"].nunique()
+    lead = f"“{subject.label}”: {len(known):,} of {n_all:,} genes have a score"
+    if len(known):
+        middle = known[metric].median()
+        lead += f"; median {title(metric)} {number(middle)}, from {number(known[metric].min())} to {number(known[metric].max())}"
+    own = result.scores[result.scores["model"] == subject.label]
+    extra = [name for name in _EXTRA if name in own and own[name].notna().any()]
+    known = known.join(own.groupby("gene")[extra].mean()) if extra else known
+    ends = {"Best genes": known.head(_LISTED), "Worst genes": known.tail(_LISTED)[::-1]}
+    tables = [_ends(caption, part, len(known), subject) for caption, part in ends.items()]
+    note = "Picked by the score that they achieved, so the best flatter the model; name genes of your own with the argument genes."
+    return [Text(f"{lead}.", "lead"), Text(note), Row(tables)]
+
+
+def _ends(caption: str, part: pd.DataFrame, n: int, subject: Subject) -> Table:
+    shown = part.rename_axis("gene").reset_index()
+    shown = shown.drop(columns="n_nan") if not shown["n_nan"].any() else shown
+    names = {"sd": "SD over sections", "n_sections": "sections", "n_nan": "undefined in"}
+    shown = shown.rename(columns=names).rename(columns=title)
+    return table(shown, caption, note=f"{len(shown)} of {n:,} genes.", marks=marks(subject.result))
+
+
+def _maps(subject: Subject, choice: Choice) -> list[Any]:
+    values = subject.values
+    if values is None:
+        return [_no_maps(subject)] if subject.result is not None or not _new_images(subject) else []
+    genes = _genes(subject, values, choice)
+    shown = _sections(values, choice)
+    found = panels(subject.study, values, shown)
+    text = (
+        f"Maps of {subject.values_of}, beside what was measured; both on one scale of colours (1st to 99th percentile)."
+    )
+    if "std" not in values.layers:
+        rest = [Missing("maps of the uncertainty: there are no predicted standard deviations", CALIBRATED)]
+    else:
+        rest = []
+    kinds = {} if choice.genes is not None else dict.fromkeys(genes[: choice.n_genes], " (best)")
+    rest_of = "" if choice.genes is not None else " (worst)"
+    figures = [gene_maps(gene, found, values, subject.values_marks, kinds.get(gene, rest_of)) for gene in genes]
+    return [Text(text), Row(figures), *rest] if figures and shown else [_no_maps(subject), *rest]
+
+
+def _no_maps(subject: Subject) -> Missing:
+    if subject.cv is not None:
+        label = subject.label if subject.label in subject.cv.settings.get("models", {}) else ""
+        asked = f"[{label!r}]" if label else "True"
+        return Missing("maps: no predictions were kept", f"img2gene.tl.cross_validate(sdata, keep_predictions={asked})")
+    if subject.study is not None and subject.study.has_predictions and subject.no_score:
+        text = f"maps of held-out sections: {subject.no_score} Maps of training sections would show fits"
+        return Missing(text, 'img2gene.tl.fit(sdata, validate_on=["P4"]); img2gene.tl.predict(sdata)')
+    return Missing("maps of held-out sections", "img2gene.tl.predict(sdata)")
+
+
+def _genes(subject: Subject, values: Values, choice: Choice) -> list[str]:
+    """The genes asked for, else the best and the worst."""
+    known = values.genes
+    if choice.genes is not None:
+        absent = [gene for gene in choice.genes if gene not in known]
+        if absent:
+            raise MissingKeyError(f"genes: {listing(absent)} not predicted ({near_matches(absent, known)}).")
+        return list(choice.genes)
+    order = [gene for gene in ranked(subject).index if gene in set(known)]
+    return list(dict.fromkeys(order[: choice.n_genes] + order[len(order) - choice.n_genes :]))
+
+
+def _sections(values: Values, choice: Choice) -> list[str]:
+    """The sections asked for, else the first ones, of different patients if possible."""
+    present = list(dict.fromkeys(values.sections.tolist()))
+    if choice.sections is not None:
+        absent = [name for name in choice.sections if name not in present]
+        if absent:
+            raise MissingKeyError(f"No held-out section named {listing(absent)} (available: {listing(present)}).")
+        return list(choice.sections)
+    people = values.table.obs["patient"].astype(str).to_numpy()[values.rows] if "patient" in values.table.obs else None
+    if people is None:
+        return present[: choice.n_sections]
+    first = {str(people[values.sections == name][0]): name for name in reversed(present)}
+    return sorted(present, key=lambda name: name not in first.values())[: choice.n_sections]
+
+
+def _new_images(subject: Subject) -> list[str]:
+    study = subject.study
+    return study.unmeasured if study is not None and study.has_predictions else []
+
+
+def _image_only(subject: Subject, choice: Choice) -> list[Any]:
+    """Predictions where nothing was measured."""
+    new, study = _new_images(subject), subject.study
+    if study is None or not new:
+        return []
+    values = Values.of_study(study, new)
+    genes = _prominent(subject, values, choice)
+    shown = [name for name in new if choice.sections is None or name in choice.sections][: choice.n_sections]
+    found = [Panel(panel.canvas, panel.rows, measured=False) for panel in panels(study, values, shown)]
+    many = "sections have" if len(new) > 1 else "section has"
+    text = f"{len(new)} {many} an image only. Predictions without scores, {_why(subject, choice)}:"
+    return [Text(text), Row([gene_maps(gene, found, values, ["no score"]) for gene in genes])]
+
+
+def _why(subject: Subject, choice: Choice) -> str:
+    """How the genes of :func:`_prominent` were chosen."""
+    if choice.genes is not None:
+        return "of the genes asked for"
+    if subject.result is not None:
+        return "of the genes that score best elsewhere"
+    if subject.study is not None and subject.study.model is not None:
+        return "of the genes that varied most over the tissue in training"
+    return "of the first genes"
+
+
+def _prominent(subject: Subject, values: Values, choice: Choice) -> list[str]:
+    """Genes asked for, else the best scored, else those with the highest Moran's I in training."""
+    known = set(values.genes)
+    if choice.genes is not None:
+        return [gene for gene in choice.genes if gene in known]
+    if subject.result is not None:
+        return [gene for gene in ranked(subject).index if gene in known][: choice.n_genes]
+    model: Any = None if subject.study is None else subject.study.model
+    order = values.genes if model is None else model.top_genes("moran", len(model.genes))
+    return [gene for gene in order if gene in known][: choice.n_genes]

@@ -1,0 +1,138 @@
+"""Chapters on what to be careful about, and on how all of it was made."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._leaks import find_leaks
+from img2gene._report.blocks import Chapter, Details, Missing, Table, Text, names
+from img2gene._report.sources import Study, readable
+from img2gene._report.subject import Subject
+from img2gene._report.trust import ood_shares, uncertainty_facts
+
+if TYPE_CHECKING:
+    from img2gene.tl import CrossValidation
+
+_PACKAGES = ("img2gene", "torch", "anndata", "spatialdata", "numpy", "pandas", "scikit-learn", "scipy", "matplotlib")
+_FAR_SHARE, _FEW_UNITS, _MOST_FAR = 0.2, 5, 12
+
+
+def warnings_chapter(found: list[str]) -> Chapter:
+    """Everything that was noticed."""
+    blocks = [Text(text, "warning") for text in found] or [Text("Nothing was noticed.")]
+    return Chapter("warnings", "Warnings", blocks)
+
+
+def warnings_of(subject: Subject) -> list[str]:
+    """Leaks, smoothing, few patients, models that do not beat a baseline, sections far from the training data."""
+    found: list[str] = []
+    if subject.result is not None:
+        found += _of_scores(subject, subject.result)
+    if subject.study is not None:
+        found += _of_study(subject.study)
+    found += _far_sections(subject)
+    return list(dict.fromkeys(found))
+
+
+def _of_scores(subject: Subject, result: CrossValidation) -> list[str]:
+    found = [] if result.scope == "between patients" else [result.notice]
+    found += result.warnings
+    leaked = result.scores.loc[result.scores["leakage"].fillna(False).astype(bool), "section"].unique()
+    if len(leaked):
+        found.append(f"Leakage: models were trained on patients of the scored sections {names(list(leaked))}.")
+    n = result.scores[result.unit].nunique()
+    if n < _FEW_UNITS:
+        text = f"Scores rest on {n} {result.unit}{'s' if n > 1 else ''}"
+        found.append(f"{text}: {'intervals over so few are wide.' if n > 1 else 'there is no interval.'}")
+    if subject.reference not in (None, "permutation null"):
+        rows = result.compare(subject.reference, metric=subject.metric)
+        own = rows[rows["model"] == subject.label]
+        if len(own) and not own["low"].iloc[0] > 0:
+            found.append(
+                f"“{subject.label}” is not shown to be better than “{subject.reference}” on the same features."
+            )
+    own_scores = result.scores[result.scores["model"] == subject.label]
+    undefined = int(own_scores["pcc"].isna().sum())
+    if undefined:
+        text = f"{undefined:,} of {len(own_scores):,} gene × section pairs have no correlation, as the gene is constant there"
+        found.append(f"{text}; they are left out of means, not counted as 0.")
+    return found
+
+
+def _of_study(study: Study) -> list[str]:
+    found = []
+    model = study.model
+    if model is not None and model.report.get("leakage"):
+        text = f"The stored model was trained with patients on both sides: {names(model.report['leakage'])}"
+        found.append(f"{text}; its scores on them are optimistic.")
+    if model is not None and model.report.get("leakage", []) is None:
+        found.append("Patients are not recorded, so whether the split is honest cannot be checked.")
+    empty = int((~study.measured & ~np.isin(study.sections, study.unmeasured)).sum())
+    if empty > 0:
+        found.append(f"{empty:,} spots of measured sections have no count; they are not scored.")
+    return found + _leaks(study)
+
+
+def _leaks(study: Study) -> list[str]:
+    """What looks like a leak in the data themselves."""
+    model, table = study.model, study.table
+    if model is None or len(study.roles) - len(study.unmeasured) < 2:
+        return []
+    groups = _schema.PATIENT if _schema.PATIENT in table.obs else _schema.SECTION
+    given = {"layer": model.labels["layer"], "table_key": study.table_key, "seed": model.report.get("seed", 0)}
+    # A panel was judged when the model was trained.
+    found, why = readable(find_leaks, table, groups, uses_panel=False, **given)
+    return [f"Leaks were not looked for: {why}"] if why else [leak.message for leak in found]
+
+
+def _far_sections(subject: Subject) -> list[str]:
+    frame = ood_shares(subject)
+    if frame is None:
+        return []
+    far = frame[frame["share beyond"] > _FAR_SHARE]
+    if not len(far):
+        return []
+    parts = [f"{row.section} ({row[-2]:.0%})" for row in far[["section", "share beyond"]].assign(end=0).itertuples()]
+    text = f"Sections far from the training sections, with the share of spots beyond the {uncertainty_facts(subject)[1]:g}th "
+    return [
+        f"{text}percentile: {names(parts, _MOST_FAR)}. Another stain, scanner or tissue; scores elsewhere do not carry over."
+    ]
+
+
+def settings_chapter(subject: Subject, asked: dict[str, Any]) -> Chapter:
+    """Versions, seed and all parameters."""
+    rows = [[name, _version(name)] for name in _PACKAGES]
+    rows += [["python", platform.python_version()], ["platform", platform.platform()]]
+    rows += [["seed of this report", str(subject.seed)]]
+    model = None if subject.study is None else subject.study.model
+    if model is not None:
+        rows += [["model: trained with img2gene", str(model.report.get("img2gene", "unknown"))]]
+        rows += [["model: seed", str(model.report.get("seed", "unknown"))]]
+    if subject.cv is not None:
+        rows += [["cross-validation: seed", str(subject.cv.settings.get("seed", "unknown"))]]
+    blocks: list[Any] = [Table("Versions and seeds, where this report was made", ["what", "value"], rows)]
+    if subject.cv is not None:
+        blocks.append(Details("Parameters of the cross-validation", _json(subject.cv.settings)))
+    elif model is None:
+        blocks.append(Missing("parameters of a model or a cross-validation", "img2gene.tl.fit(sdata)"))
+    if model is not None:
+        blocks.append(Details("The stored model", model.describe()))
+    blocks.append(Details("Parameters of this report", _json(asked)))
+    return Chapter("settings", "Settings and versions", blocks)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, default=str, ensure_ascii=False)

@@ -1,0 +1,219 @@
+"""One self-contained page about a study, a cross-validation, or both."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from img2gene._errors import Img2GeneError, raise_problems
+from img2gene.settings import settings
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from img2gene._report.blocks import Chapter
+    from img2gene._report.genes import Choice
+    from img2gene._report.subject import Subject
+    from img2gene.models import Model
+    from img2gene.tl import CrossValidation
+
+logger = logging.getLogger(__name__)
+
+
+def report(
+    data: SpatialData | CrossValidation,
+    path: str | Path = "report.html",
+    *,
+    cv: CrossValidation | None = None,
+    model: Model | str | Path | None = None,
+    label: str | None = None,
+    metric: str = "pcc",
+    genes: str | Sequence[str] | None = None,
+    sections: str | Sequence[str] | None = None,
+    n_genes: int = 2,
+    n_sections: int = 2,
+    title: str = "Predicted gene expression",
+    seed: int | None = None,
+    key: str = "img2gene",
+    table_key: str = "table",
+    overwrite: bool = True,
+) -> Path:
+    """Write one HTML page: data, splits, scores with baselines, genes with maps, uncertainty, warnings, settings.
+
+    The page needs nothing else: images are inside it, it runs no script and loads nothing. What is not there is said to be
+    missing, with the call that adds it. Scores that say nothing about new patients (within one patient, with leakage, on
+    smoothed labels) are marked at the top and at every table and figure.
+
+    Parameters
+    ----------
+    data
+        Study with what :func:`img2gene.tl.fit` and :func:`img2gene.tl.predict` wrote: its model is scored on the sections that
+        it was not trained on. Or the result of :func:`img2gene.tl.cross_validate`, for maps and calibration with
+        ``keep_predictions``.
+    path
+        File to write; ``.html`` is appended if it has no suffix.
+    cv
+        Cross-validation of the study ``data``: its scores come first, and its predictions are drawn on the tissue.
+    model
+        The model that predicted in the study, as in :func:`img2gene.tl.evaluate`; by default the one stored under ``key``.
+    label
+        Model of the result whose genes, maps and calibration are shown; by default the first, of those with predictions.
+    metric
+        Score that models and genes are compared by; any of :meth:`img2gene.tl.CrossValidation.by_unit`.
+    genes
+        Genes to draw; by default the best and the worst.
+    sections
+        Sections to draw; by default the first ones, of different patients if possible.
+    n_genes
+        How many of the best and how many of the worst genes are drawn.
+    n_sections
+        How many sections are drawn.
+    title
+        Heading of the page.
+    seed
+        Seed of permutations and samples; None takes ``img2gene.settings.seed``.
+    key
+        Name of the prediction in the study.
+    table_key
+        Table of the study.
+    overwrite
+        Replace an existing file: a report can always be made again.
+
+    Returns
+    -------
+    Path of the file. It is there as a whole or not at all; nothing else is changed.
+
+    Raises
+    ------
+    Img2GeneError
+        Neither a study nor a cross-validation, a folder that does not exist, or a file that must not be replaced.
+    MissingKeyError
+        No such model, label, metric, gene or section.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=1, n_spots=30, n_genes=60)
+    >>> ig.pp.extract_patches(sdata, patch_um=112)
+    >>> ig.pp.embed_patches(sdata, "color-texture")
+    >>> ig.tl.fit(sdata, "ridge", validate_on=["P3"])
+    >>> ig.tl.predict(sdata)
+    >>> import tempfile
+    >>> ig.report(sdata, f"{tempfile.mkdtemp()}/report.html").name
+    'report.html'
+    """
+    from img2gene._report.figures import plain_style
+    from img2gene._report.genes import Choice
+    from img2gene._report.sources import Study
+    from img2gene._report.subject import Subject
+
+    asked = {name: value for name, value in locals().items() if name in _RECORDED}
+    path = _target(path, overwrite)
+    sdata, result = _inputs(data, cv)
+    _check_numbers(n_genes, n_sections)
+    seed = settings.seed if seed is None else seed
+    study = None if sdata is None else Study.read(sdata, model, key, table_key)
+    subject = Subject.of(study, result, label, metric, seed)
+    choice = Choice(_listed(genes), _listed(sections), n_genes, n_sections)
+    with plain_style():
+        page = _render(subject, choice, title, asked)
+    return _write(path, page)
+
+
+_RECORDED = {"metric", "label", "genes", "sections", "n_genes", "n_sections", "seed", "key", "table_key"}
+
+
+def _target(path: str | Path, overwrite: bool) -> Path:
+    """The file to write, checked before anything is computed."""
+    path = Path(path)
+    path = path if path.suffix else path.with_suffix(".html")
+    if not path.parent.is_dir():
+        raise Img2GeneError(f"Folder {path.parent} does not exist; make it first (`os.makedirs`).")
+    if path.is_dir():
+        raise Img2GeneError(f"{path} is a folder; name a file in it, such as {path / 'report.html'}.")
+    if path.exists() and not overwrite:
+        raise Img2GeneError(f"{path} exists; pass `overwrite=True` to replace it.")
+    return path
+
+
+def _inputs(data: Any, cv: Any) -> tuple[SpatialData | None, CrossValidation | None]:
+    from img2gene.tl import CrossValidation
+
+    if isinstance(data, CrossValidation):
+        if cv is not None:
+            raise Img2GeneError(
+                "Two cross-validations; pass the study first: `img2gene.report(sdata, path, cv=result)`."
+            )
+        return None, data
+    if not hasattr(data, "tables"):
+        raise Img2GeneError(f"Expected a SpatialData or a CrossValidation, got {type(data).__name__}.")
+    if cv is not None and not isinstance(cv, CrossValidation):
+        raise Img2GeneError(f"cv: expected a CrossValidation, got {type(cv).__name__}.")
+    return data, cv
+
+
+def _check_numbers(n_genes: int, n_sections: int) -> None:
+    given = {"n_genes": n_genes, "n_sections": n_sections}
+    raise_problems([f"{name}={value}: expected 1 or more." for name, value in given.items() if value < 1])
+
+
+def _listed(values: str | Sequence[str] | None) -> list[str] | None:
+    return None if values is None else [values] if isinstance(values, str) else list(values)
+
+
+def _render(subject: Subject, choice: Choice, title: str, asked: dict[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from img2gene import __version__
+    from img2gene._report import data, scores
+    from img2gene._report.notes import warnings_of
+    from img2gene._report.subject import marks
+
+    found = warnings_of(subject)
+    environment = Environment(
+        loader=PackageLoader("img2gene._report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html").render(
+        title=title,
+        version=__version__,
+        date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        marks=marks(subject.result) or marks(subject.held_out),
+        notice=None if subject.result is None else subject.result.notice,
+        no_score=subject.no_score if subject.result is None else "",
+        summary=[data.counted(subject), *([] if subject.result is None else [scores.verdict(subject)])],
+        n_warnings=len(found),
+        chapters=_chapters(subject, choice, asked, found),
+    )
+
+
+def _chapters(subject: Subject, choice: Choice, asked: dict[str, Any], found: list[str]) -> list[Chapter]:
+    from img2gene._report import data, genes, notes, scores, trust
+
+    return [
+        data.data_chapter(subject),
+        data.splits_chapter(subject),
+        scores.scores_chapter(subject),
+        genes.genes_chapter(subject, choice),
+        trust.calibration_chapter(subject),
+        trust.structure_chapter(subject),
+        trust.ood_chapter(subject),
+        trust.predictability_chapter(subject),
+        notes.warnings_chapter(found),
+        notes.settings_chapter(subject, asked),
+    ]
+
+
+def _write(path: Path, page: str) -> Path:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        # Renamed when complete, so that an interruption never leaves half a page behind.
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    logger.info("wrote %s", path)
+    return path

@@ -1,0 +1,173 @@
+"""Everything the chapters draw from: sources, scores on held-out sections, and what keeps those from being honest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from img2gene._errors import MissingKeyError, near
+from img2gene._report.sources import HELD_OUT, NEW, TRAINED, Study, Values, readable
+
+if TYPE_CHECKING:
+    from img2gene.tl import CrossValidation
+
+_REFERENCES = ("ridge", "ridge, not centred", "feature k-NN", "permutation null")
+FOLD = "held out"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is reported on.
+
+    Attributes
+    ----------
+    study, cv
+        One of them or both.
+    held_out
+        Scores of the study's own model on sections that it was not trained on, as a cross-validation of one fold.
+    no_score
+        Why there is none.
+    label
+        The model of :attr:`result` whose genes, maps and calibration are shown.
+    metric
+        Score that models and genes are compared by.
+    seed
+        Of permutations and samples.
+    """
+
+    study: Study | None
+    cv: CrossValidation | None
+    held_out: CrossValidation | None
+    no_score: str
+    label: str
+    metric: str
+    seed: int
+
+    @classmethod
+    def of(cls, study: Study | None, cv: CrossValidation | None, label: str | None, metric: str, seed: int) -> Subject:
+        """Score what can be scored; ``label`` and ``metric`` have to be in the result."""
+        held_out, why = (None, "") if study is None else _evaluate(study, seed)
+        result = cv if cv is not None else held_out
+        if result is None:
+            return cls(study, cv, held_out, why, "", metric, seed)
+        if label is not None and label not in result.models:
+            raise MissingKeyError(f"No model labelled {label!r} in the scores ({near(label, result.models)}).")
+        if metric not in result.by_unit():
+            known = [name for name in result.by_unit() if name not in ("model", result.unit)]
+            raise MissingKeyError(f"metric={metric!r} is not a score of the result ({near(metric, known)}).")
+        first = next((name for name in result.models if name in result.predictions), result.models[0])
+        return cls(study, cv, held_out, why, label or first, metric, seed)
+
+    @property
+    def result(self) -> CrossValidation | None:
+        """The cross-validation if there is one, else the scores of the study's own model."""
+        return self.cv if self.cv is not None else self.held_out
+
+    @property
+    def reference(self) -> str | None:
+        """The strongest kind of baseline that was run, other than the model itself."""
+        known = [] if self.result is None else self.result.models
+        return next((name for name in _REFERENCES if name in known and name != self.label), None)
+
+    @cached_property
+    def values(self) -> Values | None:
+        """Held-out predictions of the model: those that the cross-validation kept, else those of the study's model."""
+        if self.cv is not None and self.label in self.cv.predictions:
+            return Values.of_predictions(self.cv.predictions[self.label])
+        if self.study is None or self.held_out is None:
+            return None
+        return Values.of_study(self.study, list(dict.fromkeys(self.held_out.scores["section"])))
+
+    @property
+    def values_of(self) -> str:
+        """Which predictions these are."""
+        kept = self.cv is not None and self.label in self.cv.predictions
+        if kept or self.cv is None:
+            return f"held-out predictions of “{self.label}”"
+        return (
+            "the stored model on the sections that it was not trained on, as the cross-validation kept no predictions"
+        )
+
+    @property
+    def values_marks(self) -> list[str]:
+        """Marks of what is made of :attr:`values`."""
+        kept = self.cv is not None and self.label in self.cv.predictions
+        return marks(self.cv if kept else self.held_out)
+
+    @property
+    def gene_group(self) -> str:
+        """The group that maps and matrices of genes come from: HVG, else the first there is."""
+        groups = [] if self.result is None else self.result.groups
+        return "HVG" if "HVG" in groups else next(iter(groups[1:]), "all")
+
+
+def marks(result: CrossValidation | None) -> list[str]:
+    """What keeps the scores of a result from being honest estimates for new patients, in a few words each."""
+    if result is None:
+        return []
+    found = []
+    if result.scope == "within patient":
+        found.append("within-patient estimate")
+    elif result.scope != "between patients":
+        found.append("patients unknown")
+    if result.scope != "within patient" and bool(result.scores["leakage"].fillna(False).astype(bool).any()):
+        found.append("leakage: patients trained on")
+    if result.settings.get("allow_leakage") and result.warnings:
+        found.append("possible leakage allowed")
+    if result.settings.get("smooth"):
+        found.append("labels smoothed")
+    return found
+
+
+def _evaluate(study: Study, seed: int) -> tuple[CrossValidation | None, str]:
+    """Scores on the sections with labels that the model was not trained on, or why there are none."""
+    if study.model is None:
+        return None, f"No model is stored under {study.key!r} (argument model names another), so nothing can be scored."
+    if not study.has_predictions:
+        return None, f"There are no predictions in layers[{study.key!r}]."
+    fresh = study.with_role(HELD_OUT, NEW)
+    if not fresh:
+        trained = set(study.with_role(TRAINED)) - set(study.unmeasured)
+        return None, (
+            "The model was trained on every section that was measured, so no honest score is possible."
+            if trained
+            else "No section was measured, so there is nothing to score against."
+        )
+    found, why = readable(_scores, study, fresh, seed)
+    return found, why
+
+
+def _scores(study: Study, fresh: list[str], seed: int) -> CrossValidation:
+    from img2gene.tl import CrossValidation, evaluate
+    from img2gene.tl.cross_validation import BETWEEN, UNKNOWN, WITHIN
+
+    scores = evaluate(
+        study.sdata,
+        study.model,
+        sections=fresh,
+        key=study.key,
+        table_key=study.table_key,
+        seed=seed,
+        # Sections that were trained on are not among them; those of the same patient are scored and marked.
+        allow_leakage=True,
+        inplace=False,
+    )
+    leaked = scores["leakage"]
+    scope = WITHIN if leaked.fillna(False).any() else UNKNOWN if leaked.isna().any() else BETWEEN
+    columns = ["model", "fold", "section", "patient", "genes", "structure", "structure_rmse", "n_genes"]
+    return CrossValidation(
+        scores.assign(fold=FOLD, scope=scope), pd.DataFrame(columns=columns), _fold(study, fresh), scope
+    )
+
+
+def _fold(study: Study, fresh: list[str]) -> pd.DataFrame:
+    model: Any = study.model
+    patients = list(dict.fromkeys(filter(None, (study.patients[name] for name in fresh))))
+    facts: dict[str, Any] = {"fold": FOLD, "sections": ", ".join(fresh), "patients": ", ".join(patients) or None}
+    facts |= {"n_train_spots": model.report.get("n_spots"), "n_test_spots": int(np.isin(study.sections, fresh).sum())}
+    facts |= {"n_train_sections": len(model.report.get("sections", [])), "n_genes": len(model.genes)}
+    return pd.DataFrame([facts])
