@@ -11,9 +11,9 @@ from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError
 from img2gene.settings import Settings, settings
 
 if TYPE_CHECKING:
-    from img2gene import datasets, encoders, get, io, metrics, models, pathways, pl, pp, tl
+    from img2gene import benchmark, datasets, encoders, get, io, metrics, models, pathways, pl, pp, tl
 
-_SUBPACKAGES = ["datasets", "encoders", "get", "io", "metrics", "models", "pathways", "pl", "pp", "tl"]
+_SUBPACKAGES = ["benchmark", "datasets", "encoders", "get", "io", "metrics", "models", "pathways", "pl", "pp", "tl"]
 __all__ = ["Img2GeneError", "LeakageError", "MissingKeyError", "Settings", "__version__", "settings", *_SUBPACKAGES]
 __version__ = version("img2gene")
 
