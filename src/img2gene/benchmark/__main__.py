@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from img2gene._errors import Img2GeneError, Problems, listing, near
+from img2gene._errors import Img2GeneError, Problems, listing, near, raise_problems
 from img2gene.benchmark import cohorts, protocols
 
 if TYPE_CHECKING:
@@ -117,12 +117,12 @@ def run(given: argparse.Namespace) -> int:
     for inventory, protocol in plan.pairs:
         try:
             outcomes.append(runner.run(inventory, protocol, request, embeddings, tell))
-        except Img2GeneError as error:
+        except (Img2GeneError, OSError) as error:
             failures.append(f"{inventory.cohort.name}, {protocol.name}: {error}")
-            continue
-        report.write(outcomes, [*plan.notes, *failures], request.out)
+        if outcomes:
+            # After each, so that an interruption leaves a table of what was finished.
+            report.write(outcomes, [*plan.notes, *failures], request.out)
     if outcomes:
-        report.write(outcomes, [*plan.notes, *failures], request.out)
         print((request.out / "summary.md").read_text())
         print(f"{len(outcomes)} tables in {time.perf_counter() - start:.0f} s: {request.out}/summary.md, summary.csv")
     for line in failures:
@@ -139,49 +139,46 @@ def planned(given: argparse.Namespace) -> Plan:
     """Pairs of cohorts and protocols to run; everything that is wrong with the arguments is raised at once."""
     problems = Problems()
     every = given.cohort == ["all"]
-    chosen = (
-        [name for name in cohorts.COHORTS if name != cohorts.SYNTHETIC] if every else list(dict.fromkeys(given.cohort))
-    )
     found: list[Inventory] = []
-    for name in chosen:
+    for name in _all_cohorts() if every else dict.fromkeys(given.cohort):
         with problems.collect():
             found.append(cohorts.get(name).find(given.data))
-    asked = None if given.protocol == ["all"] else []
-    for name in [] if asked is None else dict.fromkeys(given.protocol):
+    asked: list[Protocol] = []
+    for name in protocols.PROTOCOLS if given.protocol == ["all"] else dict.fromkeys(given.protocol):
         with problems.collect():
-            asked.append(protocols.get(name))  # type: ignore[union-attr]
+            asked.append(protocols.get(name))
     problems.raise_all()
-    return _pairs(found, asked, every, given.data)
-
-
-def _pairs(found: list[Inventory], asked: list[Protocol] | None, every: bool, data: Path) -> Plan:
-    from img2gene.benchmark.runner import check_cohort, group_problems
-
-    problems, pairs, notes = Problems(), [], []
     absent = [inventory for inventory in found if not inventory.present]
-    if every and len(absent) == len(found):
-        raise Img2GeneError(f"{data} holds no known cohort. Expected one of:\n{expected(found)}")
-    for inventory in found:
-        if inventory in absent and every:
-            notes.append(f"{inventory.cohort.name}: no section present; expected {inventory.cohort.expected}.")
-            continue
-        with problems.collect():
-            check_cohort(inventory, data)
-        for protocol in protocols.PROTOCOLS.values() if asked is None else asked:
-            if inventory.cohort.name not in protocol.cohorts or not inventory.present:
-                continue
-            wrong = group_problems(inventory, protocol)
-            (notes if every or asked is None else problems.found).extend(wrong)
-            pairs += [(inventory, protocol)] * (not wrong)
-    for protocol in asked or []:
-        if not any(inventory.cohort.name in protocol.cohorts for inventory in found):
-            problems.found.append(
-                f"{protocol.name} is for {listing(protocol.cohorts, 20)}, none of which is asked for."
-            )
-    problems.raise_all()
+    if len(absent) == len(found):
+        raise Img2GeneError(f"{given.data} holds no section of these cohorts. Expected:\n{expected(found)}")
+    notes = [
+        f"{inventory.cohort.name}: no section present; expected {inventory.cohort.expected}." for inventory in absent
+    ]
+    pairs, unfit = _pairs([inventory for inventory in found if inventory.present], asked)
+    if not every:
+        raise_problems(notes)
     if not pairs:
-        raise Img2GeneError("Nothing to run. " + " ".join(notes))
-    return Plan(pairs, notes)
+        known = listing([name for protocol in asked for name in protocol.cohorts], 30)
+        raise Img2GeneError("\n".join(["Nothing to run.", *unfit]) if unfit else f"These protocols are for {known}.")
+    return Plan(pairs, [*notes, *unfit])
+
+
+def _all_cohorts() -> list[str]:
+    return [name for name in cohorts.COHORTS if name != cohorts.SYNTHETIC]
+
+
+def _pairs(found: list[Inventory], asked: list[Protocol]) -> tuple[list[tuple[Inventory, Protocol]], list[str]]:
+    """What can be run, and why other protocols of these cohorts cannot."""
+    pairs, unfit = [], []
+    for inventory in found:
+        for protocol in asked:
+            if inventory.cohort.name in protocol.cohorts:
+                problem = inventory.problem(protocol.groups, protocol.sections)
+                if problem is None:
+                    pairs.append((inventory, protocol))
+                else:
+                    unfit.append(f"{inventory.cohort.name}, {protocol.name}: {problem}")
+    return pairs, unfit
 
 
 def expected(found: list[Inventory]) -> str:
@@ -212,14 +209,7 @@ def requested(given: argparse.Namespace) -> Request:
 
 
 def parse_model(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and parameters of a model such as ``ridge:n_components=10,center=none``.
-
-    Examples
-    --------
-    >>> from img2gene.benchmark.__main__ import parse_model
-    >>> parse_model("ridge:n_components=10,center=none")
-    ('ridge', {'n_components': 10, 'center': 'none'})
-    """
+    """Name and parameters of a model such as ``ridge:n_components=10,center=none``."""
     from img2gene import models
 
     name, _, rest = text.partition(":")

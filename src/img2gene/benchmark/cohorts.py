@@ -116,6 +116,21 @@ class Inventory:
         names = self.missing(asked)
         return f"{text}; missing: {listing(names, 100) if names else 'sections whose names are not known here'}."
 
+    def problem(self, groups: str, asked: tuple[str, ...] = ()) -> str | None:
+        """What keeps the sections that a protocol asks for from being divided by ``groups``; None if nothing does."""
+        used = self.used(asked)
+        if len(used) < 2:
+            return f"{self.describe(asked)} Two are needed at least."
+        if groups == hest.SPLIT:
+            unknown, where = [name for name in used if name not in hest.splits(self.folder)], "splits/test_*.csv"
+        elif groups == _schema.PATIENT:
+            unknown, where = [name for name in used if name not in self.patients], "patients.csv (section,patient)"
+        else:
+            return None
+        return (
+            f"the {groups} of {listing(unknown)} is not known; list it in {self.folder}/{where}." if unknown else None
+        )
+
     def read(self, name: str) -> Section:
         """Read one section."""
         if self.cohort.name == SYNTHETIC:

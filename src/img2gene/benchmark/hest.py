@@ -36,8 +36,6 @@ def panel(folder: Path) -> list[str] | None:
 
 def splits(folder: Path) -> dict[str, str]:
     """The fold that holds out each section, from ``splits/``; folds that are no partition are refused."""
-    import pandas as pd
-
     held: dict[str, str] = {}
     trained: dict[str, set[str]] = {}
     for path in sorted(folder.glob("splits/test_*.csv")):
@@ -45,7 +43,7 @@ def splits(folder: Path) -> dict[str, str]:
         partner = path.with_name(f"train_{number}.csv")
         if not partner.is_file():
             raise Img2GeneError(f"{path} has no {partner.name} beside it.")
-        test, train = ([str(name) for name in pd.read_csv(file)["sample_id"]] for file in (path, partner))
+        test, train = _listed(path), _listed(partner)
         if set(test) & set(held):
             raise Img2GeneError(f"{path} holds out {listing(set(test) & set(held))}, which another fold does, too.")
         held |= dict.fromkeys(test, f"split{number}")
@@ -57,6 +55,15 @@ def splits(folder: Path) -> dict[str, str]:
                 f"{folder / 'splits'}: {fold} trains on {listing(sorted(train))}, not on all that it does not hold out."
             )
     return held
+
+
+def _listed(path: Path) -> list[str]:
+    import pandas as pd
+
+    table = pd.read_csv(path, dtype=str)
+    if "sample_id" not in table:
+        raise Img2GeneError(f"{path}: column sample_id not found (available: {listing(table)}).")
+    return table["sample_id"].tolist()
 
 
 def metadata(folder: Path) -> pd.DataFrame | None:
@@ -72,7 +79,9 @@ def patients(folder: Path) -> dict[str, str]:
     known = metadata(folder)
     found = splits(folder)
     if known is not None and "patient" in known:
-        found |= {str(name): str(value) for name, value in known["patient"].dropna().items()}
+        # Patients are numbered anew in each of the studies that HEST-1k collects.
+        study = known.get("dataset_title", known["patient"].map(lambda _: "")).astype(str)
+        found |= {str(name): f"{study[name]} {patient}".strip() for name, patient in known["patient"].dropna().items()}
     return found
 
 
@@ -88,6 +97,8 @@ def read_section(folder: Path, name: str, patient: str | None) -> tuple[SpatialD
     rows = stored.obs_names.astype(str).get_indexer(barcodes)
     if (rows < 0).any():
         raise Img2GeneError(f"{name}: patches of spots without counts: {listing(barcodes[rows < 0], 5)}.")
+    if "spatial" not in stored.obsm:
+        raise Img2GeneError(f"{name}: no places of spots in obsm['spatial'] (available: {listing(stored.obsm)}).")
     places = np.asarray(stored.obsm["spatial"], dtype=float)[rows]
     mpp = _microns_per_pixel(folder, name, places, corners)
     table = ad.AnnData(sp.csr_matrix(stored.X[rows], dtype=np.float32), var=stored.var[[]].copy())

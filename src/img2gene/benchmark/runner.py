@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from img2gene._errors import Img2GeneError, listing
-from img2gene.benchmark import hest
+from img2gene._errors import listing
 from img2gene.benchmark.cohorts import Inventory
 from img2gene.benchmark.embeddings import Embeddings
 from img2gene.benchmark.protocols import LOG_COUNTS, Protocol
@@ -101,10 +100,6 @@ def read_study(
     from img2gene import io
 
     used = inventory.used(protocol.sections)
-    if len(used) < 2:
-        raise Img2GeneError(
-            f"{inventory.cohort.name}, {protocol.name}: {inventory.describe(protocol.sections)} Two are needed at least."
-        )
     say(f"{inventory.cohort.name}: sections {listing(used, 100)}")
     study = io.concat_sections(embeddings.read(inventory, name, protocol.patch_um) for name in used)
     if protocol.layer == LOG_COUNTS:
@@ -184,26 +179,3 @@ def _joined(parts: list[CrossValidation]) -> CrossValidation:
         folds = folds.assign(**{name: part.folds[name] for name in part.folds if name not in folds})
     warnings = list(dict.fromkeys(message for part in parts for message in part.warnings))
     return dataclasses.replace(first, scores=scores, structure=structure, folds=folds, warnings=warnings)
-
-
-def check_cohort(inventory: Inventory, data: Path) -> None:
-    """Raise if nothing of a cohort is there, or its folds are not known."""
-    cohort = inventory.cohort
-    if not inventory.present:
-        raise Img2GeneError(f"{cohort.name}: no section in {data}. Expected {cohort.expected}.")
-
-
-def group_problems(inventory: Inventory, protocol: Protocol) -> list[str]:
-    """What keeps a protocol from dividing the present sections."""
-    used, name = inventory.used(protocol.sections), f"{inventory.cohort.name}, {protocol.name}"
-    if protocol.groups == "split":
-        known = hest.splits(inventory.folder)
-        lacking = [section for section in used if section not in known]
-        return [f"{name}: splits/ of {inventory.folder} does not name {listing(lacking)}."] * bool(lacking)
-    if protocol.groups != "patient":
-        return []
-    unknown = [section for section in used if section not in inventory.patients]
-    return [
-        f"{name}: the patients of {listing(unknown)} are not known. List them in {inventory.folder}/patients.csv "
-        "(columns section and patient)."
-    ] * bool(unknown)
