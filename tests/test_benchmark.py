@@ -188,8 +188,9 @@ def test_restricted_runs_are_marked_and_missing_sections_named(tmp_path, capsys)
     assert table["restricted"].all()
     assert "A1, A2" in table["missing"].iloc[0]
     assert "## her2st, lopo-smooth (restricted)" in page
-    assert "2 of 36 sections (B1, C1) of 2 of 8 patients; missing: A1," in page
-    assert "**not comparable**: restricted run" in page
+    assert "2 of 36 sections (B1, C1) from 2 of 8 patients; missing: A1," in page
+    assert "**not comparable**: restricted run, other genes" in page
+    assert "Genes: 12. **Not those of the protocol** (250)." in page
     assert "DKAN" in page
     # What cannot be run is told with what it lacks.
     assert "her2st, B4-to-C3: 0 of 2 sections (none); missing: B4, C3." in page
@@ -268,7 +269,7 @@ def test_patients_are_read_from_a_list_where_they_are_not_known(tmp_path, capsys
     (tmp_path / "stnet" / "patients.csv").write_text("section,patient\nS1,a\nS2,b\n")
     inventory = cohorts.get("stnet").find(tmp_path)
     assert inventory.patients == {"S1": "a", "S2": "b"}
-    assert inventory.describe().endswith("2 of 23 patients; missing: sections whose names are not known here.")
+    assert inventory.describe().endswith("from 2 of 23 patients; missing: sections whose names are not known here.")
     assert main([*call, "--encoder", "tiny", "--genes", "12"]) == 0
 
 
@@ -328,7 +329,7 @@ def test_list_tells_what_is_there(tmp_path, capsys):
     write_legacy(tmp_path / "her2st", ("B1",), np.random.default_rng(0))
     assert main(["--list", "--data", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "1 of 36 sections (B1) of 1 of 8 patients; missing: A1" in text
+    assert "1 of 36 sections (B1) from 1 of 8 patients; missing: A1" in text
     assert "absent; expected cscc/" in text
     assert "hest-bench" in text
 

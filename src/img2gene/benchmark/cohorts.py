@@ -110,7 +110,7 @@ class Inventory:
         )
         n_patients = len({self.patients[name] for name in used if name in self.patients})
         if n_patients and not asked and self.cohort.n_patients is not None:
-            text += f" of {n_patients} of {self.cohort.n_patients} patients"
+            text += f" from {n_patients} of {self.cohort.n_patients} patients"
         if not self.restricted(asked):
             return f"{text}."
         names = self.missing(asked)

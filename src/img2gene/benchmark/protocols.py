@@ -61,7 +61,7 @@ class Protocol:
 
 
 _PANEL = (
-    "The 250 genes are those with the highest mean in each training fold; published panels were chosen on all sections."
+    "The genes are those with the highest mean in each training fold; published panels were chosen on all sections."
 )
 _LEAVE_ONE = ("her2st", "cscc", "mob", "synthetic")
 _OF_C = ("C2", "C3", "C4", "C5", "C6")

@@ -80,11 +80,22 @@ def section(outcome: Outcome, table: pd.DataFrame) -> str:
     lines += [
         f"- Sections: {'**restricted run**, ' if outcome.restricted else ''}{inventory.describe(protocol.sections)}"
     ]
+    lines += [f"- {_genes(outcome)}"]
     lines += [f"- {protocol.differs}"] * bool(protocol.differs)
     lines += [f"- {message}" for message in result.warnings]
-    lines += ["", models(table).to_markdown(), ""]
+    lines += ["", models(table).to_markdown(disable_numparse=True), ""]
     reference = published(inventory.cohort.name, protocol.name)
-    return "\n".join(lines + (_published(reference, outcome.restricted) if reference else []))
+    why = ["restricted run"] * outcome.restricted + ["other genes"] * outcome.other_genes
+    return "\n".join(lines + (_published(reference, why) if reference else []))
+
+
+def _genes(outcome: Outcome) -> str:
+    """How many genes were predicted, and whether these are those of the protocol."""
+    text = f"Genes: {outcome.n_genes}."
+    if not outcome.other_genes:
+        return text
+    own = outcome.protocol.genes or "the list of the task"
+    return f"{text} **Not those of the protocol** ({own})."
 
 
 def models(table: pd.DataFrame) -> pd.DataFrame:
@@ -114,11 +125,12 @@ def _cell(rows: pd.DataFrame, interval: bool) -> str:
     return f"{text} [{low:.3f}, {high:.3f}]" if interval and low == low else text
 
 
-def _published(reference: Reference, restricted: bool) -> list[str]:
-    judged = "**not comparable**: restricted run" if restricted else "see the differences above"
+def _published(reference: Reference, why: list[str]) -> list[str]:
+    """Published values, and what keeps them from being compared."""
+    judged = f"**not comparable**: {', '.join(why)}" if why else "see the differences above"
     rows = [
         {"published": name, "PCC all": f"{mean:.3f}", f"PCC {BEST}": "–" if best is None else f"{best:.3f}"}
         for name, (mean, best) in reference.scores.items()
     ]
-    table = pd.DataFrame(rows).assign(comparable="no" if restricted else "see above").to_markdown(index=False)
-    return [f"Published ({reference.source}); {judged}.", "", table, ""]
+    table = pd.DataFrame(rows).assign(comparable="no" if why else "see above")
+    return [f"Published ({reference.source}); {judged}.", "", table.to_markdown(index=False, disable_numparse=True), ""]

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from img2gene.tl import CrossValidation
 
+# What of a protocol does not change its scores.
+_WORDS = ("title", "cohorts", "differs")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -72,6 +75,18 @@ class Outcome:
         return self.inventory.restricted(self.protocol.sections)
 
     @property
+    def n_genes(self) -> int:
+        """Genes that were asked for."""
+        asked = next(iter(self.results.values())).settings["genes"]
+        return asked if isinstance(asked, int) else len(asked)
+
+    @property
+    def other_genes(self) -> bool:
+        """Whether these are not those of the protocol."""
+        own = self.protocol.genes
+        return self.n_genes != (len(self.inventory.panel()) if own is None else own)
+
+    @property
     def scores(self) -> pd.DataFrame:
         """Scores of every seed, model, section and gene."""
         return pd.concat([result.scores.assign(seed=seed) for seed, result in self.results.items()], ignore_index=True)
@@ -82,14 +97,17 @@ def run(
 ) -> Outcome:
     """Read and embed the present sections of a cohort, and cross-validate all models with every seed."""
     study = read_study(inventory, protocol, embeddings, say)
+    candidates = _candidates(request.models)
     outcome = Outcome(inventory, protocol, {})
-    for seed in request.seeds:
-        parts = {}
-        # Pathways are added to the study when the first model asks for them, so those that do not come first.
-        for label in sorted(_candidates(request), key=lambda name: _uses_pathways(_candidates(request)[name])):
+    parts = {}
+    # Pathways become part of the study, and so of what a run goes on from, when the first model asks for them: models that
+    # do not have to come before, whichever others there are.
+    for label in sorted(candidates, key=lambda name: _uses_pathways(candidates[name])):
+        for seed in request.seeds:
             say(f"{outcome.name}: {label}, seed {seed}")
-            parts[label] = _cross_validate(study, outcome, label, request, seed)
-        outcome.results[seed] = _joined([parts[label] for label in _candidates(request)])
+            parts[seed, label] = _cross_validate(study, outcome, {label: candidates[label]}, request, seed)
+    for seed in request.seeds:
+        outcome.results[seed] = _joined([parts[seed, label] for label in candidates])
     return outcome
 
 
@@ -107,40 +125,40 @@ def read_study(
     return study
 
 
-def _candidates(request: Request) -> dict[str, dict[str, Any]]:
+def _candidates(asked: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The models asked for, and the baselines that are not among them."""
     from img2gene.tl.cross_validate import BASELINES
 
-    present = list(request.models.values())
-    return request.models | {label: given for label, given in BASELINES.items() if given not in present}
+    present = list(asked.values())
+    return asked | {label: given for label, given in BASELINES.items() if given not in present}
 
 
 def _uses_pathways(given: dict[str, Any]) -> bool:
     from img2gene import models
 
-    predictor = models.create(**_renamed(given))
+    predictor = models.create(given["model"], **{key: value for key, value in given.items() if key != "model"})
     return isinstance(predictor, models.UsesPathways) and predictor.uses_pathways
 
 
-def _renamed(given: dict[str, Any]) -> dict[str, Any]:
-    return {("name" if key == "model" else key): value for key, value in given.items()}
-
-
-def _cross_validate(study: SpatialData, outcome: Outcome, label: str, request: Request, seed: int) -> CrossValidation:
+def _cross_validate(
+    study: SpatialData, outcome: Outcome, model: dict[str, dict[str, Any]], request: Request, seed: int
+) -> CrossValidation:
     """One model with one seed, in a folder of its own: adding a model later computes that one only."""
     from img2gene import pp, tl
 
-    protocol, given = outcome.protocol, _candidates(request)[label]
+    protocol = outcome.protocol
+    ((label, given),) = model.items()
     if _uses_pathways(given) and "pathways" not in study["table"].obsm:
         pp.score_pathways(study, encoder=request.encoder)
     genes = request.genes or protocol.genes or outcome.inventory.panel()
-    facts = {"model": given, "encoder": request.encoder, "genes": genes, "protocol": dataclasses.asdict(protocol)}
+    facts = {name: value for name, value in dataclasses.asdict(protocol).items() if name not in _WORDS}
+    facts |= {"model": given, "encoder": request.encoder, "genes": genes}
     facts |= {"sections": outcome.inventory.used(protocol.sections)}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
     slug = re.sub(r"[^A-Za-z0-9.=-]+", "_", label)
     return tl.cross_validate(
         study,
-        {label: given},
+        model,
         groups=protocol.groups,
         n_folds=_n_folds(study, protocol),
         test_on=protocol.test_on or None,
