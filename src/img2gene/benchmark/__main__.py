@@ -124,7 +124,9 @@ def run(given: argparse.Namespace) -> int:
             report.write(outcomes, [*plan.notes, *failures], request.out)
     if outcomes:
         print((request.out / "summary.md").read_text())
-        print(f"{len(outcomes)} tables in {time.perf_counter() - start:.0f} s: {request.out}/summary.md, summary.csv")
+        print(
+            f"{len(outcomes)} table{'s' * (len(outcomes) > 1)} in {time.perf_counter() - start:.0f} s: {request.out}/summary.md, summary.csv"
+        )
     for line in failures:
         print(f"img2gene.benchmark: {line}", file=sys.stderr)
     return 2 if failures else 0
