@@ -352,19 +352,26 @@ def test_list_tells_what_is_there(tmp_path, capsys):
 
 
 @pytest.mark.real
-def test_presets_run_on_the_real_sections_that_are_there(data, tmp_path):
-    out = tmp_path / "out"
-    call = ["--cohort", "her2st", "mob", "--data", str(data), "--encoder", "sparse", "--genes", "20", "--out", str(out)]
-    assert main([*call, "--protocol", "lopo", "B4-to-C3", "sections-of-C"]) == 0
-    table = summary_of(out)
-    facts = table.drop_duplicates(["cohort", "protocol"]).set_index(["cohort", "protocol"])
-    assert facts.loc[("her2st", "lopo"), "restricted"]
-    assert not facts.loc[("her2st", "sections-of-C"), "restricted"]
-    assert facts.loc[("her2st", "sections-of-C"), "scope"] == "within patient"
-    assert facts.loc[("her2st", "B4-to-C3"), "scope"] == "between patients"
-    assert facts.loc[("mob", "lopo"), "scope"] == "between patients"
-    scores = pd.read_csv(out / "her2st-lopo.csv")
-    assert dict(zip(scores["section"], scores["fold"], strict=True)) == {
-        name: name[0] for name in ("B4", "C2", "C3", "C4", "C5", "C6")
-    }
-    assert set(pd.read_csv(out / "her2st-B4-to-C3.csv")["section"]) == {"C3"}
+def test_presets_know_which_real_sections_are_there(data):
+    inventory = cohorts.get("her2st").find(data)
+    assert inventory.present == ("B4", "C2", "C3", "C4", "C5", "C6")
+    assert inventory.restricted()
+    assert not any(
+        inventory.restricted(protocols.get(name).sections) for name in ("sections-of-C", "B4-to-C3", "C-to-B4")
+    )
+    assert not cohorts.get("mob").find(data).restricted()
+    organoids = cohorts.get("lung-organoid").find(data)
+    assert not organoids.restricted()
+    assert organoids.problem("section") is None
+    assert "patients.csv" in organoids.problem("patient")
+
+
+@pytest.mark.real
+def test_a_preset_runs_on_real_sections(data, tmp_path):
+    call = ["--cohort", "her2st", "--protocol", "B4-to-C3", "--data", str(data), "--encoder", "sparse", "--genes", "20"]
+    assert main([*call, "--out", str(tmp_path)]) == 0
+    table, scores = summary_of(tmp_path), pd.read_csv(tmp_path / "her2st-B4-to-C3.csv")
+    assert set(scores["section"]) == {"C3"}
+    assert scores["gene"].nunique() == 20
+    assert set(table["scope"]) == {"between patients"}
+    assert not table["restricted"].any()

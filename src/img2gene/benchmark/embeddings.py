@@ -60,10 +60,11 @@ class Embeddings:
 
         from img2gene import encoders, pp
         from img2gene._embedding import embedding_identity
+        from img2gene.pp.patches import DEFAULT_FIELDS_UM
 
         sdata = section.sdata
         if section.crops is None:
-            pp.extract_patches(sdata, **({} if patch_um is None else {"patch_um": patch_um}))
+            pp.extract_patches(sdata, patch_um=patch_um or DEFAULT_FIELDS_UM)
         table = sdata["table"]
         identity = embedding_identity(
             encoders.get(self.encoder), _schema.read_json(table, "patches"), ORIENTATIONS, None

@@ -48,11 +48,10 @@ def splits(folder: Path) -> dict[str, str]:
             raise Img2GeneError(f"{path} holds out {listing(set(test) & set(held))}, which another fold does, too.")
         held |= dict.fromkeys(test, f"split{number}")
         trained[f"split{number}"] = set(train)
-    for fold, train in trained.items():
-        others = {name for name, other in held.items() if other != fold}
-        if train != others:
+    for fold, used in trained.items():
+        if used != {name for name, other in held.items() if other != fold}:
             raise Img2GeneError(
-                f"{folder / 'splits'}: {fold} trains on {listing(sorted(train))}, not on all that it does not hold out."
+                f"{folder / 'splits'}: {fold} trains on {listing(sorted(used))}, not on all that it does not hold out."
             )
     return held
 
