@@ -9,6 +9,7 @@ from pathlib import Path
 from spatialdata import SpatialData
 
 import img2gene as ig
+from img2gene.benchmark.layouts import find_visium, read_array, read_legacy, read_visium
 
 HER2ST_SECTIONS = ("B4", "C2", "C3", "C4", "C5", "C6")
 
@@ -58,16 +59,7 @@ def her2st(folder: Path) -> Cohort:
     )
 
     def read() -> SpatialData:
-        return ig.io.concat_sections(
-            ig.io.read_legacy_st(
-                folder / "ST-cnts" / f"{name}.tsv.gz",
-                folder / "ST-imgs" / f"{name}.jpg",
-                folder / "ST-spotfiles" / f"{name}_selection.tsv",
-                section=name,
-                patient=name[0],
-            )
-            for name in HER2ST_SECTIONS
-        )
+        return ig.io.concat_sections(read_legacy(folder, name, name[0]) for name in HER2ST_SECTIONS)
 
     return Cohort("her2st", read, splits, ("ERBB2", "COL1A1", "IGKC"))
 
@@ -77,22 +69,17 @@ def mouse_olfactory_bulb(folder: Path) -> Cohort:
     splits = (Split("MOB1 → MOB2", ("MOB1",), ("MOB2",)), Split("MOB2 → MOB1", ("MOB2",), ("MOB1",)))
 
     def read() -> SpatialData:
-        return ig.io.concat_sections(
-            ig.io.read_legacy_st(folder / f"{name}_counts.tsv.gz", folder / f"{name}.jpg", section=name, patient=name)
-            for name in ("MOB1", "MOB2")
-        )
+        return ig.io.concat_sections(read_array(folder, name, name) for name in ("MOB1", "MOB2"))
 
     return Cohort("mouse olfactory bulb", read, splits, ("Penk", "Doc2g", "Gpsm1"))
 
 
 def visium(folder: Path) -> Cohort:
     """Visium sections in folders of their own, one left out at a time."""
-    names = tuple(sorted(path.parent.name for path in folder.glob("*/filtered_feature_bc_matrix.h5")))
+    names = tuple(find_visium(folder))
 
     def read() -> SpatialData:
-        import spatialdata_io
-
-        return ig.io.concat_sections(spatialdata_io.visium(folder / name, dataset_id=name) for name in names)
+        return ig.io.concat_sections(read_visium(folder, name) for name in names)
 
     return Cohort(folder.name, read, leave_one_out("one section left out", names), ("EPCAM", "COL1A1", "SFTPC"))
 
@@ -105,6 +92,6 @@ def recognise(folder: Path | None) -> Cohort:
         return her2st(folder)
     if (folder / "MOB1_counts.tsv.gz").is_file():
         return mouse_olfactory_bulb(folder)
-    if len(list(folder.glob("*/filtered_feature_bc_matrix.h5"))) > 1:
+    if len(find_visium(folder)) > 1:
         return visium(folder)
     raise SystemExit(f"{folder}: expected the layout of her2st (ST-cnts/), MOB, or several Visium folders.")

@@ -1,0 +1,124 @@
+"""Embeddings of sections, kept in a folder so that none is computed twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene import _schema
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from img2gene.benchmark.cohorts import Inventory
+    from img2gene.benchmark.layouts import Section
+
+ORIENTATIONS = 2
+_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of one encoder.
+
+    Attributes
+    ----------
+    folder
+        Where they are kept.
+    encoder
+        Registered encoder.
+    recent
+        Sections of the latest cohort, which several protocols share.
+    """
+
+    folder: Path
+    encoder: str
+    recent: dict[tuple[str, str, tuple[float, ...] | None], SpatialData] = field(default_factory=dict)
+
+    def read(self, inventory: Inventory, name: str, patch_um: tuple[float, ...] | None) -> SpatialData:
+        """A section of a cohort with its embedding, without its image.
+
+        ``patch_um`` are the fields of view, None for the default ones; sections that come as patches have that of these.
+        """
+        cohort = inventory.cohort.name
+        if any(other != cohort for other, *_ in self.recent):
+            self.recent.clear()
+        key = (cohort, name, patch_um)
+        if key not in self.recent:
+            self.recent[key] = self.add(inventory.read(name), patch_um)
+        return self.recent[key]
+
+    def add(self, section: Section, patch_um: tuple[float, ...] | None) -> SpatialData:
+        """The section with its embedding and without its image, which nothing looks at any more."""
+        from spatialdata import SpatialData
+
+        from img2gene import encoders, pp
+        from img2gene._embedding import embedding_identity
+        from img2gene.pp.patches import DEFAULT_FIELDS_UM
+
+        sdata = section.sdata
+        if section.crops is None:
+            pp.extract_patches(sdata, patch_um=patch_um or DEFAULT_FIELDS_UM)
+        table = sdata["table"]
+        identity = embedding_identity(
+            encoders.get(self.encoder), _schema.read_json(table, "patches"), ORIENTATIONS, None
+        )
+        path = self.folder / f"{table.obs[_region_key(table)].iloc[0]}-{self.encoder}-{_digest(section, identity)}.npy"
+        if path.is_file():
+            features = np.load(path)
+        else:
+            features = self._compute(section, identity)
+            _save(path, features)
+        update = {"obsm": {_schema.embedding_key(self.encoder): features}, "uns": {"encoder": {self.encoder: identity}}}
+        _schema.apply(table, update)
+        return SpatialData(shapes=dict(sdata.shapes), labels=dict(sdata.labels), tables={"table": table})
+
+    def _compute(self, section: Section, identity: dict[str, Any]) -> np.ndarray:
+        from img2gene import encoders, pp
+        from img2gene._embedding import encode
+        from img2gene.settings import settings
+
+        if section.crops is None:
+            update = pp.embed_patches(section.sdata, self.encoder, orientations=ORIENTATIONS, inplace=False)
+            return update["obsm"][_schema.embedding_key(self.encoder)]  # type: ignore[index]
+        model = encoders.load(self.encoder)
+        size = settings.batch_size
+        batches = (section.crops[i : i + size] for i in range(0, len(section.crops), size))
+        return np.concatenate([encode(model, [batch], identity["input_px"], ORIENTATIONS)[0] for batch in batches])
+
+
+def _region_key(table: Any) -> str:
+    return table.uns["spatialdata_attrs"]["region_key"]
+
+
+def _digest(section: Section, identity: dict[str, Any]) -> str:
+    """A fingerprint of everything that the embedding depends on: pixels, windows, encoder."""
+    from img2gene._sections import scale0
+
+    table = section.sdata["table"]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(table.obsm[_schema.PATCH_BBOX]).view(np.uint8))
+    if section.crops is not None:
+        digest.update(np.ascontiguousarray(section.crops).view(np.uint8))
+        return digest.hexdigest()[:16]
+    for entry in _schema.read_json(table, "patches")["regions"].values():
+        image = scale0(section.sdata.images[entry["image"]])
+        for start in range(0, image.shape[1], _ROWS):
+            block = np.ascontiguousarray(image[:, start : start + _ROWS].values)
+            digest.update(f"{block.dtype}{block.shape}".encode())
+            digest.update(block.view(np.uint8))
+    return digest.hexdigest()[:16]
+
+
+def _save(path: Path, features: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.save(file, features)
+    os.replace(partial, path)

@@ -1,0 +1,136 @@
+"""Results as tables: scores of every gene, a summary, and a page that says what may be compared with what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from img2gene.benchmark.references import Reference, published
+from img2gene.benchmark.runner import Outcome
+
+if TYPE_CHECKING:
+    from img2gene.tl import CrossValidation
+
+N_BEST = 50
+BEST = f"HPG-{N_BEST}"
+_HEADER = """# Benchmark
+
+Correlations are Pearson's, per gene within each section, averaged over genes, then sections, then patients; with several
+seeds, mean ± SD over seeds. In brackets the 95 % confidence interval over patients (over sections where these are the unit).
+{best} is the mean of the {n} genes with the highest achieved correlation: optimistic by construction, here only beside
+published values of that kind. A restricted run has some sections of its cohort only: its scores compare with no others.
+"""
+
+
+def summary(outcome: Outcome) -> pd.DataFrame:
+    """One row per seed, gene group and model, with what the scores say something about."""
+    protocol, inventory = outcome.protocol, outcome.inventory
+    facts = {"cohort": inventory.cohort.name, "protocol": protocol.name, "restricted": outcome.restricted}
+    facts |= {"missing": ", ".join(inventory.missing(protocol.sections)), "smooth": protocol.smooth}
+    parts = [
+        pd.concat([result.summary(), best_predicted(result)], ignore_index=True).assign(**facts, seed=seed)
+        for seed, result in outcome.results.items()
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    first = ["cohort", "protocol", "restricted", "scope", "seed", "genes", "model"]
+    return table[[*first, *(name for name in table if name not in first)]]
+
+
+def best_predicted(result: CrossValidation) -> pd.DataFrame:
+    """Mean correlation of the genes that each model predicts best, where there are more than so many."""
+    rows = []
+    for model in result.models:
+        genes = result.genes(model)["pcc"].dropna()
+        if len(genes) > N_BEST:
+            rows.append({"genes": BEST, "model": model, "pcc": genes.iloc[:N_BEST].mean(), "scope": result.scope})
+    return pd.DataFrame(rows)
+
+
+def write(outcomes: list[Outcome], notes: Iterable[str], out: Path) -> pd.DataFrame:
+    """Write ``<cohort>-<protocol>.csv`` of the latest outcome, ``summary.csv`` and ``summary.md``; return the summary."""
+    out.mkdir(parents=True, exist_ok=True)
+    latest = outcomes[-1]
+    latest.scores.to_csv(out / f"{latest.name}.csv", index=False)
+    tables = [summary(outcome) for outcome in outcomes]
+    table = pd.concat(tables, ignore_index=True)
+    table.to_csv(out / "summary.csv", index=False)
+    (out / "summary.md").write_text(page(outcomes, tables, notes))
+    return table
+
+
+def page(outcomes: list[Outcome], tables: list[pd.DataFrame], notes: Iterable[str]) -> str:
+    """All outcomes on a Markdown page, with what was not run."""
+    parts = [_HEADER.format(best=BEST, n=N_BEST)]
+    parts += [section(outcome, table) for outcome, table in zip(outcomes, tables, strict=True)]
+    lines = [f"- {note}" for note in notes]
+    return "\n".join([*parts, *(["## Not run", "", *lines, ""] if lines else [])])
+
+
+def section(outcome: Outcome, table: pd.DataFrame) -> str:
+    """One protocol on one cohort: what was scored on what, the table, and published values."""
+    protocol, inventory = outcome.protocol, outcome.inventory
+    result = next(iter(outcome.results.values()))
+    mark = " (restricted)" if outcome.restricted else ""
+    lines = [f"## {inventory.cohort.name}, {protocol.name}{mark}", ""]
+    lines += [f"{inventory.cohort.title}: {protocol.title}. Seeds: {', '.join(map(str, outcome.results))}.", ""]
+    lines += [f"- **Scope: {result.scope}.** {result.notice}"]
+    lines += [
+        f"- Sections: {'**restricted run**, ' if outcome.restricted else ''}{inventory.describe(protocol.sections)}"
+    ]
+    lines += [f"- {_genes(outcome)}"]
+    lines += [f"- {protocol.differs}"] * bool(protocol.differs)
+    lines += [f"- {message}" for message in result.warnings]
+    lines += ["", models(table).to_markdown(disable_numparse=True), ""]
+    reference = published(inventory.cohort.name, protocol.name)
+    why = ["restricted run"] * outcome.restricted + ["other genes"] * outcome.other_genes
+    return "\n".join(lines + (_published(reference, why) if reference else []))
+
+
+def _genes(outcome: Outcome) -> str:
+    """How many genes were predicted, and whether these are those of the protocol."""
+    text = f"Genes: {outcome.n_genes}."
+    if not outcome.other_genes:
+        return text
+    own = outcome.protocol.genes or "the list of the task"
+    return f"{text} **Not those of the protocol** ({own})."
+
+
+def models(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per model: correlation for each gene group, and other scores over all genes."""
+    names = list(dict.fromkeys(table["model"]))
+    every = table[table["genes"] == "all"]
+    columns = {}
+    for group in dict.fromkeys(table["genes"]):
+        own = table[table["genes"] == group]
+        cells = {model: _cell(own[own["model"] == model], group == "all") for model in names}
+        columns[f"PCC {group}"] = cells
+    for metric, title in (("mse", "MSE"), ("r2", "R²")):
+        columns[title] = every.groupby("model")[metric].mean().map("{:.3f}".format).to_dict()
+    columns["undefined"] = every.groupby("model")["n_nan"].max().astype(int).to_dict()
+    return pd.DataFrame(columns, index=pd.Index(names, name="model")).fillna("–").replace("nan", "–")
+
+
+def _cell(rows: pd.DataFrame, interval: bool) -> str:
+    """Mean over seeds with SD, or with the interval of the only seed."""
+    values = rows["pcc"].dropna()
+    if not len(values):
+        return "–"
+    text = f"{values.mean():.3f}"
+    if len(values) > 1:
+        return f"{text} ± {values.std():.3f}"
+    low, high = rows["low"].iloc[0], rows["high"].iloc[0]
+    return f"{text} [{low:.3f}, {high:.3f}]" if interval and low == low else text
+
+
+def _published(reference: Reference, why: list[str]) -> list[str]:
+    """Published values, and what keeps them from being compared."""
+    judged = f"**not comparable**: {', '.join(why)}" if why else "see the differences above"
+    rows = [
+        {"published": name, "PCC all": f"{mean:.3f}", f"PCC {BEST}": "–" if best is None else f"{best:.3f}"}
+        for name, (mean, best) in reference.scores.items()
+    ]
+    table = pd.DataFrame(rows).assign(comparable="no" if why else "see above")
+    return [f"Published ({reference.source}); {judged}.", "", table.to_markdown(index=False, disable_numparse=True), ""]
