@@ -74,7 +74,7 @@ def identity_of(sdata):
 @pytest.mark.parametrize("inputs", [None, *EXTRAS])
 def test_a_predictor_gets_what_it_declares(sections, curious, inputs):
     kind, table = curious(inputs), sections["table"]
-    ig.tl.fit(sections, "curious", validate_on=["C"])
+    ig.tl.fit(sections, "curious", validate_on=["C"], uncertainty=False)
     ig.tl.predict(sections)
     expected = {"positions": _study.positions(table), "tokens": table.obsm["X_color-texture_tokens"]}
     assert set(kind.given) == set(inputs or ())
@@ -95,12 +95,12 @@ def test_library_sizes_are_those_of_the_training_spots_with_counts(sections, cur
     counts = table.X.toarray()
     counts[4] = 0
     table.X, table.obs["library_size"] = counts, counts.sum(axis=1)
-    ig.tl.fit(sections, "curious", genes=["G02", "G05"], validate_on=["C"])
+    ig.tl.fit(sections, "curious", genes=["G02", "G05"], validate_on=["C"], uncertainty=False)
     np.testing.assert_array_equal(kind.data.library, np.delete(counts.sum(axis=1), 4)[:26])
     assert kind.data.pathways is None
     np.testing.assert_array_equal(library_size(table)[[3, 5]], kind.data.library[[3, 4]])
     table.layers["mine"] = np.random.default_rng(0).normal(size=table.shape)
-    ig.tl.fit(sections, "curious", layer="mine")
+    ig.tl.fit(sections, "curious", layer="mine", uncertainty=False)
     assert kind.data.library is None
 
 
