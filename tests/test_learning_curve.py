@@ -128,7 +128,7 @@ def test_another_seed_and_another_repeat_draw_other_spots(study, seen):
 
 def test_all_of_the_training_data_score_as_an_ordinary_fit(study, curve):
     for name in "ABC":
-        ig.tl.fit(study, "ridge", validate_on=[name])
+        ig.tl.fit(study, "ridge", validate_on=[name], uncertainty=False)
         ig.tl.predict(study)
         expected = ig.tl.summarize(ig.tl.evaluate(study)).query("model == 'ridge'").set_index("genes")
         for repeat in (0, 1):
