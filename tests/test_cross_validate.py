@@ -325,6 +325,14 @@ def test_coordinates_average_the_nearest_spots_of_the_section(study):
     assert rows.sum() == 98
 
 
+def test_intervals_have_the_level_that_was_asked_for(result, shared_study):
+    half = ig.tl.cross_validate(shared_study, level=0.5, keep_predictions=True, **QUICK)
+    assert (half.settings["level"], result.settings["level"]) == (0.5, 0.9)
+    wide, narrow = (found.scores.query("model == 'ridge'").set_index(["section", "gene"]) for found in (result, half))
+    assert (narrow["width"] < wide["width"]).all()
+    assert narrow["coverage"].mean() < 0.75 < wide["coverage"].mean()
+
+
 def test_smoothing_averages_neighbours_after_the_split(make_study):
     study = make_study(depth=100.0)
     raw = ig.tl.cross_validate(study, keep_predictions=True, **QUICK)
@@ -337,6 +345,7 @@ def test_smoothing_averages_neighbours_after_the_split(make_study):
     np.testing.assert_allclose(measured["smooth"][24], measured["raw"][around].mean(axis=0), rtol=1e-5)
     assert any("averaged over 4 neighbours" in line for line in smooth.warnings)
     assert smooth.settings["smooth"] == 4
+    assert smooth.settings["versions"]["img2gene"] == ig.__version__
     assert smooth.summary("all")["pcc"][0] > raw.summary("all")["pcc"][0]
 
 
@@ -376,6 +385,7 @@ def test_errors_name_the_fold_and_the_model(study):
         ({"genes": ["FOXP3"]}, "FOXP3"),
         ({"markers": ["FOXP3"]}, "FOXP3"),
         ({"n_jobs": 0}, "n_jobs=0"),
+        ({"level": 1.0}, "level=1.0"),
         ({"smooth": -1}, "smooth=-1"),
         ({"keep_predictions": ["lasso"]}, "lasso"),
         ({"layer": "scaled"}, "scaled"),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +13,11 @@ from img2gene._report.blocks import Chapter, Details, Missing, Table, Text, name
 from img2gene._report.sources import Study, readable
 from img2gene._report.subject import Subject
 from img2gene._report.trust import ood_shares, uncertainty_facts
+from img2gene._versions import versions
 
 if TYPE_CHECKING:
     from img2gene.tl import CrossValidation
 
-_PACKAGES = ("img2gene", "torch", "anndata", "spatialdata", "numpy", "pandas", "scikit-learn", "scipy", "matplotlib")
 _FAR_SHARE, _FEW_UNITS, _MOST_FAR = 0.2, 5, 12
 
 
@@ -98,7 +96,7 @@ def _far_sections(subject: Subject) -> list[str]:
     far = frame[frame["share beyond"] > _FAR_SHARE]
     if not len(far):
         return []
-    parts = [f"{row.section} ({row[-2]:.0%})" for row in far[["section", "share beyond"]].assign(end=0).itertuples()]
+    parts = [f"{name} ({share:.0%})" for name, share in zip(far["section"], far["share beyond"], strict=True)]
     text = f"Sections far from the training sections, with the share of spots beyond the {uncertainty_facts(subject)[1]:g}th "
     return [
         f"{text}percentile: {names(parts, _MOST_FAR)}. Another stain, scanner or tissue; scores elsewhere do not carry over."
@@ -107,8 +105,7 @@ def _far_sections(subject: Subject) -> list[str]:
 
 def settings_chapter(subject: Subject, asked: dict[str, Any]) -> Chapter:
     """Versions, seed and all parameters."""
-    rows = [[name, _version(name)] for name in _PACKAGES]
-    rows += [["python", platform.python_version()], ["platform", platform.platform()]]
+    rows = [list(found) for found in versions().items()]
     rows += [["seed of this report", str(subject.seed)]]
     model = None if subject.study is None else subject.study.model
     if model is not None:
@@ -125,13 +122,6 @@ def settings_chapter(subject: Subject, asked: dict[str, Any]) -> Chapter:
         blocks.append(Details("The stored model", model.describe()))
     blocks.append(Details("Parameters of this report", _json(asked)))
     return Chapter("settings", "Settings and versions", blocks)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _json(values: dict[str, Any]) -> str:

@@ -73,10 +73,15 @@ class Subject:
         known = [] if self.result is None else self.result.models
         return next((name for name in _REFERENCES if name in known and name != self.label), None)
 
+    @property
+    def keeps_values(self) -> bool:
+        """Whether the cross-validation kept the model's held-out predictions."""
+        return self.cv is not None and self.label in self.cv.predictions
+
     @cached_property
     def values(self) -> Values | None:
         """Held-out predictions of the model: those that the cross-validation kept, else those of the study's model."""
-        if self.cv is not None and self.label in self.cv.predictions:
+        if self.cv is not None and self.keeps_values:
             return Values.of_predictions(self.cv.predictions[self.label])
         if self.study is None or self.held_out is None:
             return None
@@ -85,8 +90,7 @@ class Subject:
     @property
     def values_of(self) -> str:
         """Which predictions these are."""
-        kept = self.cv is not None and self.label in self.cv.predictions
-        if kept or self.cv is None:
+        if self.keeps_values or self.cv is None:
             return f"held-out predictions of “{self.label}”"
         return (
             "the stored model on the sections that it was not trained on, as the cross-validation kept no predictions"
@@ -95,8 +99,7 @@ class Subject:
     @property
     def values_marks(self) -> list[str]:
         """Marks of what is made of :attr:`values`."""
-        kept = self.cv is not None and self.label in self.cv.predictions
-        return marks(self.cv if kept else self.held_out)
+        return marks(self.cv if self.keeps_values else self.held_out)
 
     @property
     def gene_group(self) -> str:

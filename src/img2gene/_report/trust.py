@@ -15,7 +15,6 @@ from img2gene._report.subject import Subject, marks
 
 THRESHOLD = 99.0
 _LEVELS = np.linspace(0.05, 0.95, 19)
-_DEFAULT_LEVEL = 0.9
 _MOST_GENES, _MOST_SPOTS, _MOST_MATRIX, _MOST_BOXES, _MOST_ROWS = 300, 2000, 40, 40, 60
 
 
@@ -111,16 +110,20 @@ def uncertainty_facts(subject: Subject) -> tuple[float, float]:
     study = subject.study
     found = {} if study is None else _schema.read_json(study.table, "uncertainty", default={}).get(study.key, {})
     calibration = None if study is None else getattr(study.model, "calibration", None)
-    settings = {} if subject.cv is None else subject.cv.settings
-    level = found.get("level", getattr(calibration, "level", settings.get("level", _DEFAULT_LEVEL)))
+    level = found.get("level", getattr(calibration, "level", np.nan))
+    if subject.keeps_values:
+        level = subject.cv.settings.get("level", level)  # type: ignore[union-attr]
     return float(level), float(found.get("ood_threshold", getattr(calibration, "threshold", THRESHOLD)))
 
 
 def _coverage_text(frame: pd.DataFrame, level: float) -> str:
     found = frame["coverage"].mean()
-    text = f"Intervals of nominally {level:.0%} cover {found:.1%} of what was measured"
+    nominal = f"of nominally {level:.0%}" if np.isfinite(level) else "of a level that is not recorded"
+    text = f"Intervals {nominal} cover {found:.1%} of what was measured"
     if len(frame) > 1:
         text += f" (sections: {frame['coverage'].min():.1%} to {frame['coverage'].max():.1%})"
+    if not np.isfinite(level):
+        return f"{text}."
     off = found - level
     verdict = "as they should" if abs(off) <= 0.03 else "too narrow" if off < 0 else "wider than they need to be"
     return f"{text}: {verdict}."
@@ -214,7 +217,8 @@ def ood_chapter(subject: Subject) -> Chapter:
     trained = [] if subject.study is None else subject.study.with_role(TRAINED)
     others = ~np.isin(sections, trained)
     where = " of sections that the model was not trained on" if trained and others.any() else ""
-    beyond = np.nanmean((percentiles > threshold)[others if others.any() else ~others])
+    known = percentiles[others if others.any() else ~others]
+    beyond = np.mean(known[np.isfinite(known)] > threshold)
     lead = f"{beyond:.1%} of spots{where} lie beyond the {threshold:g}th percentile of the distances among training patients, "
     lead += f"where some {100 - threshold:g}% are to be expected; {source}."
     shown = frame.assign(**{"share beyond": [f"{value:.1%}" for value in far]})  # type: ignore[union-attr]

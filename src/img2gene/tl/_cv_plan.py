@@ -18,6 +18,7 @@ from img2gene._expression import labels, library_size
 from img2gene._leaks import Finding, find_leaks
 from img2gene._sections import group_labels, section_labels
 from img2gene._study import choose_encoder, embedding, patient_labels, positions
+from img2gene._versions import versions
 from img2gene.models.resume import fingerprint
 from img2gene.settings import settings
 from img2gene.tl._cv_assembly import Assembly, Parts
@@ -237,7 +238,7 @@ class Plan:
             both.structure(),
             both.describe(),
             self.outer.scope,
-            json.loads(json.dumps(asked, default=str)),
+            json.loads(json.dumps({**asked, "versions": versions()}, default=str)),
             warnings,
             {label: both.predictions(label) for label in self.kept if label in self.candidates},
         )

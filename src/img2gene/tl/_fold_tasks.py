@@ -72,6 +72,7 @@ class Options:
     smooth: int
     seed: int
     n_permutations: int
+    level: float
     n_threads: int
     table_key: str
 
@@ -107,6 +108,7 @@ class Task:
             genes=self.fold.genes,
             groups=options.inner,
             layer=SMOOTHED if options.smooth else options.layer,
+            level=options.level,
             seed=options.seed,
             table_key=options.table_key,
             allow_single_section=True,

@@ -21,7 +21,7 @@ from img2gene.tl._fold_tasks import Options
 from img2gene.tl._outer_folds import OuterFolds
 from img2gene.tl.cross_validation import CrossValidation
 from img2gene.tl.evaluate import GeneGroups, with_markers
-from img2gene.tl.fit import Genes
+from img2gene.tl.fit import Genes, level_problems
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -52,6 +52,7 @@ def cross_validate(
     encoder: str | None = None,
     baselines: bool = True,
     n_permutations: int = 20,
+    level: float = 0.9,
     keep_predictions: bool | Sequence[str] = False,
     seed: int | None = None,
     n_jobs: int = 1,
@@ -103,6 +104,8 @@ def cross_validate(
         Train the baselines, too. Training mean, oracle and null cost nothing and are always there.
     n_permutations
         Shuffles of the permutation null.
+    level
+        Nominal coverage of the intervals that models predict, as in :func:`img2gene.tl.fit`.
     keep_predictions
         Keep the held-out predictions of all models (True), or of those named, in ``predictions`` of the result.
     seed
@@ -151,7 +154,7 @@ def cross_validate(
     'between patients'
     """
     table = _schema.get_table(sdata, table_key)
-    problems = Problems(_option_problems(smooth, n_permutations, n_jobs, n_threads))
+    problems = Problems(_option_problems(smooth, n_permutations, n_jobs, n_threads) + level_problems(level))
     problems.found += name_problems(table, table_key) + layer_problems(table, layer, table_key)
     seed = settings.seed if seed is None else seed
     with problems.collect():
@@ -174,7 +177,7 @@ def cross_validate(
         divided = outer.divides_sections(study.tables[table_key], table_key)
         extra = {**BASELINES, **(_COORDINATES if divided else {})}
         candidates = _with_baselines(candidates, extra, encoder)
-    options = Options(inner or outer.groups, layer, smooth, seed, n_permutations, n_threads, table_key)
+    options = Options(inner or outer.groups, layer, smooth, seed, n_permutations, level, n_threads, table_key)
     plan = Plan(study, outer, candidates, options, kept, allow_leakage)
     return plan.run(genes, with_markers(gene_groups, markers), n_jobs, folder)
 

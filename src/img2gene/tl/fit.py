@@ -148,7 +148,7 @@ def fit(
     predictor = models.create(model, **params)
     table = _schema.get_table(sdata, table_key)
     problems = Problems(name_problems(table, table_key) + layer_problems(table, layer, table_key))
-    problems.found += [f"level={level!r}: expected a number between 0 and 1."] * (not 0 < level < 1)
+    problems.found += level_problems(level)
     with problems.collect():
         inputs: Inputs | StudyFineTuning
         if finetune is None:
@@ -175,6 +175,11 @@ def fit(
     write_model(table, trained, key_added)
     logger.info("stored %r in uns[%r]", trained, key_added)
     return None
+
+
+def level_problems(level: float) -> list[str]:
+    """What is wrong with the nominal coverage of intervals."""
+    return [f"level={level!r}: expected a number between 0 and 1."] * (not 0 < level < 1)
 
 
 def _check_split(

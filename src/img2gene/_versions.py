@@ -1,0 +1,32 @@
+"""Releases of Python and of the packages that results depend on."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+_PACKAGES = (
+    "img2gene",
+    "torch",
+    "lightning",
+    "anndata",
+    "spatialdata",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "scipy",
+    "matplotlib",
+)
+
+
+def versions() -> dict[str, str]:
+    """Release of each package, of Python, and the platform."""
+    found = {name: _version(name) for name in _PACKAGES}
+    return found | {"python": platform.python_version(), "platform": platform.platform()}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
