@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "without ridge": {**SMALL, "ridge": "none"},
     "on the ridge's residual": {**SMALL, "ridge": "residual"},
     "default": {},
+    "default without retrieval": {"retrieval": False},
 }
 
 
