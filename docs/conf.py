@@ -96,7 +96,8 @@ nitpick_ignore_regex = [
         "torch",
         "typing",
     )
-]
+    # `tuple[X, ...]` in annotations of class methods
+] + [("py:data", "Ellipsis")]
 
 
 def show_benchmarks(app: Sphinx, docname: str, source: list[str]) -> None:

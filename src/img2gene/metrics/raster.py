@@ -125,7 +125,7 @@ def ssim(truth: np.ndarray, predicted: np.ndarray, positions: np.ndarray) -> np.
     SSIM = mean over windows of (2 μ_y μ_ŷ + C₁)(2 σ_yŷ + C₂) / ((μ_y² + μ_ŷ² + C₁)(σ_y² + σ_ŷ² + C₂)), C₁ = (.01 L)²,
     C₂ = (.03 L)², from −1 to 1. Maps are those of :func:`img2gene.metrics.rasterize`; windows are 7 × 7 pixels, all weighted
     alike, with sample (co)variances; L is the range of labels and predictions of the gene together. On a rectangle full of spots
-    this equals :func:`skimage.metrics.structural_similarity` with its defaults. Elsewhere only tissue counts: pixels without
+    this equals ``skimage.metrics.structural_similarity`` with its defaults. Elsewhere only tissue counts: pixels without
     a spot are left out of the windows, and windows of which less than half holds spots are left out of the mean.
 
     Parameters

@@ -84,7 +84,7 @@ class CrossValidation:
 
     @property
     def unit(self) -> str:
-        """What counts as independent: the ``patient``, or the ``section`` within one patient or where none is recorded."""
+        """Column of what counts as independent: ``patient``, or ``section`` within one patient or where none is recorded."""
         return "patient" if self.scope == BETWEEN else "section"
 
     @property

@@ -105,7 +105,7 @@ def evaluate(
     gene group, the scores, ``n_spots``, and ``leakage``: whether the section's patient was trained on, NA where patients are not
     recorded. The scores, of the gene in the section unless stated otherwise, are
 
-    - ``pcc``, ``spearman``, ``mse``, ``mae``, ``nrmse``: as in :mod:`img2gene.metrics`; ``r2``: against the training mean;
+    - ``pcc``, ``spearman``, ``mse``, ``mae``, ``nrmse``: as in ``img2gene.metrics``; ``r2``: against the training mean;
     - ``ssim``: similarity of the maps; ``moran``: Moran's I of the prediction minus that of the labels (six nearest spots). NaN
       where no patches are recorded;
     - ``pcc_pooled``: over the spots of all scored sections together, the same in each of them;
