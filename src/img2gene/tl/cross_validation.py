@@ -84,7 +84,7 @@ class CrossValidation:
 
     @property
     def unit(self) -> str:
-        """Column of what counts as independent: ``patient``, or ``section`` within one patient or where none is recorded."""
+        """Column of what is independent, ``patient``, or ``section`` within one patient or where no patient is recorded."""
         return "patient" if self.scope == BETWEEN else "section"
 
     @property
