@@ -338,3 +338,30 @@ def test_faults_are_named_and_leave_the_object_untouched(study, snapshot, fault)
     with pytest.raises(kind, match=message):
         ig.tl.evaluate(study, **options)
     assert snapshot(study["table"]) == before
+
+
+def test_predictions_of_another_model_are_not_judged(study):
+    """A second fit under the same name may hold out others: its scores would be those of patients the first trained on."""
+    ig.tl.fit(study, "knn", k=1, validate_on=["A"])
+    ig.tl.predict(study)
+    judge = [
+        lambda: ig.tl.evaluate(study),
+        lambda: ig.tl.gene_correlation(study, genes=("mean", 5)),
+        lambda: ig.tl.localize(study, {"tissue": [study["table"].var_names[0]]}),
+        lambda: ig.tl.predictability(study),
+    ]
+    ig.tl.fit(study, "ridge", validate_on=["B"])
+    for function in judge:
+        with pytest.raises(ig.Img2GeneError, match=r"made by another model \(`knn`\).*tl.predict"):
+            function()
+    ig.tl.predict(study)
+    assert ig.tl.evaluate(study)["model"].iloc[0] == "ridge"
+
+
+def test_a_model_and_its_copy_in_a_file_are_the_same(study, tmp_path):
+    model = ig.tl.fit(study, "ridge", validate_on=["A"], inplace=False)
+    copy = ig.io.load_model(ig.io.save_model(model, tmp_path / "m"))
+    assert copy.fingerprint == model.fingerprint
+    assert ig.tl.fit(study, "ridge", validate_on=["B"], inplace=False).fingerprint != model.fingerprint
+    ig.tl.predict(study, model)
+    assert len(ig.tl.evaluate(study, copy))

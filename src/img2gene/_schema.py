@@ -27,6 +27,7 @@ SECTION = "section"
 PATIENT = "patient"
 PREDICTABLE = "predictable"
 UNCERTAINTY = "uncertainty"
+PREDICTED_BY = "predicted_by"
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 

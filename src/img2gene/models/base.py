@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -177,6 +179,16 @@ class Model:
     def name(self) -> str:
         """Registered name of the predictor."""
         return self.predictor.name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of everything that predictions depend on: the same for a model and its copy in a file."""
+        from img2gene.models.resume import fingerprint
+
+        config, arrays = self.state()
+        facts = {name: config[name] for name in ("model", "genes", "inputs", "labels")}
+        facts |= {"sections": self.report.get("sections"), "arrays": fingerprint(**arrays)}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def extra_inputs(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from img2gene import _schema
 from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError, listing, missing, raise_problems
 from img2gene._expression import labels, layer_problems
 from img2gene._sections import section_labels
@@ -71,7 +72,19 @@ def check_scorable(table: AnnData, model: Model, key: str, table_key: str) -> No
         raise MissingKeyError(
             missing(key, f"sdata['{table_key}'].layers", table.layers, "Run `img2gene.tl.predict` first.")
         )
+    check_predictor(table, model, key)
     raise_problems(layer_problems(table, model.labels["layer"], table_key))
+
+
+def check_predictor(table: AnnData, model: Model, key: str) -> None:
+    """Raise if what is stored under ``key`` was predicted by another model: its split, and so its leaks, may be others."""
+    by = _schema.read_json(table, _schema.PREDICTED_BY, default={}).get(key)
+    if by is not None and by["fingerprint"] != model.fingerprint:
+        raise Img2GeneError(
+            f"The predictions {key!r} were made by another model (`{by['model']}`) than the one that is to be judged by them "
+            f"(`{model.name}`, trained on {listing(model.report['sections'])}). Run `img2gene.tl.predict` with this one, or pass "
+            "the other as `model=`."
+        )
 
 
 def scored_values(

@@ -118,7 +118,7 @@ def evaluate(
     Raises
     ------
     Img2GeneError
-        No predictions, no labels, no section that the model was not trained on, or genes of a group that it does not predict.
+        No predictions, predictions of another model, no labels, no section that the model was not trained on, or genes of a group that it does not predict.
     LeakageError
         A patient of the scored sections was trained on.
 

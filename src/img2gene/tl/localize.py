@@ -30,7 +30,7 @@ from img2gene._localization import (
 from img2gene._sections import section_labels
 from img2gene._study import positions, predicted_values
 from img2gene.models import Model
-from img2gene.tl._scored_sections import check_leakage, choose_sections, patient_of
+from img2gene.tl._scored_sections import check_leakage, check_predictor, choose_sections, patient_of
 from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
@@ -329,6 +329,7 @@ def _expression(
             "(ERBB2), those of mice are not (Erbb2)."
         )
     if use == "predicted":
+        check_predictor(table, model, key)
         return pd.DataFrame(predicted_values(sdata, genes, key, table_key), columns=genes)
     layer = model.labels["layer"]
     problems = layer_problems(table, layer, table_key)

@@ -106,13 +106,13 @@ def predict(
     predicted = None
     if not (inplace and complete and fits):
         predicted = _predicted_table(table, found, layers, ood, key_added)
-        _record(predicted, calibration, key_added)
+        _record(predicted, found, calibration, key_added)
     if not inplace:
         return predicted
     update: dict[str, dict[str, Any]] = {"layers": {}, "obs": {} if ood is None else {_schema.ood_key(key_added): ood}}
     if (shared >= 0).any() and fits:
         update["layers"] = {name: _layer(table, values, shared) for name, values in layers.items()}
-    _write(table, update, calibration, key_added)
+    _write(table, update, found, calibration, key_added)
     if predicted is not None:
         if key_added in sdata.tables:
             del sdata.tables[key_added]
@@ -148,24 +148,27 @@ def _layer(table: AnnData, values: np.ndarray, shared: np.ndarray) -> np.ndarray
     return layer
 
 
-def _write(table: AnnData, update: dict[str, dict[str, Any]], calibration: Calibration | None, key: str) -> None:
+def _write(
+    table: AnnData, update: dict[str, dict[str, Any]], model: Model, calibration: Calibration | None, key: str
+) -> None:
     """Write what was predicted, and remove what an earlier prediction of that name left beside it."""
     before = {"layers": _schema.uncertainty_keys(key).values(), "obs": [_schema.ood_key(key)]}
     for slot, names in before.items():
         stale = {name: None for name in names if name in getattr(table, slot) and name not in update[slot]}
         update[slot] = {**update[slot], **stale}
     _schema.apply(table, update)
-    _record(table, calibration, key)
+    _record(table, model, calibration, key)
 
 
-def _record(table: AnnData, calibration: Calibration | None, key: str) -> None:
-    """Level of the intervals and threshold of the percentile, beside those of other predictions."""
-    known = _schema.read_json(table, _schema.UNCERTAINTY, default={})
-    kept = {name: value for name, value in known.items() if name != key}
-    if calibration is not None:
-        kept[key] = {"level": calibration.level, "ood_threshold": calibration.threshold}
-    if kept != known:
-        _schema.write_json(table, _schema.UNCERTAINTY, kept)
+def _record(table: AnnData, model: Model, calibration: Calibration | None, key: str) -> None:
+    """Which model predicted, level of the intervals and threshold of the percentile, beside those of other predictions."""
+    facts = {"level": calibration.level, "ood_threshold": calibration.threshold} if calibration is not None else None
+    by = {"model": model.name, "fingerprint": model.fingerprint}
+    for record, value in ((_schema.UNCERTAINTY, facts), (_schema.PREDICTED_BY, by)):
+        known = _schema.read_json(table, record, default={})
+        kept = {name: other for name, other in known.items() if name != key} | ({} if value is None else {key: value})
+        if kept != known:
+            _schema.write_json(table, record, kept)
 
 
 def _warn_of_strangers(sections: np.ndarray, beyond: np.ndarray) -> None:
