@@ -182,7 +182,7 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of everything that predictions depend on: the same for a model and its copy in a file."""
+        """Digest of all that predictions depend on, the same for a model and its copy in a file."""
         from img2gene.models.resume import fingerprint
 
         config, arrays = self.state()
