@@ -10,6 +10,7 @@ from scipy import stats
 
 import img2gene as ig
 from img2gene.models import Model
+from img2gene.models.linear import Ridge
 from img2gene.tl import _fold_tasks
 from img2gene.tl.cross_validation import BETWEEN, UNKNOWN, WITHIN, CrossValidation
 
@@ -442,3 +443,136 @@ def test_noise_scores_nothing(shared_study, copy_of, model):
     _, low, high = ig.metrics.mean_interval(means)
     assert low < 0 < high
     assert high - low < 0.1
+
+
+def test_parts_are_those_of_their_model_and_fold_in_whatever_order(study, tmp_path):
+    options = {"baselines": False, "n_permutations": 1, "keep_predictions": True, "folder": tmp_path / "cv"}
+    first = ig.tl.cross_validate(study, ["ridge", "knn"], test_on=["A", "B"], **options)
+    second = ig.tl.cross_validate(study, ["knn", "ridge"], test_on=["B", "A"], **options)
+    for label in ("ridge", "knn"):
+        np.testing.assert_array_equal(first.predictions[label].X, second.predictions[label].X)
+        scores = [
+            found.scores.query(f"model == {label!r}").set_index(["fold", "section", "gene"])["pcc"].sort_index()
+            for found in (first, second)
+        ]
+        pd.testing.assert_series_equal(*scores)
+
+
+@pytest.mark.parametrize("dense", [np.asarray, np.asfortranarray, lambda x: x.astype(np.uint16)])
+def test_dense_counts_give_what_sparse_ones_do(study, tmp_path, dense):
+    expected = ig.tl.cross_validate(study, **QUICK).scores
+    study["table"].X = dense(study["table"].X.toarray())
+    found = ig.tl.cross_validate(study, folder=tmp_path / "cv", **QUICK).scores
+    np.testing.assert_allclose(found["mse"], expected["mse"], rtol=1e-4)
+
+
+def damaged(path, how):
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:100] if how == "cut" else b"")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "how"),
+    [("A-*.json", "empty"), ("A-*-scores.parquet", "cut"), ("A-*-scores.parquet", "empty"), ("A-*.npz", "missing"),
+     ("A-*.npz", "cut"), ("A-*-structure.parquet", "missing")],
+)  # fmt: skip
+def test_damaged_parts_are_computed_again(study, tmp_path, caplog, pattern, how):
+    options = {**QUICK, "keep_predictions": True, "folder": tmp_path}
+    expected = ig.tl.cross_validate(study, **options)
+    (path,) = tmp_path.glob(pattern)
+    damaged(path, how)
+    with caplog.at_level(logging.WARNING, logger="img2gene"):
+        found = ig.tl.cross_validate(study, **options)
+    assert "computed again" in caplog.text
+    pd.testing.assert_frame_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.predictions["ridge"].X, expected.predictions["ridge"].X)
+
+
+def test_part_of_another_model_is_not_taken_for_it(study, tmp_path, caplog):
+    expected = ig.tl.cross_validate(study, ["ridge", "knn"], baselines=False, n_permutations=1, folder=tmp_path)
+    (ridge,), (knn,) = (list(tmp_path.glob(f"B-{name}-*-scores.parquet")) for name in ("ridge", "knn"))
+    ridge.write_bytes(knn.read_bytes())
+    with caplog.at_level(logging.WARNING, logger="img2gene"):
+        found = ig.tl.cross_validate(study, ["ridge", "knn"], baselines=False, n_permutations=1, folder=tmp_path)
+    assert "no scores of 'ridge'" in caplog.text
+    pd.testing.assert_frame_equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 1'])
+def test_record_that_cannot_be_read_is_named(study, tmp_path, content):
+    (tmp_path / "identity.json").write_bytes(content)
+    with pytest.raises(ig.Img2GeneError, match=r"identity.json' cannot be read.*Remove the folder"):
+        ig.tl.cross_validate(study, folder=tmp_path, **QUICK)
+
+
+def test_folder_that_is_a_file_is_refused(study, tmp_path):
+    (tmp_path / "cv").write_text("")
+    with pytest.raises(ig.Img2GeneError, match="cv' is a file; name a folder"):
+        ig.tl.cross_validate(study, folder=tmp_path / "cv", **QUICK)
+
+
+@pytest.mark.parametrize("name", ["fold", "scope"])
+def test_gene_groups_cannot_be_called_like_columns(study, name):
+    with pytest.raises(ig.Img2GeneError, match=f"cannot be called '{name}'"):
+        ig.tl.cross_validate(study, gene_groups={name: ["G00"]}, **QUICK)
+
+
+def test_absent_gene_stays_a_marker_and_measured(study):
+    table = study["table"]
+    counts = table.X.toarray()
+    counts[(table.obs["patient"] != "C").to_numpy(), 4] = 0
+    table.X = type(table.X)(counts)
+    found = ig.tl.cross_validate(
+        study, genes=["G00", "G01", "G04"], markers=["G01", "G04"], keep_predictions=True, **QUICK
+    )
+    assert found.scores.query("gene == 'G04'")["markers"].all()
+    row = found.summary("markers").set_index("model").loc["ridge"]
+    assert (row["n_genes"], row["n_nan"]) == (2, 4)
+    kept = found.predictions["ridge"]
+    rows = (kept.obs["patient"] == "C").to_numpy()
+    assert np.isnan(kept[rows, "G04"].X).all()
+    expected = np.log1p(1e4 * counts[rows, 4] / table.obs["library_size"].to_numpy()[rows])
+    np.testing.assert_allclose(kept[rows, "G04"].layers["measured"].ravel(), expected, rtol=1e-5)
+
+
+def test_one_gene_by_name_is_recorded_as_such(study):
+    assert ig.tl.cross_validate(study, genes="G00", **QUICK).settings["genes"] == ["G00"]
+
+
+class Odd(Ridge):
+    """A ridge that gives up, or predicts the wrong shape."""
+
+    name = "odd"
+
+    def __init__(self, fails="fit"):
+        super().__init__()
+        self.fails = fails
+
+    def fit(self, data, *, seed):
+        if self.fails == "fit":
+            raise RuntimeError("gave up")
+        super().fit(data, seed=seed)
+
+    def predict(self, features, sections):
+        return super().predict(features, sections)[:, :-1]
+
+
+@pytest.mark.parametrize("fails", ["fit", "predict"])
+def test_errors_of_other_kinds_say_the_fold_and_the_model_too(study, fails):
+    ig.models.register(Odd)
+    with pytest.raises((RuntimeError, ValueError)) as error:
+        ig.tl.cross_validate(study, {"mine": {"model": "odd", "fails": fails}}, baselines=False, test_on=["B"])
+    text = "\n".join([str(error.value), *getattr(error.value, "__notes__", [])])
+    assert "'mine'" in text and "ithout B" in text
+    assert fails != "fit" or isinstance(error.value, RuntimeError)
+
+
+def test_every_fit_has_checkpoints_of_its_own(study, tmp_path):
+    small = {"model": "img2gene", "n_models": 1, "n_validations": 0, "max_epochs": 1, "dim": 16}
+    models = {name: {**small, "checkpoint_dir": tmp_path} for name in ("one", "two")}
+    options = {"test_on": ["A", "B"], "baselines": False, "n_permutations": 0}
+    first = ig.tl.cross_validate(study, models, **options)
+    assert len(list(tmp_path.iterdir())) == 4
+    pd.testing.assert_frame_equal(ig.tl.cross_validate(study, models, **options).scores, first.scores)
