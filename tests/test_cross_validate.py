@@ -1,8 +1,10 @@
 """Cross-validation: what is held out, what is fitted inside the folds, resuming, workers, and what the result says."""
 
+import dataclasses
 import json
 import logging
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from img2gene.models import Model
 from img2gene.models.linear import Ridge
 from img2gene.tl import _fold_tasks
 from img2gene.tl.cross_validation import BETWEEN, UNKNOWN, WITHIN, CrossValidation
+from img2gene.tl.evaluate import METRICS
 
 QUICK = {"models": "ridge", "baselines": False, "n_permutations": 2}
 
@@ -576,3 +579,97 @@ def test_every_fit_has_checkpoints_of_its_own(study, tmp_path):
     first = ig.tl.cross_validate(study, models, **options)
     assert len(list(tmp_path.iterdir())) == 4
     pd.testing.assert_frame_equal(ig.tl.cross_validate(study, models, **options).scores, first.scores)
+
+
+def toy(values, patients="ABC", **settings):
+    """A result of models on two genes in one section of each patient: pcc of shape (patient, gene) for each model."""
+    rows = [
+        {"model": model, "fold": patient, "section": f"{patient}1", "patient": patient, "gene": gene}
+        | dict.fromkeys(METRICS, np.nan)
+        | {"pcc": value, "mse": 1 - value, "moran": value, "n_spots": 9, "leakage": False, "scope": BETWEEN}
+        for model, table in values.items()
+        for patient, genes in zip(patients, table, strict=True)
+        for gene, value in zip(("easy", "hard"), genes, strict=True)
+    ]
+    scores = pd.DataFrame(rows).astype({"leakage": "boolean"})
+    structure = pd.DataFrame(columns=["model", "fold", "section", "patient", "genes", "structure", "structure_rmse"])
+    return CrossValidation(scores, structure, pd.DataFrame({"fold": list(patients)}), BETWEEN, settings)
+
+
+WHOLE = [[0.6, 0.2], [0.7, 0.3], [0.8, 0.1]]
+# Worse than the whole in every gene, but silent about the hard one of two patients.
+SPARED = [[0.5, np.nan], [0.6, np.nan], [0.7, 0.0]]
+BLANK = np.full((3, 2), np.nan)
+
+
+def test_comparison_takes_no_gain_from_genes_without_a_score():
+    found = toy({"ridge": WHOLE, "lazy": SPARED, "training mean": BLANK})
+    summary = found.summary("all").set_index("model")["pcc"]
+    assert summary["lazy"] > summary["ridge"]
+    row = found.compare("ridge").set_index("model").loc["lazy"]
+    assert row["difference"] == pytest.approx(-0.1)
+    assert (row["n_better"], row["n_dropped"], row["n_genes"], row["n_patients"]) == (0, 2, 2, 3)
+    assert row["p_genes"] == pytest.approx(stats.wilcoxon([-0.1, -0.1]).pvalue)
+    for text in (found.to_markdown(), found._repr_html_()):
+        assert "fewer genes" in text and "lazy (2)" in text and "`compare` pairs them" in text
+    whole = toy({"ridge": WHOLE, "training mean": BLANK, "mean": BLANK})
+    assert "fewer genes" not in whole.to_markdown()
+
+
+def test_comparison_averages_genes_then_sections_then_patients(result):
+    wide = result.scores.pivot_table("pcc", ["patient", "section", "gene"], "model")
+    pairs = wide["feature k-NN"] - wide["ridge"]
+    units = pairs.groupby(["patient", "section"]).mean().groupby("patient").mean()
+    row = result.compare("ridge").set_index("model").loc["feature k-NN"]
+    assert row["difference"] == pytest.approx(units.mean())
+    assert row["n_dropped"] == 0
+
+
+def test_comparison_without_pairs_has_its_columns():
+    found = toy({"ridge": WHOLE, "mean": BLANK})
+    assert found.compare("mean").empty
+    assert found.compare("mean").columns.tolist() == toy({"ridge": WHOLE, "lazy": SPARED}).compare().columns.tolist()
+    assert {"difference", "p_patients", "n_dropped"} <= set(found.compare("mean"))
+
+
+def test_structure_is_compared_by_section(result):
+    row = result.compare("ridge", metric="structure").set_index("model").loc["feature k-NN"]
+    units = result.by_unit().pivot(index="patient", columns="model", values="structure")
+    assert row["difference"] == pytest.approx((units["feature k-NN"] - units["ridge"]).mean())
+    assert "p_genes" not in row
+
+
+def test_better_is_what_the_metric_says():
+    found = toy({"ridge": WHOLE, "worse": np.array(WHOLE) - 0.05, "training mean": BLANK})
+    for metric in ("pcc", "mse"):
+        assert found.compare(metric=metric)["n_better"].tolist() == [0]
+    # Nearer to 0.
+    assert found.compare(metric="moran")["n_better"].tolist() == [3]
+    tables = {metric: found.genes("ridge", metric=metric)[metric] for metric in ("pcc", "mse", "moran")}
+    assert tables["pcc"].is_monotonic_decreasing and tables["mse"].is_monotonic_increasing
+    assert tables["moran"].is_monotonic_increasing
+    coverage = found.scores.assign(coverage=found.scores["gene"].map({"easy": 1.0, "hard": 0.85}))
+    found = dataclasses.replace(found, scores=coverage, settings={"level": 0.9})
+    assert found.genes("ridge", metric="coverage").index.tolist() == ["hard", "easy"]
+
+
+def test_marks_are_wherever_scores_are(tmp_path):
+    honest = toy({"ridge": WHOLE})
+    assert honest.marks == [] and "smooth" not in honest.summary()
+    marked = toy({"ridge": WHOLE}, smooth=8, allow_leakage=True)
+    marked = dataclasses.replace(marked, warnings=["Spots are duplicated."])
+    expected = ["possible leakage allowed", "labels smoothed"]
+    assert marked.marks == expected
+    text = marked.to_markdown()
+    assert "Spots are duplicated." in text
+    for place in (text, repr(marked), marked._repr_html_(), marked.plot().get_title()):
+        assert all(mark in place for mark in expected)
+    marked.to_csv(tmp_path / "summary.csv", "summary")
+    assert set(pd.read_csv(tmp_path / "summary.csv")["smooth"]) == {8}
+    plt.close("all")
+
+
+@pytest.mark.parametrize("call", ["summary", "compare", "genes"])
+def test_columns_that_are_no_scores_are_no_metrics(result, call):
+    with pytest.raises(ig.MissingKeyError, match=r"No metric 'patient' .*pcc"):
+        getattr(result, call)(metric="patient")
