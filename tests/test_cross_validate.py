@@ -673,3 +673,86 @@ def test_marks_are_wherever_scores_are(tmp_path):
 def test_columns_that_are_no_scores_are_no_metrics(result, call):
     with pytest.raises(ig.MissingKeyError, match=r"No metric 'patient' .*pcc"):
         getattr(result, call)(metric="patient")
+
+
+@pytest.mark.parametrize("label", ["training mean", "section mean (oracle)", "permutation null"])
+def test_names_of_baseline_rows_are_reserved(study, label):
+    with pytest.raises(ig.Img2GeneError, match="what a baseline of every result is called"):
+        ig.tl.cross_validate(study, {label: {"model": "ridge"}}, baselines=False)
+
+
+def test_label_of_a_baseline_belongs_to_it(study):
+    with pytest.raises(ig.Img2GeneError, match=r"models\['ridge'\] is called like the baseline"):
+        ig.tl.cross_validate(study, {"ridge": {"model": "knn"}})
+    with pytest.raises(ig.Img2GeneError, match=r"other parameters"):
+        ig.tl.cross_validate(study, {"ridge": {"model": "ridge", "n_components": 3}})
+    # The very baseline, spelled out.
+    found = ig.tl.cross_validate(
+        study, {"ridge": {"model": "ridge", "center": "section"}}, n_permutations=0, test_on=["A"]
+    )
+    assert found.models.count("ridge") == 1
+
+
+def test_baselines_are_on_the_embedding_of_the_first_model(study):
+    table = study["table"]
+    (known,) = ig._schema.read_json(table, "encoder", default={}).values()
+    other = next(name for name in ("color-texture", "efficientnet_lite0") if name != known["name"])
+    table.obsm[ig._schema.embedding_key(other)] = table.obsm[ig._schema.embedding_key(known["name"])][:, ::-1].copy()
+    ig._schema.write_json(table, "encoder", {known["name"]: known, other: {**known, "name": other}})
+    models = {"a": {"model": "knn", "encoder": known["name"]}, "b": {"model": "ridge", "encoder": other}}
+    found = ig.tl.cross_validate(study, models, n_permutations=0, test_on=["A"])
+    assert found.settings["models"]["ridge"] == {"model": "ridge", "encoder": known["name"]}
+    assert "feature k-NN" not in found.models
+
+
+def test_model_may_be_named_for_a_label(study):
+    found = ig.tl.cross_validate(study, {"x": "ridge"}, baselines=False, n_permutations=0, test_on=["A"])
+    assert found.models[0] == "x"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"genes": 10.0}, r"genes=10.0: expected names"),
+        ({"n_folds": 2.0}, r"n_folds=2.0: expected a whole number, 2 or more"),
+        ({"models": None}, r"models=None: expected"),
+        ({"models": [{"model": "ridge"}]}, r"models: \{'model': 'ridge'\} is no name"),
+        ({"models": {"x": 3}}, r"models\['x'\]=3: expected"),
+        ({"models": {"x": {"model": "ridge", "penalty": "abc"}}}, r"models\['x'\].*'penalty': 'abc'"),
+        ({"models": {"x": {"model": "img2gene", "max_epochs": "3"}}}, "max_epochs='3': expected a whole number, at least"),
+        ({"models": {"x": {"model": "img2gene", "n_models": 2.5}}}, r"n_models=2.5: expected a whole number"),
+        ({"models": {"x": {"model": "img2gene", "heads": "a"}}}, r"heads='a': expected a whole number"),
+        ({"models": {"x": {"model": "cmrcnet", "learning_rate": "a"}}}, "learning_rate='a': expected a positive number"),
+        ({"models": {"x": {"model": "cmrcnet", "dropout": "a"}}}, "dropout='a': expected 0 to 1"),
+        ({"models": {"x": {"model": "img2gene", "coherence": "a"}}}, "coherence='a': expected a number, at least 0"),
+        ({"smooth": 1.5}, r"smooth=1.5"),
+        ({"n_jobs": "all"}, r"n_jobs='all'"),
+        ({"keep_predictions": ["feature k-NN"]}, r"no model labelled feature k-NN \(available: ridge\)"),
+        ({"keep_predictions": 3}, r"keep_predictions=3: expected"),
+        ({"encoder": "uni", "models": ["ridge", "knn"]}, r"^`X_[^`]*` not found(?!.*\n).*$"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_arguments_of_the_wrong_type_are_named(study, change, match):
+    with pytest.raises(ig.Img2GeneError, match=match):
+        ig.tl.cross_validate(study, **{**QUICK, **change})
+
+
+def without_counts(study, patients):
+    table = study["table"]
+    counts = table.X.toarray()
+    counts[table.obs["patient"].isin(patients).to_numpy()] = 0
+    table.X, table.obs["library_size"] = type(table.X)(counts), counts.sum(axis=1)
+    return study
+
+
+def test_patients_without_counts_are_said_to_have_none(study, caplog):
+    with pytest.raises(ig.Img2GeneError, match=r"no spot of patient B has a count.*available: A, C"):
+        ig.tl.cross_validate(without_counts(study, ["B"]), test_on=["B"], **QUICK)
+    with caplog.at_level(logging.WARNING, logger="img2gene"):
+        ig.tl.cross_validate(without_counts(study, ["C"]), **QUICK)
+    assert "one patient only (A; patient without counts: B, C)" in caplog.text
+    table = study["table"]
+    table.obs["half"] = np.where(table.obs["patient"] == "A", "left", "right")
+    with pytest.raises(ig.Img2GeneError, match=r"one value only \(left; half without counts: right\)"):
+        ig.tl.cross_validate(study, groups="half", **QUICK)
