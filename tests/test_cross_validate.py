@@ -514,6 +514,8 @@ def test_folder_that_is_a_file_is_refused(study, tmp_path):
     (tmp_path / "cv").write_text("")
     with pytest.raises(ig.Img2GeneError, match="cv' is a file; name a folder"):
         ig.tl.cross_validate(study, folder=tmp_path / "cv", **QUICK)
+    with pytest.raises(ig.Img2GeneError, match="below' cannot be made"):
+        ig.tl.cross_validate(study, folder=tmp_path / "cv" / "below", **QUICK)
 
 
 @pytest.mark.parametrize("name", ["fold", "scope"])

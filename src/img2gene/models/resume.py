@@ -96,7 +96,10 @@ class Progress:
         # What an interruption of the first write leaves behind is no reason to refuse.
         if path.is_dir() and any(found.name != f"{RECORD}.partial" for found in path.iterdir()):
             raise Img2GeneError(f"{argument}={str(path)!r} is not empty and holds no {what}; name another folder.")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Img2GeneError(f"{argument}={str(path)!r} cannot be made ({error}); name another folder.") from error
         _replace(path / RECORD, json.dumps(facts, indent=1).encode())
         return cls(path)
 

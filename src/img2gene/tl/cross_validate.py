@@ -79,8 +79,8 @@ def cross_validate(
     sdata
         Study on which :func:`img2gene.pp.embed_patches` was run.
     models
-        Registered models (see :func:`img2gene.models.list`); or for each label a dict with the ``"model"``, its parameters
-        and, where it is not ``encoder``, its ``"encoder"``: ``{"10 components": {"model": "ridge", "n_components": 10}}``.
+        Registered models (see :func:`img2gene.models.list`); or for each label one of them, or a dict with the ``"model"``, its
+        parameters and, where it is not ``encoder``, its ``"encoder"``: ``{"10 components": {"model": "ridge", "n_components": 10}}``.
     groups
         Column of obs that is held out. With one patient only, sections are left out instead, and all that is returned says
         that it is a within-patient estimate.

@@ -337,7 +337,7 @@ class CrossValidation:
             return []
         names = listing((f"{name} ({number})" for name, number in spared.items()), 1000)
         return [
-            f"Averaged over fewer genes, as so many gene × section pairs are undefined: {names}; of others {trained.min()}. "
+            f"Averaged over fewer genes, as so many gene × section pairs are undefined: {names}; of the best model {trained.min()}. "
             "`compare` pairs them."
         ]
 

@@ -80,8 +80,8 @@ def learning_curve(
     sdata
         Study on which :func:`img2gene.pp.embed_patches` was run.
     models
-        Registered models (see :func:`img2gene.models.list`); or for each label a dict with the ``"model"``, its parameters
-        and, where it is not ``encoder``, its ``"encoder"``: ``{"10 components": {"model": "ridge", "n_components": 10}}``.
+        Registered models (see :func:`img2gene.models.list`); or for each label one of them, or a dict with the ``"model"``, its
+        parameters and, where it is not ``encoder``, its ``"encoder"``: ``{"10 components": {"model": "ridge", "n_components": 10}}``.
     fractions
         Parts of the training fold, in (0, 1]; numbers of groups and spots are rounded.
     by
