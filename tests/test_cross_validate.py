@@ -1,8 +1,10 @@
 """Cross-validation: what is held out, what is fitted inside the folds, resuming, workers, and what the result says."""
 
+import dataclasses
 import json
 import logging
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,8 +12,10 @@ from scipy import stats
 
 import img2gene as ig
 from img2gene.models import Model
+from img2gene.models.linear import Ridge
 from img2gene.tl import _fold_tasks
 from img2gene.tl.cross_validation import BETWEEN, UNKNOWN, WITHIN, CrossValidation
+from img2gene.tl.evaluate import METRICS
 
 QUICK = {"models": "ridge", "baselines": False, "n_permutations": 2}
 
@@ -442,3 +446,315 @@ def test_noise_scores_nothing(shared_study, copy_of, model):
     _, low, high = ig.metrics.mean_interval(means)
     assert low < 0 < high
     assert high - low < 0.1
+
+
+def test_parts_are_those_of_their_model_and_fold_in_whatever_order(study, tmp_path):
+    options = {"baselines": False, "n_permutations": 1, "keep_predictions": True, "folder": tmp_path / "cv"}
+    first = ig.tl.cross_validate(study, ["ridge", "knn"], test_on=["A", "B"], **options)
+    second = ig.tl.cross_validate(study, ["knn", "ridge"], test_on=["B", "A"], **options)
+    for label in ("ridge", "knn"):
+        np.testing.assert_array_equal(first.predictions[label].X, second.predictions[label].X)
+        scores = [
+            found.scores.query(f"model == {label!r}").set_index(["fold", "section", "gene"])["pcc"].sort_index()
+            for found in (first, second)
+        ]
+        pd.testing.assert_series_equal(*scores)
+
+
+@pytest.mark.parametrize("dense", [np.asarray, np.asfortranarray, lambda x: x.astype(np.uint16)])
+def test_dense_counts_give_what_sparse_ones_do(study, tmp_path, dense):
+    expected = ig.tl.cross_validate(study, **QUICK).scores
+    study["table"].X = dense(study["table"].X.toarray())
+    found = ig.tl.cross_validate(study, folder=tmp_path / "cv", **QUICK).scores
+    np.testing.assert_allclose(found["mse"], expected["mse"], rtol=1e-4)
+
+
+def damaged(path, how):
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:100] if how == "cut" else b"")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "how"),
+    [("A-*.json", "empty"), ("A-*-scores.parquet", "cut"), ("A-*-scores.parquet", "empty"), ("A-*.npz", "missing"),
+     ("A-*.npz", "cut"), ("A-*-structure.parquet", "missing")],
+)  # fmt: skip
+def test_damaged_parts_are_computed_again(study, tmp_path, caplog, pattern, how):
+    options = {**QUICK, "keep_predictions": True, "folder": tmp_path}
+    expected = ig.tl.cross_validate(study, **options)
+    (path,) = tmp_path.glob(pattern)
+    damaged(path, how)
+    with caplog.at_level(logging.WARNING, logger="img2gene"):
+        found = ig.tl.cross_validate(study, **options)
+    assert "computed again" in caplog.text
+    pd.testing.assert_frame_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.predictions["ridge"].X, expected.predictions["ridge"].X)
+
+
+def test_part_of_another_model_is_not_taken_for_it(study, tmp_path, caplog):
+    expected = ig.tl.cross_validate(study, ["ridge", "knn"], baselines=False, n_permutations=1, folder=tmp_path)
+    (ridge,), (knn,) = (list(tmp_path.glob(f"B-{name}-*-scores.parquet")) for name in ("ridge", "knn"))
+    ridge.write_bytes(knn.read_bytes())
+    with caplog.at_level(logging.WARNING, logger="img2gene"):
+        found = ig.tl.cross_validate(study, ["ridge", "knn"], baselines=False, n_permutations=1, folder=tmp_path)
+    assert "no scores of 'ridge'" in caplog.text
+    pd.testing.assert_frame_equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 1'])
+def test_record_that_cannot_be_read_is_named(study, tmp_path, content):
+    (tmp_path / "identity.json").write_bytes(content)
+    with pytest.raises(ig.Img2GeneError, match=r"identity.json' cannot be read.*Remove the folder"):
+        ig.tl.cross_validate(study, folder=tmp_path, **QUICK)
+
+
+def test_folder_that_is_a_file_is_refused(study, tmp_path):
+    (tmp_path / "cv").write_text("")
+    with pytest.raises(ig.Img2GeneError, match="cv' is a file; name a folder"):
+        ig.tl.cross_validate(study, folder=tmp_path / "cv", **QUICK)
+    with pytest.raises(ig.Img2GeneError, match="below' cannot be made"):
+        ig.tl.cross_validate(study, folder=tmp_path / "cv" / "below", **QUICK)
+
+
+@pytest.mark.parametrize("name", ["fold", "scope"])
+def test_gene_groups_cannot_be_called_like_columns(study, name):
+    with pytest.raises(ig.Img2GeneError, match=f"cannot be called '{name}'"):
+        ig.tl.cross_validate(study, gene_groups={name: ["G00"]}, **QUICK)
+
+
+def test_absent_gene_stays_a_marker_and_measured(study):
+    table = study["table"]
+    counts = table.X.toarray()
+    counts[(table.obs["patient"] != "C").to_numpy(), 4] = 0
+    table.X = type(table.X)(counts)
+    found = ig.tl.cross_validate(
+        study, genes=["G00", "G01", "G04"], markers=["G01", "G04"], keep_predictions=True, **QUICK
+    )
+    assert found.scores.query("gene == 'G04'")["markers"].all()
+    row = found.summary("markers").set_index("model").loc["ridge"]
+    assert (row["n_genes"], row["n_nan"]) == (2, 4)
+    kept = found.predictions["ridge"]
+    rows = (kept.obs["patient"] == "C").to_numpy()
+    assert np.isnan(kept[rows, "G04"].X).all()
+    expected = np.log1p(1e4 * counts[rows, 4] / table.obs["library_size"].to_numpy()[rows])
+    np.testing.assert_allclose(kept[rows, "G04"].layers["measured"].ravel(), expected, rtol=1e-5)
+
+
+def test_one_gene_by_name_is_recorded_as_such(study):
+    assert ig.tl.cross_validate(study, genes="G00", **QUICK).settings["genes"] == ["G00"]
+
+
+class Odd(Ridge):
+    """A ridge that gives up, or predicts the wrong shape."""
+
+    name = "odd"
+
+    def __init__(self, fails="fit"):
+        super().__init__()
+        self.fails = fails
+
+    def fit(self, data, *, seed):
+        if self.fails == "fit":
+            raise RuntimeError("gave up")
+        super().fit(data, seed=seed)
+
+    def predict(self, features, sections):
+        return super().predict(features, sections)[:, :-1]
+
+
+@pytest.mark.parametrize("fails", ["fit", "predict"])
+def test_errors_of_other_kinds_say_the_fold_and_the_model_too(study, fails):
+    ig.models.register(Odd)
+    with pytest.raises((RuntimeError, ValueError)) as error:
+        ig.tl.cross_validate(study, {"mine": {"model": "odd", "fails": fails}}, baselines=False, test_on=["B"])
+    text = "\n".join([str(error.value), *getattr(error.value, "__notes__", [])])
+    assert "'mine'" in text and "ithout B" in text
+    assert fails != "fit" or isinstance(error.value, RuntimeError)
+
+
+def test_every_fit_has_checkpoints_of_its_own(study, tmp_path):
+    small = {"model": "img2gene", "n_models": 1, "n_validations": 0, "max_epochs": 1, "dim": 16}
+    models = {name: {**small, "checkpoint_dir": tmp_path} for name in ("one", "two")}
+    options = {"test_on": ["A", "B"], "baselines": False, "n_permutations": 0}
+    first = ig.tl.cross_validate(study, models, **options)
+    assert len(list(tmp_path.iterdir())) == 4
+    pd.testing.assert_frame_equal(ig.tl.cross_validate(study, models, **options).scores, first.scores)
+
+
+def toy(values, patients="ABC", **settings):
+    """A result of models on two genes in one section of each patient: pcc of shape (patient, gene) for each model."""
+    rows = [
+        {"model": model, "fold": patient, "section": f"{patient}1", "patient": patient, "gene": gene}
+        | dict.fromkeys(METRICS, np.nan)
+        | {"pcc": value, "mse": 1 - value, "moran": value, "n_spots": 9, "leakage": False, "scope": BETWEEN}
+        for model, table in values.items()
+        for patient, genes in zip(patients, table, strict=True)
+        for gene, value in zip(("easy", "hard"), genes, strict=True)
+    ]
+    scores = pd.DataFrame(rows).astype({"leakage": "boolean"})
+    structure = pd.DataFrame(columns=["model", "fold", "section", "patient", "genes", "structure", "structure_rmse"])
+    return CrossValidation(scores, structure, pd.DataFrame({"fold": list(patients)}), BETWEEN, settings)
+
+
+WHOLE = [[0.6, 0.2], [0.7, 0.3], [0.8, 0.1]]
+# Worse than the whole in every gene, but silent about the hard one of two patients.
+SPARED = [[0.5, np.nan], [0.6, np.nan], [0.7, 0.0]]
+BLANK = np.full((3, 2), np.nan)
+
+
+def test_comparison_takes_no_gain_from_genes_without_a_score():
+    found = toy({"ridge": WHOLE, "lazy": SPARED, "training mean": BLANK})
+    summary = found.summary("all").set_index("model")["pcc"]
+    assert summary["lazy"] > summary["ridge"]
+    row = found.compare("ridge").set_index("model").loc["lazy"]
+    assert row["difference"] == pytest.approx(-0.1)
+    assert (row["n_better"], row["n_dropped"], row["n_genes"], row["n_patients"]) == (0, 2, 2, 3)
+    assert row["p_genes"] == pytest.approx(stats.wilcoxon([-0.1, -0.1]).pvalue)
+    for text in (found.to_markdown(), found._repr_html_()):
+        assert "fewer genes" in text and "lazy (2)" in text and "`compare` pairs them" in text
+    whole = toy({"ridge": WHOLE, "training mean": BLANK, "mean": BLANK})
+    assert "fewer genes" not in whole.to_markdown()
+
+
+def test_comparison_averages_genes_then_sections_then_patients(result):
+    wide = result.scores.pivot_table("pcc", ["patient", "section", "gene"], "model")
+    pairs = wide["feature k-NN"] - wide["ridge"]
+    units = pairs.groupby(["patient", "section"]).mean().groupby("patient").mean()
+    row = result.compare("ridge").set_index("model").loc["feature k-NN"]
+    assert row["difference"] == pytest.approx(units.mean())
+    assert row["n_dropped"] == 0
+
+
+def test_comparison_without_pairs_has_its_columns():
+    found = toy({"ridge": WHOLE, "mean": BLANK})
+    assert found.compare("mean").empty
+    assert found.compare("mean").columns.tolist() == toy({"ridge": WHOLE, "lazy": SPARED}).compare().columns.tolist()
+    assert {"difference", "p_patients", "n_dropped"} <= set(found.compare("mean"))
+
+
+def test_structure_is_compared_by_section(result):
+    row = result.compare("ridge", metric="structure").set_index("model").loc["feature k-NN"]
+    units = result.by_unit().pivot(index="patient", columns="model", values="structure")
+    assert row["difference"] == pytest.approx((units["feature k-NN"] - units["ridge"]).mean())
+    assert "p_genes" not in row
+
+
+def test_better_is_what_the_metric_says():
+    found = toy({"ridge": WHOLE, "worse": np.array(WHOLE) - 0.05, "training mean": BLANK})
+    for metric in ("pcc", "mse"):
+        assert found.compare(metric=metric)["n_better"].tolist() == [0]
+    # Nearer to 0.
+    assert found.compare(metric="moran")["n_better"].tolist() == [3]
+    tables = {metric: found.genes("ridge", metric=metric)[metric] for metric in ("pcc", "mse", "moran")}
+    assert tables["pcc"].is_monotonic_decreasing and tables["mse"].is_monotonic_increasing
+    assert tables["moran"].is_monotonic_increasing
+    coverage = found.scores.assign(coverage=found.scores["gene"].map({"easy": 1.0, "hard": 0.85}))
+    found = dataclasses.replace(found, scores=coverage, settings={"level": 0.9})
+    assert found.genes("ridge", metric="coverage").index.tolist() == ["hard", "easy"]
+
+
+def test_marks_are_wherever_scores_are(tmp_path):
+    honest = toy({"ridge": WHOLE})
+    assert honest.marks == [] and "smooth" not in honest.summary()
+    marked = toy({"ridge": WHOLE}, smooth=8, allow_leakage=True)
+    marked = dataclasses.replace(marked, warnings=["Spots are duplicated."])
+    expected = ["possible leakage allowed", "labels smoothed"]
+    assert marked.marks == expected
+    text = marked.to_markdown()
+    assert "Spots are duplicated." in text
+    for place in (text, repr(marked), marked._repr_html_(), marked.plot().get_title()):
+        assert all(mark in place for mark in expected)
+    marked.to_csv(tmp_path / "summary.csv", "summary")
+    assert set(pd.read_csv(tmp_path / "summary.csv")["smooth"]) == {8}
+    plt.close("all")
+
+
+@pytest.mark.parametrize("call", ["summary", "compare", "genes"])
+def test_columns_that_are_no_scores_are_no_metrics(result, call):
+    with pytest.raises(ig.MissingKeyError, match=r"No metric 'patient' .*pcc"):
+        getattr(result, call)(metric="patient")
+
+
+@pytest.mark.parametrize("label", ["training mean", "section mean (oracle)", "permutation null"])
+def test_names_of_baseline_rows_are_reserved(study, label):
+    with pytest.raises(ig.Img2GeneError, match="what a baseline of every result is called"):
+        ig.tl.cross_validate(study, {label: {"model": "ridge"}}, baselines=False)
+
+
+def test_label_of_a_baseline_belongs_to_it(study):
+    with pytest.raises(ig.Img2GeneError, match=r"models\['ridge'\] is called like the baseline"):
+        ig.tl.cross_validate(study, {"ridge": {"model": "knn"}})
+    with pytest.raises(ig.Img2GeneError, match=r"other parameters"):
+        ig.tl.cross_validate(study, {"ridge": {"model": "ridge", "n_components": 3}})
+    # The very baseline, spelled out.
+    found = ig.tl.cross_validate(
+        study, {"ridge": {"model": "ridge", "center": "section"}}, n_permutations=0, test_on=["A"]
+    )
+    assert found.models.count("ridge") == 1
+
+
+def test_baselines_are_on_the_embedding_of_the_first_model(study):
+    table = study["table"]
+    (known,) = ig._schema.read_json(table, "encoder", default={}).values()
+    other = next(name for name in ("color-texture", "efficientnet_lite0") if name != known["name"])
+    table.obsm[ig._schema.embedding_key(other)] = table.obsm[ig._schema.embedding_key(known["name"])][:, ::-1].copy()
+    ig._schema.write_json(table, "encoder", {known["name"]: known, other: {**known, "name": other}})
+    models = {"a": {"model": "knn", "encoder": known["name"]}, "b": {"model": "ridge", "encoder": other}}
+    found = ig.tl.cross_validate(study, models, n_permutations=0, test_on=["A"])
+    assert found.settings["models"]["ridge"] == {"model": "ridge", "encoder": known["name"]}
+    assert "feature k-NN" not in found.models
+
+
+def test_model_may_be_named_for_a_label(study):
+    found = ig.tl.cross_validate(study, {"x": "ridge"}, baselines=False, n_permutations=0, test_on=["A"])
+    assert found.models[0] == "x"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"genes": 10.0}, r"genes=10.0: expected names"),
+        ({"n_folds": 2.0}, r"n_folds=2.0: expected a whole number, 2 or more"),
+        ({"models": None}, r"models=None: expected"),
+        ({"models": [{"model": "ridge"}]}, r"models: \{'model': 'ridge'\} is no name"),
+        ({"models": {"x": 3}}, r"models\['x'\]=3: expected"),
+        ({"models": {"x": {"model": "ridge", "penalty": "abc"}}}, r"models\['x'\].*'penalty': 'abc'"),
+        ({"models": {"x": {"model": "img2gene", "max_epochs": "3"}}}, "max_epochs='3': expected a whole number, at least"),
+        ({"models": {"x": {"model": "img2gene", "n_models": 2.5}}}, r"n_models=2.5: expected a whole number"),
+        ({"models": {"x": {"model": "img2gene", "heads": "a"}}}, r"heads='a': expected a whole number"),
+        ({"models": {"x": {"model": "cmrcnet", "learning_rate": "a"}}}, "learning_rate='a': expected a positive number"),
+        ({"models": {"x": {"model": "cmrcnet", "dropout": "a"}}}, "dropout='a': expected 0 to 1"),
+        ({"models": {"x": {"model": "img2gene", "coherence": "a"}}}, "coherence='a': expected a number, at least 0"),
+        ({"smooth": 1.5}, r"smooth=1.5"),
+        ({"n_jobs": "all"}, r"n_jobs='all'"),
+        ({"keep_predictions": ["feature k-NN"]}, r"no model labelled feature k-NN \(available: ridge\)"),
+        ({"keep_predictions": 3}, r"keep_predictions=3: expected"),
+        ({"encoder": "uni", "models": ["ridge", "knn"]}, r"^`X_[^`]*` not found(?!.*\n).*$"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_arguments_of_the_wrong_type_are_named(study, change, match):
+    with pytest.raises(ig.Img2GeneError, match=match):
+        ig.tl.cross_validate(study, **{**QUICK, **change})
+
+
+def without_counts(study, patients):
+    table = study["table"]
+    counts = table.X.toarray()
+    counts[table.obs["patient"].isin(patients).to_numpy()] = 0
+    table.X, table.obs["library_size"] = type(table.X)(counts), counts.sum(axis=1)
+    return study
+
+
+def test_patients_without_counts_are_said_to_have_none(study, caplog):
+    with pytest.raises(ig.Img2GeneError, match=r"no spot of patient B has a count.*available: A, C"):
+        ig.tl.cross_validate(without_counts(study, ["B"]), test_on=["B"], **QUICK)
+    with caplog.at_level(logging.WARNING, logger="img2gene"):
+        ig.tl.cross_validate(without_counts(study, ["C"]), **QUICK)
+    assert "one patient only (A; patient without counts: B, C)" in caplog.text
+    table = study["table"]
+    table.obs["half"] = np.where(table.obs["patient"] == "A", "left", "right")
+    with pytest.raises(ig.Img2GeneError, match=r"one value only \(left; half without counts: right\)"):
+        ig.tl.cross_validate(study, groups="half", **QUICK)

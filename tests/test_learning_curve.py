@@ -349,3 +349,44 @@ def test_the_plot_marks_undefined_models_and_takes_axes(curve):
 def test_the_plot_names_what_is_missing(curve, options, message):
     with pytest.raises(MissingKeyError, match=message):
         ig.pl.learning_curve(curve, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"fractions": 0.5}, r"fractions=0.5: expected several numbers"),
+        ({"fractions": ("a",)}, r"fractions=\('a',\): expected several numbers"),
+        ({"n_repeats": 1.5}, r"n_repeats=1.5: expected a whole number, 1 or more"),
+        ({"genes": 10.0}, r"genes=10.0: expected names"),
+        ({"models": None}, r"models=None: expected"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_arguments_of_the_wrong_type_are_named(study, change, match):
+    with pytest.raises(Img2GeneError, match=match):
+        ig.tl.learning_curve(study, **change)
+
+
+def test_model_may_be_named_for_a_label(study):
+    found = ig.tl.learning_curve(study, {"a": "mean"}, fractions=(1,), n_repeats=1, test_on=["A"])
+    assert set(found["model"]) == {"a"}
+
+
+def test_every_point_has_checkpoints_of_its_own(study, tmp_path):
+    small = {"model": "img2gene", "n_models": 1, "n_validations": 0, "max_epochs": 1, "dim": 16}
+    options = {"fractions": (0.5, 1), "n_repeats": 1, "test_on": ["A", "B"]}
+    models = {"small": {**small, "checkpoint_dir": tmp_path}}
+    found = ig.tl.learning_curve(study, models, **options)
+    assert len(list(tmp_path.iterdir())) == 4
+    again = ig.tl.learning_curve(study, models, **options)
+    pd.testing.assert_frame_equal(found.drop(columns=TIMING), again.drop(columns=TIMING))
+
+
+def test_errors_name_the_fold_and_the_model(study, seen):
+    with pytest.raises(RuntimeError) as error:
+        ig.tl.learning_curve(
+            study, {"mine": {"model": "spy", "fail_at": 0}}, fractions=(1,), n_repeats=1, test_on=["B"]
+        )
+    assert error.value.__notes__ == ["This was the model 'mine', trained without B."]
+    with pytest.raises(Img2GeneError, match="Without B, 'mine': "):
+        ig.tl.learning_curve(study, {"mine": {"model": "knn", "k": 10**6}}, fractions=(1,), n_repeats=1, test_on=["B"])

@@ -357,7 +357,7 @@ def test_plot_draws_every_patient_and_the_interval(cv):
     assert [tick.get_text().split("\n")[0] for tick in ax.get_yticklabels()] == means["model"].tolist()
     assert ax.get_title() == "HVG"
     within = dataclasses.replace(cv, scope="within patient")
-    assert "(within patient)" in ig.pl.cross_validation(within).get_title()
+    assert "(within-patient estimate" in ig.pl.cross_validation(within).get_title()
     with pytest.raises(MissingKeyError, match="No gene group 'HGV'"):
         ig.pl.cross_validation(cv, genes="HGV")
     with pytest.raises(MissingKeyError, match="No metric"):

@@ -109,21 +109,8 @@ class Subject:
 
 
 def marks(result: CrossValidation | None) -> list[str]:
-    """What keeps the scores of a result from being honest estimates for new patients, in a few words each."""
-    if result is None:
-        return []
-    found = []
-    if result.scope == "within patient":
-        found.append("within-patient estimate")
-    elif result.scope != "between patients":
-        found.append("patients unknown")
-    if result.scope != "within patient" and bool(result.scores["leakage"].fillna(False).astype(bool).any()):
-        found.append("leakage: patients trained on")
-    if result.settings.get("allow_leakage") and result.warnings:
-        found.append("possible leakage allowed")
-    if result.settings.get("smooth"):
-        found.append("labels smoothed")
-    return found
+    """What keeps the scores of a result, if there is one, from being honest estimates for new patients."""
+    return [] if result is None else result.marks
 
 
 def _evaluate(study: Study, seed: int) -> tuple[CrossValidation | None, str]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from img2gene._errors import listing
+
+_WHOLE, _NUMBER = (int, np.integer), (int, float, np.number)
 
 
 def choice_problems(parameters: object, options: Mapping[str, Iterable[str]]) -> list[str]:
@@ -19,24 +24,38 @@ def choice_problems(parameters: object, options: Mapping[str, Iterable[str]]) ->
 
 
 def bound_problems(parameters: object, least: Mapping[str, float]) -> list[str]:
-    """Parameters below their least value, or not comparable with it; None is left to others."""
-    return [
-        f"{name}={getattr(parameters, name)!r}: expected at least {bound}."
-        for name, bound in least.items()
-        if getattr(parameters, name) is not None and not getattr(parameters, name) >= bound
-    ]
+    """Parameters below their least value, or no numbers, or no whole ones where such are declared; None is left to others."""
+    declared = inspect.signature(type(parameters)).parameters
+    problems = []
+    for name, bound in least.items():
+        value = getattr(parameters, name)
+        whole = name in declared and str(declared[name].annotation).startswith("int")
+        fits = isinstance(value, _WHOLE if whole else _NUMBER)
+        if value is None or (fits and value >= bound):
+            continue
+        kind = "" if fits else "a whole number, " if whole else "a number, "
+        problems.append(f"{name}={value!r}: expected {kind}at least {bound}.")
+    return problems
 
 
 def share_problems(parameters: object, names: Iterable[str]) -> list[str]:
     """Parameters that are no share between 0 and 1."""
     values = {name: getattr(parameters, name) for name in names}
-    return [f"{name}={value!r}: expected 0 to 1." for name, value in values.items() if not 0 <= value <= 1]
+    return [
+        f"{name}={value!r}: expected 0 to 1."
+        for name, value in values.items()
+        if not (isinstance(value, _NUMBER) and 0 <= value <= 1)
+    ]
 
 
 def positive_problems(parameters: object, names: Iterable[str]) -> list[str]:
     """Parameters that are not positive."""
     values = {name: getattr(parameters, name) for name in names}
-    return [f"{name}={value!r}: expected a positive number." for name, value in values.items() if not value > 0]
+    return [
+        f"{name}={value!r}: expected a positive number."
+        for name, value in values.items()
+        if not (isinstance(value, _NUMBER) and value > 0)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +89,7 @@ class NetworkParameters:
             *share_problems(self, ("dropout",)),
             *positive_problems(self, ("learning_rate",)),
         ]
-        if self.heads > 0 and self.dim % self.heads:
+        whole = isinstance(self.heads, _WHOLE) and isinstance(self.dim, _WHOLE)
+        if whole and self.heads > 0 and self.dim % self.heads:
             found.append(f"dim={self.dim} is not divisible by heads={self.heads}.")
         return found

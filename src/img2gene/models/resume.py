@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError, listing
 
+logger = logging.getLogger(__name__)
+
 # No part of a fit is called like that.
-_RECORD = "identity.json"
+RECORD = "identity.json"
 
 
 def fingerprint(**arrays: np.ndarray | None) -> dict[str, str]:
@@ -36,6 +39,25 @@ def fingerprint(**arrays: np.ndarray | None) -> dict[str, str]:
             digest.update(np.ascontiguousarray(plain).view(np.uint8))
         found[name] = digest.hexdigest()[:16]
     return found
+
+
+def read_record(folder: Path, argument: str) -> dict[str, Any] | None:
+    """What the run in a folder recorded of itself, None where nothing is; a record that cannot be read is refused."""
+    if folder.exists() and not folder.is_dir():
+        raise Img2GeneError(f"{argument}={str(folder)!r} is a file; name a folder.")
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise Img2GeneError(
+            f"{str(path)!r} cannot be read, so nobody knows what the parts beside it belong to. Remove the folder, or name "
+            f"another one as `{argument}`."
+        )
+    return stored
 
 
 @dataclass(frozen=True)
@@ -62,9 +84,8 @@ class Progress:
         if folder is None:
             return cls(None)
         path = Path(folder)
-        record = path / _RECORD
-        if record.is_file():
-            stored = json.loads(record.read_text())
+        stored = read_record(path, argument)
+        if stored is not None:
             differ = [name for name in sorted({*stored, *facts}) if stored.get(name) != facts.get(name)]
             if differ:
                 raise Img2GeneError(
@@ -73,10 +94,13 @@ class Progress:
                 )
             return cls(path)
         # What an interruption of the first write leaves behind is no reason to refuse.
-        if path.is_dir() and any(found.name != f"{_RECORD}.partial" for found in path.iterdir()):
+        if path.is_dir() and any(found.name != f"{RECORD}.partial" for found in path.iterdir()):
             raise Img2GeneError(f"{argument}={str(path)!r} is not empty and holds no {what}; name another folder.")
-        path.mkdir(parents=True, exist_ok=True)
-        _replace(record, json.dumps(facts, indent=1).encode())
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Img2GeneError(f"{argument}={str(path)!r} cannot be made ({error}); name another folder.") from error
+        _replace(path / RECORD, json.dumps(facts, indent=1).encode())
         return cls(path)
 
     def part(self, name: str) -> Path | None:
@@ -84,13 +108,18 @@ class Progress:
         return None if self.folder is None else self.folder / name
 
     def load(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """Facts and arrays of a finished part, or None."""
+        """Facts and arrays of a finished part, or None; one that cannot be read counts as missing."""
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         if self.folder is None or not (self.folder / f"{name}.json").is_file():
             return None
-        facts = json.loads((self.folder / f"{name}.json").read_text())
-        return facts, load_file(self.folder / f"{name}.safetensors")
+        try:
+            facts = json.loads((self.folder / f"{name}.json").read_bytes())
+            return facts, load_file(self.folder / f"{name}.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            logger.warning("%s in %s cannot be read (%s) and is computed again", name, self.folder, error)
+            return None
 
     def save(self, name: str, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         """Keep a finished part; the facts are written last, so that they stand for a complete one."""

@@ -36,8 +36,8 @@ def cross_validation(
     Returns
     -------
     The axes. A row is a model; a dot is the mean over genes and sections of one patient (or of one section, where patients
-    are not the unit), at the same height in every row; the diamond is the mean over them with its 95 % interval. Scores that
-    say nothing about new patients are called so in the title. Models without a defined score are marked.
+    are not the unit), at the same height in every row; the diamond is the mean over them with its 95 % interval. What keeps
+    scores from being honest estimates for new patients (:attr:`img2gene.tl.CrossValidation.marks`) is in the title. Models without a defined score are marked.
 
     Raises
     ------
@@ -64,8 +64,8 @@ def cross_validation(
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel(f"{METRIC_LABELS.get(metric, metric)}, mean of each {cv.unit}")
-    scope = "" if cv.scope == "between patients" else f"  ({cv.scope})"
-    ax.set_title(f"{'all genes' if group == 'all' else group}{scope}", fontsize=10)
+    marks = f"\n({'; '.join(cv.marks)})" if cv.marks else ""
+    ax.set_title(f"{'all genes' if group == 'all' else group}{marks}", fontsize=10)
     ax.grid(axis="x", color="0.92")
     ax.set_axisbelow(True)
     ax.spines[["top", "right", "left"]].set_visible(False)

@@ -119,11 +119,13 @@ class Assembly:
 
 
 def _spread(values: np.ndarray, fold: Fold, genes: list[str]) -> np.ndarray:
-    """Values of a fold's genes in the columns of all genes; NaN elsewhere."""
+    """Values of a fold's genes, and of absent ones where they come along, in the columns of all genes; NaN elsewhere."""
     if values.ndim == 1:
         return values
     out = np.full((len(values), len(genes)), np.nan, dtype=np.float32)
-    out[:, pd.Index(genes).get_indexer(fold.genes)] = values
+    places = pd.Index(genes).get_indexer([*fold.genes, *fold.absent][: values.shape[1]])
+    # A gene that is absent in all folds has no column.
+    out[:, places[places >= 0]] = values[:, places >= 0]
     return out
 
 
@@ -133,5 +135,5 @@ def _with_absent(scores: pd.DataFrame, fold: Fold) -> pd.DataFrame:
         return scores
     facts = scores.drop_duplicates("section")[["model", "section", "patient", "n_spots", "leakage"]]
     missing = facts.merge(pd.DataFrame({"gene": fold.absent}), how="cross")
-    members = {name: missing["gene"].isin([]) for name in fold.groups}
+    members = {name: missing["gene"].isin(fold.absent_groups.get(name, [])) for name in fold.groups}
     return pd.concat([scores, missing.assign(**members)], ignore_index=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import scipy.sparse as sp
 
 from img2gene import _schema
 from img2gene import models as registry
@@ -60,7 +61,7 @@ class Plan:
         # All folds first, so that none is refused after hours of training on the others.
         folds = [self._fold(name, held, genes, groups) for name, held in self.outer.rows().items()]
         asked = self._settings(genes, groups)
-        data = self._fingerprint()
+        data = {} if folder is None else self._fingerprint()
         results = ResultsFolder.open(folder, json.loads(json.dumps({**asked, "data": data}, default=str)))
         parts = self._run_all(folds, results, n_jobs)
         warnings = [leak.message for leak in leaks]
@@ -130,7 +131,8 @@ class Plan:
         absent = [] if asked is None else [gene for gene in asked if gene not in whole.genes]
         if absent:
             logger.warning("without %s, genes that do not vary: %s", name, listing(absent))
-        return Fold(name, train, np.flatnonzero(held), whole.genes, self._members(whole, groups, absent), absent)
+        members, lost = self._members(whole, groups, absent)
+        return Fold(name, train, np.flatnonzero(held), whole.genes, members, absent, lost)
 
     def _asked(self, genes: Genes, train: np.ndarray) -> tuple[list[str] | None, list[str]]:
         """Genes asked for, by name or as the panel, and those of them that vary in the training rows."""
@@ -147,24 +149,28 @@ class Plan:
         return names, [name for name, kept in zip(names, varies, strict=True) if kept] or names
 
     @staticmethod
-    def _members(whole: Model, groups: GeneGroups, absent: list[str]) -> dict[str, list[str]]:
-        """Genes of each group, without those that the fold lacks."""
+    def _members(
+        whole: Model, groups: GeneGroups, absent: list[str]
+    ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Genes of each group that the fold has, and those named that it lacks."""
         if groups is None:
-            return group_members(whole, whole.genes, None)
+            return group_members(whole, whole.genes, None), {}
         kept: dict[str, Any] = {
             name: rule if is_rule(rule) else [gene for gene in rule if gene not in absent]
             for name, rule in groups.items()
         }
-        return group_members(whole, whole.genes, kept)
+        lost = {name: [gene for gene in rule if gene in absent] for name, rule in groups.items() if not is_rule(rule)}
+        return group_members(whole, whole.genes, kept), lost
 
     def _settings(self, genes: Genes, groups: GeneGroups) -> dict[str, Any]:
         """What was asked for, as it is recorded."""
         shared = dataclasses.asdict(self.options)
+        names = [genes] if isinstance(genes, str) else genes
         return {
             "models": self.candidates,
             "groups": self.outer.groups,
             "held_out": self.outer.held_out,
-            "genes": genes if genes is None or isinstance(genes, (int, np.integer)) else list(genes),
+            "genes": names if names is None or isinstance(names, (int, np.integer)) else list(names),
             "gene_groups": None if groups is None else dict(groups),
             "encoder": self._identity,
             "allow_leakage": self.allow_leakage,
@@ -174,7 +180,7 @@ class Plan:
     def _fingerprint(self) -> dict[str, str]:
         """Digests of everything that results depend on."""
         table, key = self.table, self.options.table_key
-        counts = table.X.tocsr()
+        counts = sp.csr_matrix(table.X)
         identities = {given["encoder"] for given in self.candidates.values()}
         arrays = {
             "counts": counts.data,
@@ -201,16 +207,14 @@ class Plan:
         from tqdm.auto import tqdm
 
         tasks = {
-            (number, label): Task(
-                self.study, fold, label, given, self.options, label in self.kept, f"fold{number + 1}-model{place + 1}"
-            )
+            (number, label): Task(self.study, fold, label, given, self.options, label in self.kept)
             for number, fold in enumerate(folds)
-            for place, (label, given) in enumerate(self.candidates.items())
+            for label, given in self.candidates.items()
         }
         found = {
             at: part
             for at, task in tasks.items()
-            if (part := results.load(task.key)) and bool(part.layers) >= task.keep
+            if (part := results.load(task.key, task.label)) and bool(part.layers) >= task.keep
         }
         if found:
             logger.info("took %d of %d finished parts from %s", len(found), len(tasks), results.folder)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,7 +20,7 @@ from img2gene._study import positions, section_names
 from img2gene._subset import subset
 from img2gene.metrics import neighbor_graph
 from img2gene.settings import Settings, settings
-from img2gene.tl._results_folder import Part, ResultsFolder
+from img2gene.tl._results_folder import Part, ResultsFolder, part_key
 from img2gene.tl._scored_sections import patient_of, scored_values
 from img2gene.tl.evaluate import evaluate
 from img2gene.tl.fit import fit
@@ -53,6 +54,8 @@ class Fold:
         Genes of each gene group, from the training labels.
     absent
         Genes asked for that do not vary in the training rows.
+    absent_groups
+        Those of them that were named as members of each gene group.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Fold:
     genes: list[str]
     groups: dict[str, list[str]]
     absent: list[str]
+    absent_groups: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -87,19 +91,21 @@ class Task:
     given: dict[str, Any]
     options: Options
     keep: bool
-    key: str
+
+    @property
+    def key(self) -> str:
+        """Name of what is kept of it in a folder."""
+        return part_key(self.fold.name, self.label)
 
     def run(self) -> Part:
         """Train on the fold's training rows and score on the others."""
         with limited_threads(self.options.n_threads):
             start = time.perf_counter()
             train = self._part(self.fold.train)
-            try:
+            with located(self.fold.name, self.label):
                 model = cast("Model", self._fit(train))
-            except Img2GeneError as error:
-                raise type(error)(f"Without {self.fold.name}, {self.label!r}: {error}") from error
-            seconds = time.perf_counter() - start
-            return self._score(model, seconds)
+                seconds = time.perf_counter() - start
+                return self._score(model, seconds)
 
     def _fit(self, train: SpatialData) -> Model | None:
         options = self.options
@@ -113,7 +119,7 @@ class Task:
             table_key=options.table_key,
             allow_single_section=True,
             inplace=False,
-            **self.given,
+            **with_own_folder(self.given, self.key),
         )
 
     def _score(self, model: Model, seconds: float) -> Part:
@@ -134,7 +140,7 @@ class Task:
             inplace=False,
         )
         scores["model"] = scores["model"].replace(model.name, self.label)
-        layers = kept_layers(table, model, options.table_key) if self.keep else {}
+        layers = kept_layers(table, model, self.fold.absent) if self.keep else {}
         return Part(scores, self._structure(table, model), layers, seconds)
 
     def _structure(self, table: AnnData, model: Model) -> pd.DataFrame:
@@ -178,12 +184,12 @@ def smoothed_labels(table: AnnData, n_neighbors: int, layer: str | None, table_k
     return out
 
 
-def kept_layers(table: AnnData, model: Model, table_key: str) -> dict[str, np.ndarray]:
-    """Predictions, what was measured, and all that belongs to the predictions."""
+def kept_layers(table: AnnData, model: Model, absent: list[str]) -> dict[str, np.ndarray]:
+    """Predictions, what was measured (of ``absent`` genes, too, at the end), and all that belongs to the predictions."""
     columns = table.var_names.get_indexer(model.genes)
-    rows = np.arange(table.n_obs)
+    measured = table.var_names.get_indexer([*model.genes, *absent])
     found = {"X": np.asarray(table.layers[KEY])[:, columns]}
-    found["measured"] = labels(table, rows, columns, layer=model.labels["layer"])
+    found["measured"] = labels(table, np.arange(table.n_obs), measured, layer=model.labels["layer"])
     for name in table.layers:
         if name is not None and name.startswith(f"{KEY}_"):
             found[name.removeprefix(f"{KEY}_")] = np.asarray(table.layers[name])[:, columns]
@@ -206,6 +212,24 @@ def run_and_keep(task: Task, folder: ResultsFolder, given: Settings, kind: type[
         settings.progress = given.progress
     folder.save(task.key, part)
     return part
+
+
+@contextmanager
+def located(fold: str, label: str) -> Iterator[None]:
+    """Say of errors in which fold, and of which model, they arose; those of foreign code keep their kind."""
+    try:
+        yield
+    except Img2GeneError as error:
+        raise type(error)(f"Without {fold}, {label!r}: {error}") from error
+    except Exception as error:
+        error.add_note(f"This was the model {label!r}, trained without {fold}.")
+        raise
+
+
+def with_own_folder(given: dict[str, Any], key: str) -> dict[str, Any]:
+    """Arguments of a fit whose ``checkpoint_dir``, if there is one, is a folder for this fit alone."""
+    folder = given.get("checkpoint_dir")
+    return given if folder is None else {**given, "checkpoint_dir": str(Path(folder) / key)}
 
 
 @contextmanager

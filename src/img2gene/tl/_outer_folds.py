@@ -53,21 +53,35 @@ class OuterFolds:
         seed: int,
         table_key: str,
         allow_leakage: bool,
+        uncounted: list[str],
     ) -> OuterFolds:
-        """Leave out each group, or deal the groups into ``n_folds``; what cannot be divided honestly is refused."""
+        """Leave out each group, or deal the groups into ``n_folds``; what cannot be divided honestly is refused.
+
+        The groups that are ``uncounted`` are not in the table, as they have no labels; messages say so.
+        """
         names = group_labels(table, groups, table_key)
+        others = f"; {groups} without counts: {listing(uncounted)}" if uncounted else ""
+        asked = None if test_on is None else [test_on] if isinstance(test_on, str) else [str(name) for name in test_on]
+        blank = [name for name in asked or [] if name in uncounted]
+        if blank:
+            raise Img2GeneError(
+                f"test_on: no spot of {groups} {listing(blank)} has a count, so there is nothing to score against (available: "
+                f"{listing(np.unique(names))})."
+            )
         single = groups == _schema.PATIENT and len(np.unique(names)) == 1
         if single:
             # An estimate between sections of the only patient is better than none, as long as it says what it is.
-            logger.warning("one patient only (%s): sections are left out instead, a within-patient estimate", names[0])
+            logger.warning(
+                "one patient only (%s%s): sections are left out instead, a within-patient estimate", names[0], others
+            )
             groups, names = _schema.SECTION, section_labels(table, table_key)
         known = np.unique(names).tolist()
         if len(known) < 2:
             raise Img2GeneError(
-                f"obs[{groups!r}] has one value only ({listing(known)}), so nothing can be held out. Join more sections with "
+                f"obs[{groups!r}] has one value only ({listing(known)}{others}), so nothing can be held out. Join more sections with "
                 "`img2gene.io.concat_sections`."
             )
-        tested = known if test_on is None else named_groups(test_on, names, "test_on", groups)
+        tested = known if asked is None else named_groups(asked, names, "test_on", groups)
         found = cls(groups, names, _deal(tested, n_folds, seed), BETWEEN)
         shared = {name: shared_patients(table, ~rows, rows) for name, rows in found.rows().items()}
         leaked = {name: patients for name, patients in shared.items() if patients}

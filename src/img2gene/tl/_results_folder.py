@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
+import re
+import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +18,26 @@ import numpy as np
 import pandas as pd
 
 from img2gene._errors import Img2GeneError
-from img2gene.models.resume import Progress
+from img2gene.models.resume import Progress, read_record
 
-FORMAT = 1
-_RECORD = "identity.json"
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
+# What readers of JSON, parquet and npz raise on files that are cut or not theirs; errors of Arrow are ValueErrors or OSErrors.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def part_key(*names: object) -> str:
+    """Name of the files of one part, from what it is of and not from its place; legible, and of no other names.
+
+    Examples
+    --------
+    >>> from img2gene.tl._results_folder import part_key
+    >>> part_key("P1", "ridge, not centred")
+    'P1-ridge-not-centred-cd553b0c'
+    """
+    text = "-".join(re.sub(r"[^A-Za-z0-9]+", "-", str(name)).strip("-")[:40] for name in names)
+    return f"{text}-{hashlib.sha256(json.dumps(list(map(str, names))).encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +69,7 @@ class ResultsFolder:
     Examples
     --------
     >>> from img2gene.tl._results_folder import ResultsFolder
-    >>> ResultsFolder(None).load("fold1-ridge") is None
+    >>> ResultsFolder(None).load("P1-ridge", "ridge") is None
     True
     """
 
@@ -59,10 +80,9 @@ class ResultsFolder:
         """Open a folder for the run that ``facts`` (JSON) describe; that of another run, or version, is refused."""
         if folder is None:
             return cls(None)
-        record = Path(folder) / _RECORD
         own = {"format": FORMAT, "img2gene": version("img2gene")}
-        if record.is_file():
-            stored = json.loads(record.read_text())
+        stored = read_record(Path(folder), "folder")
+        if stored is not None:
             written = {name: stored.get(name) for name in own}
             if written != own:
                 raise Img2GeneError(
@@ -71,19 +91,29 @@ class ResultsFolder:
                 )
         return cls(Progress.open(folder, own | facts, what="cross-validation", argument="folder").folder)
 
-    def load(self, name: str) -> Part | None:
-        """A finished part, or None."""
+    def load(self, name: str, label: str) -> Part | None:
+        """A finished part with scores of a model, or None; one that cannot be read counts as missing."""
         if self.folder is None or not (self.folder / f"{name}.json").is_file():
             return None
-        facts = json.loads((self.folder / f"{name}.json").read_text())
-        scores, structure = (
-            pd.read_parquet(self.folder / f"{name}-{table}.parquet") for table in ("scores", "structure")
-        )
+        try:
+            part = self._read(self.folder, name)
+            if label not in set(part.scores["model"]):
+                raise ValueError(f"it holds no scores of {label!r}")
+        except _UNREADABLE as error:
+            logger.warning("%s in %s cannot be used (%s) and is computed again", name, self.folder, error)
+            return None
+        return part
+
+    @staticmethod
+    def _read(folder: Path, name: str) -> Part:
+        facts = json.loads((folder / f"{name}.json").read_bytes())
+        scores, structure = (pd.read_parquet(folder / f"{name}-{table}.parquet") for table in ("scores", "structure"))
         layers = {}
         if facts["layers"]:
-            with np.load(self.folder / f"{name}.npz") as stored:
+            # Opened here, as numpy leaves files open that it cannot read.
+            with open(folder / f"{name}.npz", "rb") as file, np.load(file) as stored:
                 layers = {key: stored[key] for key in facts["layers"]}
-        return Part(scores, structure, layers, facts["seconds"])
+        return Part(scores, structure, layers, float(facts["seconds"]))
 
     def save(self, name: str, part: Part) -> None:
         """Keep a finished part; the facts are written last, so that they stand for a complete one."""

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, Problems, listing
+from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
 from img2gene._expression import layer_problems, library_size, name_problems
 from img2gene._sections import group_labels
 from img2gene._subset import subset
 from img2gene.settings import settings
-from img2gene.tl._candidates import ModelsGiven, model_candidates
+from img2gene.tl._arguments import genes_problems, whole_problems
+from img2gene.tl._candidates import ModelsGiven, completed, model_candidates
 from img2gene.tl._cv_plan import Plan
 from img2gene.tl._fold_tasks import Options
 from img2gene.tl._outer_folds import OuterFolds
 from img2gene.tl.cross_validation import CrossValidation
-from img2gene.tl.evaluate import GeneGroups, with_markers
+from img2gene.tl.evaluate import BASELINE_ROWS, GeneGroups, with_markers
 from img2gene.tl.fit import Genes, level_problems
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
@@ -76,8 +79,8 @@ def cross_validate(
     sdata
         Study on which :func:`img2gene.pp.embed_patches` was run.
     models
-        Registered models (see :func:`img2gene.models.list`); or for each label a dict with the ``"model"``, its parameters
-        and, where it is not ``encoder``, its ``"encoder"``: ``{"10 components": {"model": "ridge", "n_components": 10}}``.
+        Registered models (see :func:`img2gene.models.list`); or for each label one of them, or a dict with the ``"model"``, its
+        parameters and, where it is not ``encoder``, its ``"encoder"``: ``{"10 components": {"model": "ridge", "n_components": 10}}``.
     groups
         Column of obs that is held out. With one patient only, sections are left out instead, and all that is returned says
         that it is a within-patient estimate.
@@ -155,13 +158,15 @@ def cross_validate(
     """
     table = _schema.get_table(sdata, table_key)
     problems = Problems(_option_problems(smooth, n_permutations, n_jobs, n_threads) + level_problems(level))
+    problems.found += whole_problems("n_folds", n_folds, 2, optional=True) + genes_problems(genes)
     problems.found += name_problems(table, table_key) + layer_problems(table, layer, table_key)
     seed = settings.seed if seed is None else seed
     with problems.collect():
         candidates = model_candidates(models, encoder, table, table_key)
-        kept = _kept(keep_predictions, candidates)
-    with problems.collect():
-        group_labels(table, groups if inner is None else inner, table_key)
+        raise_problems(_reserved(candidates))
+    for column in dict.fromkeys((groups, groups if inner is None else inner)):
+        with problems.collect():
+            group_labels(table, column, table_key)
     problems.raise_all()
     study = _labelled(sdata, layer, table_key)
     outer = OuterFolds.divide(
@@ -172,29 +177,40 @@ def cross_validate(
         seed=seed,
         table_key=table_key,
         allow_leakage=allow_leakage,
+        uncounted=_uncounted(table, study.tables[table_key], groups, table_key),
     )
+    asked = list(candidates)
     if baselines:
         divided = outer.divides_sections(study.tables[table_key], table_key)
         extra = {**BASELINES, **(_COORDINATES if divided else {})}
-        candidates = _with_baselines(candidates, extra, encoder)
+        candidates = _with_baselines(candidates, extra, encoder, table, table_key)
+    kept = _kept(keep_predictions, asked, list(candidates))
     options = Options(inner or outer.groups, layer, smooth, seed, n_permutations, level, n_threads, table_key)
     plan = Plan(study, outer, candidates, options, kept, allow_leakage)
     return plan.run(genes, with_markers(gene_groups, markers), n_jobs, folder)
 
 
 def _option_problems(smooth: int, n_permutations: int, n_jobs: int, n_threads: int) -> list[str]:
-    problems = [f"smooth={smooth}: expected a number of neighbours, or 0."] * (smooth < 0)
-    problems += [f"n_permutations={n_permutations}: expected 0 or more."] * (n_permutations < 0)
-    problems += ["n_jobs=0: expected a number of processes, or -1 for one per core."] * (n_jobs == 0)
-    return problems + [f"n_threads={n_threads}: expected 1 or more."] * (n_threads < 1)
+    problems = whole_problems("smooth", smooth, 0) + whole_problems("n_permutations", n_permutations, 0)
+    if not isinstance(n_jobs, Integral) or n_jobs == 0:
+        problems.append(f"n_jobs={n_jobs!r}: expected a number of processes, or -1 for one per core.")
+    return problems + whole_problems("n_threads", n_threads, 1)
 
 
-def _kept(asked: bool | Sequence[str], candidates: dict[str, dict[str, Any]]) -> list[str]:
-    """Labels of the models whose predictions are kept."""
+def _reserved(labels: Iterable[str]) -> list[str]:
+    taken = [label for label in labels if label in BASELINE_ROWS]
+    return [f"models: {listing(taken)} is what a baseline of every result is called; choose another label."] * bool(
+        taken
+    )
+
+
+def _kept(asked: bool | Sequence[str], models: list[str], known: list[str]) -> list[str]:
+    """Labels of the models whose predictions are kept; of those asked for, baselines (among ``known``) may be some."""
     if isinstance(asked, bool):
-        return list(candidates) if asked else []
+        return models if asked else []
+    if not isinstance(asked, Iterable):
+        raise Img2GeneError(f"keep_predictions={asked!r}: expected True, False, or labels of models: {listing(known)}.")
     names = [asked] if isinstance(asked, str) else list(asked)
-    known = [*candidates, *BASELINES]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise Img2GeneError(f"keep_predictions: no model labelled {listing(unknown)} (available: {listing(known)}).")
@@ -202,17 +218,33 @@ def _kept(asked: bool | Sequence[str], candidates: dict[str, dict[str, Any]]) ->
 
 
 def _with_baselines(
-    candidates: dict[str, dict[str, Any]], extra: dict[str, dict[str, Any]], encoder: str | None
+    candidates: dict[str, dict[str, Any]],
+    extra: dict[str, dict[str, Any]],
+    encoder: str | None,
+    table: AnnData,
+    table_key: str,
 ) -> dict[str, dict[str, Any]]:
-    """The models, and those baselines that are not among them, under whatever label."""
+    """The models, and those baselines that are not among them, under whatever label; labels of baselines are theirs."""
     first = next(iter(candidates.values()))["encoder"]
     added = {label: {"encoder": first if encoder is None else encoder, **given} for label, given in extra.items()}
-    present = [{**given, "encoder": None} for given in candidates.values()]
-    return candidates | {
-        label: given
-        for label, given in added.items()
-        if label not in candidates and {**given, "encoder": None} not in present
+    present = {label: completed(given, table, table_key) for label, given in candidates.items()}
+    missing = {
+        label: given for label, given in added.items() if completed(given, table, table_key) not in present.values()
     }
+    raise_problems(
+        [
+            f"models[{label!r}] is called like the baseline {extra[label]}, and is another model, or has other parameters or "
+            "another embedding. Give it another label, or pass `baselines=False`."
+            for label in missing
+            if label in candidates
+        ]
+    )
+    return candidates | missing
+
+
+def _uncounted(table: AnnData, labelled: AnnData, groups: str, table_key: str) -> list[str]:
+    """Groups none of whose spots has a label."""
+    return sorted(set(group_labels(table, groups, table_key)) - set(group_labels(labelled, groups, table_key)))
 
 
 def _labelled(sdata: SpatialData, layer: str | None, table_key: str) -> SpatialData:

@@ -12,7 +12,8 @@ import pandas as pd
 
 from img2gene import metrics
 from img2gene._errors import MissingKeyError, listing, near
-from img2gene.tl.evaluate import METRICS, group_columns
+from img2gene.tl._section_scores import direction
+from img2gene.tl.evaluate import BASELINE_ROWS, METRICS, group_columns
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -92,6 +93,22 @@ class CrossValidation:
         """What the scores mean, in a sentence."""
         return _NOTICE[self.scope]
 
+    @property
+    def marks(self) -> list[str]:
+        """What keeps the scores from being honest estimates for new patients, in a few words each."""
+        found = []
+        if self.scope == WITHIN:
+            found.append("within-patient estimate")
+        elif self.scope != BETWEEN:
+            found.append("patients unknown")
+        if self.scope != WITHIN and bool(self.scores["leakage"].fillna(False).astype(bool).any()):
+            found.append("leakage: patients trained on")
+        if self.settings.get("allow_leakage") and self.warnings:
+            found.append("possible leakage allowed")
+        if self.settings.get("smooth"):
+            found.append("labels smoothed")
+        return found
+
     def by_unit(self, genes: str = "all") -> pd.DataFrame:
         """Mean scores of each model for each patient (or section, see :attr:`unit`).
 
@@ -128,15 +145,23 @@ class CrossValidation:
         -------
         DataFrame with one row per gene group and model: ``genes``, ``model``, the metric with ``low`` and ``high``, the
         other metrics, ``n_patients`` (or ``n_sections`` alone, where patients are not the unit), ``n_sections``,
-        ``n_genes``, ``n_nan`` (gene × section pairs without a correlation), ``leakage`` and ``scope``.
+        ``n_genes``, ``n_nan`` (gene × section pairs without a correlation), ``leakage``, ``scope``, and where labels were
+        smoothed, ``smooth``, over how many neighbours.
+
+        Notes
+        -----
+        Each model is averaged over the genes that it has a correlation for. One that predicts constants for genes that are
+        hard has none there, and is spared them: look at ``n_nan``, and compare such models by :meth:`compare`.
         """
+        self._check(metric, self._metrics, "metric")
         names = self.groups if genes is None else [genes]
         parts = [self._summary(name, metric, level) for name in names]
-        return pd.concat(parts, ignore_index=True).astype({"leakage": "boolean"})
+        found = pd.concat(parts, ignore_index=True).astype({"leakage": "boolean"})
+        smooth = self.settings.get("smooth")
+        return found.assign(smooth=int(smooth)) if smooth else found
 
     def _summary(self, genes: str, metric: str, level: float) -> pd.DataFrame:
         units, members = self.by_unit(genes), self._members(genes)
-        self._check(metric, units.columns, "metric")
         rows = []
         for model, part in units.groupby("model", sort=False):
             own = members[members["model"] == model]
@@ -167,10 +192,14 @@ class CrossValidation:
 
         Returns
         -------
-        DataFrame with one row per other model: ``model``, ``reference``, ``genes``, ``metric``, ``difference`` (model −
-        reference, mean over patients) with ``low`` and ``high``, ``n_patients`` and ``p_patients`` (Wilcoxon's signed-rank
-        test over patients, or over sections where these are the unit), ``n_better``: patients in which the model has the
-        higher value, ``n_genes`` and ``p_genes`` (the same test over genes).
+        DataFrame with one row per model that has a score where the reference has one: ``model``, ``reference``, ``genes``,
+        ``metric``, ``difference`` (model − reference, mean over patients) with ``low`` and ``high``, ``n_patients`` and
+        ``p_patients`` (Wilcoxon's signed-rank test over patients, or over sections where these are the unit), ``n_better``:
+        patients for whom the model is better, be that higher, lower or nearer to 0 (Moran's I) or to the level asked for
+        (coverage), ``n_genes`` and ``p_genes`` (the same test over genes), ``n_dropped`` and ``scope``.
+
+        Models are compared on what both have a score of: gene by gene within each section, then averaged as in
+        :meth:`by_unit`. ``n_dropped`` counts the gene × section pairs (of structure, the sections) that only one has.
 
         Notes
         -----
@@ -178,29 +207,37 @@ class CrossValidation:
         agree, not whether new patients will. The smallest p-value that n patients can give is 2 / 2ⁿ.
         """
         reference = self._reference(reference)
-        units, members = self.by_unit(genes), self._members(genes)
-        self._check(metric, units.columns, "metric")
-        per_unit = units.pivot_table(metric, self.unit, "model", sort=False, dropna=False)
-        per_gene = members.pivot_table(metric, "gene", "model", sort=False, dropna=False) if metric in members else None
+        values = self._values(metric, genes)
+        unit = self.unit
+        columns = ["model", "reference", "genes", "metric", "difference", "low", "high"]
+        columns += [f"n_{unit}s", "n_better", f"p_{unit}s", "n_dropped"]
+        columns += ["n_genes", "p_genes"] * ("gene" in values.index.names) + ["scope"]
         rows = []
         for model in self.models:
-            if model == reference or not per_unit.get(model, pd.Series(dtype=float)).notna().any():
+            defined = np.isfinite(values[[model, reference]].to_numpy())
+            if model == reference or not defined.all(axis=1).any():
                 continue
-            over_units = (per_unit[model] - per_unit[reference]).to_numpy()
-            mean, low, high = metrics.mean_interval(over_units, level)
-            row: dict[str, Any] = {"model": model, "reference": reference, "genes": genes, "metric": metric}
-            row |= {"difference": mean, "low": low, "high": high}
-            row |= {f"n_{self.unit}s": int(np.isfinite(over_units).sum()), "n_better": int((over_units > 0).sum())}
-            row |= {f"p_{self.unit}s": metrics.signed_rank_pvalue(over_units)}
-            if per_gene is not None:
-                over_genes = (per_gene[model] - per_gene[reference]).to_numpy()
-                row |= {"n_genes": int(np.isfinite(over_genes).sum())}
-                row |= {"p_genes": metrics.signed_rank_pvalue(over_genes)}
-            rows.append(row | {"scope": self.scope})
-        return pd.DataFrame(rows)
+            pairs = values[defined.all(axis=1)]
+            row = {"model": model, "reference": reference, "genes": genes, "metric": metric, "scope": self.scope}
+            row |= self._difference(pairs[model], pairs[reference], metric, level)
+            rows.append(row | {"n_dropped": int((defined[:, 0] != defined[:, 1]).sum())})
+        return pd.DataFrame(rows, columns=columns)
+
+    def _difference(self, own: pd.Series, other: pd.Series, metric: str, level: float) -> dict[str, Any]:
+        """What is to be said of two models' values of the same genes, sections and units."""
+        unit, difference = self.unit, own - other
+        over_units = self._over_units(difference).to_numpy()
+        better = self._over_units(self._goodness(own, metric) - self._goodness(other, metric)).to_numpy() > 0
+        found = dict(zip(("difference", "low", "high"), metrics.mean_interval(over_units, level), strict=True))
+        found |= {f"n_{unit}s": len(over_units), "n_better": int(better.sum())}
+        found |= {f"p_{unit}s": metrics.signed_rank_pvalue(over_units)}
+        if "gene" in difference.index.names:
+            over_genes = difference.groupby("gene", sort=False).mean().to_numpy()
+            found |= {"n_genes": len(over_genes), "p_genes": metrics.signed_rank_pvalue(over_genes)}
+        return found
 
     def genes(self, model: str | None = None, *, metric: str = "pcc") -> pd.DataFrame:
-        """Score of each gene, averaged over sections, best first.
+        """Score of each gene, averaged over sections, best first: highest, lowest or, as of Moran's I, nearest to 0.
 
         Parameters
         ----------
@@ -216,11 +253,11 @@ class CrossValidation:
         model = self.models[0] if model is None else model
         self._check(model, self.models, "model")
         own = self.scores[self.scores["model"] == model]
-        self._check(metric, own.columns, "metric")
+        self._check(metric, [name for name in METRICS if name in own], "metric")
         grouped = own.groupby("gene", sort=False)[metric]
         table = pd.DataFrame({metric: grouped.mean(), "sd": grouped.std(), "n_sections": grouped.count()})
         table["n_nan"] = grouped.size() - table["n_sections"]
-        return table.sort_values(metric, ascending=False)
+        return table.sort_values(metric, key=lambda values: -self._goodness(values, metric), kind="stable")
 
     def to_csv(self, path: str | Path, table: str = "scores") -> None:
         """Write one of the tables.
@@ -237,10 +274,11 @@ class CrossValidation:
         found.to_csv(path, index=False)
 
     def to_markdown(self, genes: str | None = None) -> str:
-        """The summary as a Markdown table, below a line that says what it means."""
+        """The summary as a Markdown table, below lines that say what it means, and what keeps it from meaning more."""
         table = self.summary(genes)
         shown = [name for name in table if table[name].notna().any() and name not in ("scope", "leakage")]
-        return f"{self.notice}\n\n" + table[shown].to_markdown(index=False, floatfmt=".3f")
+        lines = self._remarks("all" if genes is None else genes)
+        return "\n\n".join([*lines, table[shown].to_markdown(index=False, floatfmt=".3f")])
 
     def plot(self, metric: str = "pcc", genes: str | None = None, ax: Axes | None = None) -> Axes:
         """Draw the scores of all models by patient: :func:`img2gene.pl.cross_validation`."""
@@ -255,6 +293,54 @@ class CrossValidation:
             return self.scores
         return self.scores[(self.scores[genes] == True).to_numpy(dtype=bool)]  # noqa: E712 - NaN is no member
 
+    @property
+    def _metrics(self) -> list[str]:
+        """Scores that units have."""
+        return [name for name in METRICS if name in self.scores] + list(STRUCTURE) * (len(self.structure) > 0)
+
+    def _values(self, metric: str, genes: str) -> pd.DataFrame:
+        """A score of all models (columns) by unit, section, fold and, except for structure, gene."""
+        members = self._members(genes)
+        self._check(metric, self._metrics, "metric")
+        table = members if metric in members else self.structure[self.structure["genes"] == genes]
+        keys = [name for name in dict.fromkeys((self.unit, "section", "fold", "gene")) if name in table]
+        found = table.groupby([*keys, "model"], sort=False)[metric].mean().unstack("model")
+        return found.reindex(columns=self.models).astype(float)
+
+    def _over_units(self, values: pd.Series) -> pd.Series:
+        """Mean within sections, then over the sections of each unit."""
+        sections = values.groupby(list(dict.fromkeys((self.unit, "section"))), sort=False).mean()
+        return sections.groupby(self.unit, sort=False).mean()
+
+    def _goodness(self, values: pd.Series, metric: str) -> pd.Series:
+        """Values such that higher is better."""
+        if metric == "coverage":
+            return -(values - self.settings.get("level", 0.9)).abs()
+        better = direction(metric)
+        return -values if better == "lower" else -values.abs() if better == "zero" else values
+
+    def _remarks(self, genes: str = "all") -> list[str]:
+        """What has to be said wherever scores are shown."""
+        lines = [self.notice, *self.warnings]
+        if self.marks:
+            lines.append(f"Not an honest estimate for new patients: {'; '.join(self.marks)}.")
+        return lines + self._unevenness(genes)
+
+    def _unevenness(self, genes: str) -> list[str]:
+        """A line that names trained models with fewer correlations than the one that has most, if there are any."""
+        scores = self._members(genes)
+        undefined = scores["pcc"].isna().groupby(scores["model"], sort=False).agg(["sum", "all"])
+        # Constants have no correlation at all, and no mean to be wrong about.
+        trained = undefined.loc[~undefined["all"] & ~undefined.index.isin(BASELINE_ROWS), "sum"]
+        spared = trained[trained > trained.min()]
+        if not len(spared):
+            return []
+        names = listing((f"{name} ({number})" for name, number in spared.items()), 1000)
+        return [
+            f"Averaged over fewer genes, as so many gene × section pairs are undefined: {names}; of the best model {trained.min()}. "
+            "`compare` pairs them."
+        ]
+
     def _reference(self, reference: str | None) -> str:
         if reference is None:
             return "ridge" if "ridge" in self.models else self.models[0]
@@ -267,13 +353,13 @@ class CrossValidation:
 
     def __repr__(self) -> str:
         n_units = self.scores[self.unit].nunique()
+        about = ", ".join([*[self.scope] * (self.scope == BETWEEN), *self.marks])
         return (
-            f"CrossValidation({len(self.folds)} folds, {n_units} {self.unit}s, {self.scope}, "
+            f"CrossValidation({len(self.folds)} folds, {n_units} {self.unit}s, {about}, "
             f"models: {listing(self.models, 12)})"
         )
 
     def _repr_html_(self) -> str:
-        notice = [self.notice, *self.warnings]
-        lines = "".join(f"<p>{html.escape(line)}</p>" for line in notice)
+        lines = "".join(f"<p>{html.escape(line)}</p>" for line in self._remarks())
         tables = [self.summary(name).dropna(axis=1, how="all").round(3) for name in self.groups]
         return f"<p><b>{html.escape(repr(self))}</b></p>{lines}" + "".join(t.to_html(index=False) for t in tables)

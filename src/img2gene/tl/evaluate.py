@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 GENE_GROUPS: dict[str, tuple[str, int]] = {"HEG": ("mean", 50), "HVG": ("dispersion", 50), "SVG": ("moran", 50)}
 GeneGroups = Mapping[str, tuple[str, int] | list[str]] | None
 BASELINE_ROWS = (MEAN, ORACLE, NULL)
+# Of scores, and of those of a cross-validation.
+_FIXED_COLUMNS = ("model", "section", "patient", "gene", "n_spots", "leakage", "fold", "scope")
 __all__ = [
     "BASELINE_ROWS",
     "GENE_GROUPS",
@@ -197,7 +199,7 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
 
 def group_columns(scores: pd.DataFrame) -> list[str]:
     """Columns that say of each gene whether it is in a group."""
-    fixed = {"model", "section", "patient", "gene", "n_spots", "leakage", *METRICS}
+    fixed = {*_FIXED_COLUMNS, *METRICS}
     return [name for name in scores if name not in fixed and set(scores[name].dropna().unique()) <= {True, False}]
 
 
@@ -218,7 +220,7 @@ def group_members(
     """Genes of each group; unknown ones, and names that a group cannot have, are refused."""
     groups = {}
     for name, rule in (GENE_GROUPS if asked is None else asked).items():
-        if name in {"all", "model", "section", "patient", "gene", "n_spots", "leakage", *METRICS}:
+        if name in {"all", *_FIXED_COLUMNS, *METRICS}:
             raise Img2GeneError(f"A gene group cannot be called {name!r}; choose another name.")
         ranked = is_rule(rule)
         members = model.top_genes(*rule) if ranked else [str(gene) for gene in rule]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -18,8 +19,12 @@ from img2gene._sections import group_labels, section_labels
 from img2gene._study import named_groups, positions
 from img2gene._subsamples import UNITS, nested_samples, sample_problems
 from img2gene._subset import subset
+from img2gene.models.resume import fingerprint
 from img2gene.settings import settings
-from img2gene.tl._candidates import model_candidates
+from img2gene.tl._arguments import genes_problems, whole_problems
+from img2gene.tl._candidates import ModelsGiven, model_candidates
+from img2gene.tl._fold_tasks import located, with_own_folder
+from img2gene.tl._results_folder import part_key
 from img2gene.tl.evaluate import METRICS, GeneGroups, evaluate, group_members, summarize
 from img2gene.tl.fit import Genes, fit
 from img2gene.tl.predict import predict
@@ -47,7 +52,7 @@ COLUMNS = (
 
 def learning_curve(
     sdata: SpatialData,
-    models: str | Sequence[str] | Mapping[str, Mapping[str, Any]] = ("ridge",),
+    models: ModelsGiven = ("ridge",),
     *,
     fractions: Sequence[float] = (0.1, 0.25, 0.5, 1.0),
     by: str = "groups",
@@ -75,8 +80,8 @@ def learning_curve(
     sdata
         Study on which :func:`img2gene.pp.embed_patches` was run.
     models
-        Registered models (see :func:`img2gene.models.list`); or for each label a dict with the ``"model"``, its parameters
-        and, where it is not ``encoder``, its ``"encoder"``: ``{"10 components": {"model": "ridge", "n_components": 10}}``.
+        Registered models (see :func:`img2gene.models.list`); or for each label one of them, or a dict with the ``"model"``, its
+        parameters and, where it is not ``encoder``, its ``"encoder"``: ``{"10 components": {"model": "ridge", "n_components": 10}}``.
     fractions
         Parts of the training fold, in (0, 1]; numbers of groups and spots are rounded.
     by
@@ -134,7 +139,7 @@ def learning_curve(
     {('mean', 1): 3, ('mean', 2): 3, ('ridge', 1): 3, ('ridge', 2): 3}
     """
     table = _schema.get_table(sdata, table_key)
-    problems = Problems(_option_problems(fractions, by, n_repeats))
+    problems = Problems(_option_problems(fractions, by, n_repeats) + genes_problems(genes))
     with problems.collect():
         candidates = model_candidates(models, encoder, table, table_key)
     with problems.collect():
@@ -150,11 +155,14 @@ def learning_curve(
 
 
 def _option_problems(fractions: Sequence[float], by: str, n_repeats: int) -> list[str]:
-    outside = [fraction for fraction in fractions if not 0 < fraction <= 1]
-    problems = [f"fractions: {listing(outside)} outside (0, 1]."] * bool(outside)
-    problems += ["`fractions` is empty."] * (not len(fractions))
+    if not isinstance(fractions, Iterable) or not all(isinstance(fraction, Real) for fraction in fractions):
+        problems = [f"fractions={fractions!r}: expected several numbers in (0, 1], such as (0.5, 1.0)."]
+    else:
+        outside = [fraction for fraction in fractions if not 0 < fraction <= 1]
+        problems = [f"fractions: {listing(outside)} outside (0, 1]."] * bool(outside)
+        problems += ["`fractions` is empty."] * (not len(fractions))
     problems += [f"by={by!r}: the training data are divided by {listing(UNITS)}."] * (by not in UNITS)
-    return problems + [f"n_repeats={n_repeats}: expected 1 or more."] * (n_repeats < 1)
+    return problems + whole_problems("n_repeats", n_repeats, 1)
 
 
 def _tested(table: AnnData, named: np.ndarray, test_on: Iterable[str] | None, groups: str, table_key: str) -> list[str]:
@@ -280,7 +288,9 @@ class _Plan:
                 for rows in fold.distinct():
                     sample = self._study(rows)
                     for label, given in candidates.items():
-                        scores[label, rows.tobytes()] = self._point(sample, test, fold, given)
+                        own = with_own_folder(given, part_key(fold.name, label, fingerprint(rows=rows)["rows"]))
+                        with located(fold.name, label):
+                            scores[label, rows.tobytes()] = self._point(sample, test, fold, own)
                         bar.update()
                 parts += [
                     scores[label, rows.tobytes()].assign(
