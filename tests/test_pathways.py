@@ -185,7 +185,7 @@ def test_sets_are_matched_by_symbol_or_by_id_with_any_version():
     np.testing.assert_array_equal(match_gene_sets(by_id, IDS, min_genes=2)[0]["a"], [0, 3])
 
 
-def test_case_is_ignored_only_where_nothing_agrees(caplog):
+def test_case_is_ignored_only_where_that_doubles_what_is_found(caplog):
     mouse = [name.capitalize() for name in SYMBOLS]
     sets, _ = match_gene_sets({"a": ["ERBB2", "ACTB"]}, mouse, min_genes=2)
     np.testing.assert_array_equal(sets["a"], [0, 5])
@@ -194,6 +194,29 @@ def test_case_is_ignored_only_where_nothing_agrees(caplog):
     sets, _ = match_gene_sets({"a": ["ERBB2", "ACTB", "Esr1"]}, SYMBOLS, min_genes=2)
     np.testing.assert_array_equal(sets["a"], [0, 5])
     assert not caplog.records
+
+
+def test_mouse_genes_that_look_human_do_not_keep_human_sets_from_matching(caplog):
+    mouse = ["C2", "F3", "Erbb2", "Esr1", "Cd3e"]
+    sets, table = match_gene_sets({"a": ["ERBB2", "ESR1", "C2"], "b": ["CD3E", "F3"]}, mouse, min_genes=2)
+    np.testing.assert_array_equal(sets["a"], [0, 2, 3])
+    np.testing.assert_array_equal(sets["b"], [1, 4])
+    assert table["fraction"].tolist() == [1, 1]
+    assert "2 of their genes are measured under the exact name, 5 in any case" in caplog.text
+    caplog.clear()
+    sets, _ = match_gene_sets({"a": ["ERBB2", "C2", "F3"]}, mouse, min_genes=2)
+    np.testing.assert_array_equal(sets["a"], [0, 1])
+    assert not caplog.records
+
+
+@pytest.mark.real
+def test_human_hallmarks_are_all_found_in_the_mouse_olfactory_bulb(data):
+    with gzip.open(data / "mob_st" / "MOB1_counts.tsv.gz", "rt") as file:
+        genes = file.readline().split()
+    assert "C2" in genes or "F3" in genes
+    sets, table = match_gene_sets(read_gene_sets(data / "genesets" / "hallmark_v7.0.gmt"), genes)
+    assert len(sets) == 50
+    assert table["fraction"].median() > 0.5
 
 
 def test_small_sets_are_dropped_with_a_warning_that_names_them(caplog):
