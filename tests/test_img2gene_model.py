@@ -505,7 +505,7 @@ def test_what_cannot_be_fitted_is_refused_before_training():
         fitted(lonely)
     with pytest.raises(Img2GeneError, match="objective='negative_binomial' needs counts"):
         fitted(TRAIN, objective="negative_binomial")
-    with pytest.raises(Img2GeneError, match="Pathway scores are NaN for some training spots"):
+    with pytest.raises(Img2GeneError, match="None of the 96 training spots has pathway scores.*`pathways=False`"):
         fitted(replace(TRAIN, pathways=np.full((96, 2), np.nan)))
     with pytest.raises(Img2GeneError, match="not fitted yet; call `fit` first"):
         predicted(Img2Gene(), NEW)
@@ -632,6 +632,31 @@ def test_a_failed_fit_leaves_the_object_untouched(study, snapshot):
 
 
 SETS = {name: [f"G{i:02d}" for i in range(start, 12, 3)] for start, name in enumerate(("red", "green", "noise"))}
+
+
+def test_pathways_are_learnt_from_the_spots_that_have_scores(caplog):
+    scores = np.random.default_rng(3).normal(size=(96, 5)).astype(np.float32)
+    options = {"n_validations": 0, "max_epochs": 2, "n_models": 1, "dropout": 0.0}
+    without = replace(TRAIN, pathways=np.where(np.arange(96)[:, None] % 4 == 0, np.nan, scores))
+    model = fitted(without, **options)
+    assert "24 of 96 training spots have no pathway scores" in caplog.text
+    assert np.isfinite([entry["pathways"] for entry in model.history_]).all()
+    assert np.isfinite(predicted(model, NEW)).all()
+    assert content(model) != content(fitted(replace(TRAIN, pathways=np.nan_to_num(without.pathways)), **options))
+
+
+def test_spots_without_counts_but_with_labels_are_trained_on(study, copy_of):
+    sdata = copy_of(study)
+    table = sdata["table"]
+    counts = np.array(table.X.todense() if sp.issparse(table.X) else table.X)
+    table.obs["library_size"] = 100 + counts.sum(axis=1)
+    counts[3] = 0
+    table.X = sp.csr_matrix(counts)
+    ig.pp.score_pathways(sdata, {"a": list(table.var_names[:5]), "b": list(table.var_names[5:10])}, min_genes=2)
+    options = {"n_models": 1, "n_validations": 0, "max_epochs": 1, "dim": 8, "heads": 2, "uncertainty": False}
+    ig.tl.fit(sdata, "img2gene", **options)
+    assert ig.get.model(sdata).report["n_empty_spots"] == 0
+    assert ig.get.model(sdata).report["fit"]["n_pathways"] == 2
 
 
 def test_stored_pathways_are_selected_and_scored_inside_the_fold(study, copy_of):

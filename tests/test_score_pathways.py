@@ -162,6 +162,19 @@ def test_empty_spots_are_nan_and_do_not_select(cohort):
         assert np.isnan(context_of(cohort, ["S1", "S2"]).scores).any(axis=1).sum() == 2
 
 
+def test_a_pathway_that_no_training_spot_has_a_score_of_is_left_out_of_the_context(cohort, caplog):
+    table = cohort["table"]
+    counts = table.X.toarray()
+    counts[np.ix_(section_labels(table) != "T1", [int(name[1:]) for name in SETS["noise"]])] = 7
+    table.X = sp.csr_matrix(counts)
+    ig.pp.score_pathways(cohort, SETS, method="zscore")
+    context = context_of(cohort, ["S1", "S2"])
+    assert context.names == list(context.gene_sets) == ["red", "green", "more noise"]
+    assert np.isfinite(context.scores).all()
+    assert context.scores.shape == (98, 3)
+    assert "left out pathways whose genes do not vary in the training spots: noise" in caplog.text
+
+
 def test_sets_of_ensembl_ids_and_of_mice_are_found(cohort, caplog):
     table = cohort["table"]
     table.var["gene_ids"] = [f"ENSMUSG{i:05d}.2" for i in range(60)]
