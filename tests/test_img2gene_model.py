@@ -16,6 +16,7 @@ import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError
 from img2gene.models import Model, TrainingData, validated
+from img2gene.models.cmrcnet import CMRCNet
 from img2gene.models.debias import EFFECTS, Views
 from img2gene.models.img2gene import Img2Gene, fitting, inference
 from img2gene.models.img2gene.fitted import ShiftScale
@@ -493,6 +494,23 @@ def test_all_faulty_parameters_are_named_together():
         Img2Gene(objective="negative_binomial", weighting="density", ridge="residual")
     with pytest.raises(Img2GeneError, match="`img2gene` has no parameter epochs"):
         ig.models.create("img2gene", epochs=3)
+
+
+def test_accelerators_and_precisions_that_there_are_not_leave_no_folder_behind(tmp_path, monkeypatch):
+    with pytest.raises(Img2GeneError, match="(?s)2 problems.*precision='float32': choose one of 32-true.*accelerator='x': .*cuda"):
+        Img2Gene(accelerator="x", precision="float32")
+    with pytest.raises(Img2GeneError, match="precision='transformer"):
+        CMRCNet(precision="transformer-engine")
+    monkeypatch.setattr(validated, "accelerators", lambda: {"cpu": True, "cuda": False, "gpu": False})
+    for name in ("gpu", "cuda"):
+        with pytest.raises(Img2GeneError, match=f"accelerator='{name}': this computer has no such device .available: cpu"):
+            fitted(TRAIN, accelerator=name, checkpoint_dir=tmp_path / "fit")
+    monkeypatch.setattr(ig.settings, "device", "cuda")
+    with pytest.raises(Img2GeneError, match="img2gene.settings.device='cuda': this computer has no such device"):
+        fitted(TRAIN, checkpoint_dir=tmp_path / "fit")
+    assert not (tmp_path / "fit").exists()
+    stored = Img2Gene(accelerator="gpu", precision="16-mixed")
+    assert stored.parameters.accelerator == "gpu"
 
 
 def test_what_cannot_be_fitted_is_refused_before_training():

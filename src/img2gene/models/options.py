@@ -8,6 +8,10 @@ from pathlib import Path
 
 from img2gene._errors import listing
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64")
+# Names that need no look into Lightning's registry, which takes seconds to import.
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+
 
 def choice_problems(parameters: object, options: Mapping[str, Iterable[str]]) -> list[str]:
     """Parameters that are none of their options."""
@@ -37,6 +41,20 @@ def positive_problems(parameters: object, names: Iterable[str]) -> list[str]:
     """Parameters that are not positive."""
     values = {name: getattr(parameters, name) for name in names}
     return [f"{name}={value!r}: expected a positive number." for name, value in values.items() if not value > 0]
+
+
+def training_problems(accelerator: object, precision: object) -> list[str]:
+    """An accelerator or a precision that Lightning does not have; whether there is such a device shows when it is used."""
+    found = []
+    if str(precision) not in PRECISIONS:
+        found.append(f"precision={precision!r}: choose one of {listing(PRECISIONS)}.")
+    if accelerator not in _ACCELERATORS:
+        from img2gene.models.training import accelerators
+
+        known = sorted({*_ACCELERATORS, *accelerators()})
+        if accelerator not in known:
+            found.append(f"accelerator={accelerator!r}: choose one of {listing(known)}.")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +87,7 @@ class NetworkParameters:
             *bound_problems(self, least),
             *share_problems(self, ("dropout",)),
             *positive_problems(self, ("learning_rate",)),
+            *training_problems(self.accelerator, self.precision),
         ]
         if self.heads > 0 and self.dim % self.heads:
             found.append(f"dim={self.dim} is not divisible by heads={self.heads}.")
