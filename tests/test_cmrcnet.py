@@ -16,6 +16,7 @@ from img2gene.metrics import pearson
 from img2gene.models import TrainingData
 from img2gene.models.cmrcnet import Bleep, CMRCNet, fitted, fitting
 from img2gene.models.cmrcnet.network import Architecture, CMRCNetNetwork
+from img2gene.models.linear import Ridge
 from img2gene.models.neighbors import FeatureKNN
 
 TINY = {"n_models": 2, "dim": 16, "heads": 2, "n_components": 8, "n_gene_tokens": 2, "batch_size": 24, "k": 6}
@@ -261,6 +262,24 @@ def test_the_learning_rate_falls_along_a_cosine(monkeypatch):
 def test_parameters_are_checked_together(options, message):
     with pytest.raises(Img2GeneError, match=message):
         CMRCNet(**options)
+
+
+@pytest.mark.parametrize("kind", [CMRCNet, Bleep, FeatureKNN, Ridge])
+def test_a_section_of_one_spot_is_refused_where_spots_are_centred_by_section(kind):
+    lonely = replace(TRAIN, sections=np.where(np.arange(160) == 5, "lonely", TRAIN.sections))
+    few = {} if kind is Ridge else {"k": 6, "n_components": 8} if kind is FeatureKNN else TINY | {"max_epochs": 1}
+    message = "Sections lonely have a single spot: .* Leave them out, or fit with `center=\"none\"`"
+    with pytest.raises(Img2GeneError, match=message):
+        kind(**few).fit(lonely, seed=0)
+    model = kind(**few)
+    model.fit(TRAIN, seed=0)
+    with pytest.raises(Img2GeneError, match=message):
+        predicted(model, lonely)
+    two = replace(TRAIN, sections=np.where(np.arange(160) < 2, "two", TRAIN.sections))
+    assert np.isfinite(predicted(model, two)).all()
+    free = kind(center="none", **few)
+    free.fit(lonely, seed=0)
+    assert np.isfinite(predicted(free, lonely)).all()
 
 
 def test_k_above_the_bank_is_refused_before_anything_is_trained():

@@ -12,6 +12,7 @@ from img2gene.models.cmrcnet.fitted import FittedCMRCNet
 from img2gene.models.cmrcnet.fitting import Fitting
 from img2gene.models.cmrcnet.parameters import Parameters
 from img2gene.models.held_out import HeldOut
+from img2gene.models.linear import check_centring
 from img2gene.models.retrieval import Neighbors, ReferenceBank, check_size
 from img2gene.models.validated import NetworkPredictor
 
@@ -111,6 +112,7 @@ class CMRCNet(NetworkPredictor):
         return self._fit(data, seed).held_out()
 
     def _fit(self, data: TrainingData, seed: int) -> Fitting:
+        check_centring(data.sections, self.parameters.center)
         check_size(self.parameters.k, len(data.labels))
         fitting = Fitting(self.parameters, data, seed)
         self.fitted, self.report = fitting.run()
