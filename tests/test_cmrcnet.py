@@ -345,8 +345,20 @@ def test_a_retrieval_that_cannot_be_is_refused_and_nothing_is_written(study, sna
         ig.tl.retrieve(study, own, exclude="group")
     with pytest.raises(Img2GeneError, match="exclude='patient': choose one of none, section, group"):
         ig.tl.retrieve(study, own, exclude="patient")
-    with pytest.raises(Img2GeneError, match=r"k=1000: the bank has 98 reference spots"):
+    with pytest.raises(Img2GeneError, match=r"n=1000: the bank has 98 reference spots. Lower `n`"):
         ig.tl.retrieve(study, own, n=1000)
+    for n in (0, 2.5, "2"):
+        with pytest.raises(Img2GeneError, match=f"n={n!r}: expected at least 1, a whole number"):
+            ig.tl.retrieve(study, own, n=n)
+    with pytest.raises(Img2GeneError, match="fewer than n=60 .*Lower `n`"):
+        ig.tl.retrieve(study, own, n=60, exclude="section")
+    with pytest.raises(Img2GeneError, match="`spots` is empty: name spots"):
+        ig.tl.retrieve(study, [])
+    model = ig.get.model(study)
+    study["tiles"] = study["table"].copy()
+    del study["tiles"].obs["patient"]
+    with pytest.raises(MissingKeyError, match=r"leaves out the spot's own patient, which `sdata\['tiles'\].obs` does not name"):
+        ig.tl.retrieve(study, own, exclude="group", model=model, table_key="tiles")
     with pytest.raises(MissingKeyError, match=r"No spot named nobody in `sdata\['table'\].obs_names` \(available"):
         ig.tl.retrieve(study, "nobody")
     assert snapshot(study["table"]) == before

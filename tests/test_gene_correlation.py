@@ -321,6 +321,9 @@ FAULTS = {
     "statistic": (Img2GeneError, {"genes": ("fame", 5)}, "by='fame': statistics are"),
     "section": (MissingKeyError, {"sections": ["Z9"]}, r"No section named Z9 \(available: A1, A2, B1, C1\)"),
     "leakage": (LeakageError, {"sections": ["A1"]}, "trained on the patient .* of the sections A1"),
+    "a number": (Img2GeneError, {"genes": 5}, r"genes=5: pass names of genes, or a statistic .* such as \('mean', 50\)"),
+    "a fraction": (Img2GeneError, {"genes": ("mean", 2.5)}, r"genes=\('mean', 2.5\): pass names"),
+    "modules of another type": (Img2GeneError, {"n_modules": "2"}, "n_modules='2': choose at least 1"),
     "no module": (Img2GeneError, {"n_modules": 0}, "n_modules=0: choose at least 1"),
 }  # fmt: skip
 

@@ -104,6 +104,28 @@ def test_what_is_no_collection_is_refused(fault):
         read_gene_sets(**options)
 
 
+def test_gene_sets_of_one_name_are_refused(tmp_path):
+    (tmp_path / "sets.gmt").write_text("a\t\tX\nb\t\tY\na\t\tZ\n")
+    with pytest.raises(Img2GeneError, match=r"sets.gmt' names gene sets more than once: a\. Rename or merge"):
+        read_gene_sets(tmp_path / "sets.gmt")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name_and_other_encodings_are_refused(tmp_path):
+    (tmp_path / "marked.gmt").write_bytes("a\t\tX\n".encode("utf-8-sig"))
+    assert read_gene_sets(tmp_path / "marked.gmt") == {"a": ["X"]}
+    (tmp_path / "latin.gmt").write_bytes("für\t\tX\n".encode("latin-1"))
+    (tmp_path / "plain.gmt.gz").write_bytes(b"a\t\tX\n")
+    for name in ("latin.gmt", "plain.gmt.gz"):
+        with pytest.raises(Img2GeneError, match=f"{name}' cannot be read as a GMT file, text in UTF-8"):
+            read_gene_sets(tmp_path / name)
+
+
+def test_rows_of_a_network_without_a_gene_are_left_out(caplog):
+    network = pd.DataFrame({"source": ["a", "a", None, "b"], "target": ["X", np.nan, "Y", "Z"]})
+    assert read_gene_sets(network) == {"a": ["X"], "b": ["Z"]}
+    assert "left out 2 rows of the network" in caplog.text
+
+
 def test_a_file_without_tabs_is_no_gmt(tmp_path):
     (tmp_path / "list.gmt").write_text("ERBB2\nESR1\n")
     with pytest.raises(Img2GeneError, match=r"is no GMT file.*2 lines are not \(ERBB2, ESR1\)"):
