@@ -268,7 +268,7 @@ def test_parameters_are_checked_together(options, message):
 def test_a_section_of_one_spot_is_refused_where_spots_are_centred_by_section(kind):
     lonely = replace(TRAIN, sections=np.where(np.arange(160) == 5, "lonely", TRAIN.sections))
     few = {} if kind is Ridge else {"k": 6, "n_components": 8} if kind is FeatureKNN else TINY | {"max_epochs": 1}
-    message = "Sections lonely have a single spot: .* Leave them out, or fit with `center=\"none\"`"
+    message = 'Sections lonely have a single spot: .* Leave them out, or fit with `center="none"`'
     with pytest.raises(Img2GeneError, match=message):
         kind(**few).fit(lonely, seed=0)
     model = kind(**few)
@@ -286,6 +286,16 @@ def test_k_above_the_bank_is_refused_before_anything_is_trained():
     for found in (CMRCNet(k=161), Bleep(k=161), FeatureKNN(k=161)):
         with pytest.raises(Img2GeneError, match=r"k=161: the bank has 160 reference spots\. Lower `k`"):
             found.fit(TRAIN, seed=0)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("group", "sP0"), ("section", "s0")])
+def test_the_only_patient_or_section_cannot_be_left_out(kind, name):
+    one = TRAIN.take(getattr(TRAIN, f"{kind}s") == name)
+    message = f"exclude='{kind}' leaves out a spot's own {kind}, but {name} is the only {kind} to train on"
+    for model in (CMRCNet, Bleep):
+        with pytest.raises(Img2GeneError, match=message):
+            model(k=5, exclude=kind).fit(one, seed=0)
+    trained(data=one, exclude=kind, output="regression", max_epochs=1, n_validations=0)
 
 
 def test_defaults_of_bleep_are_its_own_and_unknown_parameters_are_named():
@@ -357,7 +367,9 @@ def test_a_retrieval_that_cannot_be_is_refused_and_nothing_is_written(study, sna
     model = ig.get.model(study)
     study["tiles"] = study["table"].copy()
     del study["tiles"].obs["patient"]
-    with pytest.raises(MissingKeyError, match=r"leaves out the spot's own patient, which `sdata\['tiles'\].obs` does not name"):
+    with pytest.raises(
+        MissingKeyError, match=r"leaves out the spot's own patient, which `sdata\['tiles'\].obs` does not name"
+    ):
         ig.tl.retrieve(study, own, exclude="group", model=model, table_key="tiles")
     with pytest.raises(MissingKeyError, match=r"No spot named nobody in `sdata\['table'\].obs_names` \(available"):
         ig.tl.retrieve(study, "nobody")

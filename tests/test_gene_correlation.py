@@ -282,8 +282,11 @@ def test_any_model_under_any_key(study):
     assert set(result.genes) == {"G02", "G07", "G09"}
     assert "gene_correlation" in study["table"].uns["small"]
     assert "gene_correlation" not in study["table"].uns["img2gene"]
-    other = ig.tl.gene_correlation(study, model=ig.get.model(study, key="small"), inplace=False)
+    small = ig.get.model(study, key="small")
+    other = ig.tl.gene_correlation(study, model=small, key="small", inplace=False)
     assert set(other.genes) == {"G02", "G07", "G09"}
+    with pytest.raises(Img2GeneError, match="The predictions 'img2gene' were made by another model"):
+        ig.tl.gene_correlation(study, model=small)
 
 
 def test_scores_are_written_and_survive_a_file(study, tmp_path):

@@ -497,13 +497,17 @@ def test_all_faulty_parameters_are_named_together():
 
 
 def test_accelerators_and_precisions_that_there_are_not_leave_no_folder_behind(tmp_path, monkeypatch):
-    with pytest.raises(Img2GeneError, match="(?s)2 problems.*precision='float32': choose one of 32-true.*accelerator='x': .*cuda"):
+    with pytest.raises(
+        Img2GeneError, match="(?s)2 problems.*precision='float32': choose one of 32-true.*accelerator='x': .*cuda"
+    ):
         Img2Gene(accelerator="x", precision="float32")
     with pytest.raises(Img2GeneError, match="precision='transformer"):
         CMRCNet(precision="transformer-engine")
     monkeypatch.setattr(validated, "accelerators", lambda: {"cpu": True, "cuda": False, "gpu": False})
     for name in ("gpu", "cuda"):
-        with pytest.raises(Img2GeneError, match=f"accelerator='{name}': this computer has no such device .available: cpu"):
+        with pytest.raises(
+            Img2GeneError, match=f"accelerator='{name}': this computer has no such device .available: cpu"
+        ):
             fitted(TRAIN, accelerator=name, checkpoint_dir=tmp_path / "fit")
     monkeypatch.setattr(ig.settings, "device", "cuda")
     with pytest.raises(Img2GeneError, match="img2gene.settings.device='cuda': this computer has no such device"):

@@ -198,7 +198,10 @@ def test_text_that_stands_for_no_value_is_no_annotation(study):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"smooth": "a"}, "smooth='a': expected a radius"), ({"threshold": None}, "threshold=None: expected a finite number")],
+    [
+        ({"smooth": "a"}, "smooth='a': expected a radius"),
+        ({"threshold": None}, "threshold=None: expected a finite number"),
+    ],
 )
 def test_options_of_another_type_are_refused(study, options, message):
     with pytest.raises(Img2GeneError, match=message):

@@ -247,7 +247,11 @@ def resolve_accelerator(accelerator: str, devices: int | str) -> tuple[str, int 
     if kind != "cpu":
         there = accelerators()
         if not there.get(kind, False):
-            asked = f"accelerator={accelerator!r}" if accelerator != "auto" else f"img2gene.settings.device={settings.device!r}"
+            asked = (
+                f"accelerator={accelerator!r}"
+                if accelerator != "auto"
+                else f"img2gene.settings.device={settings.device!r}"
+            )
             raise Img2GeneError(
                 f"{asked}: this computer has no such device (available: {listing(name for name in there if there[name])}). "
                 "Take another, or 'auto'."

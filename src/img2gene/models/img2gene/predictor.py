@@ -58,7 +58,7 @@ class Img2Gene(NetworkPredictor):
         Average the labels of the training spots that the networks place nearest, as a part of the mixture. The model then keeps
         the labels and the embeddings of the training spots, of up to 20,000 drawn at random.
     k
-        Training spots that retrieval averages.
+        Training spots that retrieval averages; all that the model keeps where these are fewer.
     center
         ``"section"`` refers features and labels to the mean of their section; ``"none"`` to that of the training data.
     coherence, pathway, pathway_coherence, distillation
