@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -273,7 +272,7 @@ def _names_or_rule(asked: Any) -> tuple[Any, ...]:
     parts = (asked,) if isinstance(asked, str) else tuple(asked) if isinstance(asked, Iterable) else (None,)
     if all(isinstance(part, str) for part in parts):
         return parts
-    if len(parts) == 2 and isinstance(parts[1], Integral) and parts[1] > 0:
+    if len(parts) == 2 and isinstance(parts[1], (int, np.integer)) and parts[1] > 0:
         return parts[0], int(parts[1])
     raise Img2GeneError(
         f"genes={asked!r}: pass names of genes, or a statistic and how many genes lead it, such as {GENES!r}."

@@ -54,7 +54,7 @@ class TargetArrays:
         scale = float(np.sqrt(max(np.square(centred).mean(), 1e-12)))
         none = np.zeros((len(centred), 0), dtype=np.float32)
         pathways = none if data.pathways is None else data.pathways.astype(np.float32)
-        scored = np.isfinite(pathways).all(axis=1, keepdims=True)
+        scored = np.asarray(np.isfinite(pathways).all(axis=1)).reshape(-1, 1)
         counts, library, log_rates, log_rate_mean = none, np.ones(len(centred), dtype=np.float32), {}, none[0]
         if parameters.objective == "negative_binomial":
             library = np.asarray(data.library, dtype=np.float32)
