@@ -513,6 +513,9 @@ def test_accelerators_and_precisions_that_there_are_not_leave_no_folder_behind(t
     with pytest.raises(Img2GeneError, match="img2gene.settings.device='cuda': this computer has no such device"):
         fitted(TRAIN, checkpoint_dir=tmp_path / "fit")
     assert not (tmp_path / "fit").exists()
+    monkeypatch.undo()
+    with pytest.raises(Img2GeneError, match="Networks cannot be trained with .*devices=-7.*: "):
+        fitted(TRAIN, devices=-7, accelerator="cpu")
     stored = Img2Gene(accelerator="gpu", precision="16-mixed")
     assert stored.parameters.accelerator == "gpu"
 

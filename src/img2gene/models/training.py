@@ -168,7 +168,7 @@ def _trainer(hardware: dict[str, Any], **options: Any) -> Any:
 
     try:
         return import_lightning().Trainer(**hardware, **options)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, TypeError, ValueError) as error:
         found = ", ".join(f"{name}={value!r}" for name, value in hardware.items())
         raise Img2GeneError(f"Networks cannot be trained with {found}: {error}") from error
 

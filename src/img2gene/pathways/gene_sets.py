@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -110,8 +111,7 @@ def _read_gmt(path: Path) -> dict[str, list[str]]:
             f"{str(path)!r} is no GMT file: expected name, description and genes separated by tabs, which {len(short)} lines "
             f"are not ({listing(short, 3)})."
         )
-    names = [row[0] for row in rows]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = [name for name, n in Counter(row[0] for row in rows).items() if n > 1]
     if twice:
         raise Img2GeneError(f"{str(path)!r} names gene sets more than once: {listing(twice)}. Rename or merge them.")
     return {row[0]: row[2:] for row in rows}
