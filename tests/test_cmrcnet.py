@@ -16,6 +16,7 @@ from img2gene.metrics import pearson
 from img2gene.models import TrainingData
 from img2gene.models.cmrcnet import Bleep, CMRCNet, fitted, fitting
 from img2gene.models.cmrcnet.network import Architecture, CMRCNetNetwork
+from img2gene.models.linear import Ridge
 from img2gene.models.neighbors import FeatureKNN
 
 TINY = {"n_models": 2, "dim": 16, "heads": 2, "n_components": 8, "n_gene_tokens": 2, "batch_size": 24, "k": 6}
@@ -263,10 +264,38 @@ def test_parameters_are_checked_together(options, message):
         CMRCNet(**options)
 
 
+@pytest.mark.parametrize("kind", [CMRCNet, Bleep, FeatureKNN, Ridge])
+def test_a_section_of_one_spot_is_refused_where_spots_are_centred_by_section(kind):
+    lonely = replace(TRAIN, sections=np.where(np.arange(160) == 5, "lonely", TRAIN.sections))
+    few = {} if kind is Ridge else {"k": 6, "n_components": 8} if kind is FeatureKNN else TINY | {"max_epochs": 1}
+    message = 'Sections lonely have a single spot: .* Leave them out, or fit with `center="none"`'
+    with pytest.raises(Img2GeneError, match=message):
+        kind(**few).fit(lonely, seed=0)
+    model = kind(**few)
+    model.fit(TRAIN, seed=0)
+    with pytest.raises(Img2GeneError, match=message):
+        predicted(model, lonely)
+    two = replace(TRAIN, sections=np.where(np.arange(160) < 2, "two", TRAIN.sections))
+    assert np.isfinite(predicted(model, two)).all()
+    free = kind(center="none", **few)
+    free.fit(lonely, seed=0)
+    assert np.isfinite(predicted(free, lonely)).all()
+
+
 def test_k_above_the_bank_is_refused_before_anything_is_trained():
     for found in (CMRCNet(k=161), Bleep(k=161), FeatureKNN(k=161)):
         with pytest.raises(Img2GeneError, match=r"k=161: the bank has 160 reference spots\. Lower `k`"):
             found.fit(TRAIN, seed=0)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("group", "sP0"), ("section", "s0")])
+def test_the_only_patient_or_section_cannot_be_left_out(kind, name):
+    one = TRAIN.take(getattr(TRAIN, f"{kind}s") == name)
+    message = f"exclude='{kind}' leaves out a spot's own {kind}, but {name} is the only {kind} to train on"
+    for model in (CMRCNet, Bleep):
+        with pytest.raises(Img2GeneError, match=message):
+            model(k=5, exclude=kind).fit(one, seed=0)
+    trained(data=one, exclude=kind, output="regression", max_epochs=1, n_validations=0)
 
 
 def test_defaults_of_bleep_are_its_own_and_unknown_parameters_are_named():
@@ -326,8 +355,22 @@ def test_a_retrieval_that_cannot_be_is_refused_and_nothing_is_written(study, sna
         ig.tl.retrieve(study, own, exclude="group")
     with pytest.raises(Img2GeneError, match="exclude='patient': choose one of none, section, group"):
         ig.tl.retrieve(study, own, exclude="patient")
-    with pytest.raises(Img2GeneError, match=r"k=1000: the bank has 98 reference spots"):
+    with pytest.raises(Img2GeneError, match=r"n=1000: the bank has 98 reference spots. Lower `n`"):
         ig.tl.retrieve(study, own, n=1000)
+    for n in (0, 2.5, "2"):
+        with pytest.raises(Img2GeneError, match=f"n={n!r}: expected at least 1, a whole number"):
+            ig.tl.retrieve(study, own, n=n)
+    with pytest.raises(Img2GeneError, match="fewer than n=60 .*Lower `n`"):
+        ig.tl.retrieve(study, own, n=60, exclude="section")
+    with pytest.raises(Img2GeneError, match="`spots` is empty: name spots"):
+        ig.tl.retrieve(study, [])
+    model = ig.get.model(study)
+    study["tiles"] = study["table"].copy()
+    del study["tiles"].obs["patient"]
+    with pytest.raises(
+        MissingKeyError, match=r"leaves out the spot's own patient, which `sdata\['tiles'\].obs` does not name"
+    ):
+        ig.tl.retrieve(study, own, exclude="group", model=model, table_key="tiles")
     with pytest.raises(MissingKeyError, match=r"No spot named nobody in `sdata\['table'\].obs_names` \(available"):
         ig.tl.retrieve(study, "nobody")
     assert snapshot(study["table"]) == before

@@ -282,8 +282,11 @@ def test_any_model_under_any_key(study):
     assert set(result.genes) == {"G02", "G07", "G09"}
     assert "gene_correlation" in study["table"].uns["small"]
     assert "gene_correlation" not in study["table"].uns["img2gene"]
-    other = ig.tl.gene_correlation(study, model=ig.get.model(study, key="small"), inplace=False)
+    small = ig.get.model(study, key="small")
+    other = ig.tl.gene_correlation(study, model=small, key="small", inplace=False)
     assert set(other.genes) == {"G02", "G07", "G09"}
+    with pytest.raises(Img2GeneError, match="The predictions 'img2gene' were made by another model"):
+        ig.tl.gene_correlation(study, model=small)
 
 
 def test_scores_are_written_and_survive_a_file(study, tmp_path):
@@ -321,6 +324,9 @@ FAULTS = {
     "statistic": (Img2GeneError, {"genes": ("fame", 5)}, "by='fame': statistics are"),
     "section": (MissingKeyError, {"sections": ["Z9"]}, r"No section named Z9 \(available: A1, A2, B1, C1\)"),
     "leakage": (LeakageError, {"sections": ["A1"]}, "trained on the patient .* of the sections A1"),
+    "a number": (Img2GeneError, {"genes": 5}, r"genes=5: pass names of genes, or a statistic .* such as \('mean', 50\)"),
+    "a fraction": (Img2GeneError, {"genes": ("mean", 2.5)}, r"genes=\('mean', 2.5\): pass names"),
+    "modules of another type": (Img2GeneError, {"n_modules": "2"}, "n_modules='2': choose at least 1"),
     "no module": (Img2GeneError, {"n_modules": 0}, "n_modules=0: choose at least 1"),
 }  # fmt: skip
 

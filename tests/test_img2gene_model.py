@@ -16,6 +16,7 @@ import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError
 from img2gene.models import Model, TrainingData, validated
+from img2gene.models.cmrcnet import CMRCNet
 from img2gene.models.debias import EFFECTS, Views
 from img2gene.models.img2gene import Img2Gene, fitting, inference
 from img2gene.models.img2gene.fitted import ShiftScale
@@ -495,6 +496,30 @@ def test_all_faulty_parameters_are_named_together():
         ig.models.create("img2gene", epochs=3)
 
 
+def test_accelerators_and_precisions_that_there_are_not_leave_no_folder_behind(tmp_path, monkeypatch):
+    with pytest.raises(
+        Img2GeneError, match="(?s)2 problems.*precision='float32': choose one of 32-true.*accelerator='x': .*cuda"
+    ):
+        Img2Gene(accelerator="x", precision="float32")
+    with pytest.raises(Img2GeneError, match="precision='transformer"):
+        CMRCNet(precision="transformer-engine")
+    monkeypatch.setattr(validated, "accelerators", lambda: {"cpu": True, "cuda": False, "gpu": False})
+    for name in ("gpu", "cuda"):
+        with pytest.raises(
+            Img2GeneError, match=f"accelerator='{name}': this computer has no such device .available: cpu"
+        ):
+            fitted(TRAIN, accelerator=name, checkpoint_dir=tmp_path / "fit")
+    monkeypatch.setattr(ig.settings, "device", "cuda")
+    with pytest.raises(Img2GeneError, match="img2gene.settings.device='cuda': this computer has no such device"):
+        fitted(TRAIN, checkpoint_dir=tmp_path / "fit")
+    assert not (tmp_path / "fit").exists()
+    monkeypatch.undo()
+    with pytest.raises(Img2GeneError, match="Networks cannot be trained with .*devices=-7.*: "):
+        fitted(TRAIN, devices=-7, accelerator="cpu")
+    stored = Img2Gene(accelerator="gpu", precision="16-mixed")
+    assert stored.parameters.accelerator == "gpu"
+
+
 def test_what_cannot_be_fitted_is_refused_before_training():
     with pytest.raises(
         Img2GeneError, match=r"n_neighbors=40: sections s0 \(32\), s1 \(32\), s2 \(32\) have no more spots"
@@ -505,7 +530,7 @@ def test_what_cannot_be_fitted_is_refused_before_training():
         fitted(lonely)
     with pytest.raises(Img2GeneError, match="objective='negative_binomial' needs counts"):
         fitted(TRAIN, objective="negative_binomial")
-    with pytest.raises(Img2GeneError, match="Pathway scores are NaN for some training spots"):
+    with pytest.raises(Img2GeneError, match="None of the 96 training spots has pathway scores.*`pathways=False`"):
         fitted(replace(TRAIN, pathways=np.full((96, 2), np.nan)))
     with pytest.raises(Img2GeneError, match="not fitted yet; call `fit` first"):
         predicted(Img2Gene(), NEW)
@@ -632,6 +657,31 @@ def test_a_failed_fit_leaves_the_object_untouched(study, snapshot):
 
 
 SETS = {name: [f"G{i:02d}" for i in range(start, 12, 3)] for start, name in enumerate(("red", "green", "noise"))}
+
+
+def test_pathways_are_learnt_from_the_spots_that_have_scores(caplog):
+    scores = np.random.default_rng(3).normal(size=(96, 5)).astype(np.float32)
+    options = {"n_validations": 0, "max_epochs": 2, "n_models": 1, "dropout": 0.0}
+    without = replace(TRAIN, pathways=np.where(np.arange(96)[:, None] % 4 == 0, np.nan, scores))
+    model = fitted(without, **options)
+    assert "24 of 96 training spots have no pathway scores" in caplog.text
+    assert np.isfinite([entry["pathways"] for entry in model.history_]).all()
+    assert np.isfinite(predicted(model, NEW)).all()
+    assert content(model) != content(fitted(replace(TRAIN, pathways=np.nan_to_num(without.pathways)), **options))
+
+
+def test_spots_without_counts_but_with_labels_are_trained_on(study, copy_of):
+    sdata = copy_of(study)
+    table = sdata["table"]
+    counts = np.array(table.X.todense() if sp.issparse(table.X) else table.X)
+    table.obs["library_size"] = 100 + counts.sum(axis=1)
+    counts[3] = 0
+    table.X = sp.csr_matrix(counts)
+    ig.pp.score_pathways(sdata, {"a": list(table.var_names[:5]), "b": list(table.var_names[5:10])}, min_genes=2)
+    options = {"n_models": 1, "n_validations": 0, "max_epochs": 1, "dim": 8, "heads": 2, "uncertainty": False}
+    ig.tl.fit(sdata, "img2gene", **options)
+    assert ig.get.model(sdata).report["n_empty_spots"] == 0
+    assert ig.get.model(sdata).report["fit"]["n_pathways"] == 2
 
 
 def test_stored_pathways_are_selected_and_scored_inside_the_fold(study, copy_of):

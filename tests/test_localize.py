@@ -167,6 +167,47 @@ def test_annotations_come_in_several_forms(study, layout):
         pd.testing.assert_frame_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("inside", "outside", "positive"),
+    [(1, 0, 1), (1, 0, 1.0), (1.0, 0.0, 1), (1, 0, "1"), (1.0, 0.0, "1.0"), (2.5, 0.5, 2.5), ("1", "0", 1)],
+)
+def test_numbers_are_compared_as_numbers(study, inside, outside, positive):
+    expected = ig.tl.localize(study, {"red": FIRST}, annotation="pathology", inplace=False)
+    obs = study["table"].obs
+    obs["other"] = np.where(obs["pathology"] == "red", inside, outside)
+    for form in (positive, [positive], {"red": positive}):
+        found = ig.tl.localize(study, {"red": FIRST}, annotation="other", positive=form, inplace=False)
+        pd.testing.assert_frame_equal(found, expected)
+    obs["other"] = obs["other"].astype("category")
+    found = ig.tl.localize(study, {"red": FIRST}, annotation="other", positive=positive, inplace=False)
+    pd.testing.assert_frame_equal(found, expected)
+    with pytest.raises(MissingKeyError, match="has no value 7 .red.; available: "):
+        ig.tl.localize(study, {"red": FIRST}, annotation="other", positive=7)
+
+
+def test_text_that_stands_for_no_value_is_no_annotation(study):
+    obs = study["table"].obs
+    obs["other"] = obs["pathology"].astype(str)
+    rows = obs.index[obs["section"] == "C1"][:10]
+    obs.loc[rows, "other"] = ["", "nan", "None", "<NA>", " ", "", "nan", "None", "<NA>", None]
+    found = ig.tl.localize(study, {"red": FIRST}, annotation="other", inplace=False)
+    assert found["n_annotated"].item() == 39
+    with pytest.raises(MissingKeyError, match="has no value nan .red.; available: pale, red"):
+        ig.tl.localize(study, {"red": FIRST}, annotation="other", positive="nan")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"smooth": "a"}, "smooth='a': expected a radius"),
+        ({"threshold": None}, "threshold=None: expected a finite number"),
+    ],
+)
+def test_options_of_another_type_are_refused(study, options, message):
+    with pytest.raises(Img2GeneError, match=message):
+        ig.tl.localize(study, {"red": FIRST}, **options)
+
+
 def test_the_training_threshold_does_not_look_at_the_scored_section(study):
     one = ig.tl.localize(study, {"red": FIRST}, annotation="pathology", inplace=False)
     assert one["rule"].item() == "training"

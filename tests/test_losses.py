@@ -109,6 +109,19 @@ def test_pathway_loss_by_hand():
     assert losses.pathway(predicted, scores).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_spots_without_scores_are_as_if_they_were_not_there():
+    predicted, scores, known = random(6, 4), random(6, 5, seed=1), torch.tensor([True, False, True, True, False, True])
+    holes = torch.where(known[:, None], scores, torch.nan)
+    for loss, target in ((losses.pathway, scores[:, :4]), (losses.coherence, scores)):
+        spoilt = holes[:, : target.shape[1]]
+        torch.testing.assert_close(loss(predicted, spoilt, known), loss(predicted[known], target[known]))
+        found = gradient(loss, predicted, spoilt, known)
+        torch.testing.assert_close(found[known], gradient(loss, predicted[known], target[known]))
+        assert (found[~known] == 0).all()
+        none = torch.zeros(6, dtype=torch.bool)
+        assert loss(predicted, spoilt, none).item() == gradient(loss, predicted, spoilt, none).abs().sum().item() == 0
+
+
 def test_weighted_error_by_hand():
     predicted, target = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 3.0]])
     weight = torch.tensor([[2.0, 0.5], [7.0, 1.0]])
@@ -260,11 +273,14 @@ def test_its_likelihood_is_highest_at_the_truth():
 
 
 MATRIX = (6, 20)
+HALF = torch.arange(6) % 2 == 0
 CASES = {
     "coherence": (losses.coherence, [MATRIX, (6, 9)]),
     "distillation": (lambda a, b, fused, target: losses.distillation([a, b], fused, target), [MATRIX] * 4),
     "normalise_scores": (lambda scores: losses.normalise_scores(scores)[0, 0], [MATRIX]),
     "pathway": (losses.pathway, [MATRIX] * 2),
+    "pathway, some unknown": (lambda p, scores: losses.pathway(p, scores, HALF), [MATRIX] * 2),
+    "coherence, some unknown": (lambda z, scores: losses.coherence(z, scores, HALF), [MATRIX, (6, 9)]),
     "weighted_mse": (losses.weighted_mse, [MATRIX] * 3),
     "balanced_mse": (lambda predicted, target: losses.balanced_mse(predicted, target, 0.8), [MATRIX] * 2),
     "balanced_mse, noise by gene": (lambda p, t, log: losses.balanced_mse(p, t, log.exp()), [MATRIX] * 2 + [(20,)]),

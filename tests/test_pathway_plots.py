@@ -79,6 +79,16 @@ def test_contributions_are_named_by_spot_and_pathway_and_nothing_is_written(fitt
     assert snapshot(fitted["table"]) == before
 
 
+def test_a_network_without_weight_is_told_from_pathways_that_add_nothing(fitted, caplog):
+    model = ig.get.model(fitted)
+    model.predictor.fitted.weights[2] = 0.5
+    ig.tl.pathway_contributions(fitted, "G00", model=model)
+    assert not caplog.records
+    model.predictor.fitted.weights[2] = 0
+    assert not ig.tl.pathway_contributions(fitted, "G00", model=model).to_numpy().any()
+    assert "validation gave the network no weight" in caplog.text
+
+
 def test_contributions_survive_a_file(fitted, tmp_path):
     path = ig.io.save_model(fitted, tmp_path / "model")
     here = ig.tl.pathway_contributions(fitted, "G00")

@@ -104,6 +104,28 @@ def test_what_is_no_collection_is_refused(fault):
         read_gene_sets(**options)
 
 
+def test_gene_sets_of_one_name_are_refused(tmp_path):
+    (tmp_path / "sets.gmt").write_text("a\t\tX\nb\t\tY\na\t\tZ\n")
+    with pytest.raises(Img2GeneError, match=r"sets.gmt' names gene sets more than once: a\. Rename or merge"):
+        read_gene_sets(tmp_path / "sets.gmt")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name_and_other_encodings_are_refused(tmp_path):
+    (tmp_path / "marked.gmt").write_bytes("a\t\tX\n".encode("utf-8-sig"))
+    assert read_gene_sets(tmp_path / "marked.gmt") == {"a": ["X"]}
+    (tmp_path / "latin.gmt").write_bytes("für\t\tX\n".encode("latin-1"))
+    (tmp_path / "plain.gmt.gz").write_bytes(b"a\t\tX\n")
+    for name in ("latin.gmt", "plain.gmt.gz"):
+        with pytest.raises(Img2GeneError, match=f"{name}' cannot be read as a GMT file, text in UTF-8"):
+            read_gene_sets(tmp_path / name)
+
+
+def test_rows_of_a_network_without_a_gene_are_left_out(caplog):
+    network = pd.DataFrame({"source": ["a", "a", None, "b"], "target": ["X", np.nan, "Y", "Z"]})
+    assert read_gene_sets(network) == {"a": ["X"], "b": ["Z"]}
+    assert "left out 2 rows of the network" in caplog.text
+
+
 def test_a_file_without_tabs_is_no_gmt(tmp_path):
     (tmp_path / "list.gmt").write_text("ERBB2\nESR1\n")
     with pytest.raises(Img2GeneError, match=r"is no GMT file.*2 lines are not \(ERBB2, ESR1\)"):
@@ -185,7 +207,7 @@ def test_sets_are_matched_by_symbol_or_by_id_with_any_version():
     np.testing.assert_array_equal(match_gene_sets(by_id, IDS, min_genes=2)[0]["a"], [0, 3])
 
 
-def test_case_is_ignored_only_where_nothing_agrees(caplog):
+def test_case_is_ignored_only_where_that_doubles_what_is_found(caplog):
     mouse = [name.capitalize() for name in SYMBOLS]
     sets, _ = match_gene_sets({"a": ["ERBB2", "ACTB"]}, mouse, min_genes=2)
     np.testing.assert_array_equal(sets["a"], [0, 5])
@@ -194,6 +216,29 @@ def test_case_is_ignored_only_where_nothing_agrees(caplog):
     sets, _ = match_gene_sets({"a": ["ERBB2", "ACTB", "Esr1"]}, SYMBOLS, min_genes=2)
     np.testing.assert_array_equal(sets["a"], [0, 5])
     assert not caplog.records
+
+
+def test_mouse_genes_that_look_human_do_not_keep_human_sets_from_matching(caplog):
+    mouse = ["C2", "F3", "Erbb2", "Esr1", "Cd3e"]
+    sets, table = match_gene_sets({"a": ["ERBB2", "ESR1", "C2"], "b": ["CD3E", "F3"]}, mouse, min_genes=2)
+    np.testing.assert_array_equal(sets["a"], [0, 2, 3])
+    np.testing.assert_array_equal(sets["b"], [1, 4])
+    assert table["fraction"].tolist() == [1, 1]
+    assert "2 of their genes are measured under the exact name, 5 in any case" in caplog.text
+    caplog.clear()
+    sets, _ = match_gene_sets({"a": ["ERBB2", "C2", "F3"]}, mouse, min_genes=2)
+    np.testing.assert_array_equal(sets["a"], [0, 1])
+    assert not caplog.records
+
+
+@pytest.mark.real
+def test_human_hallmarks_are_all_found_in_the_mouse_olfactory_bulb(data):
+    with gzip.open(data / "mob_st" / "MOB1_counts.tsv.gz", "rt") as file:
+        genes = file.readline().split()
+    assert "C2" in genes or "F3" in genes
+    sets, table = match_gene_sets(read_gene_sets(data / "genesets" / "hallmark_v7.0.gmt"), genes)
+    assert len(sets) == 50
+    assert table["fraction"].median() > 0.5
 
 
 def test_small_sets_are_dropped_with_a_warning_that_names_them(caplog):

@@ -146,5 +146,26 @@ def test_a_bank_that_is_too_small_is_refused():
         neighbor_weights(np.ones((1, 1)), "rank")
 
 
+@pytest.mark.parametrize(
+    ("asked", "options", "message"),
+    [
+        (np.where(np.arange(17)[:, None] < 2, np.nan, 1.0) * np.ones(5), {}, "2 of 17 queries are NaN or infinite"),
+        (np.ones((3, 4)), {}, r"Queries have shape \(3, 4\); the bank takes \(n_queries, 5\)"),
+        (np.ones(5), {}, r"Queries have shape \(5,\)"),
+        (np.ones((1, 5)), {"search": "x"}, "search='x': choose one of torch, faiss"),
+        (np.ones((1, 5)), {"excluded": ["P0"], "by": "patient"}, "by='patient': choose one of group, section"),
+        (np.ones((1, 5)), {"k": 1.5}, "k=1.5: expected at least 1, a whole number"),
+    ],
+)
+def test_what_cannot_be_looked_up_is_refused(asked, options, message):
+    with pytest.raises(Img2GeneError, match=message):
+        bank().nearest(asked, **({"k": 1} | options))
+
+
+def test_a_kind_that_spots_do_not_have_excludes_nothing_by_mistake():
+    with pytest.raises(Img2GeneError, match="by='patient': choose one of none, group, section"):
+        bank().own(np.array(["S1"]), "patient")
+
+
 def test_rows_of_zeros_have_no_direction():
     assert not unit_rows(np.zeros((2, 3))).any()

@@ -162,6 +162,19 @@ def test_empty_spots_are_nan_and_do_not_select(cohort):
         assert np.isnan(context_of(cohort, ["S1", "S2"]).scores).any(axis=1).sum() == 2
 
 
+def test_a_pathway_that_no_training_spot_has_a_score_of_is_left_out_of_the_context(cohort, caplog):
+    table = cohort["table"]
+    counts = table.X.toarray()
+    counts[np.ix_(section_labels(table) != "T1", [int(name[1:]) for name in SETS["noise"]])] = 7
+    table.X = sp.csr_matrix(counts)
+    ig.pp.score_pathways(cohort, SETS, method="zscore")
+    context = context_of(cohort, ["S1", "S2"])
+    assert context.names == list(context.gene_sets) == ["red", "green", "more noise"]
+    assert np.isfinite(context.scores).all()
+    assert context.scores.shape == (98, 3)
+    assert "left out pathways whose genes do not vary in the training spots: noise" in caplog.text
+
+
 def test_sets_of_ensembl_ids_and_of_mice_are_found(cohort, caplog):
     table = cohort["table"]
     table.var["gene_ids"] = [f"ENSMUSG{i:05d}.2" for i in range(60)]
@@ -193,6 +206,9 @@ FAULTS = {
     "method": ({"method": "magic"}, Img2GeneError, "method='magic': choose aucell, ssgsea, zscore"),
     "organism": ({"organism": "yeast"}, Img2GeneError, "organism='yeast': choose auto, human, mouse"),
     "number": ({"n_top": 0}, Img2GeneError, "n_top=0: expected at least 1"),
+    "fraction": ({"n_top": 2.5}, Img2GeneError, "n_top=2.5: expected at least 1, a whole number"),
+    "text": ({"min_genes": "2"}, Img2GeneError, "min_genes='2': expected at least 1, a whole number"),
+    "encoder, with nothing to select": ({"encoder": "nope"}, MissingKeyError, "nope"),
     "section": ({"sections": ["S9"]}, MissingKeyError, "No section named S9"),
     "column": ({"gene_ids": "nope"}, MissingKeyError, r"`nope` not found in `sdata\['table'\].var`"),
     "key": ({"key_added": "my sets"}, Img2GeneError, "key_added='my sets' cannot be stored"),

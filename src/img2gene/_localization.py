@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _RECORDS = "localization"
+# What missing values of a column become as text, which is how many tables are stored.
+_MISSING = ("", "nan", "None", "<NA>")
 
 
 def score_column(key: str, tissue: str) -> str:
@@ -96,14 +99,19 @@ def best_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
 
 def annotated(column: pd.Series, values: list[str]) -> np.ndarray:
     """1 where an annotation has one of ``values``, 0 where another and NaN where none, float (n_obs,)."""
-    inside = column.astype(str).isin(values).to_numpy(dtype=float)
-    return np.where(column.isna().to_numpy(), np.nan, inside)
+    texts = _column_texts(column)
+    return np.where(texts.isin(_MISSING), np.nan, texts.isin(values).to_numpy(dtype=float))
 
 
 def annotation_values(column: pd.Series) -> list[str]:
     """Values that an annotation has, or, for categories, could have."""
     known = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else pd.unique(column.dropna())
-    return [str(value) for value in known]
+    return [text for text in dict.fromkeys(map(_text, known)) if text not in _MISSING]
+
+
+def _column_texts(column: pd.Series) -> pd.Series:
+    """Values as text; ``""`` where there is none."""
+    return column.astype(object).where(column.notna(), "").map(_text)
 
 
 def positive_values(column: pd.Series, tissues: list[str], positive: Any) -> dict[str, list[str]]:
@@ -120,7 +128,8 @@ def positive_values(column: pd.Series, tissues: list[str], positive: Any) -> dic
     if set(known) <= {"True", "False"}:
         known = ["True", "False"]
     default = {tissue: "True" if "True" in known else tissue for tissue in tissues}
-    found = {tissue: _texts(asked.get(tissue, default[tissue])) for tissue in tissues}
+    as_numbers = pd.api.types.is_numeric_dtype(getattr(column.dtype, "categories", column).dtype)
+    found = {tissue: _texts(asked.get(tissue, default[tissue]), as_numbers) for tissue in tissues}
     absent = {name: [value for value in values if value not in known] for name, values in found.items()}
     problems = [f"{listing(absent[name])} ({name})" for name, values in found.items() if absent[name] or not values]
     if problems:
@@ -131,8 +140,23 @@ def positive_values(column: pd.Series, tissues: list[str], positive: Any) -> dic
     return found
 
 
-def _texts(values: Any) -> list[str]:
-    return [str(values)] if isinstance(values, str | bool) else [str(value) for value in values]
+def _texts(values: Any, as_numbers: bool) -> list[str]:
+    """One value or several as text; with ``as_numbers`` also text is read as a number where it is one."""
+    several = [values] if pd.api.types.is_scalar(values) else list(values)
+    return [_text(_number(value) if as_numbers else value) for value in several]
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _text(value: Any) -> str:
+    """Text of a value, the same for 1 and 1.0; spaces around it do not count."""
+    whole = isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
+    return str(int(value) if whole else value).strip()
 
 
 def agreement(truth: np.ndarray, scores: np.ndarray, inside: np.ndarray) -> dict[str, float | int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from img2gene.pathways.context import PathwayContext, choose_pathways, score_spo
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+logger = logging.getLogger(__name__)
 
 _RUN = "Run `img2gene.pp.score_pathways` again."
 
@@ -171,4 +175,16 @@ def fold_context(
         )
     chosen = {name: record["gene_sets"][name] for name in names}
     scores = score_spots(record["method"], table.X[rows], normalised, set_columns(table, chosen))
-    return PathwayContext(names, chosen, record["method"], scores, enrichment)
+    return _defined(PathwayContext(names, chosen, record["method"], scores, enrichment))
+
+
+def _defined(context: PathwayContext) -> PathwayContext:
+    """Without pathways that no spot has a score of: by z-score, those whose genes do not vary."""
+    known = np.isfinite(context.scores).any(axis=0)
+    if known.all() or not known.any():
+        return context
+    lost = [name for name, kept in zip(context.names, known, strict=True) if not kept]
+    logger.warning("left out pathways whose genes do not vary in the training spots: %s", listing(lost))
+    names = [name for name in context.names if name not in lost]
+    sets = {name: context.gene_sets[name] for name in names}
+    return replace(context, names=names, gene_sets=sets, scores=context.scores[:, known])

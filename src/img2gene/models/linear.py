@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError, raise_problems
+from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene.models.base import TrainingData
 from img2gene.models.folds import InnerFolds, inner_folds
 from img2gene.models.held_out import N_FOLDS, HeldOut, unit_labels
@@ -129,6 +129,7 @@ class Ridge:
 
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Choose the penalties inside the training data, then fit to all of it."""
+        check_centring(data.sections, self.center)
         bins = _gene_bins(data.labels)
         chosen = self._choose_penalties(data, bins, seed)
         penalties = np.empty(data.labels.shape[1])
@@ -161,6 +162,7 @@ class Ridge:
         """Labels float32 (n_spots, n_genes); spots go through in blocks, so that little memory is taken beside them."""
         if not self.arrays:
             raise Img2GeneError("This ridge is not fitted yet; call `fit` first.")
+        check_centring(sections, self.center)
         if self.center == "section":
             names, means = section_means(features, sections)
             number = np.searchsorted(names, sections)
@@ -303,6 +305,16 @@ def centre(values: np.ndarray, sections: np.ndarray, reference: np.ndarray | Non
         rows = sections == name
         centred[rows] = values[rows] - mean.astype(values.dtype)
     return centred
+
+
+def check_centring(sections: np.ndarray, center: str) -> None:
+    """Refuse sections of a single spot where spots are centred by section: nothing is left of it."""
+    names, counts = np.unique(sections, return_counts=True)
+    if center == "section" and (counts < 2).any():
+        raise Img2GeneError(
+            f"Sections {listing(names[counts < 2])} have a single spot: centred by its section, a spot has no features, and "
+            'what it would be predicted is the training mean. Leave them out, or fit with `center="none"`.'
+        )
 
 
 def _project(features: np.ndarray, means: np.ndarray, projection: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ def reconstruction(reconstructed: Tensor, images: Tensor) -> Tensor:
     return F.mse_loss(_floats(reconstructed), images)
 
 
-def coherence(embedding: Tensor, other: Tensor) -> Tensor:
+def coherence(embedding: Tensor, other: Tensor, known: Tensor | None = None) -> Tensor:
     """Cross-modal coherence C(S_z, S_y): spots that are alike in one modality shall be alike in the other.
 
     Mean over the off-diagonal entries of (S_z − S_y)², where S_z holds the cosines between the embeddings of the spots
@@ -92,6 +92,8 @@ def coherence(embedding: Tensor, other: Tensor) -> Tensor:
         (B, d): the debiased embedding z of the spots.
     other
         (B, q): their expression or pathway scores, usually a target.
+    known
+        bool (B,): spots that have a profile, by default all; pairs with others are left out of the mean.
 
     References
     ----------
@@ -109,9 +111,14 @@ def coherence(embedding: Tensor, other: Tensor) -> Tensor:
     if len(embedding) != len(other):
         raise Img2GeneError(f"{len(embedding)} embeddings and {len(other)} profiles: expected one of each per spot.")
     images, profiles = _unit_rows(_floats(embedding)), normalise_scores(other)
+    if known is not None:
+        profiles = torch.where(known[:, None], profiles, 0.0)
     difference = images @ images.mT - profiles @ profiles.mT
     spots = len(embedding)
     elsewhere = 1 - torch.eye(spots, dtype=difference.dtype, device=difference.device)
+    if known is not None:
+        pairs = elsewhere * (known[:, None] & known)
+        return (pairs * difference.square()).sum() / pairs.sum().clamp_min(1)
     return (elsewhere * difference.square()).sum() / max(spots * (spots - 1), 1)
 
 
@@ -174,7 +181,7 @@ def normalise_scores(scores: Tensor) -> Tensor:
     return _unit_rows(scores - scores.mean(dim=-1, keepdim=True), rounding)
 
 
-def pathway(predicted: Tensor, scores: Tensor) -> Tensor:
+def pathway(predicted: Tensor, scores: Tensor, known: Tensor | None = None) -> Tensor:
     """Mean squared error against row-centred pathway scores of unit length, MSE(p̂, p̃).
 
     Parameters
@@ -183,6 +190,8 @@ def pathway(predicted: Tensor, scores: Tensor) -> Tensor:
         (B, P): predicted scores p̂, as they come from the head.
     scores
         (B, P): pathway scores, which :func:`normalise_scores` turns into the target p̃.
+    known
+        bool (B,): spots that have scores, by default all; the mean is over these, and 0 without any.
 
     References
     ----------
@@ -196,7 +205,12 @@ def pathway(predicted: Tensor, scores: Tensor) -> Tensor:
     tensor(0.2500)
     """
     _same_shape(predicted=predicted, scores=scores)
-    return F.mse_loss(_floats(predicted), normalise_scores(scores))
+    predicted, target = _floats(predicted), normalise_scores(scores)
+    if known is None:
+        return F.mse_loss(predicted, target)
+    # A choice after the difference would still let the gradient of NaN through.
+    target = torch.where(known[:, None], target, predicted.detach())
+    return (predicted - target).square().sum() / (known.sum() * predicted.shape[-1]).clamp_min(1)
 
 
 def weighted_mse(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

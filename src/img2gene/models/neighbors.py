@@ -10,7 +10,7 @@ from img2gene._errors import Img2GeneError, raise_problems
 from img2gene.models.base import TrainingData, with_prefix
 from img2gene.models.components import Components, stored_components
 from img2gene.models.folds import inner_folds
-from img2gene.models.linear import centre
+from img2gene.models.linear import centre, check_centring
 from img2gene.models.options import bound_problems, choice_problems
 from img2gene.models.retrieval import SEARCHES, WEIGHTINGS, Neighbors, ReferenceBank, check_size, unit_rows
 from img2gene.models.validated import mean_correlation, scored_genes
@@ -62,6 +62,7 @@ class FeatureKNN:
 
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Keep the training spots; choose ``k`` where none is given."""
+        check_centring(data.sections, self.center)
         if self.k is not None:
             check_size(self.k, len(data.labels))
         chosen = self._choose(data, seed) if self.k is None else self.k
@@ -112,6 +113,7 @@ class FeatureKNN:
         bank, components = self.reference_bank(), self.components
         if components is None:
             raise Img2GeneError("This model is not fitted yet; call `fit` first.")
+        check_centring(sections, self.center)
         return bank.nearest(components(features, sections), k, excluded=excluded, by=by, search=self.search)
 
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:

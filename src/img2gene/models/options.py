@@ -12,6 +12,9 @@ import numpy as np
 from img2gene._errors import listing
 
 _WHOLE, _NUMBER = (int, np.integer), (int, float, np.number)
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64")
+# Names that need no look into Lightning's registry, which takes seconds to import.
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 def choice_problems(parameters: object, options: Mapping[str, Iterable[str]]) -> list[str]:
@@ -58,6 +61,20 @@ def positive_problems(parameters: object, names: Iterable[str]) -> list[str]:
     ]
 
 
+def training_problems(accelerator: object, precision: object) -> list[str]:
+    """An accelerator or a precision that Lightning does not have; whether there is such a device shows when it is used."""
+    found = []
+    if str(precision) not in PRECISIONS:
+        found.append(f"precision={precision!r}: choose one of {listing(PRECISIONS)}.")
+    if accelerator not in _ACCELERATORS:
+        from img2gene.models.training import accelerators
+
+        known = sorted({*_ACCELERATORS, *accelerators()})
+        if accelerator not in known:
+            found.append(f"accelerator={accelerator!r}: choose one of {listing(known)}.")
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkParameters:
     """What all networks on frozen embeddings are told; the predictors document it."""
@@ -88,6 +105,7 @@ class NetworkParameters:
             *bound_problems(self, least),
             *share_problems(self, ("dropout",)),
             *positive_problems(self, ("learning_rate",)),
+            *training_problems(self.accelerator, self.precision),
         ]
         whole = isinstance(self.heads, _WHOLE) and isinstance(self.dim, _WHOLE)
         if whole and self.heads > 0 and self.dim % self.heads:

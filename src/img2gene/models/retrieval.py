@@ -10,10 +10,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from img2gene._errors import Img2GeneError, listing, raise_problems
+from img2gene.models.base import n_faulty
 
 # From unit queries (B, d) to cosines and rows (B, k).
 Search = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 WEIGHTINGS = ("uniform", "similarity")
+_KINDS = ("group", "section")
 _REFERENCES, _AVERAGED = 2**16, 512
 # faiss has blocks of its own inside, and is slow with few queries at a time.
 _QUERIES = {"torch": 512, "faiss": 2**14}
@@ -123,8 +125,11 @@ class ReferenceBank:
         Raises
         ------
         Img2GeneError
-            The bank, or what the exclusions leave of it, is empty or has fewer than ``k`` spots; no query is answered then.
+            The bank, or what the exclusions leave of it, is empty or has fewer than ``k`` spots; queries that are NaN or of
+            another width; unknown options. No query is answered then.
         """
+        queries = np.asarray(queries)
+        self._check_queries(queries, search)
         check_size(k, len(self))
         barred, codes = (None, None) if excluded is None else self._barred(excluded, by, len(queries), k)
         found = Neighbors(np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32))
@@ -146,6 +151,7 @@ class ReferenceBank:
         by
             ``"section"``: the query's section; ``"group"``: its group as far as the bank knows it; ``"none"``: nothing, None.
         """
+        _check_kind(by, ("none", *_KINDS))
         if by == "none":
             return None
         known = dict(zip(self.sections.tolist(), getattr(self, f"{by}s").tolist(), strict=True))
@@ -165,8 +171,26 @@ class ReferenceBank:
         sections, groups = (np.array(names[kind])[arrays[kind]] for kind in ("section", "group"))
         return cls(arrays["keys"], arrays["values"], sections, groups, arrays["positions"])
 
-    def _barred(self, excluded: np.ndarray, by: str, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def check_request(self, k: int, excluded: np.ndarray | None, by: str, *, argument: str) -> None:
+        """Refuse what :meth:`nearest` would for this number of spots, which messages call ``argument``, and these exclusions."""
+        check_size(k, len(self), argument)
+        if excluded is not None:
+            self._barred(excluded, by, len(excluded), k, argument)
+
+    def _check_queries(self, queries: np.ndarray, search: str) -> None:
+        problems = [] if search in _SEARCHES else [f"search={search!r}: choose one of {listing(SEARCHES)}."]
+        width = self.keys.shape[1]
+        if queries.ndim != 2 or queries.shape[1] != width:
+            problems.append(f"Queries have shape {queries.shape}; the bank takes (n_queries, {width}).")
+        elif bad := n_faulty(queries):
+            problems.append(f"{bad} of {len(queries)} queries are NaN or infinite, so nothing is near to them.")
+        raise_problems(problems)
+
+    def _barred(
+        self, excluded: np.ndarray, by: str, n: int, k: int, argument: str = "k"
+    ) -> tuple[np.ndarray, np.ndarray]:
         """As numbers: what each query bars (−1 for nothing), and what each reference spot belongs to."""
+        _check_kind(by, _KINDS)
         if len(excluded) != n:
             raise Img2GeneError(f"{len(excluded)} exclusions for {n} queries.")
         names, codes, counts = np.unique(getattr(self, f"{by}s"), return_inverse=True, return_counts=True)
@@ -175,8 +199,8 @@ class ReferenceBank:
         short = [i for i in np.unique(barred[barred >= 0]) if len(self) - counts[i] < k]
         raise_problems(
             [
-                f"Without the {by} {names[i]} the bank has {len(self) - counts[i] or 'no'} reference spots, fewer than k={k} "
-                f"({by}s in it: {listing(names)}). Lower `k`, train on others too, or exclude nothing."
+                f"Without the {by} {names[i]} the bank has {len(self) - counts[i] or 'no'} reference spots, fewer than {argument}={k} "
+                f"({by}s in it: {listing(names)}). Lower `{argument}`, train on others too, or exclude nothing."
                 for i in short
             ]
         )
@@ -236,12 +260,19 @@ class Retrieves(Protocol):
         ...
 
 
-def check_size(k: int, n: int) -> None:
-    """Refuse to look for more spots than a bank of ``n`` has."""
-    if k < 1:
-        raise Img2GeneError(f"k={k!r}: expected at least 1.")
+def check_size(k: int, n: int, argument: str = "k") -> None:
+    """Refuse to look for more spots than a bank of ``n`` has; ``argument`` is what messages call ``k``."""
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
+        raise Img2GeneError(f"{argument}={k!r}: expected at least 1, a whole number.")
     if k > n:
-        raise Img2GeneError(f"k={k}: the bank has {n or 'no'} reference spots. Lower `k`, or train on more sections.")
+        raise Img2GeneError(
+            f"{argument}={k}: the bank has {n or 'no'} reference spots. Lower `{argument}`, or train on more sections."
+        )
+
+
+def _check_kind(by: str, known: tuple[str, ...]) -> None:
+    if by not in known:
+        raise Img2GeneError(f"by={by!r}: choose one of {listing(known)}.")
 
 
 def neighbor_weights(similarity: np.ndarray, weighting: str) -> np.ndarray:

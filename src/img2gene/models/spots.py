@@ -77,8 +77,7 @@ def split_sections(sections: np.ndarray, positions: np.ndarray, k: int, *, pad: 
     small = [f"{name} ({size})" for name, size in zip(names, sizes, strict=True) if 2 <= size <= k]
     if lonely:
         problems.append(
-            f"Sections {listing(lonely)} have a single spot: features are referred to their section's mean, so it would tell "
-            "nothing. Leave them out."
+            f"Sections {listing(lonely)} have a single spot, which has no neighbours to look at. Leave them out."
         )
     if small and not pad:
         problems.append(

@@ -146,10 +146,9 @@ def _build(task: Task, schedule: Schedule, folder: Path | None, label: str) -> t
         callbacks.append(LastEpoch(folder / LAST))
     if settings.progress:
         callbacks.append(Progress(label))
-    trainer = lightning.Trainer(
-        accelerator=schedule.accelerator,
-        devices=schedule.devices,
-        precision=schedule.precision,
+    hardware = {"accelerator": schedule.accelerator, "devices": schedule.devices, "precision": schedule.precision}
+    trainer = _trainer(
+        hardware,
         max_epochs=schedule.max_epochs,
         check_val_every_n_epoch=schedule.validate_every,
         callbacks=callbacks,
@@ -162,6 +161,25 @@ def _build(task: Task, schedule: Schedule, folder: Path | None, label: str) -> t
         use_distributed_sampler=False,
     )
     return Plan(task, schedule), trainer
+
+
+def _trainer(hardware: dict[str, Any], **options: Any) -> Any:
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    try:
+        return import_lightning().Trainer(**hardware, **options)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        found = ", ".join(f"{name}={value!r}" for name, value in hardware.items())
+        raise Img2GeneError(f"Networks cannot be trained with {found}: {error}") from error
+
+
+def accelerators() -> dict[str, bool]:
+    """Names of Lightning's accelerators, and whether there is such a device; ``"gpu"`` is CUDA or MPS."""
+    import_lightning()
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    found = {name: AcceleratorRegistry[name]["accelerator"].is_available() for name in AcceleratorRegistry}
+    return found | {"gpu": found.get("cuda", False) or found.get("mps", False)}
 
 
 def import_lightning() -> Any:

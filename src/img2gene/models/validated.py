@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from img2gene._errors import Img2GeneError
+from img2gene._errors import Img2GeneError, listing
 from img2gene.metrics import pearson
 from img2gene.models.base import TrainingData
 from img2gene.models.components import Components
@@ -22,7 +22,7 @@ from img2gene.models.linear import Ridge, centre
 from img2gene.models.options import NetworkParameters
 from img2gene.models.resume import Progress, fingerprint
 from img2gene.models.stacking import stack_weights
-from img2gene.models.training import Run, Schedule, Task, train
+from img2gene.models.training import Run, Schedule, Task, accelerators, train
 
 _TOKEN_COMPONENTS = 64
 _SCORED_GENES = 500
@@ -46,6 +46,10 @@ class NetworkFitting:
     trials: list[Any] = field(init=False, default_factory=list)
     weights: np.ndarray = field(init=False, default_factory=lambda: np.empty(0))
     epochs: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        """Refuse a device that is not there before anything is computed or written."""
+        resolve_accelerator(self.parameters.accelerator, self.parameters.devices)
 
     @cached_property
     def ridge(self) -> Ridge:
@@ -145,7 +149,7 @@ class NetworkFitting:
             weight_decay=p.weight_decay,
             accelerator=accelerator,
             devices=devices,
-            precision=p.precision,
+            precision=str(p.precision),
             seed=self.seed,
         )
 
@@ -232,10 +236,24 @@ def weigh(candidates: Mapping[str, np.ndarray | None], labels: np.ndarray, secti
 
 
 def resolve_accelerator(accelerator: str, devices: int | str) -> tuple[str, int | str]:
-    """The accelerator asked for; ``"auto"`` takes the device of the settings."""
+    """The accelerator asked for; ``"auto"`` takes the device of the settings. One that is not there is an error."""
     from img2gene.encoders.base import resolve_device
+    from img2gene.settings import settings
 
-    if accelerator != "auto":
-        return accelerator, devices
-    kind = resolve_device(None).split(":")[0]
-    return {"cuda": "gpu"}.get(kind, kind), devices
+    kind = accelerator
+    if accelerator == "auto":
+        kind = resolve_device(None).split(":")[0]
+        kind = {"cuda": "gpu"}.get(kind, kind)
+    if kind != "cpu":
+        there = accelerators()
+        if not there.get(kind, False):
+            asked = (
+                f"accelerator={accelerator!r}"
+                if accelerator != "auto"
+                else f"img2gene.settings.device={settings.device!r}"
+            )
+            raise Img2GeneError(
+                f"{asked}: this computer has no such device (available: {listing(name for name in there if there[name])}). "
+                "Take another, or 'auto'."
+            )
+    return kind, devices

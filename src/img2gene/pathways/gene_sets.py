@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +17,8 @@ from img2gene.pathways.libraries import ALIASES, read_library
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 ORGANISMS = ("human", "mouse")
 PACKAGED = ("tissue",)
@@ -95,14 +99,21 @@ def _read_gmt(path: Path) -> dict[str, list[str]]:
             f"No GMT file {str(path)!r}. Named collections are {listing([*PACKAGED, *ALIASES])} and the libraries of Enrichr."
         )
     opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        rows = [line.rstrip("\n\r").split("\t") for line in file if line.strip()]
+    try:
+        # Some editors put a byte order mark before the first name.
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            rows = [line.rstrip("\n\r").split("\t") for line in file if line.strip()]
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise Img2GeneError(f"{str(path)!r} cannot be read as a GMT file, text in UTF-8: {error}.") from error
     short = [str(row[0]) for row in rows if len(row) < 3]
     if short:
         raise Img2GeneError(
             f"{str(path)!r} is no GMT file: expected name, description and genes separated by tabs, which {len(short)} lines "
             f"are not ({listing(short, 3)})."
         )
+    twice = [name for name, n in Counter(row[0] for row in rows).items() if n > 1]
+    if twice:
+        raise Img2GeneError(f"{str(path)!r} names gene sets more than once: {listing(twice)}. Rename or merge them.")
     return {row[0]: row[2:] for row in rows}
 
 
@@ -113,7 +124,10 @@ def _from_network(network: pd.DataFrame) -> dict[str, list[str]]:
             f"A network of gene sets needs the columns source and target; {listing(absent)} not found (available: "
             f"{listing(network.columns)})."
         )
-    parts = network.groupby("source", sort=False, observed=True)["target"]
+    known = network.dropna(subset=["source", "target"])
+    if len(known) < len(network):
+        logger.warning("left out %d rows of the network without a source or a target", len(network) - len(known))
+    parts = known.groupby("source", sort=False, observed=True)["target"]
     return {str(name): [str(gene) for gene in targets] for name, targets in parts}
 
 

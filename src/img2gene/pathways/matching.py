@@ -29,8 +29,8 @@ def match_gene_sets(
     """Find the columns that each gene set names.
 
     Names are compared with ``genes`` and with ``ids``; the whole collection takes whichever knows more of its genes. The
-    version of an Ensembl id (``ENSG00000141736.14``) is not compared. If nothing agrees, case is ignored, as for human sets
-    on a mouse: a warning says so.
+    version of an Ensembl id (``ENSG00000141736.14``) is not compared. Case is ignored where that finds at least twice as many
+    genes, as for human sets on a mouse, of whose genes some (``C2``, ``F3``) are written as in humans: a warning says so.
 
     Parameters
     ----------
@@ -62,11 +62,7 @@ def match_gene_sets(
     """
     symbols = [str(gene) for gene in genes]
     spaces = [_places(symbols)] + ([] if ids is None else [_places(str(name) for name in ids)])
-    found = max((_columns(gene_sets, space) for space in spaces), key=_n_matched)
-    if not _n_matched(found):
-        found = max((_columns(gene_sets, _folded(space), fold=True) for space in spaces), key=_n_matched)
-        if _n_matched(found):
-            logger.warning("no gene of the sets is measured under its exact name: they were matched regardless of case")
+    found = _matched(gene_sets, spaces)
     kept = {name: columns for name, columns in found.items() if len(columns) >= min_genes}
     if not kept:
         raise Img2GeneError(_no_overlap(gene_sets, spaces, found, min_genes))
@@ -76,6 +72,20 @@ def match_gene_sets(
             "dropped %d gene sets with under %d measured genes: %s", len(dropped), min_genes, listing(dropped)
         )
     return kept, _table(gene_sets, found, symbols, min_genes)
+
+
+def _matched(gene_sets: Mapping[str, Iterable[str]], spaces: list[dict[str, int]]) -> dict[str, np.ndarray]:
+    """Columns by exact names, or regardless of case where that finds at least twice as many."""
+    exact = max((_columns(gene_sets, space) for space in spaces), key=_n_matched)
+    folded = max((_columns(gene_sets, _folded(space), fold=True) for space in spaces), key=_n_matched)
+    counts = _n_matched(exact), _n_matched(folded)
+    if not counts[1] or counts[1] < 2 * counts[0]:
+        return exact
+    logger.warning(
+        "gene sets were matched regardless of case: %d of their genes are measured under the exact name, %d in any case",
+        *counts,
+    )
+    return folded
 
 
 def _plain(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,9 @@ def score_pathways(
         deciding = deciding[library_size(table)[deciding] > 0]
     with problems.collect():
         other_names = _other_names(table, gene_ids, table_key)
+    if encoder is not None:
+        with problems.collect():
+            choose_encoder(table, encoder, table_key)
     problems.raise_all()
     species = _organism(table, other_names) if organism == "auto" else organism
     collection = read_gene_sets(gene_sets, organism=species)
@@ -160,7 +164,8 @@ def _option_problems(method: str, organism: str, n_top: int, min_genes: int) -> 
     if organism not in ("auto", *ORGANISMS):
         problems.append(f"organism={organism!r}: choose auto, {listing(ORGANISMS)}.")
     sizes = {"n_top": n_top, "min_genes": min_genes}
-    return problems + [f"{name}={value!r}: expected at least 1." for name, value in sizes.items() if value < 1]
+    faulty = {name: value for name, value in sizes.items() if not (isinstance(value, Integral) and value >= 1)}
+    return problems + [f"{name}={value!r}: expected at least 1, a whole number." for name, value in faulty.items()]
 
 
 def _other_names(table: AnnData, column: str | None, table_key: str) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from img2gene.models.img2gene import Img2Gene
     from img2gene.models.img2gene.fitted import FittedImg2Gene
+
+logger = logging.getLogger(__name__)
 
 
 def pathway_contributions(
@@ -75,6 +78,8 @@ def pathway_contributions(
     found = resolve_model(table, model, key)
     names, fitted = _with_context(found)
     column = _gene_column(found, gene)
+    if not fitted.weights[2]:
+        logger.warning("validation gave the network no weight: the pathways add nothing, and all contributions are 0")
     features, sections, extra = model_inputs(sdata, found, table_key)
     positions = np.asarray(extra["positions"])
     values = fitted.pathway_contributions(features, np.asarray(sections), positions, extra.get("tokens"), column)

@@ -208,9 +208,9 @@ def gene_correlation(
     >>> result.true.shape, len(result.pairs)
     ((20, 20), 190)
     """
-    if n_modules is not None and n_modules < 1:
+    if n_modules is not None and not (isinstance(n_modules, (int, np.integer)) and n_modules >= 1):
         raise Img2GeneError(
-            f"n_modules={n_modules}: choose at least 1, or None for the number with the best silhouette."
+            f"n_modules={n_modules!r}: choose at least 1, or None for the number with the best silhouette."
         )
     table = _schema.get_table(sdata, table_key)
     found = resolve_model(table, model, key)
@@ -255,16 +255,28 @@ def correlate(
 def _chosen_genes(table: AnnData, model: Model, asked: tuple[str, int] | Sequence[str] | None) -> list[str]:
     """Names of the genes asked for, each once; unknown ones are named with similar ones."""
     predicted = [gene for gene in model.genes if gene in table.var_names]
-    rule = GENES if asked is None else asked
+    rule = GENES if asked is None else _names_or_rule(asked)
     if is_rule(rule):
         names = [gene for gene in model.top_genes(*rule) if gene in table.var_names]
     else:
-        names = list(dict.fromkeys([rule] if isinstance(rule, str) else map(str, rule)))
+        names = list(dict.fromkeys(rule))
         absent = [gene for gene in names if gene not in predicted]
         raise_problems([f"`{gene}` is not predicted ({near(gene, predicted)})." for gene in absent], MissingKeyError)
     if len(names) < 2:
         raise Img2GeneError(f"genes={asked!r} gives {listing(names)}; correlations need at least two genes.")
     return names
+
+
+def _names_or_rule(asked: Any) -> tuple[Any, ...]:
+    """Names of genes, or a statistic and how many genes lead it; anything else is refused."""
+    parts = (asked,) if isinstance(asked, str) else tuple(asked) if isinstance(asked, Iterable) else (None,)
+    if all(isinstance(part, str) for part in parts):
+        return parts
+    if len(parts) == 2 and isinstance(parts[1], (int, np.integer)) and parts[1] > 0:
+        return parts[0], int(parts[1])
+    raise Img2GeneError(
+        f"genes={asked!r}: pass names of genes, or a statistic and how many genes lead it, such as {GENES!r}."
+    )
 
 
 def _constant(section: str, genes: list[str], pair: list[np.ndarray]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-Positive = Mapping[str, str | list[str]] | str | list[str] | None
+Value = str | float | bool
+Positive = Mapping[str, Value | list[Any]] | Value | list[Any] | None
 
 _USES = ("predicted", "measured")
 _RULES = ("auto", "otsu", "training")
@@ -82,7 +84,8 @@ def localize(
     model
         The model that predicted: itself, its file, or its key; by default the one stored under ``key``.
     annotation
-        Column of obs with known tissues, categories or truth values, to compare with; spots without a value are left out.
+        Column of obs with known tissues, categories, numbers or truth values, to compare with; spots without a value are
+        left out, also where that is written as ``""``, ``"nan"``, ``"None"`` or ``"<NA>"``.
     positive
         Values of the annotation that mean each tissue; by default the value of the tissue's name, or True. For a single
         tissue the values alone will do.
@@ -291,9 +294,9 @@ def _check_options(
         problems.found.append(f"use={use!r}: choose {listing(_USES)}.")
     if isinstance(threshold, str) and threshold not in _RULES:
         problems.found.append(f"threshold={threshold!r}: choose {listing(_RULES)} or a number.")
-    if not isinstance(threshold, str) and not np.isfinite(threshold):
-        problems.found.append(f"threshold={threshold!r}: expected a finite number.")
-    if not 0 <= smooth < np.inf:
+    if not isinstance(threshold, str) and not (isinstance(threshold, Real) and np.isfinite(threshold)):
+        problems.found.append(f"threshold={threshold!r}: expected a finite number, or {listing(_RULES)}.")
+    if not (isinstance(smooth, Real) and 0 <= smooth < np.inf):
         problems.found.append(f"smooth={smooth!r}: expected a radius in µm, 0 or more.")
     columns = [column(key_added, tissue) for tissue in sets for column in (score_column, inside_column)]
     for column in columns:

@@ -89,11 +89,12 @@ def retrieve(
             "`img2gene.tl.fit(sdata)`."
         )
     rows = _rows(table, spots, table_key)
-    features, sections, extra = model_inputs(sdata, found, table_key)
-    chosen = np.isin(sections, sections[rows])
-    # Features are centred by section, so all spots of the sections are passed on.
     excluded = _excluded(table, found, exclude, table_key)
     bank = predictor.reference_bank()
+    bank.check_request(n, None if excluded is None else excluded[rows], exclude, argument="n")
+    features, sections, extra = model_inputs(sdata, found, table_key)
+    # Features are centred by section, so all spots of the sections are passed on.
+    chosen = np.isin(sections, sections[rows])
     near = predictor.neighbors(
         features[chosen],
         sections[chosen],
@@ -110,8 +111,10 @@ def _rows(table: AnnData, spots: str | Iterable[str] | None, table_key: str) -> 
     if spots is None:
         return np.arange(table.n_obs)
     names = [spots] if isinstance(spots, str) else [str(name) for name in spots]
+    if not names:
+        raise Img2GeneError("`spots` is empty: name spots (`obs_names`), or leave it out for all.")
     rows = table.obs_names.get_indexer(names)
-    if (rows < 0).any() or not names:
+    if (rows < 0).any():
         absent = [name for name, row in zip(names, rows, strict=True) if row < 0]
         raise MissingKeyError(
             f"No spot named {listing(absent)} in `sdata['{table_key}'].obs_names` (available: {listing(table.obs_names)})."
@@ -126,7 +129,13 @@ def _excluded(table: AnnData, model: Model, exclude: str, table_key: str) -> np.
     if exclude == "none":
         return None
     if exclude == "group":
-        return group_labels(table, model.report["groups"], table_key)
+        column = model.report["groups"]
+        if column != _schema.SECTION and column not in table.obs:
+            raise MissingKeyError(
+                f"exclude='group' leaves out the spot's own {column}, which `sdata['{table_key}'].obs` does not name (available: "
+                f"{listing(table.obs.columns)}). Add the column `{column}`, or pass exclude='section' or 'none'."
+            )
+        return group_labels(table, column, table_key)
     return section_labels(table, table_key)
 
 

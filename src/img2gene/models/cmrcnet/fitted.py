@@ -14,7 +14,7 @@ from img2gene.models.base import with_prefix
 from img2gene.models.cmrcnet.network import Architecture, CMRCNetNetwork
 from img2gene.models.components import Components, project_tokens, stored_components
 from img2gene.models.ensemble import Ensemble, unit_members
-from img2gene.models.linear import Ridge
+from img2gene.models.linear import Ridge, check_centring
 from img2gene.models.retrieval import ReferenceBank, unit_rows
 
 PARTS = ("ridge", "retrieval", "regression")
@@ -65,6 +65,7 @@ class FittedCMRCNet:
 
     def inputs(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> SpotArrays:
         """Inputs of the networks."""
+        check_centring(sections, self.components.center)
         return SpotArrays(self.components(features, sections), project_tokens(self.token_components, tokens, sections))
 
     def parts(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> dict[str, np.ndarray]:

@@ -7,11 +7,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from img2gene._errors import Img2GeneError
 from img2gene.models.base import TrainingData
 from img2gene.models.cmrcnet.fitted import FittedCMRCNet
 from img2gene.models.cmrcnet.fitting import Fitting
 from img2gene.models.cmrcnet.parameters import Parameters
 from img2gene.models.held_out import HeldOut
+from img2gene.models.linear import check_centring
 from img2gene.models.retrieval import Neighbors, ReferenceBank, check_size
 from img2gene.models.validated import NetworkPredictor
 
@@ -65,7 +67,7 @@ class CMRCNet(NetworkPredictor):
         What a training spot stands in the bank with: its ``"image"``, its ``"expression"``, or ``"both"``.
     exclude
         For spots of a section that is in the bank: leave out that ``"section"``, the whole ``"group"`` (usually patient), or
-        ``"none"``.
+        ``"none"``. Needs two sections or groups to train on.
     search
         What searches the bank: ``"torch"``, or ``"faiss"`` where it is installed, which takes two thirds of the time.
     center
@@ -111,10 +113,23 @@ class CMRCNet(NetworkPredictor):
         return self._fit(data, seed).held_out()
 
     def _fit(self, data: TrainingData, seed: int) -> Fitting:
+        check_centring(data.sections, self.parameters.center)
         check_size(self.parameters.k, len(data.labels))
+        self._check_exclusion(data)
         fitting = Fitting(self.parameters, data, seed)
         self.fitted, self.report = fitting.run()
         return fitting
+
+    def _check_exclusion(self, data: TrainingData) -> None:
+        """Refuse a bank of which nothing would be left for the spots that are in it."""
+        kind = self.parameters.exclude
+        unused = kind == "none" or self.parameters.output == "regression"
+        names = [] if unused else np.unique(getattr(data, f"{kind}s")).tolist()
+        if len(names) == 1:
+            raise Img2GeneError(
+                f"exclude={kind!r} leaves out a spot's own {kind}, but {names[0]} is the only {kind} to train on: nothing would be "
+                "left to predict its spots from. Train on others too, or pass exclude='none'."
+            )
 
     def predict(self, features: np.ndarray, sections: np.ndarray, *, tokens: np.ndarray | None = None) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""

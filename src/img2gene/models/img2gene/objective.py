@@ -26,6 +26,8 @@ class Targets(NamedTuple):
         (B, G or 0): weights against the imbalance of labels.
     pathways
         (B, P or 0): pathway scores.
+    scored
+        bool (B, 1 or 0): spots that have pathway scores; empty where all have.
     counts, library, log_rate
         (B, G or 0) counts, (B,) library sizes and (B, G or 0) log of the expected share of each gene in its section.
     rows
@@ -35,6 +37,7 @@ class Targets(NamedTuple):
     labels: Tensor
     weights: Tensor
     pathways: Tensor
+    scored: Tensor
     counts: Tensor
     library: Tensor
     log_rate: Tensor
@@ -78,8 +81,9 @@ class Objective:
         parts = {"labels": self._fit(network, found.genes, targets), "views": self._views(network, found, targets)}
         total = parts["labels"] + parts["views"]
         if targets.pathways.shape[-1]:
-            parts["pathways"] = losses.pathway(found.pathways, targets.pathways)
-            parts["pathway coherence"] = losses.coherence(found.embedding, targets.pathways)
+            known = targets.scored[:, 0] if targets.scored.shape[-1] else None
+            parts["pathways"] = losses.pathway(found.pathways, targets.pathways, known)
+            parts["pathway coherence"] = losses.coherence(found.embedding, targets.pathways, known)
             total = total + self.pathway * parts["pathways"] + self.pathway_coherence * parts["pathway coherence"]
         if self.coherence:
             parts["coherence"] = losses.coherence(found.embedding, targets.labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,8 @@ from img2gene.models.img2gene.parameters import Parameters
 from img2gene.models.retrieval import Neighbors, ReferenceBank
 from img2gene.models.spots import split_sections
 from img2gene.models.validated import NetworkPredictor
+
+logger = logging.getLogger(__name__)
 
 
 class Img2Gene(NetworkPredictor):
@@ -55,7 +58,7 @@ class Img2Gene(NetworkPredictor):
         Average the labels of the training spots that the networks place nearest, as a part of the mixture. The model then keeps
         the labels and the embeddings of the training spots, of up to 20,000 drawn at random.
     k
-        Training spots that retrieval averages.
+        Training spots that retrieval averages; all that the model keeps where these are fewer.
     center
         ``"section"`` refers features and labels to the mean of their section; ``"none"`` to that of the training data.
     coherence, pathway, pathway_coherence, distillation
@@ -128,8 +131,19 @@ class Img2Gene(NetworkPredictor):
             problems.append(
                 "objective='negative_binomial' needs counts: labels of `layer=` have none. Leave `layer` out."
             )
-        if data.pathways is not None and self.parameters.pathways and not np.isfinite(data.pathways).all():
-            problems.append("Pathway scores are NaN for some training spots: run `img2gene.pp.score_pathways` again.")
+        if data.pathways is not None and self.parameters.pathways:
+            n, n_known = len(data.pathways), int(np.isfinite(data.pathways).all(axis=1).sum())
+            if not n_known:
+                problems.append(
+                    f"None of the {n} training spots has pathway scores, as none has counts to score: fit with `pathways=False`."
+                )
+            elif n_known < n:
+                logger.warning(
+                    "%d of %d training spots have no pathway scores, as they have no counts: the pathway context is learnt from "
+                    "the others",
+                    n - n_known,
+                    n,
+                )
         raise_problems(problems)
         split_sections(data.sections, data.positions, self.parameters.n_neighbors, pad=False)
 

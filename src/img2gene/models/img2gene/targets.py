@@ -25,6 +25,8 @@ class TargetArrays:
         float32 (n, G): centred, in units of ``scale``.
     weights, pathways, counts
         float32 (n, G or 0), (n, P or 0), (n, G or 0).
+    scored
+        bool (n, 1 or 0): spots that have pathway scores; empty where all have.
     library
         float32 (n,).
     log_rates
@@ -36,6 +38,7 @@ class TargetArrays:
     labels: np.ndarray
     weights: np.ndarray
     pathways: np.ndarray
+    scored: np.ndarray
     counts: np.ndarray
     library: np.ndarray
     log_rates: dict[str, np.ndarray]
@@ -50,6 +53,8 @@ class TargetArrays:
         centred = centre(left, data.sections, mean)
         scale = float(np.sqrt(max(np.square(centred).mean(), 1e-12)))
         none = np.zeros((len(centred), 0), dtype=np.float32)
+        pathways = none if data.pathways is None else data.pathways.astype(np.float32)
+        scored = np.asarray(np.isfinite(pathways).all(axis=1)).reshape(-1, 1)
         counts, library, log_rates, log_rate_mean = none, np.ones(len(centred), dtype=np.float32), {}, none[0]
         if parameters.objective == "negative_binomial":
             library = np.asarray(data.library, dtype=np.float32)
@@ -64,7 +69,8 @@ class TargetArrays:
         return cls(
             (centred / scale).astype(np.float32),
             density_weights(data.labels) if parameters.weighting == "density" else none,
-            none if data.pathways is None else data.pathways.astype(np.float32),
+            pathways,
+            scored[:, :0] if scored.all() else scored,
             counts,
             library,
             log_rates,
@@ -75,10 +81,10 @@ class TargetArrays:
     def batch(self, section: Section, rows: np.ndarray) -> Targets:
         """The targets of some spots of a section."""
         rate = self.log_rates.get(section.name, self.log_rate_mean)
-        parts = (self.labels, self.weights, self.pathways, self.counts, self.library)
-        labels, weights, pathways, counts, library = (torch.from_numpy(part[rows]) for part in parts)
+        parts = (self.labels, self.weights, self.pathways, self.scored, self.counts, self.library)
+        labels, weights, pathways, scored, counts, library = (torch.from_numpy(part[rows]) for part in parts)
         log_rate = torch.from_numpy(rate).expand(len(rows), len(rate))
-        return Targets(labels, weights, pathways, counts, library, log_rate, torch.from_numpy(rows))
+        return Targets(labels, weights, pathways, scored, counts, library, log_rate, torch.from_numpy(rows))
 
 
 def _log_rate(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
