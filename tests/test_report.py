@@ -72,6 +72,7 @@ def full(cv, trained_study, copy_of):
     """A study and a cross-validation with everything that there can be."""
     study = copy_of(trained_study)
     study["table"].obs["img2gene_ood"] = np.linspace(0, 98, study["table"].n_obs)
+    ig.tl.predictability(study, n_permutations=1)
     study["table"].var["pcc_ceiling"] = 0.9
     kept = cv.predictions["ridge"].copy()
     kept.layers["std"] = np.full(kept.shape, 0.5)
@@ -209,6 +210,16 @@ def test_tiles_are_drawn_from_a_table_of_their_own(trained_study, copy_of, page)
     assert "No section was measured" in found.text["top"]
     assert [tag for chapter, tag, _ in found.blocks if chapter == "genes"] == ["figure"]
     assert "Nothing was noticed" in found.text["warnings"]
+
+
+def test_ceilings_of_another_prediction_are_not_shown(trained_study, copy_of, page):
+    study = copy_of(trained_study)
+    ig.tl.predictability(study, n_permutations=1)
+    study["table"].var["pcc_ceiling"] = 0.9
+    assert "median 0.900" in page(study).text["predictability"]
+    ig.tl.fit(study, "knn", validate_on=["C"])
+    ig.tl.predict(study)
+    assert "Not in this report" in page(study).text["predictability"]
 
 
 def test_coverage_is_the_share_of_labels_between_the_bounds(cv, page):

@@ -119,7 +119,10 @@ def draw(
     spots.set_array(values[shown])
     spots.set_clim(vmin, vmax)
     spots.set_cmap(cmap)
-    spots.set_alpha(alpha[shown] if isinstance(alpha, np.ndarray) else alpha)
+    if not isinstance(alpha, np.ndarray):
+        spots.set_alpha(alpha)
+    elif shown.any():  # matplotlib takes no empty array of opacities
+        spots.set_alpha(alpha[shown])
     ax.imshow(canvas.picture)
     ax.add_collection(spots)
     ax.set_xticks([])

@@ -79,7 +79,8 @@ def predictability(
     -------
     DataFrame indexed by gene: ``pcc`` (mean within sections, as :func:`img2gene.tl.evaluate` has it), ``pcc_ceiling``,
     ``pcc_pvalue``, ``pcc_fdr`` (the q-value) and ``predictable`` (nullable boolean). Genes that are constant, in the labels
-    or in the predictions, of every section are NaN, or NA. Unless ``inplace=False`` the same columns are written to ``var``.
+    or in the predictions, of every section are NaN, or NA. Unless ``inplace=False`` the same columns are written to ``var``,
+    and to ``uns["img2gene"]["predictability"]`` which prediction they judge: plots and reports use them for no other one.
 
     Raises
     ------
@@ -127,7 +128,9 @@ def predictability(
     result["predictable"] = called.astype("boolean").mask(result["pcc_fdr"].isna())
     _report(result, fdr)
     if inplace:
-        _schema.apply(table, {"var": dict(result.reindex(table.var_names).items())})
+        record = {"key": key, "model": found.name, "fingerprint": found.fingerprint}
+        uns = {_schema.PREDICTABILITY: record}
+        _schema.apply(table, {"var": dict(result.reindex(table.var_names).items()), "uns": uns})
     return result
 
 
