@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,10 +25,29 @@ OF_SPOTS = ("pcc", "spearman", "mse", "mae", "r2", "nrmse")
 OF_MAPS = ("ssim", "moran")
 UNCERTAINTY = ("coverage", "width", "error_correlation")
 METRICS = (*OF_SPOTS, *OF_MAPS, "pcc_pooled", *UNCERTAINTY)
+HIGHER = ("pcc", "spearman", "r2", "ssim", "pcc_pooled", "error_correlation", "structure")
+LOWER = ("mse", "mae", "nrmse", "width", "structure_rmse")
 
 Scores = dict[str, np.ndarray]
 # Moments of each model, and of each shuffle of the null
 Pooled = dict[str, list[Moments]]
+
+
+def direction(metric: str) -> Literal["higher", "lower", "zero"] | None:
+    """Which values of a metric are better; None where that depends on something else, as coverage does on its level.
+
+    Examples
+    --------
+    >>> from img2gene.tl._section_scores import direction
+    >>> direction("pcc"), direction("mse"), direction("moran"), direction("coverage")
+    ('higher', 'lower', 'zero', None)
+    """
+    if metric in HIGHER:
+        return "higher"
+    if metric in LOWER:
+        return "lower"
+    # A difference of autocorrelations: too smooth and too rough are both wrong.
+    return "zero" if metric == "moran" else None
 
 
 @dataclass(frozen=True)
