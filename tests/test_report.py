@@ -250,7 +250,7 @@ def test_far_sections_are_warned_of_with_their_share(cv, page):
         ("pcc", ("Best", "Worst"), ("G02", "G01")),
         ("mse", ("Best", "Worst"), ("G01", "G02")),
         ("moran", ("Best", "Worst"), ("G00", "G02")),
-        ("coverage", ("Highest", "Lowest"), ("G02", "G01")),
+        ("coverage", ("Best", "Worst"), ("G02", "G01")),
         ("error_correlation", ("Best", "Worst"), ("G02", "G01")),
     ],
 )
@@ -258,6 +258,9 @@ def test_genes_are_ranked_by_what_is_better(bare, page, metric, ends, expected):
     kept = dataclasses.replace(bare, scores=bare.scores[bare.scores["gene"].isin(["G00", "G01", "G02"])])
     values = kept.scores["gene"].map({"G00": 0.05, "G01": -0.2, "G02": 0.6})
     found = page(changed(kept, **{metric: values}), metric=metric)
+    if metric == "coverage":
+        unknown = page(dataclasses.replace(changed(kept, coverage=values), settings={}), metric=metric)
+        assert "Highest genes" in unknown.source and "Best genes" not in unknown.source
     shown = [re.search(rf"{end} genes</caption>.*?<td[^>]*>([^<]*)", found.source, re.DOTALL).group(1) for end in ends]
     assert tuple(shown) == expected
 
@@ -268,6 +271,7 @@ def test_genes_are_ranked_by_what_is_better(bare, page, metric, ends, expected):
         ("pcc", 0.5, 0.3, "higher in 3 of 3"),
         ("mse", 0.3, 0.5, "lower in 3 of 3"),
         ("moran", -0.1, 0.3, "nearer to 0 in 3 of 3"),
+        ("coverage", 0.95, 0.7, "nearer to 90% in 3 of 3"),
     ],
 )
 def test_a_better_model_is_called_so_whatever_the_metric(bare, page, metric, own, other, words):
@@ -309,9 +313,10 @@ def test_a_cross_validation_of_other_data_is_refused_or_marked(full, bare, page,
     found = page(study, cv=partly)
     assert "another study" in found.text["top"]
     assert "scored sections that the study lacks: Z1" in found.text["warnings"]
-    assert "measured sections without a score: A1" in found.text["warnings"]
     assert "sections of another patient: B1, C1" in found.text["warnings"]
     assert "another study" not in page(study, cv=cv).text["top"]
+    tested = dataclasses.replace(bare, scores=bare.scores[bare.scores["section"] != "A1"])
+    assert "another study" not in page(study, cv=tested).text["top"]
 
 
 def test_maps_are_not_drawn_on_tissue_with_other_labels(full, page, copy_of):

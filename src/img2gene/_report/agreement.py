@@ -34,7 +34,10 @@ def check_same_study(study: Study, cv: CrossValidation) -> None:
 
 
 def disagreements(study: Study, cv: CrossValidation) -> list[str]:
-    """In which sections, genes, patients and numbers of spots the two differ; empty if in none."""
+    """What of a cross-validation the study does not have, or has otherwise; empty if nothing.
+
+    Sections that only the study has were trained on or left out, and are no disagreement.
+    """
     facts = cv.scores.drop_duplicates("section").set_index("section")
     genes = cv.scores["gene"].unique()
     shared = [name for name in facts.index if name in study.roles]
@@ -44,9 +47,6 @@ def disagreements(study: Study, cv: CrossValidation) -> list[str]:
     counted = [] if cv.settings.get("smooth") else shared
     found = {
         "scored sections that the study lacks": [name for name in facts.index if name not in study.roles],
-        "measured sections without a score": [
-            name for name in study.roles if name not in facts.index and name not in study.unmeasured
-        ],
         "scored genes that the study lacks": [name for name in genes if name not in study.table.var_names],
         "sections of another patient": people,
         "sections with another number of measured spots": [n for n in counted if counts[n] != facts["n_spots"].get(n)],

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from img2gene._errors import MissingKeyError, listing, near_matches
+from img2gene._report.better import better_is, goodness
 from img2gene._report.blocks import CALIBRATED, Chapter, Missing, Row, Table, Text, number, table
 from img2gene._report.maps import Panel, gene_maps, panels
 from img2gene._report.scores import title
 from img2gene._report.sources import Values
 from img2gene._report.subject import Subject, marks
-from img2gene.tl._section_scores import direction
 
 _LISTED, _MOST_SPOTS = 15, 2000
 _EXTRA = ("coverage", "error_correlation")
@@ -41,14 +41,12 @@ def genes_chapter(subject: Subject, choice: Choice) -> Chapter:
 
 
 def ranked(subject: Subject) -> pd.DataFrame:
-    """Genes of the model with a defined score, best first; the highest first where the metric does not tell what is better."""
+    """Genes of the model with a defined score, best first; the highest first where it is not known what is better."""
     result: Any = subject.result
     metric = _gene_metric(subject)
     found = result.genes(subject.label, metric=metric)
     known = found[found[metric].notna()]
-    way = direction(metric)
-    score = known[metric].abs() if way == "zero" else known[metric]
-    return known.loc[score.sort_values(ascending=way in ("zero", "lower"), kind="stable").index]
+    return known.loc[goodness(result, metric, known[metric]).sort_values(ascending=False, kind="stable").index]
 
 
 def _gene_metric(subject: Subject) -> str:
@@ -75,7 +73,8 @@ def _ranking(subject: Subject) -> list[Any]:
 
 def _ends_of(subject: Subject) -> tuple[str, str]:
     """What the first and the last genes of the ranking are."""
-    return ("best", "worst") if direction(_gene_metric(subject)) is not None else ("highest", "lowest")
+    result: Any = subject.result
+    return ("best", "worst") if better_is(result, _gene_metric(subject)) else ("highest", "lowest")
 
 
 def _ends(caption: str, part: pd.DataFrame, n: int, subject: Subject) -> Table:

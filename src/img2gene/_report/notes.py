@@ -11,13 +11,12 @@ import pandas as pd
 from img2gene import _schema, metrics
 from img2gene._leaks import find_leaks
 from img2gene._report.agreement import disagreements
+from img2gene._report.better import better_is, gains
 from img2gene._report.blocks import Chapter, Details, Missing, Table, Text, names
-from img2gene._report.scores import gains
 from img2gene._report.sources import Study, readable
 from img2gene._report.subject import Subject
 from img2gene._report.trust import ood_shares, uncertainty_facts
 from img2gene._versions import versions
-from img2gene.tl._section_scores import direction
 
 if TYPE_CHECKING:
     from img2gene.tl import CrossValidation
@@ -57,9 +56,9 @@ def _of_scores(subject: Subject, result: CrossValidation) -> list[str]:
         text = f"Scores rest on {n} {result.unit}{'s' if n > 1 else ''}"
         found.append(f"{text}: {'intervals over so few are wide.' if n > 1 else 'there is no interval.'}")
     if subject.reference not in (None, "permutation null"):
-        better = gains(result, subject, subject.label)
-        # A metric that does not tell what is better shows nobody to be better.
-        if len(better) and direction(subject.metric) is not None and not metrics.mean_interval(better)[1] > 0:
+        better = gains(result, subject.metric, subject.label, subject.reference)
+        # Where it is not known what is better, nobody is shown to be.
+        if len(better) and better_is(result, subject.metric) and not metrics.mean_interval(better)[1] > 0:
             found.append(
                 f"“{subject.label}” is not shown to be better than “{subject.reference}” on the same features."
             )

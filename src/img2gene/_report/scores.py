@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
+from img2gene._report.better import better_is, gains
 from img2gene._report.blocks import Chapter, Figure, Missing, Row, Table, Text, interval, number, signed, table
 from img2gene._report.figures import canvas, vector
 from img2gene._report.subject import Subject, marks
 from img2gene.pl.scores import METRIC_LABELS
-from img2gene.tl._section_scores import direction
 
 if TYPE_CHECKING:
     from img2gene.tl import CrossValidation
@@ -91,8 +90,10 @@ def _against(result: CrossValidation, subject: Subject, units: str) -> str:
     if not len(rows) or not math.isfinite(rows["difference"].iloc[0]):
         return f"Its difference from “{subject.reference}” is undefined."
     row = rows.iloc[0]
-    better = int((gains(result, subject, subject.label) > 0).sum())
-    text = f"Against “{subject.reference}”: {signed(row['difference'])}, {_better(subject)} in {better} of {units}"
+    better = int((gains(result, subject.metric, subject.label, subject.reference) > 0).sum())
+    text = (
+        f"Against “{subject.reference}”: {signed(row['difference'])}, {_better(result, subject)} in {better} of {units}"
+    )
     if not math.isfinite(row["low"]):
         return f"{text}."
     inside = row["low"] <= 0 <= row["high"]
@@ -100,22 +101,8 @@ def _against(result: CrossValidation, subject: Subject, units: str) -> str:
     return f"{text} (95% interval {signed(row['low'])} to {signed(row['high'])}; {seen})."
 
 
-def gains(result: CrossValidation, subject: Subject, model: str, group: str = "all") -> np.ndarray:
-    """By how much a model is better than the reference, for each unit that has a score of both.
-
-    Where a metric does not tell what is better, by how much its score is higher.
-    """
-    units = result.by_unit(group).pivot_table(subject.metric, result.unit, "model", sort=False, dropna=False)
-    absent = pd.Series(np.nan, units.index)
-    own, other = (units.get(name, absent).to_numpy(dtype=float) for name in (model, subject.reference))
-    way = direction(subject.metric)
-    found = np.abs(other) - np.abs(own) if way == "zero" else other - own if way == "lower" else own - other
-    return found[np.isfinite(found)]
-
-
-def _better(subject: Subject) -> str:
-    """What a better score is."""
-    return {"lower": "lower", "zero": "nearer to 0"}.get(direction(subject.metric) or "", "higher")
+def _better(result: CrossValidation, subject: Subject) -> str:
+    return better_is(result, subject.metric) or "higher"
 
 
 def _tables(result: CrossValidation, subject: Subject) -> list[Any]:
@@ -190,8 +177,11 @@ def _comparison(result: CrossValidation, subject: Subject) -> list[Any]:
     shown["difference"] = [
         interval(*values) for values in frame[["difference", "low", "high"]].itertuples(index=False, name=None)
     ]
-    pairs = [gains(result, subject, *found) for found in zip(frame["model"], frame["genes"], strict=True)]
-    shown[f"{_better(subject)} in {unit}"] = [f"{(found > 0).sum()} of {len(found)}" for found in pairs]
+    pairs = [
+        gains(result, subject.metric, model, subject.reference, group)
+        for model, group in zip(frame["model"], frame["genes"], strict=True)
+    ]
+    shown[f"{_better(result, subject)} in {unit}"] = [f"{(found > 0).sum()} of {len(found)}" for found in pairs]
     shown[f"p over {unit}"] = frame[f"p_{unit}"]
     if "p_genes" in frame:
         shown["p over genes"] = [_small(value) for value in frame["p_genes"]]
