@@ -134,11 +134,11 @@ class _Study:
         patients = patient_labels(table)
         if patients is None:
             logger.warning('no obs["patient"]: whether one patient is in several groups is told from the data alone')
-        counted = not count_problems(table.X, "X") and bool((library_size(table) > 0).any() and table.X.max() > 0)
+        counted = not count_problems(table.X, "X") and bool((library_size(table) > 0).any() and table.X.sum() > 0)
         return cls(table, table_key, column, sections, groups, patients, counted)
 
     def filled(self) -> np.ndarray:
-        """Rows with counts; all where X holds none."""
+        """Rows with counts; all where X holds none, be it values on another scale or nothing but zeros."""
         if not self.counted:
             return np.arange(self.table.n_obs)
         return np.flatnonzero((np.asarray(self.table.X.sum(axis=1)).ravel() > 0) & (library_size(self.table) > 0))

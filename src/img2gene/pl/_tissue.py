@@ -55,7 +55,7 @@ def canvases(sdata: SpatialData, table_key: str, sections: list[str] | None) -> 
     known = list(dict.fromkeys(names.tolist()))
     asked = known if sections is None else sections
     unknown = [name for name in asked if name not in known]
-    if unknown:
+    if unknown or not asked:
         raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(known)}).")
     geometries = {
         str(names[geometry.rows[0]]): geometry for geometry in locate(sdata, table_key, _images(table, table_key))
