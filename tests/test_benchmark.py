@@ -15,6 +15,10 @@ import img2gene as ig
 from img2gene.benchmark import cohorts, hest, protocols
 from img2gene.benchmark.__main__ import main, parse_model
 from img2gene.benchmark.references import published
+from img2gene.benchmark.report import intervals
+from img2gene.benchmark.runner import Outcome
+from img2gene.metrics import mean_interval
+from img2gene.tl import CrossValidation
 from img2gene.tl._fold_tasks import Task
 
 SYNTHETIC = ["--cohort", "synthetic", "--encoder", "sparse", "--protocol", "lopo", "--genes", "20"]
@@ -189,8 +193,37 @@ def test_an_interrupted_call_goes_on_and_another_model_is_all_that_is_added(fini
 
 def test_several_seeds_are_shown_with_their_spread(finished):
     assert main([*SYNTHETIC, "--models", "ridge", "--seeds", "0", "1", "--out", str(finished)]) == 0
-    assert set(summary_of(finished)["seed"]) == {0, 1}
-    assert " ± " in (finished / "summary.md").read_text()
+    table = summary_of(finished)
+    assert set(table["seed"]) == {0, 1}
+    own = table[(table["genes"] == "all") & (table["model"] == "ridge")]
+    mean, sd = own["pcc"].mean(), own["pcc"].std()
+    # The scores of a ridge do not depend on the seed, and so does its interval.
+    low, high = own[["low", "high"]].iloc[0]
+    row = next(line for line in (finished / "summary.md").read_text().splitlines() if line.startswith("| ridge  "))
+    assert f"{mean:.3f} ± {sd:.3f} [{low:.3f}, {high:.3f}]" in row
+
+
+def test_the_interval_over_patients_is_that_of_their_means_over_seeds(finished):
+    scores = pd.read_csv(finished / "synthetic-lopo.csv").query("seed == 0").reset_index(drop=True)
+    shifts = np.random.default_rng(0).normal(scale=0.1, size=(3, len(scores)))
+    seeds = {
+        seed: CrossValidation(
+            scores.assign(pcc=scores["pcc"] + shift), pd.DataFrame(), pd.DataFrame(), "between patients"
+        )
+        for seed, shift in enumerate(shifts)
+    }
+    own = scores.assign(pcc=scores["pcc"] + shifts.mean(axis=0)).query("model == 'ridge'")
+    units = own.groupby(["patient", "section"])["pcc"].mean().groupby("patient").mean()
+    found = intervals(Outcome(None, None, seeds))["ridge"]
+    np.testing.assert_allclose(found, mean_interval(units.to_numpy())[1:])
+
+
+def test_parameters_that_a_model_refuses_are_told_without_a_traceback(tmp_path, capsys, monkeypatch):
+    message = refused(capsys, *SYNTHETIC, "--models", "ridge:penalty=abc", "--out", str(tmp_path))
+    assert "--models ridge:penalty=abc: " in message and "abc" in message
+    monkeypatch.setattr(ig.tl, "cross_validate", lambda *given, **asked: 1 / 0)
+    message = refused(capsys, *SYNTHETIC, "--models", "ridge", "--out", str(tmp_path))
+    assert "synthetic, lopo: ZeroDivisionError: division by zero" in message
 
 
 def test_restricted_runs_are_marked_and_missing_sections_named(tmp_path):

@@ -340,6 +340,47 @@ def test_faults_are_named_and_leave_the_object_untouched(study, snapshot, fault)
     assert snapshot(study["table"]) == before
 
 
+def without_counts(study, sections):
+    table = study["table"]
+    empty = table.obs["section"].isin(sections).to_numpy()
+    table.X = table.X.multiply(~empty[:, None]).tocsr()
+    table.obs["library_size"] = np.where(empty, 0, table.obs["library_size"])
+
+
+def test_sections_without_labels_are_left_out_and_alone_refused(study, snapshot, caplog):
+    without_counts(study, ["C1"])
+    before = snapshot(study["table"])
+    judge = [
+        ig.tl.evaluate,
+        ig.tl.predictability,
+        lambda study, **options: ig.tl.gene_correlation(study, genes=("mean", 5), **options),
+    ]
+    for function in judge:
+        with pytest.raises(Img2GeneError, match=r"Nothing to score against.*C1.*with labels: A1, A2, B1\)"):
+            function(study)
+    assert snapshot(study["table"]) == before
+    caplog.set_level("INFO")
+    scores = ig.tl.evaluate(study, sections=["B1", "C1"], allow_leakage=True)
+    assert scores["section"].unique().tolist() == ["B1"]
+    assert "sections C1 have no labels and are not scored" in caplog.text
+    assert study["table"].var["pcc"].notna().all()
+
+
+@pytest.mark.parametrize("asked", [{"markers": []}, {"markers": iter(())}, {"gene_groups": {"mine": []}}])
+def test_a_group_without_genes_is_refused(study, asked):
+    with pytest.raises(Img2GeneError, match=f"{'mine' if 'gene_groups' in asked else 'markers'} has no gene"):
+        ig.tl.evaluate(study, **asked)
+
+
+@pytest.mark.parametrize("text", ["", " ", "nan", "NaN", "None", "<NA>"])
+@pytest.mark.parametrize("column", ["patient", "section"])
+def test_a_missing_name_as_text_is_no_name(study, column, text):
+    names = study["table"].obs[column].astype(str)
+    study["table"].obs[column] = np.where(names.isin(["C", "C1"]), text, names)
+    with pytest.raises(Img2GeneError, match=rf"`obs\['{column}'\]` is missing in 49 rows \(the text '{text}'\)"):
+        ig.tl.fit(study, "ridge", validate_on=["B"])
+
+
 def test_predictions_of_another_model_are_not_judged(study):
     """A second fit under the same name may hold out others: its scores would be those of patients the first trained on."""
     ig.tl.fit(study, "knn", k=1, validate_on=["A"])

@@ -388,6 +388,28 @@ def test_labels_without_counts_are_looked_at_by_themselves(patients):
     ]
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_labels_of_a_layer_are_looked_at_where_x_is_empty(patients, centred, caplog):
+    honest = log_labels(patients.X.toarray(), patients.obs["library_size"].to_numpy())
+    honest = honest - honest.max() if centred else honest
+    rows, places = rows_of(patients, "P1_S1"), np.asarray(patients.obsm["spatial"])
+    smoothed = honest.copy()
+    smoothed[rows] = smooth(honest[rows], places[rows], "k8+self")
+    layers = {"honest": honest, "smoothed": smoothed, "few": smoothed * (np.arange(patients.n_vars) < 10)}
+    empty = sp.csr_matrix(patients.shape, dtype=np.float32)
+    counted = patients.X.multiply(~np.isin(np.arange(patients.n_obs), rows)[:, None]).tocsr()
+    for counts in (empty, counted):
+        size = np.asarray(counts.sum(axis=1)).ravel()
+        table = ad.AnnData(counts, patients.obs.assign(library_size=size), obsm={"spatial": places}, layers=layers)
+        found = find_leaks(table, "patient", layer="smoothed")
+        assert [(f.kind, f.sections) for f in found] == [("smoothed labels", "P1_S1")]
+        assert find_leaks(table, "patient", layer="honest") == []
+    assert "cannot be checked" not in caplog.text
+    table.X = empty
+    assert find_leaks(table, "patient", layer="few") == []
+    assert 'whether layers["few"] is smoothed cannot be checked' in caplog.text
+
+
 def test_empty_spots_and_small_sections_are_left_out(patients):
     table = patients[: 100 + 10].copy()
     table.X = sp.csr_matrix(table.X.toarray() * (np.arange(table.n_obs) % 5 > 0)[:, None])

@@ -10,7 +10,18 @@ from scipy import stats
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 from img2gene._errors import Img2GeneError
-from img2gene.metrics import mae, morans_i, mse, neighbor_graph, pearson, r2, spearman
+from img2gene.metrics import (
+    gene_correlation,
+    mae,
+    morans_i,
+    mse,
+    neighbor_graph,
+    pearson,
+    r2,
+    spatial_correlation_test,
+    spearman,
+    structure_score,
+)
 
 COUNTS = arrays(np.float64, (8, 3), elements=st.integers(0, 6).map(float))
 
@@ -84,6 +95,21 @@ def test_without_spots_every_error_is_nan():
     empty = np.empty((0, 2))
     for found in (mse(empty, empty), mae(empty, empty), r2(empty, empty, 0.0)):
         assert np.isnan(found).tolist() == [True, True]
+
+
+def test_sparse_matrices_are_refused_by_name():
+    dense = np.eye(4)
+    matrix, places = sp.csr_matrix(dense), np.arange(8.0).reshape(4, 2)
+    for call in (
+        lambda: pearson(matrix, dense),
+        lambda: mse(dense, matrix),
+        lambda: morans_i(matrix, neighbor_graph(places, 2)),
+        lambda: gene_correlation(matrix),
+        lambda: structure_score(dense, matrix),
+        lambda: spatial_correlation_test(matrix, dense, places),
+    ):
+        with pytest.raises(Img2GeneError, match=r"Sparse.*\.toarray\(\)"):
+            call()
 
 
 def test_shapes_have_to_agree():

@@ -179,6 +179,8 @@ def test_a_model_that_took_all_pathways_has_no_enrichment(fitted):
     assert found["nes"].isna().all()
     with pytest.raises(Img2GeneError, match="took all 3 pathways"):
         ig.pl.pathways(fitted, kind="enrichment", key="all")
+    with pytest.raises(Img2GeneError, match="sections=.*all sections together"):
+        ig.pl.pathways(fitted, kind="enrichment", sections="A1")
 
 
 @pytest.mark.parametrize("key", ["bare", "ridge"])

@@ -68,11 +68,36 @@ def test_a_prediction_without_measured_genes_has_one_column(predicted):
     assert [title for title in titles if title] == ["C1  G00 predicted"]
 
 
+def test_sections_without_counts_show_the_prediction_beside_measured_ones(predicted):
+    table = predicted["table"]
+    rows = (table.obs["section"] == "C1").to_numpy()
+    table.X = table.X.multiply(~rows[:, None]).tocsr()
+    table.obs["library_size"] = np.where(rows, 0, table.obs["library_size"])
+    alone = [ax.get_title() for ax in ig.pl.prediction(predicted, "G00", sections="C1").axes if ax.get_title()]
+    assert alone == ["C1  G00 predicted"]
+    figure = ig.pl.prediction(predicted, "G00", sections=["A1", "C1"])
+    titles = [ax.get_title().split(",")[0] for ax in figure.axes if ax.get_title()]
+    assert titles == ["A1  G00 measured", "predicted", "residual", "C1  G00 predicted"]
+    own = next(ax for ax in figure.axes if ax.get_title() == "C1  G00 predicted")
+    np.testing.assert_array_equal(_values(own), table.layers["img2gene"][rows, 0])
+    # Below the predicted ones, with nothing at its sides
+    assert own.get_subplotspec().colspan.start == 1
+    assert [ax.axison for ax in figure.axes[3:6]] == [False, True, False]
+
+
+def test_genes_that_the_model_does_not_know_are_named(predicted):
+    ig.tl.fit(predicted, "ridge", genes=["G00", "G01"], validate_on=["C"])
+    ig.tl.predict(predicted)
+    with pytest.raises(MissingKeyError, match=r"^G07: not predicted by the model of 'img2gene' \(near: .*G0"):
+        ig.pl.prediction(predicted, ["G00", "G07"])
+
+
 @pytest.mark.parametrize(
     ("genes", "options", "message"),
     [
         ("nothing", {}, "`nothing` not found"),
         ("G00", {"sections": "Z9"}, "No section named Z9"),
+        ("G00", {"sections": []}, "No section named none"),
         ("G00", {"key": "other"}, "`other` not found.*predict"),
     ],
 )

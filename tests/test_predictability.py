@@ -9,6 +9,7 @@ from scipy.stats import false_discovery_control
 from spatialdata import read_zarr
 
 import img2gene as ig
+from img2gene import _schema
 from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError
 from img2gene.datasets import _counts
 from img2gene.metrics import noise_ceiling, pearson, spatial_correlation_test, spearman_brown
@@ -263,10 +264,13 @@ def test_written_columns_survive_storage_and_nothing_else_changes(study, snapsho
     assert snapshot(table) == before
     ig.tl.predictability(study)
     after = snapshot(table)
-    assert {name for name in after if after[name] != before.get(name)} == {f"var/{name}" for name in COLUMNS}
+    changed = {f"var/{name}" for name in COLUMNS} | {"uns"}
+    assert {name for name in after if after[name] != before.get(name)} == changed
     table.var.loc["G03", "predictable"] = pd.NA
     study.write(tmp_path / "study.zarr")
-    var = read_zarr(tmp_path / "study.zarr")["table"].var
+    stored = read_zarr(tmp_path / "study.zarr")["table"]
+    var = stored.var
+    assert _schema.judges(stored, "img2gene") and not _schema.judges(stored, "other")
     assert var["predictable"].dtype == "boolean"
     assert var["predictable"].isna().sum() == 1
     pd.testing.assert_frame_equal(var[COLUMNS[:-1]], result[COLUMNS[:-1]], check_names=False)
@@ -348,6 +352,7 @@ def test_plot_has_every_gene_the_diagonal_and_the_share_of_the_ceiling(study):
     assert sum(bar.get_height() for bar in histogram.patches) == len(called)
     assert f"{(called['pcc'] / called['pcc_ceiling']).median():.2f}" in histogram.get_title()
     ig.pl.predictability(study["table"].var)
+    assert ig.pl.predictability(study).axes[0].get_title() == "12 genes"
     with pytest.raises(MissingKeyError, match=r"pcc_ceiling.*img2gene.tl.predictability"):
         ig.pl.predictability(result.drop(columns="pcc_ceiling"))
     with pytest.raises(Img2GeneError, match="No gene has both"):

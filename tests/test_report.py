@@ -72,6 +72,7 @@ def full(cv, trained_study, copy_of):
     """A study and a cross-validation with everything that there can be."""
     study = copy_of(trained_study)
     study["table"].obs["img2gene_ood"] = np.linspace(0, 98, study["table"].n_obs)
+    ig.tl.predictability(study, n_permutations=1)
     study["table"].var["pcc_ceiling"] = 0.9
     kept = cv.predictions["ridge"].copy()
     kept.layers["std"] = np.full(kept.shape, 0.5)
@@ -211,6 +212,16 @@ def test_tiles_are_drawn_from_a_table_of_their_own(trained_study, copy_of, page)
     assert "Nothing was noticed" in found.text["warnings"]
 
 
+def test_ceilings_of_another_prediction_are_not_shown(trained_study, copy_of, page):
+    study = copy_of(trained_study)
+    ig.tl.predictability(study, n_permutations=1)
+    study["table"].var["pcc_ceiling"] = 0.9
+    assert "median 0.900" in page(study).text["predictability"]
+    ig.tl.fit(study, "knn", validate_on=["C"])
+    ig.tl.predict(study)
+    assert "Not in this report" in page(study).text["predictability"]
+
+
 def test_coverage_is_the_share_of_labels_between_the_bounds(cv, page):
     kept = cv.predictions["ridge"].copy()
     measured = kept.layers["measured"].astype(float)
@@ -231,6 +242,93 @@ def test_far_sections_are_warned_of_with_their_share(cv, page):
     assert f"B1 ({share:.0%})" in found.text["warnings"]
     assert f"{share:.1%}" in found.text["ood"]
     assert "A1 (" not in found.text["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "ends", "expected"),
+    [
+        ("pcc", ("Best", "Worst"), ("G02", "G01")),
+        ("mse", ("Best", "Worst"), ("G01", "G02")),
+        ("moran", ("Best", "Worst"), ("G00", "G02")),
+        ("coverage", ("Best", "Worst"), ("G02", "G01")),
+        ("error_correlation", ("Best", "Worst"), ("G02", "G01")),
+    ],
+)
+def test_genes_are_ranked_by_what_is_better(bare, page, metric, ends, expected):
+    kept = dataclasses.replace(bare, scores=bare.scores[bare.scores["gene"].isin(["G00", "G01", "G02"])])
+    values = kept.scores["gene"].map({"G00": 0.05, "G01": -0.2, "G02": 0.6})
+    found = page(changed(kept, **{metric: values}), metric=metric)
+    if metric == "coverage":
+        unknown = page(dataclasses.replace(changed(kept, coverage=values), settings={}), metric=metric)
+        assert "Highest genes" in unknown.source and "Best genes" not in unknown.source
+    shown = [re.search(rf"{end} genes</caption>.*?<td[^>]*>([^<]*)", found.source, re.DOTALL).group(1) for end in ends]
+    assert tuple(shown) == expected
+
+
+@pytest.mark.parametrize(
+    ("metric", "own", "other", "words"),
+    [
+        ("pcc", 0.5, 0.3, "higher in 3 of 3"),
+        ("mse", 0.3, 0.5, "lower in 3 of 3"),
+        ("moran", -0.1, 0.3, "nearer to 0 in 3 of 3"),
+        ("coverage", 0.95, 0.7, "nearer to 90% in 3 of 3"),
+    ],
+)
+def test_a_better_model_is_called_so_whatever_the_metric(bare, page, metric, own, other, words):
+    def scored(own, other):
+        jitter = bare.scores["patient"].map({"A": 0.0, "B": 0.01, "C": 0.02})
+        values = np.where(bare.scores["model"] == "ridge", own, other + jitter)
+        return page(changed(bare, **{metric: values}), metric=metric)
+
+    better, worse = scored(own, other), scored(other, own)
+    assert words in better.text["top"] and words.split(" in ")[0] + " in 0 of 3" in worse.text["top"]
+    assert "is not shown to be better" not in better.text["warnings"]
+    assert "is not shown to be better" in worse.text["warnings"]
+
+
+def test_constant_predictions_are_told_from_constant_genes(shared_study, page):
+    cv = ig.tl.cross_validate(shared_study, ["mean", "ridge"], baselines=False, n_permutations=2, keep_predictions=True)
+    found = page(cv, label="mean")
+    assert "have no correlation, as its prediction is constant there" in found.text["warnings"]
+    assert "no predictions were kept" not in found.text["genes"]
+    assert "No gene has a score, so these are genes with the highest mean" in found.text["genes"]
+    measured = cv.predictions["mean"].layers["measured"]
+    highest = cv.predictions["mean"].var_names[np.argmax(np.asarray(measured).mean(axis=0))]
+    maps = [text for chapter, tag, text in found.blocks if (chapter, tag) == ("genes", "figure")]
+    assert len(maps) == 1 and f"{highest}, A1" in maps[0]
+    gene = cv.scores["gene"] == "G00"
+    nrmse = cv.scores["nrmse"].mask(gene)
+    both = page(changed(cv, nrmse=nrmse), label="mean")
+    assert "as the gene is constant there (4) or as its prediction is constant there (44)" in both.text["warnings"]
+
+
+def test_a_cross_validation_of_other_data_is_refused_or_marked(full, bare, page, copy_of):
+    study, cv = full
+    elsewhere = {name: f"Z{i}" for i, name in enumerate(cv.scores["section"].unique())}
+    with pytest.raises(Img2GeneError, match=r"no scored section \(Z0, Z1.*is in the study \(A1"):
+        page(study, cv=changed(bare, section=bare.scores["section"].map(elsewhere)))
+    with pytest.raises(Img2GeneError, match="no scored gene"):
+        page(study, cv=changed(bare, gene="other_" + bare.scores["gene"]))
+    partly = changed(bare, section=bare.scores["section"].replace("A1", "Z1"), patient="A")
+    found = page(study, cv=partly)
+    assert "another study" in found.text["top"]
+    assert "scored sections that the study lacks: Z1" in found.text["warnings"]
+    assert "sections of another patient: B1, C1" in found.text["warnings"]
+    assert "another study" not in page(study, cv=cv).text["top"]
+    tested = dataclasses.replace(bare, scores=bare.scores[bare.scores["section"] != "A1"])
+    assert "another study" not in page(study, cv=tested).text["top"]
+
+
+def test_maps_are_not_drawn_on_tissue_with_other_labels(full, page, copy_of):
+    study, cv = copy_of(full[0]), full[1]
+    table = study["table"]
+    rows = np.flatnonzero(table.obs["section"] == "A1")
+    order = np.arange(table.n_obs)
+    order[rows] = rows[::-1]
+    table.X = table.X[order]
+    found = page(study, cv=cv, genes="G00", n_sections=4)
+    assert "in A1 the labels that were kept differ" in found.text["warnings"]
+    assert "another study" in found.text["top"]
 
 
 def test_names_inject_nothing(cv, tmp_path):
@@ -312,8 +410,16 @@ def test_what_cannot_be_done_is_said(cv, shared_study, tmp_path):
         ig.report([], tmp_path / "page.html")
     with pytest.raises(Img2GeneError, match="pass the study first"):
         ig.report(cv, tmp_path / "page.html", cv=cv)
-    with pytest.raises(Img2GeneError, match="n_genes=0"):
-        ig.report(cv, tmp_path / "page.html", n_genes=0)
+    with pytest.raises(Img2GeneError, match=r"\. is a folder"):
+        ig.report(cv, ".")
+    for asked, message in (
+        ({"n_genes": 0}, "n_genes=0"),
+        ({"n_genes": 1.5}, "n_genes=1.5: expected a whole number"),
+        ({"sections": []}, r"sections=\[\]"),
+        ({"genes": []}, r"genes=\[\]"),
+    ):
+        with pytest.raises(Img2GeneError, match=message):
+            ig.report(cv, tmp_path / "page.html", **asked)
     for asked, message in (
         ({"label": "rigde"}, "near: ridge"),
         ({"metric": "pccs"}, "near: pcc"),

@@ -548,6 +548,7 @@ def doubtful(study):
     ig.tl.predict(study)
     table = study["table"]
     table.obs["img2gene_ood"] = np.where(np.arange(table.n_obs) % 7 == 0, 99.5, 10.0)
+    ig.tl.predictability(study, n_permutations=1)
     table.var["predictable"] = pd.array([True, False, pd.NA] * 4, dtype="boolean")
     return study
 
@@ -574,6 +575,19 @@ def test_genes_that_are_not_predictable_are_drawn_faintly(doubtful):
         "G02": False,
     }
     np.testing.assert_allclose(shown["G01"].collections[0].get_alpha(), 0.3 * 0.85)
+
+
+def test_a_verdict_fades_only_the_prediction_that_it_is_about(doubtful):
+    def faded(key):
+        return "not predictable" in panels(ig.pl.prediction(doubtful, "G01", sections="A1", key=key))[1].get_title()
+
+    ig.tl.fit(doubtful, "knn", validate_on=["C"], key_added="knn")
+    ig.tl.predict(doubtful, key_added="knn")
+    assert (faded("img2gene"), faded("knn")) == (True, False)
+    ig.tl.predict(doubtful, "knn", key_added="img2gene")
+    assert not faded("img2gene")
+    with pytest.raises(Img2GeneError, match="another model has replaced"):
+        ig.pl.predictability(doubtful)
 
 
 def test_nothing_fades_unless_wanted(doubtful):

@@ -134,11 +134,11 @@ class _Study:
         patients = patient_labels(table)
         if patients is None:
             logger.warning('no obs["patient"]: whether one patient is in several groups is told from the data alone')
-        counted = not count_problems(table.X, "X")
+        counted = not count_problems(table.X, "X") and bool((library_size(table) > 0).any() and table.X.sum() > 0)
         return cls(table, table_key, column, sections, groups, patients, counted)
 
     def filled(self) -> np.ndarray:
-        """Rows with counts; all where X holds none."""
+        """Rows with counts; all where X holds none, be it values on another scale or nothing but zeros."""
         if not self.counted:
             return np.arange(self.table.n_obs)
         return np.flatnonzero((np.asarray(self.table.X.sum(axis=1)).ravel() > 0) & (library_size(self.table) > 0))
@@ -282,11 +282,16 @@ def _smoothed(study: _Study, layer: str | None, seed: int) -> Iterator[Finding]:
     filled = study.filled()
     measured: dict[str, dict[str, float]] = {}
     for name in np.unique(study.sections):
-        rows = _patch_of(filled[study.sections[filled] == name], places, rng)
+        rows, counted = filled[study.sections[filled] == name], study.counted
+        if layer is not None and not len(rows):
+            rows, counted = study.of_sections([name]), False
+        rows = _patch_of(rows, places, rng)
         if len(rows) < _smoothing.MIN_SPOTS:
             continue
-        for test, value in _noise_of(table, rows, places[rows], layer, study.counted).items():
+        for test, value in _noise_of(table, rows, places[rows], layer, counted).items():
             measured.setdefault(test, {})[str(name)] = value
+    if layer is not None and not _any_known(measured, ("labels", "explained")):
+        logger.warning('too few spots or genes: whether layers["%s"] is smoothed cannot be checked', layer)
     labels = "X" if layer is None else f'layers["{layer}"]'
     for test, (threshold, sign, text) in _tests(labels).items():
         values = measured.get(test, {})
@@ -298,6 +303,10 @@ def _smoothed(study: _Study, layer: str | None, seed: int) -> Iterator[Finding]:
                 "of each other, and scores are those of an easier problem. Use the raw counts."
             )
             yield study.finding("smoothed labels", "error", study.of_sections(failed), worst, threshold, message)
+
+
+def _any_known(measured: dict[str, dict[str, float]], tests: tuple[str, ...]) -> bool:
+    return any(np.isfinite(value) for test in tests for value in measured.get(test, {}).values())
 
 
 def _tests(labels: str) -> dict[str, tuple[float, int, str]]:
@@ -314,11 +323,11 @@ def _noise_of(
     table: AnnData, rows: np.ndarray, places: np.ndarray, layer: str | None, counted: bool
 ) -> dict[str, float]:
     """The tests of one section: of its counts, and of the layer beside or without them."""
+    if not counted:
+        own = (table.X if layer is None else table.layers[layer])[rows]
+        return {"labels": _smoothing.noise_autocorrelation(_dense(own[:, _smoothing.label_genes(own)]), places)}
     genes = _smoothing.leading_genes(table.X[rows])
     counts = _dense(table.X[rows][:, genes])
-    if not counted:
-        values = counts if layer is None else _dense(table.layers[layer][rows][:, genes])
-        return {"labels": _smoothing.noise_autocorrelation(values, places)}
     library = library_size(table)[rows]
     # Rounding replaces the noise of rarer genes by its own.
     scaled = np.log1p(_smoothing.TARGET_SUM * counts[:, counts.mean(axis=0) > 1] / library[:, None])

@@ -28,6 +28,7 @@ PATIENT = "patient"
 PREDICTABLE = "predictable"
 UNCERTAINTY = "uncertainty"
 PREDICTED_BY = "predicted_by"
+PREDICTABILITY = "predictability"
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -78,6 +79,13 @@ def read_json(table: AnnData, key: str, *, uns: str = UNS, default: Any = None) 
     """Configuration stored under ``uns[uns][key]`` as one JSON string; ``default`` if absent."""
     text = table.uns.get(uns, {}).get(key)
     return default if text is None else json.loads(str(text))
+
+
+def judges(table: AnnData, key: str) -> bool:
+    """Whether ``var["predictable"]`` and the columns beside it are about what is now stored as prediction ``key``."""
+    record = read_json(table, PREDICTABILITY, default={})
+    by = read_json(table, PREDICTED_BY, default={}).get(key)
+    return bool(record) and record["key"] == key and (by is None or by["fingerprint"] == record["fingerprint"])
 
 
 def apply(table: AnnData, update: dict[str, dict[str, Any]]) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _MAX_ANISOTROPY = 0.02
+# What NaN and its like become as text, in a CSV or by `.astype(str)`.
+_ABSENT = {"", "nan", "NaN", "None", "<NA>"}
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,12 @@ def group_labels(table: AnnData, groups: str, table_key: str = "table") -> np.nd
 
 
 def _as_text(column: pd.Series, name: str) -> np.ndarray:
-    if column.isna().any():
-        raise Img2GeneError(f"`obs['{name}']` is missing in {int(column.isna().sum())} rows; name every row's {name}.")
+    absent = [value for value in column.unique() if pd.isna(value) or str(value).strip() in _ABSENT]
+    if absent:
+        n = int(column.isin(absent).sum())
+        shown = [repr(value) for value in absent if isinstance(value, str)]
+        how = f" (the text {listing(shown)})" if shown else ""
+        raise Img2GeneError(f"`obs['{name}']` is missing in {n} rows{how}; name every row's {name}.")
     return column.astype(str).to_numpy(dtype=str)
 
 

@@ -136,6 +136,16 @@ def _residual(design: np.ndarray, target: np.ndarray) -> tuple[float, int]:
     return float(np.square(target - scaled @ solution).sum()), int(rank)
 
 
+def label_genes(values: Any) -> np.ndarray:
+    """The genes that decide among labels on any scale: as of counts, or those that vary most where few means are above 0."""
+    leading = leading_genes(values)
+    if len(leading) >= MIN_NOISE_GENES:
+        return leading
+    spread = np.asarray(values.toarray() if sp.issparse(values) else values).std(axis=0)
+    order = np.argsort(-spread, kind="stable")[:_N_GENES]
+    return order[spread[order] > 0]
+
+
 def leading_genes(counts: Any, min_mean: float = 0.0) -> np.ndarray:
     """The (at most 200) genes with the highest mean count above ``min_mean``, highest first."""
     mean = np.asarray(counts.mean(axis=0)).ravel()

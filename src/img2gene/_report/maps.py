@@ -28,15 +28,19 @@ class Panel:
     measured: bool = True
 
 
-def panels(study: Study | None, values: Values, sections: list[str]) -> list[Panel]:
-    """Sections on their tissue where the study has them, else on white."""
-    found = None
+def panels(
+    study: Study | None, values: Values, sections: list[str], unlike: frozenset[str] = frozenset()
+) -> list[Panel]:
+    """Sections on their tissue where the study has them, else (and those ``unlike`` it) on white."""
+    tissues: dict[str, Canvas] = {}
     if study is not None:
-        found, _ = readable(canvases, study.sdata, study.table_key, sections)
+        known = [name for name in sections if name in study.roles and name not in unlike]
+        found, _ = readable(canvases, study.sdata, study.table_key, known)
+        tissues = {canvas.name: canvas for canvas in found or []}
     out = []
-    for place, name in enumerate(sections):
+    for name in sections:
         rows = np.flatnonzero(values.sections == name)
-        drawn = None if found is None else _matched(found[place], study, values, rows)
+        drawn = _matched(tissues[name], study, values, rows) if name in tissues else None
         blank = None if drawn is not None or values.xy is None else _blank(name, rows, values.xy[rows])
         if drawn is not None or blank is not None:
             out.append(Panel(drawn or blank, rows))  # type: ignore[arg-type]

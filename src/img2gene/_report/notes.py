@@ -6,9 +6,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from img2gene import _schema
+from img2gene import _schema, metrics
 from img2gene._leaks import find_leaks
+from img2gene._report.agreement import disagreements
+from img2gene._report.better import better_is, gains
 from img2gene._report.blocks import Chapter, Details, Missing, Table, Text, names
 from img2gene._report.sources import Study, readable
 from img2gene._report.subject import Subject
@@ -34,6 +37,10 @@ def warnings_of(subject: Subject) -> list[str]:
         found += _of_scores(subject, subject.result)
     if subject.study is not None:
         found += _of_study(subject.study)
+        found += [] if subject.cv is None else disagreements(subject.study, subject.cv)
+    if subject.unlike:
+        text = f"The cross-validation is of other data: in {names(sorted(subject.unlike))} the labels that were kept differ from"
+        found.append(f"{text} those of the study at spots of the same names, so its maps are not drawn on that tissue.")
     found += _far_sections(subject)
     return list(dict.fromkeys(found))
 
@@ -49,18 +56,30 @@ def _of_scores(subject: Subject, result: CrossValidation) -> list[str]:
         text = f"Scores rest on {n} {result.unit}{'s' if n > 1 else ''}"
         found.append(f"{text}: {'intervals over so few are wide.' if n > 1 else 'there is no interval.'}")
     if subject.reference not in (None, "permutation null"):
-        rows = result.compare(subject.reference, metric=subject.metric)
-        own = rows[rows["model"] == subject.label]
-        if len(own) and not own["low"].iloc[0] > 0:
+        better = gains(result, subject.metric, subject.label, subject.reference)
+        # Where it is not known what is better, nobody is shown to be.
+        if len(better) and better_is(result, subject.metric) and not metrics.mean_interval(better)[1] > 0:
             found.append(
                 f"“{subject.label}” is not shown to be better than “{subject.reference}” on the same features."
             )
-    own_scores = result.scores[result.scores["model"] == subject.label]
-    undefined = int(own_scores["pcc"].isna().sum())
-    if undefined:
-        text = f"{undefined:,} of {len(own_scores):,} gene × section pairs have no correlation, as the gene is constant there"
-        found.append(f"{text}; they are left out of means, not counted as 0.")
-    return found
+    return found + _undefined(result.scores[result.scores["model"] == subject.label])
+
+
+def _undefined(scores: pd.DataFrame) -> list[str]:
+    """How many correlations a model lacks, and why."""
+    lacking = scores["pcc"].isna()
+    if not lacking.any():
+        return []
+    # Labels that are constant leave no ratio of errors to them, either.
+    if "nrmse" not in scores:
+        why = "as the gene or its prediction is constant there"
+    else:
+        constant = int((lacking & scores["nrmse"].isna()).sum())
+        rest = int(lacking.sum()) - constant
+        parts = {"as the gene is constant there": constant, "as its prediction is constant there": rest}
+        why = " or ".join(f"{text} ({n:,})" if constant and rest else text for text, n in parts.items() if n)
+    text = f"{int(lacking.sum()):,} of {len(scores):,} gene × section pairs have no correlation, {why}"
+    return [f"{text}; they are left out of means, not counted as 0."]
 
 
 def _of_study(study: Study) -> list[str]:

@@ -6,6 +6,7 @@ import datetime
 import logging
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,8 @@ def report(
     Raises
     ------
     Img2GeneError
-        Neither a study nor a cross-validation, a folder that does not exist, or a file that must not be replaced.
+        Neither a study nor a cross-validation, a cross-validation that shares no section or no gene with the study, a folder
+        that does not exist, a file that must not be replaced, or numbers and names that cannot be used.
     MissingKeyError
         No such model, label, metric, gene or section.
 
@@ -114,11 +116,12 @@ def report(
     asked = {name: value for name, value in locals().items() if name in _RECORDED}
     path = _target(path, overwrite)
     sdata, result = _inputs(data, cv)
-    _check_numbers(n_genes, n_sections)
+    chosen = {"genes": _listed(genes), "sections": _listed(sections)}
+    _check_choice({"n_genes": n_genes, "n_sections": n_sections}, chosen)
     seed = settings.seed if seed is None else seed
     study = None if sdata is None else Study.read(sdata, model, key, table_key)
     subject = Subject.of(study, result, label, metric, seed)
-    choice = Choice(_listed(genes), _listed(sections), n_genes, n_sections)
+    choice = Choice(**chosen, n_genes=n_genes, n_sections=n_sections)
     with plain_style():
         page = _render(subject, choice, title, asked)
     return _write(path, page)
@@ -129,8 +132,8 @@ _RECORDED = {"metric", "label", "genes", "sections", "n_genes", "n_sections", "s
 
 def _target(path: str | Path, overwrite: bool) -> Path:
     """The file to write, checked before anything is computed."""
-    path = Path(path)
-    path = path if path.suffix else path.with_suffix(".html")
+    given = Path(path)
+    path = given if given.suffix or not given.name else given.with_suffix(".html")
     if not path.parent.is_dir():
         raise Img2GeneError(f"Folder {path.parent} does not exist; make it first (`os.makedirs`).")
     if path.is_dir():
@@ -156,9 +159,18 @@ def _inputs(data: Any, cv: Any) -> tuple[SpatialData | None, CrossValidation | N
     return data, cv
 
 
-def _check_numbers(n_genes: int, n_sections: int) -> None:
-    given = {"n_genes": n_genes, "n_sections": n_sections}
-    raise_problems([f"{name}={value}: expected 1 or more." for name, value in given.items() if value < 1])
+def _check_choice(numbers: dict[str, Any], chosen: dict[str, list[str] | None]) -> None:
+    problems = [
+        f"{name}={value!r}: expected a whole number of 1 or more."
+        for name, value in numbers.items()
+        if not isinstance(value, Integral) or value < 1
+    ]
+    problems += [
+        f"{name}=[]: name at least one, or leave the choice to the report (None)."
+        for name, value in chosen.items()
+        if value == []
+    ]
+    raise_problems(problems)
 
 
 def _listed(values: str | Sequence[str] | None) -> list[str] | None:
@@ -185,9 +197,18 @@ def _render(subject: Subject, choice: Choice, title: str, asked: dict[str, Any])
         notice=None if subject.result is None else subject.result.notice,
         no_score=subject.no_score if subject.result is None else "",
         summary=[data.counted(subject), *([] if subject.result is None else [scores.verdict(subject)])],
+        mismatch=_mismatch(subject),
         n_warnings=len(found),
         chapters=_chapters(subject, choice, asked, found),
     )
+
+
+def _mismatch(subject: Subject) -> bool:
+    """Whether the cross-validation is, at least in part, of another study."""
+    from img2gene._report.agreement import disagreements
+
+    both = subject.study is not None and subject.cv is not None
+    return both and bool(subject.unlike or disagreements(subject.study, subject.cv))  # type: ignore[arg-type]
 
 
 def _chapters(subject: Subject, choice: Choice, asked: dict[str, Any], found: list[str]) -> list[Chapter]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from img2gene._report.better import better_is, gains
 from img2gene._report.blocks import Chapter, Figure, Missing, Row, Table, Text, interval, number, signed, table
 from img2gene._report.figures import canvas, vector
 from img2gene._report.subject import Subject, marks
@@ -89,12 +90,19 @@ def _against(result: CrossValidation, subject: Subject, units: str) -> str:
     if not len(rows) or not math.isfinite(rows["difference"].iloc[0]):
         return f"Its difference from “{subject.reference}” is undefined."
     row = rows.iloc[0]
-    text = f"Against “{subject.reference}”: {signed(row['difference'])}, higher in {row['n_better']} of {units}"
+    better = int((gains(result, subject.metric, subject.label, subject.reference) > 0).sum())
+    text = (
+        f"Against “{subject.reference}”: {signed(row['difference'])}, {_better(result, subject)} in {better} of {units}"
+    )
     if not math.isfinite(row["low"]):
         return f"{text}."
     inside = row["low"] <= 0 <= row["high"]
     seen = "the interval includes 0, so no difference is shown" if inside else "the interval does not include 0"
     return f"{text} (95% interval {signed(row['low'])} to {signed(row['high'])}; {seen})."
+
+
+def _better(result: CrossValidation, subject: Subject) -> str:
+    return better_is(result, subject.metric) or "higher"
 
 
 def _tables(result: CrossValidation, subject: Subject) -> list[Any]:
@@ -146,10 +154,11 @@ def _by_unit(result: CrossValidation, subject: Subject, group: str) -> Figure:
 def _distribution(result: CrossValidation, subject: Subject) -> Figure:
     from img2gene import pl
 
-    shown = [name for name in result.models if result.scores.loc[result.scores["model"] == name, "pcc"].notna().any()]
+    metric = subject.metric if subject.metric in result.scores else "pcc"
+    defined = result.scores.groupby("model")[metric].count()
+    shown = [name for name in result.models if defined[name]]
     order = sorted(shown, key=lambda name: name != subject.label)[:_MOST_VIOLINS]
     chosen = result.scores[result.scores["model"].isin(order)]
-    metric = subject.metric if subject.metric in chosen else "pcc"
     drawing = canvas(1.4 + 1.35 * max(len(order), 2), 3.4)
     pl.scores(chosen, metric=metric, ax=drawing.add_subplot())
     caption = f"Distribution of {title(metric)} over genes, each averaged over sections; the line is the mean."
@@ -168,7 +177,11 @@ def _comparison(result: CrossValidation, subject: Subject) -> list[Any]:
     shown["difference"] = [
         interval(*values) for values in frame[["difference", "low", "high"]].itertuples(index=False, name=None)
     ]
-    shown[f"higher in {unit}"] = [f"{a} of {b}" for a, b in zip(frame["n_better"], frame[f"n_{unit}"], strict=True)]
+    pairs = [
+        gains(result, subject.metric, model, subject.reference, group)
+        for model, group in zip(frame["model"], frame["genes"], strict=True)
+    ]
+    shown[f"{_better(result, subject)} in {unit}"] = [f"{(found > 0).sum()} of {len(found)}" for found in pairs]
     shown[f"p over {unit}"] = frame[f"p_{unit}"]
     if "p_genes" in frame:
         shown["p over genes"] = [_small(value) for value in frame["p_genes"]]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene._errors import MissingKeyError, near
+from img2gene._report.agreement import check_same_study, unlike_sections
 from img2gene._report.sources import HELD_OUT, NEW, TRAINED, Study, Values, readable
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Subject:
     @classmethod
     def of(cls, study: Study | None, cv: CrossValidation | None, label: str | None, metric: str, seed: int) -> Subject:
         """Score what can be scored; ``label`` and ``metric`` have to be in the result."""
+        if study is not None and cv is not None:
+            check_same_study(study, cv)
         held_out, why = (None, "") if study is None else _evaluate(study, seed)
         result = cv if cv is not None else held_out
         if result is None:
@@ -86,6 +89,13 @@ class Subject:
         if self.study is None or self.held_out is None:
             return None
         return Values.of_study(self.study, list(dict.fromkeys(self.held_out.scores["section"])))
+
+    @cached_property
+    def unlike(self) -> frozenset[str]:
+        """Sections whose kept predictions stand beside other labels than those of the study."""
+        if self.study is None or self.cv is None or self.values is None or not self.keeps_values:
+            return frozenset()
+        return unlike_sections(self.study, self.cv, self.values)
 
     @property
     def values_of(self) -> str:

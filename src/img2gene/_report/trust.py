@@ -297,8 +297,10 @@ _CEILING = "img2gene.tl.predictability(sdata)"
 
 
 def _ceiling(subject: Subject) -> pd.Series | None:
-    tables = [] if subject.study is None else [subject.study.table]
-    if subject.values is not None:
+    """Ceilings of the study, where they were made for the prediction that is in it, or of what was kept."""
+    study = subject.study
+    tables = [study.table] if study is not None and _schema.judges(study.table, study.key) else []
+    if subject.values is not None and subject.values.study is None:
         tables.append(subject.values.table)
     return next((table.var["pcc_ceiling"] for table in tables if "pcc_ceiling" in table.var), None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import logging
 import os
 import sys
 import time
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from img2gene.benchmark.cohorts import Inventory
     from img2gene.benchmark.protocols import Protocol
     from img2gene.benchmark.runner import Outcome, Request
+
+logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
 Score models on published protocols, and write one table of them all.
@@ -80,6 +83,10 @@ def default_data() -> Path:
     return Path(os.environ.get("IMG2GENE_DATA") or "../shared/data")
 
 
+# Whatever a model raises on its data: hours of other protocols may be left.
+_FAILURES = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is run, and why something is not."""
@@ -117,8 +124,10 @@ def run(given: argparse.Namespace) -> int:
     for inventory, protocol in plan.pairs:
         try:
             outcomes.append(runner.run(inventory, protocol, request, embeddings, tell))
-        except (Img2GeneError, OSError) as error:
-            failures.append(f"{inventory.cohort.name}, {protocol.name}: {error}")
+        except _FAILURES as error:
+            logger.debug("traceback", exc_info=True)
+            kind = "" if isinstance(error, Img2GeneError | OSError) else f"{type(error).__name__}: "
+            failures.append(f"{inventory.cohort.name}, {protocol.name}: {kind}{error}")
         if outcomes:
             # After each, so that an interruption leaves a table of what was finished.
             report.write(outcomes, [*plan.notes, *failures], request.out)
@@ -190,7 +199,7 @@ def expected(found: list[Inventory]) -> str:
 
 def requested(given: argparse.Namespace) -> Request:
     """Models and options, checked."""
-    from img2gene import encoders, models
+    from img2gene import encoders
     from img2gene.benchmark.runner import Request
 
     problems = Problems()
@@ -198,7 +207,7 @@ def requested(given: argparse.Namespace) -> Request:
     for text in given.models:
         with problems.collect():
             name, params = parse_model(text)
-            models.create(name, **params)
+            _check_parameters(text, name, params)
             candidates[text] = {"model": name, **params}
     encoder = given.encoder
     with problems.collect():
@@ -224,6 +233,16 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
             raise Img2GeneError(f"--models {text}: expected parameter=value, got {part!r}.")
         params[key.strip()] = _value(value.strip())
     return name, params
+
+
+def _check_parameters(text: str, name: str, params: dict[str, Any]) -> None:
+    """Raise if no model can be made of these parameters, in whatever way it says so."""
+    from img2gene import models
+
+    try:
+        models.create(name, **params)
+    except (TypeError, ValueError) as error:
+        raise Img2GeneError(f"--models {text}: {error}") from error
 
 
 def _value(text: str) -> Any:

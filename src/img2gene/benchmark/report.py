@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from img2gene import metrics
 from img2gene.benchmark.references import Reference, published
 from img2gene.benchmark.runner import Outcome
 
@@ -19,7 +21,8 @@ BEST = f"HPG-{N_BEST}"
 _HEADER = """# Benchmark
 
 Correlations are Pearson's, per gene within each section, averaged over genes, then sections, then patients; with several
-seeds, mean ± SD over seeds. In brackets the 95 % confidence interval over patients (over sections where these are the unit).
+seeds, mean ± SD over seeds. In brackets the 95 % confidence interval over patients (over sections where these are the unit), of
+their means over seeds.
 {best} is the mean of the {n} genes with the highest achieved correlation: optimistic by construction, here only beside
 published values of that kind. A restricted run has some sections of its cohort only: its scores compare with no others.
 """
@@ -83,7 +86,7 @@ def section(outcome: Outcome, table: pd.DataFrame) -> str:
     lines += [f"- {_genes(outcome)}"]
     lines += [f"- {protocol.differs}"] * bool(protocol.differs)
     lines += [f"- {message}" for message in result.warnings]
-    lines += ["", models(table).to_markdown(disable_numparse=True), ""]
+    lines += ["", models(table, intervals(outcome)).to_markdown(disable_numparse=True), ""]
     reference = published(inventory.cohort.name, protocol.name)
     why = ["restricted run"] * outcome.restricted + ["other genes"] * outcome.other_genes
     return "\n".join(lines + (_published(reference, why) if reference else []))
@@ -98,14 +101,25 @@ def _genes(outcome: Outcome) -> str:
     return f"{text} **Not those of the protocol** ({own})."
 
 
-def models(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per model: correlation for each gene group, and other scores over all genes."""
+def intervals(outcome: Outcome) -> dict[str, tuple[float, float]]:
+    """95 % confidence interval of each model over patients (or sections), of their mean correlation over seeds."""
+    parts = [result.by_unit().rename(columns={result.unit: "unit"}) for result in outcome.results.values()]
+    units = pd.concat(parts).groupby(["model", "unit"], sort=False)["pcc"].mean()
+    return {
+        str(model): metrics.mean_interval(part.to_numpy())[1:]
+        for model, part in units.groupby(level="model", sort=False)
+    }
+
+
+def models(table: pd.DataFrame, bounds: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
+    """One row per model: correlation for each gene group, with the ``bounds`` over all genes, and other scores."""
     names = list(dict.fromkeys(table["model"]))
     every = table[table["genes"] == "all"]
     columns = {}
     for group in dict.fromkeys(table["genes"]):
         own = table[table["genes"] == group]
-        cells = {model: _cell(own[own["model"] == model], group == "all") for model in names}
+        known = bounds if group == "all" else {}
+        cells = {model: _cell(own.loc[own["model"] == model, "pcc"].dropna(), known.get(model)) for model in names}
         columns[f"PCC {group}"] = cells
     for metric, title in (("mse", "MSE"), ("r2", "R²")):
         columns[title] = every.groupby("model")[metric].mean().map("{:.3f}".format).to_dict()
@@ -113,16 +127,13 @@ def models(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(names, name="model")).fillna("–").replace("nan", "–")
 
 
-def _cell(rows: pd.DataFrame, interval: bool) -> str:
-    """Mean over seeds with SD, or with the interval of the only seed."""
-    values = rows["pcc"].dropna()
+def _cell(values: pd.Series, bounds: tuple[float, float] | None) -> str:
+    """Mean over seeds, with the SD where there are several, and the interval over patients where it is known."""
     if not len(values):
         return "–"
     text = f"{values.mean():.3f}"
-    if len(values) > 1:
-        return f"{text} ± {values.std():.3f}"
-    low, high = rows["low"].iloc[0], rows["high"].iloc[0]
-    return f"{text} [{low:.3f}, {high:.3f}]" if interval and low == low else text
+    text += f" ± {values.std():.3f}" if len(values) > 1 else ""
+    return text if bounds is None or math.isnan(bounds[0]) else f"{text} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
 def _published(reference: Reference, why: list[str]) -> list[str]:

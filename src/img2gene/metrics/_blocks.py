@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+import scipy.sparse as sp
 
 from img2gene._errors import Img2GeneError
 
@@ -22,6 +23,7 @@ _Result = TypeVar("_Result")
 
 def columns(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """Arrays of equal shape as (n_spots, n_genes), of whatever type they are."""
+    refuse_sparse(*arrays)
     found = [np.asarray(values) for values in arrays]
     if len({values.shape for values in found}) > 1:
         names = ("Labels", "predictions") if len(found) == 2 else ("Values",) * len(found)
@@ -30,6 +32,14 @@ def columns(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     if found[0].ndim not in (1, 2):
         raise Img2GeneError(f"Expected (n_spots, n_genes) arrays, got {found[0].ndim} dimensions.")
     return tuple(values if values.ndim == 2 else values[:, None] for values in found)
+
+
+def refuse_sparse(*arrays: object) -> None:
+    """Raise for sparse matrices: numpy would take each for one object."""
+    if any(sp.issparse(values) for values in arrays):
+        raise Img2GeneError(
+            "Sparse matrices: pass dense ones, `.toarray()`, a part of the genes at a time if these are large."
+        )
 
 
 def each_block(function: Callable[[slice], _Result], n_genes: int, values_per_gene: int) -> list[_Result]:

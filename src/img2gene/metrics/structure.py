@@ -7,7 +7,7 @@ from functools import reduce
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene.metrics._blocks import each_block, spread
+from img2gene.metrics._blocks import each_block, refuse_sparse, spread
 from img2gene.metrics.moments import Moments
 
 _MIN_PAIRS = 3
@@ -43,6 +43,7 @@ def gene_correlation(values: np.ndarray) -> np.ndarray:
            [-1.,  1., nan],
            [nan, nan, nan]])
     """
+    refuse_sparse(values)
     values = np.asarray(values)
     if values.ndim != 2:
         raise Img2GeneError(f"Expected a (n_spots, n_genes) array, got shape {values.shape}.")
@@ -90,6 +91,7 @@ def structure_score(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, fl
     >>> [round(score, 3) for score in structure_score(truth, truth - 0.1)]
     [1.0, 0.1]
     """
+    refuse_sparse(truth, predicted)
     one, two = (np.asarray(matrix) for matrix in (truth, predicted))
     if one.shape != two.shape or one.ndim != 2 or one.shape[0] != one.shape[1]:
         raise Img2GeneError(

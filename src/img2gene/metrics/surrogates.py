@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene.metrics._blocks import standardise
+from img2gene.metrics._blocks import refuse_sparse, standardise
 from img2gene.metrics.regression import pearson
 from img2gene.metrics.spatial import neighbor_graph
 
@@ -78,6 +78,7 @@ def spatial_correlation_test(
     >>> bool(pvalue[0] < 0.01), bool(pvalue[1] > 0.01)
     (True, True)
     """
+    refuse_sparse(truth, predicted)
     groups = np.zeros(len(truth), dtype=int) if sections is None else np.unique(sections, return_inverse=True)[1]
     if np.shape(truth) != np.shape(predicted) or len({len(truth), len(positions), len(groups)}) > 1:
         raise Img2GeneError(

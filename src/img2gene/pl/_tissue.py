@@ -55,7 +55,7 @@ def canvases(sdata: SpatialData, table_key: str, sections: list[str] | None) -> 
     known = list(dict.fromkeys(names.tolist()))
     asked = known if sections is None else sections
     unknown = [name for name in asked if name not in known]
-    if unknown:
+    if unknown or not asked:
         raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(known)}).")
     geometries = {
         str(names[geometry.rows[0]]): geometry for geometry in locate(sdata, table_key, _images(table, table_key))
@@ -119,7 +119,10 @@ def draw(
     spots.set_array(values[shown])
     spots.set_clim(vmin, vmax)
     spots.set_cmap(cmap)
-    spots.set_alpha(alpha[shown] if isinstance(alpha, np.ndarray) else alpha)
+    if not isinstance(alpha, np.ndarray):
+        spots.set_alpha(alpha)
+    elif shown.any():  # matplotlib takes no empty array of opacities
+        spots.set_alpha(alpha[shown])
     ax.imshow(canvas.picture)
     ax.add_collection(spots)
     ax.set_xticks([])

@@ -58,7 +58,8 @@ def pathways(
     gene
         Gene whose prediction is taken apart, for contributions.
     sections
-        Sections to map, or to average contributions over; by default all.
+        Sections to map, or to average contributions over; by default all. Enrichment has none: it is of all spots that were
+        scored together.
     ax
         Axes for the bars, or for a single map; by default new ones.
     key
@@ -90,7 +91,7 @@ def pathways(
         No pathways, no such pathway, section, model or gene.
     Img2GeneError
         No enrichment, as all pathways were taken; a model without pathway context; ``gene`` without contributions or these
-        without a gene; ``ax`` for several maps; unknown kind.
+        without a gene; ``sections`` of enrichment; ``ax`` for several maps; unknown kind.
 
     Examples
     --------
@@ -104,6 +105,8 @@ def pathways(
     chosen = [sections] if isinstance(sections, str) else sections
     if kind not in KINDS:
         raise Img2GeneError(f"kind={kind!r}: choose {listing(KINDS)}.")
+    if kind == "enrichment" and sections is not None:
+        raise Img2GeneError(f"kind='enrichment', sections={sections!r}: enrichment is that of all sections together.")
     if (gene is not None) != (kind == "contribution"):
         raise Img2GeneError(f"kind={kind!r}, gene={gene!r}: contributions, and only they, are those to a `gene`.")
     if kind == "enrichment":

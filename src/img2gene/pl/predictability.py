@@ -6,30 +6,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from spatialdata import SpatialData
 
 _COLORS = {True: "#3b6fb6", False: "#b0b0b0"}
 _NAMES = {True: "predictable", False: "not predictable"}
 _COLUMNS = ("pcc", "pcc_ceiling", "predictable")
 
 
-def predictability(result: pd.DataFrame, *, n_labels: int = 4, panel_size: float = 4.0) -> Figure:
+def predictability(
+    result: pd.DataFrame | SpatialData, *, n_labels: int = 4, panel_size: float = 4.0, table_key: str = "table"
+) -> Figure:
     """Draw the PCC that a model reached against the ceiling that noise sets, and the share of the ceiling.
 
     Parameters
     ----------
     result
-        From :func:`img2gene.tl.predictability`, or the ``var`` it was written to.
+        From :func:`img2gene.tl.predictability`, or the study, or ``var``, that it was written to.
     n_labels
         How many genes closest to their ceiling are named, and how many farthest below, among the predictable genes whose
         ceiling is not below the median.
     panel_size
         Side of a panel in inches.
+    table_key
+        Table of a study.
 
     Returns
     -------
@@ -41,7 +47,7 @@ def predictability(result: pd.DataFrame, *, n_labels: int = 4, panel_size: float
     MissingKeyError
         Columns are absent.
     Img2GeneError
-        No gene has both a PCC and a ceiling.
+        No gene has both a PCC and a ceiling, or another model has predicted since the result was written.
 
     Examples
     --------
@@ -50,6 +56,7 @@ def predictability(result: pd.DataFrame, *, n_labels: int = 4, panel_size: float
     """
     import matplotlib.pyplot as plt
 
+    result = _frame(result, table_key)
     known = _known(result)
     figure, (left, right) = plt.subplots(1, 2, figsize=(2.3 * panel_size, 1.05 * panel_size), layout="constrained")
     _scatter(left, known, n_labels)
@@ -60,6 +67,22 @@ def predictability(result: pd.DataFrame, *, n_labels: int = 4, panel_size: float
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
     return figure
+
+
+def _frame(result: pd.DataFrame | SpatialData, table_key: str) -> pd.DataFrame:
+    """The result itself, or what was written of it and is still about the prediction in the study."""
+    import pandas as pd
+
+    if isinstance(result, pd.DataFrame):
+        return result
+    table = _schema.get_table(result, table_key)
+    record = _schema.read_json(table, _schema.PREDICTABILITY)
+    if record is not None and not _schema.judges(table, record["key"]):
+        raise Img2GeneError(
+            f"`{table_key}.var` judges predictions {record['key']!r} that another model has replaced since. Run "
+            f"`img2gene.tl.predictability(sdata, key={record['key']!r})` again."
+        )
+    return table.var
 
 
 def _known(result: pd.DataFrame) -> pd.DataFrame:

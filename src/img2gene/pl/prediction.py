@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
+from img2gene._errors import MissingKeyError, listing, near_matches
 from img2gene._expression import labels
 from img2gene._study import predicted_values
 from img2gene.pl._tissue import Canvas, canvases, draw, gene_columns
@@ -59,7 +60,7 @@ def prediction(
         Draw the predictive SD, too.
     fade
         Draw spots with ``obs["<key>_ood"]`` beyond the recorded threshold, and genes with False in ``var["predictable"]``,
-        faintly.
+        faintly; the latter only where :func:`img2gene.tl.predictability` judged this very prediction.
     cmap
         Colours of expression.
     alpha
@@ -73,12 +74,12 @@ def prediction(
     -------
     Figure with one row per gene and section and the columns measured, predicted, SD (if asked for) and residual (measured −
     predicted). Measured and predicted share the colour scale (1st to 99th percentile of both); each title gives the Pearson
-    correlation in the section. Where nothing was measured there is only the prediction, and its SD.
+    correlation in the section. Of a section without measured spots there is only the prediction, and its SD.
 
     Raises
     ------
     MissingKeyError
-        No such prediction, gene or section, or no SD.
+        No such prediction, gene or section, a gene that the model does not predict, or no SD.
 
     Examples
     --------
@@ -91,10 +92,13 @@ def prediction(
     names = [genes] if isinstance(genes, str) else list(genes)
     chosen = [sections] if isinstance(sections, str) else sections
     predicted = predicted_values(sdata, names, key, table_key)
+    _check_predicted(table, key, names, predicted)
     std = predicted_values(sdata, names, key, table_key, part="std") if uncertainty else None
     measured = _measured(table, key, names)
     shown = canvases(sdata, table_key, chosen)
-    columns = (1 if measured is None else 3) + uncertainty
+    truths = [[_known(measured, canvas.rows, gene) for canvas in shown] for gene in range(len(names))]
+    compared = any(truth is not None for row in truths for truth in row)
+    columns = (3 if compared else 1) + uncertainty
     figure, grid = plt.subplots(
         len(names) * len(shown),
         columns,
@@ -104,12 +108,31 @@ def prediction(
     )
     style = {"cmap": cmap, "alpha": alpha, "size": size}
     strange = _strangers(table, key) if fade else np.zeros(table.n_obs, dtype=bool)
-    pairs = [(gene, canvas) for gene in range(len(names)) for canvas in shown]
-    for axes, (gene, canvas) in zip(grid, pairs, strict=True):
-        truth, sd = (None if part is None else part[canvas.rows, gene] for part in (measured, std))
-        doubts = _Doubts(strange[canvas.rows], fade and _unpredictable(table, names[gene]))
-        _draw_row(axes, canvas, names[gene], (truth, predicted[canvas.rows, gene], sd), doubts, style)
+    judged = fade and _schema.judges(table, key)
+    pairs = [(gene, place) for gene in range(len(names)) for place in range(len(shown))]
+    for axes, (gene, place) in zip(grid, pairs, strict=True):
+        rows = shown[place].rows
+        sd = None if std is None else std[rows, gene]
+        doubts = _Doubts(strange[rows], judged and _unpredictable(table, names[gene]))
+        _draw_row(axes, shown[place], names[gene], (truths[gene][place], predicted[rows, gene], sd), doubts, style)
     return figure
+
+
+def _check_predicted(table: AnnData, key: str, genes: list[str], predicted: np.ndarray) -> None:
+    """Raise for genes that the layer has no value of: the model does not know them."""
+    absent = [gene for gene, values in zip(genes, predicted.T, strict=True) if not np.isfinite(values).any()]
+    if absent and table.n_obs:
+        layer = table.layers.get(key)
+        known = [] if layer is None else table.var_names[np.isfinite(np.asarray(layer)).any(axis=0)]
+        raise MissingKeyError(
+            f"{listing(absent)}: not predicted by the model of {key!r} ({near_matches(absent, known)})."
+        )
+
+
+def _known(measured: np.ndarray | None, rows: np.ndarray, gene: int) -> np.ndarray | None:
+    """Labels of a gene in a section; None where no spot has one."""
+    truth = None if measured is None else measured[rows, gene]
+    return truth if truth is not None and np.isfinite(truth).any() else None
 
 
 @dataclass(frozen=True)
@@ -167,7 +190,11 @@ def _draw_row(
     style: dict[str, Any],
 ) -> None:
     truth, predicted, std = values
-    panels = iter(axes)
+    # Where only other sections were measured, the columns of what is compared stay empty.
+    empty = [axes[0], axes[-1]] if truth is None and len(axes) > 1 + (std is not None) else []
+    for ax in empty:
+        ax.set_axis_off()
+    panels = iter([ax for ax in axes if ax not in empty])
     faded = {**style, "alpha": doubts.opacity(style["alpha"])}
     both = [part for part in (truth, predicted) if part is not None]
     low, high = _limits(np.concatenate(both), _RANGE)

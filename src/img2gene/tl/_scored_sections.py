@@ -11,7 +11,7 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError, listing, missing, raise_problems
-from img2gene._expression import labels, layer_problems
+from img2gene._expression import labels, layer_problems, library_size
 from img2gene._sections import section_labels
 from img2gene._study import patient_labels, section_names
 from img2gene.models import Model
@@ -38,6 +38,26 @@ def choose_sections(table: AnnData, model: Model, sections: Iterable[str] | None
     if unknown or not asked:
         raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(present)}).")
     return asked
+
+
+def measured_sections(table: AnnData, model: Model, sections: Iterable[str] | None, table_key: str) -> list[str]:
+    """As :func:`choose_sections`, without sections that have no label; an error if none has one."""
+    sections = choose_sections(table, model, sections, table_key)
+    known = section_names(table, np.flatnonzero(has_label(table, model)), table_key)
+    empty = [name for name in sections if name not in known]
+    if len(empty) == len(sections):
+        raise Img2GeneError(
+            f"Nothing to score against: no spot of the sections {listing(empty)} has a count (sections with labels: "
+            f"{listing(known)}). Name others with `sections=`, or look at the predictions with `img2gene.pl.prediction`."
+        )
+    if empty:
+        logger.info("sections %s have no labels and are not scored", listing(empty))
+    return [name for name in sections if name in known]
+
+
+def has_label(table: AnnData, model: Model) -> np.ndarray:
+    """Whether each row has a label, bool (n_obs,): spots without a single count have none."""
+    return library_size(table) > 0 if model.labels["layer"] is None else np.ones(table.n_obs, dtype=bool)
 
 
 def check_leakage(

@@ -22,8 +22,8 @@ from img2gene.tl._gene_modules import cluster_genes, module_table
 from img2gene.tl._scored_sections import (
     check_leakage,
     check_scorable,
-    choose_sections,
     is_rule,
+    measured_sections,
     patient_of,
     scored_values,
 )
@@ -216,7 +216,7 @@ def gene_correlation(
     found = resolve_model(table, model, key)
     check_scorable(table, found, key, table_key)
     names = _chosen_genes(table, found, genes)
-    chosen = choose_sections(table, found, sections, table_key)
+    chosen = measured_sections(table, found, sections, table_key)
     leaked = check_leakage(table, found, chosen, table_key, allow_leakage)
     columns = table.var_names.get_indexer(names)
     of_section = section_labels(table, table_key)

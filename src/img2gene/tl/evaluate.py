@@ -18,8 +18,8 @@ from img2gene.settings import settings
 from img2gene.tl._scored_sections import (
     check_leakage,
     check_scorable,
-    choose_sections,
     is_rule,
+    measured_sections,
     patient_of,
 )
 from img2gene.tl._section_scores import MEAN, METRICS, NULL, ORACLE, SectionValues, pool
@@ -81,7 +81,8 @@ def evaluate(
     model
         The model that predicted: itself, its file, or its key; by default the one stored under ``key``.
     sections
-        Sections to score; by default those that the model was not trained on.
+        Sections to score; by default those that the model was not trained on. Those without any label, such as sections with
+        an image only, are left out.
     gene_groups
         Name of each group with either the genes, or a training statistic (``mean``, ``variance``, ``dispersion``,
         ``moran``) and how many genes lead it. Default: top-50 mean (HEG), top-50 dispersion (HVG) and top-50 Moran's I
@@ -120,7 +121,8 @@ def evaluate(
     Raises
     ------
     Img2GeneError
-        No predictions, predictions of another model, no labels, no section that the model was not trained on, or genes of a group that it does not predict.
+        No predictions, predictions of another model, no labels in any of the sections, no section that the model was not
+        trained on, a group without genes, or with genes that it does not predict.
     LeakageError
         A patient of the scored sections was trained on.
 
@@ -144,7 +146,7 @@ def evaluate(
         raise Img2GeneError(
             f"None of the model's {len(found.genes)} genes ({listing(found.genes, 5)}) is in the table."
         )
-    chosen = choose_sections(table, found, sections, table_key)
+    chosen = measured_sections(table, found, sections, table_key)
     leaked = check_leakage(table, found, chosen, table_key, allow_leakage)
     columns = table.var_names.get_indexer(genes)
     rng = np.random.default_rng(settings.seed if seed is None else seed)
@@ -237,12 +239,15 @@ def with_markers(
     asked: Mapping[str, tuple[str, int] | list[str]] | None, markers: Iterable[str] | None
 ) -> Mapping[str, tuple[str, int] | list[str]] | None:
     """The groups asked for, or the default ones, and that of the markers."""
-    if markers is None:
-        return asked
     groups: dict[str, tuple[str, int] | list[str]] = dict(GENE_GROUPS if asked is None else asked)
-    if "markers" in groups:
-        raise Img2GeneError("Both `markers` and `gene_groups` name the group 'markers'; give it one of them.")
-    return groups | {"markers": [markers] if isinstance(markers, str) else list(markers)}
+    if markers is not None:
+        if "markers" in groups:
+            raise Img2GeneError("Both `markers` and `gene_groups` name the group 'markers'; give it one of them.")
+        groups["markers"] = [markers] if isinstance(markers, str) else list(markers)
+    empty = [name for name, genes in groups.items() if not len(genes)]
+    if empty:
+        raise Img2GeneError(f"Gene group {listing(empty)} has no gene: name some, or leave it out.")
+    return asked if markers is None else groups
 
 
 def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:

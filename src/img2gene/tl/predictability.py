@@ -18,7 +18,14 @@ from img2gene._study import positions
 from img2gene.metrics.reliability import MIN_GENES, method_problems
 from img2gene.models import Model
 from img2gene.settings import settings
-from img2gene.tl._scored_sections import check_leakage, check_scorable, choose_sections, patient_of, scored_values
+from img2gene.tl._scored_sections import (
+    check_leakage,
+    check_scorable,
+    has_label,
+    measured_sections,
+    patient_of,
+    scored_values,
+)
 from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
@@ -79,12 +86,14 @@ def predictability(
     -------
     DataFrame indexed by gene: ``pcc`` (mean within sections, as :func:`img2gene.tl.evaluate` has it), ``pcc_ceiling``,
     ``pcc_pvalue``, ``pcc_fdr`` (the q-value) and ``predictable`` (nullable boolean). Genes that are constant, in the labels
-    or in the predictions, of every section are NaN, or NA. Unless ``inplace=False`` the same columns are written to ``var``.
+    or in the predictions, of every section are NaN, or NA. Unless ``inplace=False`` the same columns are written to ``var``,
+    and to ``uns["img2gene"]["predictability"]`` which prediction they judge: plots and reports use them for no other one.
 
     Raises
     ------
     Img2GeneError
-        No predictions, no labels, ``method="thinning"`` for labels that are no counts, or arguments out of range.
+        No predictions, no labels in any of the sections, ``method="thinning"`` for labels that are no counts, or arguments
+        out of range.
     LeakageError
         A patient of the scored sections was trained on.
 
@@ -108,9 +117,9 @@ def predictability(
         raise Img2GeneError(
             f"None of the model's {len(found.genes)} genes ({listing(found.genes, 5)}) is in the table."
         )
-    chosen = choose_sections(table, found, sections, table_key)
+    chosen = measured_sections(table, found, sections, table_key)
     check_leakage(table, found, chosen, table_key, allow_leakage)
-    rows = _with_labels(table, found, chosen, table_key)
+    rows = np.flatnonzero(np.isin(section_labels(table, table_key), chosen) & has_label(table, found))
     columns, names = table.var_names.get_indexer(genes), section_labels(table, table_key)[rows]
     truth, predicted = scored_values(table, found, rows, columns, key)
     where, seed = positions(table, table_key)[rows], settings.seed if seed is None else seed
@@ -127,7 +136,9 @@ def predictability(
     result["predictable"] = called.astype("boolean").mask(result["pcc_fdr"].isna())
     _report(result, fdr)
     if inplace:
-        _schema.apply(table, {"var": dict(result.reindex(table.var_names).items())})
+        record = {"key": key, "model": found.name, "fingerprint": found.fingerprint}
+        uns = {_schema.PREDICTABILITY: record}
+        _schema.apply(table, {"var": dict(result.reindex(table.var_names).items()), "uns": uns})
     return result
 
 
@@ -143,12 +154,6 @@ def _check(model: Model, method: str, n_permutations: int, fdr: float) -> None:
             "train on counts (`img2gene.tl.fit` without `layer=`)."
         )
     raise_problems(problems)
-
-
-def _with_labels(table: AnnData, model: Model, sections: list[str], table_key: str) -> np.ndarray:
-    """Rows of the sections, without spots that have no count and so no label."""
-    chosen = np.isin(section_labels(table, table_key), sections)
-    return np.flatnonzero(chosen if model.labels["layer"] is not None else chosen & (library_size(table) > 0))
 
 
 def _ceiling(
