@@ -758,3 +758,13 @@ def test_patients_without_counts_are_said_to_have_none(study, caplog):
     table.obs["half"] = np.where(table.obs["patient"] == "A", "left", "right")
     with pytest.raises(ig.Img2GeneError, match=r"one value only \(left; half without counts: right\)"):
         ig.tl.cross_validate(study, groups="half", **QUICK)
+
+
+def test_gains_are_positive_where_a_model_is_better(result):
+    """Of errors, the lower is the better one."""
+    for metric, sign in (("pcc", 1), ("mse", -1)):
+        row = result.compare("feature k-NN", metric=metric).set_index("model").loc["ridge"]
+        gains = result.gains("ridge", "feature k-NN", metric=metric)
+        assert gains.mean() == pytest.approx(sign * row["difference"])
+        assert (gains > 0).sum() == row["n_better"]
+    assert (result.gains("ridge", "ridge") == 0).all()

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from img2gene._errors import MissingKeyError, listing, near_matches
-from img2gene._report.better import better_is, goodness
+from img2gene._report.better import better_is
 from img2gene._report.blocks import CALIBRATED, Chapter, Missing, Row, Table, Text, number, table
 from img2gene._report.maps import Panel, gene_maps, panels
 from img2gene._report.scores import title
 from img2gene._report.sources import Values
 from img2gene._report.subject import Subject, marks
+from img2gene.tl._section_scores import goodness
 
 _LISTED, _MOST_SPOTS = 15, 2000
 _EXTRA = ("coverage", "error_correlation")
@@ -46,7 +47,9 @@ def ranked(subject: Subject) -> pd.DataFrame:
     metric = _gene_metric(subject)
     found = result.genes(subject.label, metric=metric)
     known = found[found[metric].notna()]
-    return known.loc[goodness(result, metric, known[metric]).sort_values(ascending=False, kind="stable").index]
+    return known.loc[
+        goodness(known[metric], metric, result.settings.get("level")).sort_values(ascending=False, kind="stable").index
+    ]
 
 
 def _gene_metric(subject: Subject) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from img2gene import _schema, metrics
 from img2gene._leaks import find_leaks
 from img2gene._report.agreement import disagreements
-from img2gene._report.better import better_is, gains
+from img2gene._report.better import better_is
 from img2gene._report.blocks import Chapter, Details, Missing, Table, Text, names
 from img2gene._report.sources import Study, readable
 from img2gene._report.subject import Subject
@@ -56,7 +56,7 @@ def _of_scores(subject: Subject, result: CrossValidation) -> list[str]:
         text = f"Scores rest on {n} {result.unit}{'s' if n > 1 else ''}"
         found.append(f"{text}: {'intervals over so few are wide.' if n > 1 else 'there is no interval.'}")
     if subject.reference not in (None, "permutation null"):
-        better = gains(result, subject.metric, subject.label, subject.reference)
+        better = result.gains(subject.label, subject.reference, metric=subject.metric).to_numpy()
         # Where it is not known what is better, nobody is shown to be.
         if len(better) and better_is(result, subject.metric) and not metrics.mean_interval(better)[1] > 0:
             found.append(

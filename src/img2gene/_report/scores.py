@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from img2gene._report.better import better_is, gains
+from img2gene._report.better import better_is
 from img2gene._report.blocks import Chapter, Figure, Missing, Row, Table, Text, interval, number, signed, table
 from img2gene._report.figures import canvas, vector
 from img2gene._report.subject import Subject, marks
@@ -90,10 +90,8 @@ def _against(result: CrossValidation, subject: Subject, units: str) -> str:
     if not len(rows) or not math.isfinite(rows["difference"].iloc[0]):
         return f"Its difference from “{subject.reference}” is undefined."
     row = rows.iloc[0]
-    better = int((gains(result, subject.metric, subject.label, subject.reference) > 0).sum())
-    text = (
-        f"Against “{subject.reference}”: {signed(row['difference'])}, {_better(result, subject)} in {better} of {units}"
-    )
+    text = f"Against “{subject.reference}”: {signed(row['difference'])}, "
+    text += f"{_better(result, subject)} in {row['n_better']} of {units}"
     if not math.isfinite(row["low"]):
         return f"{text}."
     inside = row["low"] <= 0 <= row["high"]
@@ -177,11 +175,8 @@ def _comparison(result: CrossValidation, subject: Subject) -> list[Any]:
     shown["difference"] = [
         interval(*values) for values in frame[["difference", "low", "high"]].itertuples(index=False, name=None)
     ]
-    pairs = [
-        gains(result, subject.metric, model, subject.reference, group)
-        for model, group in zip(frame["model"], frame["genes"], strict=True)
-    ]
-    shown[f"{_better(result, subject)} in {unit}"] = [f"{(found > 0).sum()} of {len(found)}" for found in pairs]
+    pairs = zip(frame["n_better"], frame[f"n_{unit}"], strict=True)
+    shown[f"{_better(result, subject)} in {unit}"] = [f"{better} of {number}" for better, number in pairs]
     shown[f"p over {unit}"] = frame[f"p_{unit}"]
     if "p_genes" in frame:
         shown["p over genes"] = [_small(value) for value in frame["p_genes"]]

@@ -50,6 +50,17 @@ def direction(metric: str) -> Literal["higher", "lower", "zero"] | None:
     return "zero" if metric == "moran" else None
 
 
+def goodness(values: pd.Series, metric: str, level: float | None) -> pd.Series:
+    """Values that are higher where scores are better; ``level`` is that of intervals, for their coverage.
+
+    The scores themselves, where it is not known which are better.
+    """
+    if metric == "coverage" and level is not None:
+        return -(values - level).abs()
+    better = direction(metric)
+    return -values if better == "lower" else -values.abs() if better == "zero" else values
+
+
 @dataclass(frozen=True)
 class Places:
     """Where the spots of a section are.

@@ -12,7 +12,7 @@ import pandas as pd
 
 from img2gene import metrics
 from img2gene._errors import MissingKeyError, listing, near
-from img2gene.tl._section_scores import direction
+from img2gene.tl._section_scores import goodness
 from img2gene.tl.evaluate import BASELINE_ROWS, METRICS, group_columns
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class CrossValidation:
         """What is to be said of two models' values of the same genes, sections and units."""
         unit, difference = self.unit, own - other
         over_units = self._over_units(difference).to_numpy()
-        better = self._over_units(self._goodness(own, metric) - self._goodness(other, metric)).to_numpy() > 0
+        better = self._gains(own, other, metric).to_numpy() > 0
         found = dict(zip(("difference", "low", "high"), metrics.mean_interval(over_units, level), strict=True))
         found |= {f"n_{unit}s": len(over_units), "n_better": int(better.sum())}
         found |= {f"p_{unit}s": metrics.signed_rank_pvalue(over_units)}
@@ -235,6 +235,29 @@ class CrossValidation:
             over_genes = difference.groupby("gene", sort=False).mean().to_numpy()
             found |= {"n_genes": len(over_genes), "p_genes": metrics.signed_rank_pvalue(over_genes)}
         return found
+
+    def gains(self, model: str, reference: str | None = None, genes: str = "all", *, metric: str = "pcc") -> pd.Series:
+        """By how much a model is better than a reference, for each patient (or section, see :attr:`unit`).
+
+        Parameters
+        ----------
+        model
+            Which model.
+        reference, genes, metric
+            As in :meth:`compare`.
+
+        Returns
+        -------
+        Difference of the scores that both have, by unit, positive where the model is better: of errors it is the reference
+        minus the model, of Moran's I and coverage by how much nearer the model comes to 0 or to the level asked for.
+        """
+        reference = self._reference(reference)
+        self._check(model, self.models, "model")
+        pairs = self._values(metric, genes)[list(dict.fromkeys((model, reference)))].dropna()
+        return self._gains(pairs[model], pairs[reference], metric)
+
+    def _gains(self, own: pd.Series, other: pd.Series, metric: str) -> pd.Series:
+        return self._over_units(self._goodness(own, metric) - self._goodness(other, metric))
 
     def genes(self, model: str | None = None, *, metric: str = "pcc") -> pd.DataFrame:
         """Score of each gene, averaged over sections, best first: highest, lowest or, as of Moran's I, nearest to 0.
@@ -313,11 +336,7 @@ class CrossValidation:
         return sections.groupby(self.unit, sort=False).mean()
 
     def _goodness(self, values: pd.Series, metric: str) -> pd.Series:
-        """Values such that higher is better."""
-        if metric == "coverage":
-            return -(values - self.settings.get("level", 0.9)).abs()
-        better = direction(metric)
-        return -values if better == "lower" else -values.abs() if better == "zero" else values
+        return goodness(values, metric, self.settings.get("level"))
 
     def _remarks(self, genes: str = "all") -> list[str]:
         """What has to be said wherever scores are shown."""
