@@ -760,6 +760,15 @@ def test_patients_without_counts_are_said_to_have_none(study, caplog):
         ig.tl.cross_validate(study, groups="half", **QUICK)
 
 
+def test_a_panel_chosen_on_all_patients_leaks_by_name_too(study):
+    ig.pp.select_genes(study, 5)
+    panel = study["table"].var_names[study["table"].var["panel"]].tolist()
+    for genes in (None, panel):
+        with pytest.raises(ig.LeakageError, match="gene panel was chosen on sections of 3 groups"):
+            ig.tl.cross_validate(study, genes=genes, **QUICK)
+    assert set(ig.tl.cross_validate(study, genes=panel[:4], **QUICK).scores["gene"]) == set(panel[:4])
+
+
 def test_gains_are_positive_where_a_model_is_better(result):
     """Of errors, the lower is the better one."""
     for metric, sign in (("pcc", 1), ("mse", -1)):

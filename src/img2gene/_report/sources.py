@@ -39,9 +39,9 @@ class Study:
         """The study; a model that was named has to be there, the default one need not be."""
         from img2gene.tl.predict import resolve_model
 
-        table = _schema.get_table(sdata, table_key)
+        _schema.get_table(sdata, table_key)  # one that is absent is no missing model
         try:
-            return cls(sdata, table_key, key, resolve_model(table, model, key))
+            return cls(sdata, table_key, key, resolve_model(sdata, table_key, model, key))
         except MissingKeyError:
             if model is not None:
                 raise

@@ -82,7 +82,7 @@ class Plan:
             self.outer.groups,
             layer=self.options.layer,
             identity=self._identity,
-            uses_panel=genes is None,
+            uses_panel=genes is None or self._names_panel(genes),
             table_key=key,
             seed=self.options.seed,
         )
@@ -133,6 +133,12 @@ class Plan:
             logger.warning("without %s, genes that do not vary: %s", name, listing(absent))
         members, lost = self._members(whole, groups, absent)
         return Fold(name, train, np.flatnonzero(held), whole.genes, members, absent, lost)
+
+    def _names_panel(self, genes: Genes) -> bool:
+        """Whether the genes are the panel, handed over by name."""
+        if isinstance(genes, (str, int, np.integer)) or genes is None or _schema.PANEL not in self.table.var:
+            return False
+        return set(genes) == set(self.table.var_names[self.table.var[_schema.PANEL].to_numpy(dtype=bool)])
 
     def _asked(self, genes: Genes, train: np.ndarray) -> tuple[list[str] | None, list[str]]:
         """Genes asked for, by name or as the panel, and those of them that vary in the training rows."""

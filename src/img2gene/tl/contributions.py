@@ -75,7 +75,7 @@ def pathway_contributions(
     >>> contributions.abs().mean().nlargest(5)  # doctest: +SKIP
     """
     table = _schema.get_table(sdata, table_key)
-    found = resolve_model(table, model, key)
+    found = resolve_model(sdata, table_key, model, key)
     names, fitted = _with_context(found)
     column = _gene_column(found, gene)
     if not fitted.weights[2]:

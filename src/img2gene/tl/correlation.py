@@ -213,7 +213,7 @@ def gene_correlation(
             f"n_modules={n_modules!r}: choose at least 1, or None for the number with the best silhouette."
         )
     table = _schema.get_table(sdata, table_key)
-    found = resolve_model(table, model, key)
+    found = resolve_model(sdata, table_key, model, key)
     check_scorable(table, found, key, table_key)
     names = _chosen_genes(table, found, genes)
     chosen = measured_sections(table, found, sections, table_key)

@@ -139,7 +139,7 @@ def evaluate(
     ['ridge', 'training mean', 'section mean (oracle)', 'permutation null']
     """
     table = _schema.get_table(sdata, table_key)
-    found = resolve_model(table, model, key)
+    found = resolve_model(sdata, table_key, model, key)
     check_scorable(table, found, key, table_key)
     genes = [gene for gene in found.genes if gene in table.var_names]
     if not genes:

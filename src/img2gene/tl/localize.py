@@ -157,7 +157,7 @@ def localize(
     table = _schema.get_table(sdata, table_key)
     sets = _marker_sets(markers, name)
     _check_options(table, sets, threshold, smooth, use, key_added)
-    found = resolve_model(table, model, key)
+    found = resolve_model(sdata, table_key, model, key)
     problems = Problems()
     with problems.collect():
         chosen = choose_sections(table, found, sections, table_key)

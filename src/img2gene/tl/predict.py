@@ -41,8 +41,8 @@ def predict(
         Study, or a section with only an image and tiles, on which :func:`img2gene.pp.embed_patches` was run as for the
         training sections. A model with a fine-tuned encoder embeds the patches itself, and needs their image instead.
     model
-        A model, the path of one written by :func:`img2gene.io.save_model`, or the key it is stored under in this table; by
-        default ``key_added``.
+        A model, the path of one written by :func:`img2gene.io.save_model`, or the key it is stored under in this table, else
+        in the only other table that has it; by default ``key_added``.
     table_key
         Table whose rows are predicted.
     key_added
@@ -96,7 +96,7 @@ def predict(
         raise Img2GeneError(
             f"key_added={key_added!r} is the name of a table that is no prediction; choose another one."
         )
-    found = resolve_model(table, model, key_added)
+    found = resolve_model(sdata, table_key, model, key_added)
     features, sections, extra = model_inputs(sdata, found, table_key)
     calibration = found.calibration if uncertainty else None
     layers, ood = _predicted(found, calibration, features, sections, extra, key_added)
@@ -181,14 +181,18 @@ def _warn_of_strangers(sections: np.ndarray, beyond: np.ndarray) -> None:
         )
 
 
-def resolve_model(table: AnnData, model: Model | str | Path | None, key: str) -> Model:
-    """The model itself, the one in a file, or the one stored in the table."""
+def resolve_model(sdata: SpatialData, table_key: str, model: Model | str | Path | None, key: str) -> Model:
+    """The model itself, the one in a file, or the one stored in the table, else in the only other table that has it."""
     from img2gene.io.model_store import load_model, read_model, stored_models
 
     if isinstance(model, Model):
         return model
-    if model is None or (isinstance(model, str) and model in stored_models(table)):
-        return read_model(table, model or key)
+    table, name = _schema.get_table(sdata, table_key), model or key
+    # Tiles of a slide are a table of their own, and are predicted by a model that was trained on spots.
+    others = [other for other in sdata.tables.values() if other is not table and name in stored_models(other)]
+    holder = others[0] if name not in stored_models(table) and len(others) == 1 else table
+    if model is None or name in stored_models(holder):
+        return read_model(holder, str(name))
     if not Path(model).is_file():
         raise MissingKeyError(missing(str(model), "the trained models of the table, nor a file", stored_models(table)))
     return load_model(model)
@@ -214,7 +218,7 @@ def _inputs(sdata: SpatialData, table: AnnData, model: Model, table_key: str) ->
         from img2gene import _finetuning
 
         identity = _finetuning.current_identity(table, model.inputs, table_key)
-        raise_problems(_differences(model.inputs, identity))
+        raise_problems(_differences(model.inputs, identity, table_key))
         _finetuning.check_images(sdata, table, table_key)
         return _finetuning.embed_adapted(sdata, table_key, identity, model.encoder)
     identity = matching_identity(table, model, table_key)
@@ -233,16 +237,25 @@ def matching_identity(table: AnnData, model: Model, table_key: str) -> dict[str,
                 key,
                 f"sdata['{table_key}'].obsm",
                 table.obsm,
-                f"The model was trained on it: run `img2gene.pp.extract_patches(sdata, patch_um={tuple(wanted['patch_um'])})` "
-                f"and `img2gene.pp.embed_patches(sdata, {wanted['name']!r})`.",
+                f"The model was trained on it: run `{_extract(wanted, table_key)}` and "
+                f"`img2gene.pp.embed_patches(sdata, {wanted['name']!r}{_elsewhere(table_key)})`.",
             )
         )
     have = known[wanted["name"]]
-    raise_problems(_differences(wanted, have) + _token_problems(wanted, have))
+    raise_problems(_differences(wanted, have, table_key) + _token_problems(wanted, have, table_key))
     return have
 
 
-def _differences(wanted: dict[str, Any], have: dict[str, Any]) -> list[str]:
+def _elsewhere(table_key: str) -> str:
+    """The argument that names a table, where it is not the default one."""
+    return "" if table_key == "table" else f", table_key={table_key!r}"
+
+
+def _extract(wanted: dict[str, Any], table_key: str) -> str:
+    return f"img2gene.pp.extract_patches(sdata, patch_um={tuple(wanted['patch_um'])}{_elsewhere(table_key)})"
+
+
+def _differences(wanted: dict[str, Any], have: dict[str, Any], table_key: str) -> list[str]:
     """What distinguishes the embedding of the object from that which the model was trained on."""
     names = {
         "revision": "encoder revision",
@@ -251,7 +264,7 @@ def _differences(wanted: dict[str, Any], have: dict[str, Any]) -> list[str]:
         "orientations": "orientations",
         "width": "embedding width",
     }
-    again = f" Run `img2gene.pp.extract_patches(sdata, patch_um={tuple(wanted['patch_um'])})`"
+    again = f" Run `{_extract(wanted, table_key)}`"
     again += "." if "finetuned" in wanted else " and embed again."
     return [
         f"The model was trained with {label} {wanted[field]}, the object has {have[field]}."
@@ -261,7 +274,7 @@ def _differences(wanted: dict[str, Any], have: dict[str, Any]) -> list[str]:
     ]
 
 
-def _token_problems(wanted: dict[str, Any], have: dict[str, Any]) -> list[str]:
+def _token_problems(wanted: dict[str, Any], have: dict[str, Any], table_key: str) -> list[str]:
     """What a model that looks at tokens lacks; one that does not takes the embedding with or without them."""
     grids = [(identity.get("tokens"), identity.get("token_width")) for identity in (wanted, have)]
     if not wanted.get("tokens") or grids[0] == grids[1]:
@@ -269,7 +282,7 @@ def _token_problems(wanted: dict[str, Any], have: dict[str, Any]) -> list[str]:
     trained, stored = (f"{count} tokens of width {width}" if count else "none" for count, width in grids)
     return [
         f"The model was trained with {trained}, the object has {stored}. "
-        f"Run `img2gene.pp.embed_patches(sdata, {wanted['name']!r}, tokens={wanted['tokens']})`."
+        f"Run `img2gene.pp.embed_patches(sdata, {wanted['name']!r}, tokens={wanted['tokens']}{_elsewhere(table_key)})`."
     ]
 
 

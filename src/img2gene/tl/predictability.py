@@ -109,7 +109,7 @@ def predictability(
     ['pcc', 'pcc_ceiling', 'pcc_pvalue', 'pcc_fdr', 'predictable']
     """
     table = _schema.get_table(sdata, table_key)
-    found = resolve_model(table, model, key)
+    found = resolve_model(sdata, table_key, model, key)
     check_scorable(table, found, key, table_key)
     _check(found, method, n_permutations, fdr)
     genes = [gene for gene in found.genes if gene in table.var_names]

@@ -81,7 +81,7 @@ def retrieve(
     array(['P2'], dtype=object)
     """
     table = _schema.get_table(sdata, table_key)
-    found = resolve_model(table, model, key)
+    found = resolve_model(sdata, table_key, model, key)
     predictor = found.predictor
     if not isinstance(predictor, Retrieves):
         raise Img2GeneError(
