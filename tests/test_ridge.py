@@ -465,7 +465,7 @@ def test_an_unfitted_ridge_says_so():
 def test_unknown_and_taken_names_of_models():
     with pytest.raises(
         Img2GeneError,
-        match=r"`forest` not found in `img2gene.models` \(available: bleep, cmrcnet, coordinates, img2gene, knn, mean, ridge",
+        match=r"`forest` not found in `img2gene.models` \(available: bleep, cmrcnet, .*ridge",
     ):
         models.get("forest")
     with pytest.raises(Img2GeneError, match="A model named `ridge` is registered already"):
