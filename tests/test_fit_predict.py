@@ -388,14 +388,15 @@ def test_a_slide_without_expression_is_tiled_embedded_predicted_and_plotted(trai
     plotted(ig.io.to_anndata(slide, table_key="expression"))
 
 
-def test_tiles_are_predicted_by_the_model_of_the_spots(trained_study):
-    ig.pp.tile_slide(trained_study, "A1_image", tile_um=100, mpp=5, patch_um=60, patch_px=32, min_tissue=0)
+def test_tiles_are_predicted_by_the_model_of_the_spots(trained_study, copy_of):
+    study = copy_of(trained_study)
+    ig.pp.tile_slide(study, "A1_image", tile_um=100, mpp=5, patch_um=60, patch_px=32, min_tissue=0)
     with pytest.raises(Img2GeneError, match=r"embed_patches\(sdata, 'tiny', table_key='tiles'\)"):
-        ig.tl.predict(trained_study, table_key="tiles", key_added="img2gene")
-    ig.pp.embed_patches(trained_study, "tiny", table_key="tiles")
-    ig.tl.predict(trained_study, table_key="tiles")
-    expected = ig.tl.predict(trained_study, ig.get.model(trained_study), table_key="tiles", inplace=False)
-    np.testing.assert_array_equal(trained_study["img2gene"].X, expected.X)
+        ig.tl.predict(study, table_key="tiles", key_added="img2gene")
+    ig.pp.embed_patches(study, "tiny", table_key="tiles")
+    ig.tl.predict(study, table_key="tiles")
+    expected = ig.tl.predict(study, ig.get.model(study), table_key="tiles", inplace=False)
+    np.testing.assert_array_equal(study["img2gene"].X, expected.X)
 
 
 def plotted(adata: ad.AnnData):
