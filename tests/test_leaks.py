@@ -400,7 +400,9 @@ def test_labels_of_a_layer_are_looked_at_where_x_is_empty(patients, centred, cap
     counted = patients.X.multiply(~np.isin(np.arange(patients.n_obs), rows)[:, None]).tocsr()
     for counts in (empty, counted):
         size = np.asarray(counts.sum(axis=1)).ravel()
-        table = ad.AnnData(counts, patients.obs.assign(library_size=size), obsm={"spatial": places}, layers=layers)
+        table = ad.AnnData(
+            counts, patients.obs.assign(library_size=size), obsm={"spatial": places}, layers=dict(layers)
+        )
         found = find_leaks(table, "patient", layer="smoothed")
         assert [(f.kind, f.sections) for f in found] == [("smoothed labels", "P1_S1")]
         assert find_leaks(table, "patient", layer="honest") == []

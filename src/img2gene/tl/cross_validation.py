@@ -123,10 +123,11 @@ class CrossValidation:
         """
         chosen = self._members(genes)
         columns = [name for name in METRICS if name in chosen]
-        sections = chosen.groupby(["model", self.unit, "section"], sort=False)[columns].mean()
+        keys = ["model", *dict.fromkeys((self.unit, "section"))]
+        sections = chosen.groupby(keys, sort=False)[columns].mean()
         if len(self.structure):
             pairs = self.structure[self.structure["genes"] == genes]
-            sections = sections.join(pairs.set_index(["model", self.unit, "section"])[list(STRUCTURE)])
+            sections = sections.join(pairs.set_index(keys)[list(STRUCTURE)])
         return sections.groupby(["model", self.unit], sort=False).mean().reset_index()
 
     def summary(self, genes: str | None = None, *, metric: str = "pcc", level: float = 0.95) -> pd.DataFrame:

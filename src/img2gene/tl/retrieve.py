@@ -77,8 +77,8 @@ def retrieve(
     >>> ig.pp.embed_patches(sdata, "color-texture")
     >>> ig.tl.fit(sdata, "knn", validate_on=["P3"])
     >>> found = ig.tl.retrieve(sdata, sdata["table"].obs_names[0], n=2, exclude="group")
-    >>> found["group"].unique()
-    array(['P2'], dtype=object)
+    >>> found["group"].unique().tolist()
+    ['P2']
     """
     table = _schema.get_table(sdata, table_key)
     found = resolve_model(sdata, table_key, model, key)
