@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,7 +35,7 @@ _CALIBRATIONS = 3
 
 
 @dataclass
-class NetworkFitting:
+class NetworkFitting(ABC):
     """One fit of networks on frozen embeddings to training data: what does not depend on the network.
 
     The fit itself leaves behind its validations, the weights of the candidates, and the number of epochs.
@@ -113,15 +114,15 @@ class NetworkFitting:
                 predicted += weight * (values - means if name == "ridge" else values)
         return HeldOut(rows, predicted, folds.kind, unit_labels(data, folds)[rows], self._spread(trials))
 
+    @abstractmethod
     def _validate(
         self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress, epochs: int | None = None
     ) -> Any:
         """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _candidates(self, trials: list[Any]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
         """Rows that were held out, and what each candidate says of them: ``"ridge"`` labels, others relative to the mean."""
-        raise NotImplementedError
 
     def _spread(self, trials: list[Any]) -> np.ndarray | None:
         """SD over the members on these rows; None without."""

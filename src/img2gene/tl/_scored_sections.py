@@ -96,6 +96,16 @@ def check_scorable(table: AnnData, model: Model, key: str, table_key: str) -> No
     raise_problems(layer_problems(table, model.labels["layer"], table_key))
 
 
+def measured_genes(table: AnnData, model: Model) -> list[str]:
+    """Genes that the model predicts and the table has, in the order of the model; an error if there are none."""
+    genes = [gene for gene in model.genes if gene in table.var_names]
+    if not genes:
+        raise Img2GeneError(
+            f"None of the model's {len(model.genes)} genes ({listing(model.genes, 5)}) is in the table."
+        )
+    return genes
+
+
 def check_predictor(table: AnnData, model: Model, key: str) -> None:
     """Raise if what is stored under ``key`` was predicted by another model: its split, and so its leaks, may be others."""
     by = _schema.read_json(table, _schema.PREDICTED_BY, default={}).get(key)

@@ -19,6 +19,7 @@ from img2gene.tl._scored_sections import (
     check_leakage,
     check_scorable,
     is_rule,
+    measured_genes,
     measured_sections,
     patient_of,
 )
@@ -141,11 +142,7 @@ def evaluate(
     table = _schema.get_table(sdata, table_key)
     found = resolve_model(sdata, table_key, model, key)
     check_scorable(table, found, key, table_key)
-    genes = [gene for gene in found.genes if gene in table.var_names]
-    if not genes:
-        raise Img2GeneError(
-            f"None of the model's {len(found.genes)} genes ({listing(found.genes, 5)}) is in the table."
-        )
+    genes = measured_genes(table, found)
     chosen = measured_sections(table, found, sections, table_key)
     leaked = check_leakage(table, found, chosen, table_key, allow_leakage)
     columns = table.var_names.get_indexer(genes)

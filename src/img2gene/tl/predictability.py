@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema, metrics
-from img2gene._errors import Img2GeneError, listing, raise_problems
+from img2gene._errors import raise_problems
 from img2gene._expression import count_problems, library_size
 from img2gene._sections import section_labels
 from img2gene._study import positions
@@ -22,6 +22,7 @@ from img2gene.tl._scored_sections import (
     check_leakage,
     check_scorable,
     has_label,
+    measured_genes,
     measured_sections,
     patient_of,
     scored_values,
@@ -112,11 +113,7 @@ def predictability(
     found = resolve_model(sdata, table_key, model, key)
     check_scorable(table, found, key, table_key)
     _check(found, method, n_permutations, fdr)
-    genes = [gene for gene in found.genes if gene in table.var_names]
-    if not genes:
-        raise Img2GeneError(
-            f"None of the model's {len(found.genes)} genes ({listing(found.genes, 5)}) is in the table."
-        )
+    genes = measured_genes(table, found)
     chosen = measured_sections(table, found, sections, table_key)
     check_leakage(table, found, chosen, table_key, allow_leakage)
     rows = np.flatnonzero(np.isin(section_labels(table, table_key), chosen) & has_label(table, found))
