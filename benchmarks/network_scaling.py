@@ -55,7 +55,8 @@ def epoch(n_spots: int, n_genes: int, effect: str) -> dict[str, float]:
     """Seconds of an epoch as training runs it; of a part of its batches, extrapolated, where it takes long."""
     from img2gene.models import create
     from img2gene.models.img2gene.fitting import Fitting, n_batches
-    from img2gene.models.training import Schedule, train
+    from img2gene.models.networks.train import train
+    from img2gene.models.networks.training_task import Schedule
 
     fitting = Fitting(
         create("img2gene", effect=effect, accelerator="cpu").parameters, training_data(n_spots, n_genes), 0

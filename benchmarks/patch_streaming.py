@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 from spatialdata.dataloader import ImageTilesDataset
 
 import img2gene as ig
-from img2gene._patches import stream_patches
+from img2gene._study.patches import stream_patches
 
 PATCH_PX = 224
 

@@ -23,7 +23,7 @@ WAYS = ("plain", "bank", "bank, own group excluded", "bank, through faiss")
 
 
 def unit(n: int, width: int, seed: int) -> np.ndarray:
-    from img2gene.models.retrieval import unit_rows
+    from img2gene.models.reference_bank import unit_rows
 
     return unit_rows(np.random.default_rng(seed).standard_normal((n, width), dtype=np.float32))
 
@@ -32,7 +32,7 @@ def search(way: str, queries: np.ndarray, keys: np.ndarray, k: int) -> Callable[
     """The rows found, as a function of nothing."""
     if way == "plain":
         return lambda: plain(queries, keys, k)
-    from img2gene.models.retrieval import ReferenceBank
+    from img2gene.models.reference_bank import ReferenceBank
 
     groups = np.array(["A", "B", "C", "D"])[np.arange(len(keys)) % 4]
     bank = ReferenceBank(

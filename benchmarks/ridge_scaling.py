@@ -10,7 +10,7 @@ import numpy as np
 from _report import median_seconds, report
 
 from img2gene.models import TrainingData
-from img2gene.models.linear import Ridge
+from img2gene.models.ridge import Ridge
 
 N_SECTIONS = 5
 

@@ -12,7 +12,7 @@ from spatialdata import SpatialData
 
 import img2gene as ig
 from img2gene.encoders import EncoderSpec
-from img2gene.io._build import build_section
+from img2gene.io.sections import build_section
 
 DATA = Path(os.environ.get("IMG2GENE_DATA") or Path(__file__).parents[2] / "shared" / "data")
 MPP, PITCH_PX, N_SIDE = 5.0, 20, 7

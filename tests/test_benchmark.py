@@ -12,14 +12,15 @@ import pytest
 from PIL import Image
 
 import img2gene as ig
-from img2gene.benchmark import cohorts, hest, protocols
+from img2gene.benchmark import cohorts, protocols
 from img2gene.benchmark.__main__ import main, parse_model
 from img2gene.benchmark.references import published
 from img2gene.benchmark.report import intervals
 from img2gene.benchmark.runner import Outcome
+from img2gene.io import hest
 from img2gene.metrics import mean_interval
 from img2gene.tl import CrossValidation
-from img2gene.tl._fold_tasks import Task
+from img2gene.tl._cross_validation.task import Task
 
 SYNTHETIC = ["--cohort", "synthetic", "--encoder", "sparse", "--protocol", "lopo", "--genes", "20"]
 

@@ -16,8 +16,8 @@ from img2gene.metrics import pearson
 from img2gene.models import TrainingData
 from img2gene.models.cmrcnet import Bleep, CMRCNet, fitted, fitting
 from img2gene.models.cmrcnet.network import Architecture, CMRCNetNetwork
-from img2gene.models.linear import Ridge
-from img2gene.models.neighbors import FeatureKNN
+from img2gene.models.knn import FeatureKNN
+from img2gene.models.ridge import Ridge
 
 TINY = {"n_models": 2, "dim": 16, "heads": 2, "n_components": 8, "n_gene_tokens": 2, "batch_size": 24, "k": 6}
 TINY |= {"max_epochs": 8, "n_validations": 1, "patience": 4, "learning_rate": 0.01, "dropout": 0.1}
@@ -234,15 +234,15 @@ def test_a_killed_fit_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, 
 
 
 def test_the_learning_rate_falls_along_a_cosine(monkeypatch):
-    from img2gene.models import _plan
+    from img2gene.models.networks import lightning_module
 
-    seen, step = [], _plan.Plan.on_train_epoch_start
+    seen, step = [], lightning_module.Plan.on_train_epoch_start
 
     def watched(self):
         seen.append(self.optimizers().param_groups[0]["lr"])
         step(self)
 
-    monkeypatch.setattr(_plan.Plan, "on_train_epoch_start", watched)
+    monkeypatch.setattr(lightning_module.Plan, "on_train_epoch_start", watched)
     trained(n_validations=0, max_epochs=5, learning_rate=0.01, final_learning_rate=0.001)
     expected = 0.001 + 0.009 * (1 + np.cos(np.pi * np.arange(5) / 5)) / 2
     np.testing.assert_allclose(seen, expected, rtol=1e-6)

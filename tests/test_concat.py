@@ -10,7 +10,7 @@ from spatialdata.transformations import get_transformation
 import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError
-from img2gene._expression import labels
+from img2gene._study.expression import labels
 
 GENES = {"S1": ("A", "B", "C", "D"), "S2": ("D", "X", "B", "A")}
 

@@ -12,9 +12,9 @@ from scipy import stats
 
 import img2gene as ig
 from img2gene.models import Model
-from img2gene.models.linear import Ridge
-from img2gene.tl import _fold_tasks
-from img2gene.tl.cross_validation import BETWEEN, UNKNOWN, WITHIN, CrossValidation
+from img2gene.models.ridge import Ridge
+from img2gene.tl._cross_validation import task
+from img2gene.tl._cross_validation.result import BETWEEN, UNKNOWN, WITHIN, CrossValidation
 from img2gene.tl.evaluate import METRICS
 
 QUICK = {"models": "ridge", "baselines": False, "n_permutations": 2}
@@ -132,10 +132,8 @@ def test_genes_that_lead_are_chosen_in_every_fold_anew(make_study):
 
 def test_inner_groups_are_handed_to_the_fit(study, monkeypatch):
     seen = []
-    fit = _fold_tasks.fit
-    monkeypatch.setattr(
-        _fold_tasks, "fit", lambda *args, **options: seen.append(options["groups"]) or fit(*args, **options)
-    )
+    fit = task.fit
+    monkeypatch.setattr(task, "fit", lambda *args, **options: seen.append(options["groups"]) or fit(*args, **options))
     ig.tl.cross_validate(study, inner="section", test_on=["A"], **QUICK)
     ig.tl.cross_validate(study, test_on=["A"], **QUICK)
     assert seen == ["section", "patient"]
@@ -143,8 +141,8 @@ def test_inner_groups_are_handed_to_the_fit(study, monkeypatch):
 
 def test_training_rows_are_all_that_a_model_sees(study, monkeypatch):
     fits = []
-    fit = _fold_tasks.fit
-    monkeypatch.setattr(_fold_tasks, "fit", lambda part, **options: fits.append(part) or fit(part, **options))
+    fit = task.fit
+    monkeypatch.setattr(task, "fit", lambda part, **options: fits.append(part) or fit(part, **options))
     ig.tl.cross_validate(study, **QUICK)
     held_out = [set("ABC") - set(part["table"].obs["patient"]) for part in fits]
     assert held_out == [{"A"}, {"B"}, {"C"}]
@@ -176,17 +174,17 @@ def test_study_is_left_as_it_was(study, snapshot):
 def test_interrupted_run_goes_on_with_the_missing_parts_only(study, tmp_path, monkeypatch):
     folder = tmp_path / "cv"
     whole = ig.tl.cross_validate(study, **QUICK)
-    run, trained = _fold_tasks.Task.run, []
+    run, trained = task.Task.run, []
 
     def interrupted(task):
         if task.fold.name == "C":
             raise KeyboardInterrupt
         return run(task)
 
-    monkeypatch.setattr(_fold_tasks.Task, "run", interrupted)
+    monkeypatch.setattr(task.Task, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ig.tl.cross_validate(study, folder=folder, **QUICK)
-    monkeypatch.setattr(_fold_tasks.Task, "run", lambda task: trained.append(task.fold.name) or run(task))
+    monkeypatch.setattr(task.Task, "run", lambda task: trained.append(task.fold.name) or run(task))
     found = ig.tl.cross_validate(study, folder=folder, **QUICK)
     assert trained == ["C"]
     pd.testing.assert_frame_equal(found.scores, whole.scores)
@@ -664,7 +662,7 @@ def test_marks_are_wherever_scores_are(tmp_path):
     assert marked.marks == expected
     text = marked.to_markdown()
     assert "Spots are duplicated." in text
-    for place in (text, repr(marked), marked._repr_html_(), marked.plot().get_title()):
+    for place in (text, repr(marked), marked._repr_html_(), ig.pl.cross_validation(marked).get_title()):
         assert all(mark in place for mark in expected)
     marked.to_csv(tmp_path / "summary.csv", "summary")
     assert set(pd.read_csv(tmp_path / "summary.csv")["smooth"]) == {8}

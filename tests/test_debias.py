@@ -7,8 +7,8 @@ from scipy.stats import norm
 from torch import nn
 
 from img2gene._errors import Img2GeneError
-from img2gene.models import imbalance
-from img2gene.models.debias import (
+from img2gene.models.networks import imbalance
+from img2gene.models.networks.debiasing import (
     EFFECTS,
     Backdoor,
     ExactReference,
@@ -19,7 +19,7 @@ from img2gene.models.debias import (
     confounder_dictionary,
     counterfactual,
 )
-from img2gene.models.imbalance import density_weights
+from img2gene.models.networks.imbalance import density_weights
 
 
 def random(*shape, seed=0):

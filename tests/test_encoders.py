@@ -15,9 +15,16 @@ from spatialdata.transformations import Identity
 import img2gene as ig
 from img2gene import _schema, encoders
 from img2gene._errors import Img2GeneError, MissingKeyError
-from img2gene.encoders import efficientnet, registry
+from img2gene.encoders import registry
 from img2gene.encoders.base import normalise, resize, resolve_amp, resolve_device
-from img2gene.encoders.efficientnet import EfficientNetLite0, PooledStages, load_network, same_padding
+from img2gene.encoders.efficientnet.encoder import build
+from img2gene.encoders.efficientnet.network import (
+    EfficientNetLite0,
+    PooledStages,
+    load_network,
+    pooled_width,
+    same_padding,
+)
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -83,13 +90,13 @@ def test_pooled_stages_are_means_and_sds_of_the_stage_maps(network):
             moments = [stage.mean(axis=(2, 3)) for stage in chosen] + [stage.std(axis=(2, 3)) for stage in chosen]
             found = PooledStages(network, first, last)(images).numpy()
             np.testing.assert_allclose(found, np.concatenate(moments, axis=1), rtol=1e-3, atol=1e-4)
-            assert found.shape[1] == efficientnet.pooled_width((first, last))
+            assert found.shape[1] == pooled_width((first, last))
 
 
 def test_widths_of_the_registered_spans():
     # stem and stages have 32, 16, 24, 40, 80, 112, 192 and 320 channels
-    assert efficientnet.pooled_width((0, 7)) == 2 * 816
-    assert efficientnet.pooled_width((2, 6)) == 2 * (24 + 40 + 80 + 112 + 192)
+    assert pooled_width((0, 7)) == 2 * 816
+    assert pooled_width((2, 6)) == 2 * (24 + 40 + 80 + 112 + 192)
 
 
 def test_same_padding_is_tensorflows():
@@ -179,7 +186,7 @@ def test_devices_and_precision():
     with pytest.raises(Img2GeneError, match="amp='half': choose True, False or 'auto'"):
         resolve_amp("half", "cpu")
     with pytest.raises(Img2GeneError, match='backend="onnx" runs on the CPU'):
-        efficientnet.build(encoders.get("default"), device="meta", amp=None, backend="onnx", span=None)
+        build(encoders.get("default"), device="meta", amp=None, backend="onnx", span=None)
 
 
 def test_without_a_working_timm_the_message_says_how_to_install_it(monkeypatch, tmp_path):
@@ -276,7 +283,7 @@ def turned(sdata, mirrored=False):
 
 @pytest.mark.parametrize(("orientations", "mirrored"), [(4, False), (8, False), (8, True)])
 def test_averaged_orientations_do_not_see_how_the_tissue_was_laid_down(section, orientations, mirrored):
-    from img2gene._embedding import encode
+    from img2gene._study.embedding import encode
 
     model = encoders.load("default", backend="torch", device="cpu")
     before, after = ([part[:2] for part in fields] for fields in turned(section, mirrored))

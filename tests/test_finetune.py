@@ -13,15 +13,17 @@ from torch import nn
 import img2gene as ig
 from img2gene import encoders
 from img2gene._errors import Img2GeneError, MissingKeyError
+from img2gene._study import finetuning as study_finetuning
 from img2gene.encoders.base import TorchEncoder
-from img2gene.encoders.grids import pool_tokens
+from img2gene.encoders.tokens import pool_tokens
 from img2gene.encoders.trainable import load_trainable
-from img2gene.io._build import build_section
+from img2gene.io.sections import build_section
 from img2gene.metrics import pearson
-from img2gene.models import finetuning
-from img2gene.models.ensemble import Single
-from img2gene.models.finetuning import Batch, FineTuning, Options, Regressor, _turned
-from img2gene.models.training import Schedule, Task, train
+from img2gene.models.networks import finetuning
+from img2gene.models.networks.ensemble import Single
+from img2gene.models.networks.finetuning import Batch, FineTuning, Options, Regressor, _turned
+from img2gene.models.networks.train import train
+from img2gene.models.networks.training_task import Schedule, Task
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*num_workers.*:UserWarning")
 
@@ -192,8 +194,8 @@ def test_a_stored_model_predicts_the_same_without_any_embedding(plain, tuned, co
 
 
 def test_predictions_are_those_of_the_features_of_the_adapted_encoder(plain, tuned):
-    from img2gene._embedding import encode
-    from img2gene._patches import stream_patches
+    from img2gene._study.embedding import encode
+    from img2gene._study.patches import stream_patches
     from img2gene.encoders.trainable import load_adapted
 
     adapted = load_adapted(SPEC, tuned.encoder)
@@ -218,10 +220,9 @@ def test_held_out_sections_are_not_looked_at(plain):
 
 
 def test_pixels_in_a_file_give_the_same_weights(plain, monkeypatch):
-    from img2gene import _finetuning
 
     one = fit(plain, finetune_epochs=1)
-    monkeypatch.setattr(_finetuning, "_MEMORY_BYTES", 0)
+    monkeypatch.setattr(study_finetuning, "_MEMORY_BYTES", 0)
     two = fit(plain, finetune_epochs=1)
     for name, value in one.encoder.items():
         np.testing.assert_array_equal(value, two.encoder[name])

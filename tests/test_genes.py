@@ -7,7 +7,7 @@ import scipy.sparse as sp
 import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError
-from img2gene._statistics import gene_statistics
+from img2gene._study.expression import gene_statistics
 from img2gene.metrics import morans_i, neighbor_graph
 
 RANKS = {

@@ -16,7 +16,7 @@ from spatialdata.transformations import Affine, Identity, Scale, Translation, se
 import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError
-from img2gene._patches import field_boxes
+from img2gene._study.patches import field_boxes
 
 # Sections of the fixture: 7 × 7 spots, 20 px apart from (20, 20) on, 11 px wide, 160 × 160 px of 5 µm.
 

@@ -15,13 +15,14 @@ from spatialdata import read_zarr
 import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError
-from img2gene.models import Model, TrainingData, validated
+from img2gene.models import Model, TrainingData
 from img2gene.models.cmrcnet import CMRCNet
-from img2gene.models.debias import EFFECTS, Views
 from img2gene.models.img2gene import Img2Gene, fitting, inference
 from img2gene.models.img2gene.fitted import ShiftScale
-from img2gene.models.losses import normalise_scores
-from img2gene.models.spots import split_sections
+from img2gene.models.networks import fitting as network_fitting
+from img2gene.models.networks.batches import split_sections
+from img2gene.models.networks.debiasing import EFFECTS, Views
+from img2gene.models.networks.losses import normalise_scores
 
 TINY = {"n_models": 2, "dim": 8, "heads": 2, "n_components": 8, "n_latents": 2, "n_neighbors": 3, "batch_size": 16}
 TINY |= {"max_epochs": 6, "n_validations": 1, "patience": 3, "learning_rate": 0.02, "dropout": 0.1}
@@ -438,7 +439,7 @@ def test_a_killed_fit_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, 
 
 
 def test_finished_validations_are_not_trained_again(tmp_path, monkeypatch, uninterrupted):
-    train, labels = validated.train, []
+    train, labels = network_fitting.train, []
 
     def second(task, schedule, *, folder, label):
         labels.append(label)
@@ -446,7 +447,7 @@ def test_finished_validations_are_not_trained_again(tmp_path, monkeypatch, unint
             raise Killed
         return train(task, schedule, folder=folder, label=label)
 
-    monkeypatch.setattr(validated, "train", second)
+    monkeypatch.setattr(network_fitting, "train", second)
     with pytest.raises(Killed):
         fitted(TRAIN, checkpoint_dir=tmp_path / "fit", **RESUMED)
     assert content(fitted(TRAIN, checkpoint_dir=str(tmp_path / "fit"), **RESUMED)) == uninterrupted
@@ -503,7 +504,7 @@ def test_accelerators_and_precisions_that_there_are_not_leave_no_folder_behind(t
         Img2Gene(accelerator="x", precision="float32")
     with pytest.raises(Img2GeneError, match="precision='transformer"):
         CMRCNet(precision="transformer-engine")
-    monkeypatch.setattr(validated, "accelerators", lambda: {"cpu": True, "cuda": False, "gpu": False})
+    monkeypatch.setattr(network_fitting, "accelerators", lambda: {"cpu": True, "cuda": False, "gpu": False})
     for name in ("gpu", "cuda"):
         with pytest.raises(
             Img2GeneError, match=f"accelerator='{name}': this computer has no such device .available: cpu"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import img2gene as ig
-from img2gene import _schema, _study
+from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError
-from img2gene._expression import library_size
+from img2gene._study.expression import library_size
 from img2gene.models import registry
 
 EXTRAS = [(), ("positions",), ("tokens",), ("positions", "tokens")]
@@ -76,7 +76,7 @@ def test_a_predictor_gets_what_it_declares(sections, curious, inputs):
     kind, table = curious(inputs), sections["table"]
     ig.tl.fit(sections, "curious", validate_on=["C"], uncertainty=False)
     ig.tl.predict(sections)
-    expected = {"positions": _study.positions(table), "tokens": table.obsm["X_color-texture_tokens"]}
+    expected = {"positions": study_inputs.positions(table), "tokens": table.obsm["X_color-texture_tokens"]}
     assert set(kind.given) == set(inputs or ())
     for name, values in kind.given.items():
         np.testing.assert_array_equal(values, expected[name])
@@ -87,7 +87,7 @@ def test_a_predictor_gets_what_it_declares(sections, curious, inputs):
         np.testing.assert_array_equal(kind.data.tokens, expected["tokens"][trained])
     np.testing.assert_array_equal(kind.data.positions, expected["positions"][trained])
     known = identity_of(sections)
-    assert ig.get.model(sections).inputs == (known if looks_at_tokens else _study.without_tokens(known))
+    assert ig.get.model(sections).inputs == (known if looks_at_tokens else study_inputs.without_tokens(known))
 
 
 def test_library_sizes_are_those_of_the_training_spots_with_counts(sections, curious):

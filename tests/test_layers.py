@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from img2gene.models.debias import Backdoor
-from img2gene.models.ensemble import Ensemble
-from img2gene.models.layers import (
+from img2gene.models.networks.debiasing import Backdoor
+from img2gene.models.networks.ensemble import Ensemble
+from img2gene.models.networks.layers import (
     Attention,
     CrossModalFusion,
     FeedForward,

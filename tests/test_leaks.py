@@ -8,9 +8,9 @@ import scipy.sparse as sp
 from scipy import stats
 
 import img2gene as ig
-from img2gene import _copies, _smoothing
 from img2gene._errors import Img2GeneError, MissingKeyError
-from img2gene._leaks import find_leaks
+from img2gene._leaks import duplicates, smoothing
+from img2gene._leaks.find import find_leaks
 from img2gene.datasets import synthetic
 from img2gene.metrics import neighbor_graph
 
@@ -230,7 +230,7 @@ def test_identical_rows_are_counted_as_by_brute_force():
     stored = sp.csr_matrix(values + 1)
     stored.data -= 1
     for matrix in (values, sp.csr_matrix(values), sp.csc_matrix(values), stored):
-        shared = _copies.identical_rows(matrix, parts).toarray()
+        shared = duplicates.identical_rows(matrix, parts).toarray()
         off = ~np.eye(3, dtype=bool)
         np.testing.assert_array_equal(shared[off], np.array(expected)[off])
 
@@ -239,11 +239,11 @@ def test_chance_of_identical_counts_is_that_of_two_poisson_counts():
     numbers = np.arange(200)
     same = {mean: np.square(stats.poisson.pmf(numbers, mean)).sum() for mean in (1, 7)}
     for mean, chance in same.items():
-        enough = int(np.ceil(np.log(_copies.MAX_CHANCE) / np.log(chance)))
+        enough = int(np.ceil(np.log(duplicates.MAX_CHANCE) / np.log(chance)))
         for n_genes, expected in ((enough, True), (enough - 1, False)):
             counts = np.zeros((2, 40))
             counts[:, :n_genes] = mean
-            assert _copies.beyond_chance(sp.csr_matrix(counts)).tolist() == [expected] * 2
+            assert duplicates.beyond_chance(sp.csr_matrix(counts)).tolist() == [expected] * 2
 
 
 def test_sparse_spots_that_are_alike_by_chance_are_no_duplicates(patients):
@@ -255,7 +255,7 @@ def test_sparse_spots_that_are_alike_by_chance_are_no_duplicates(patients):
 def test_donor_distance_is_that_of_the_drawn_effects():
     table = cohort(3, 2, 200, batch=0.4, signal=0.0, dropout=0.0)
     _, sections = np.unique(table.obs["section"], return_inverse=True)
-    found = _copies.donor_distances(table.X, sections, np.random.default_rng(0))
+    found = duplicates.donor_distances(table.X, sections, np.random.default_rng(0))
     patient = np.arange(6) // 2
     same = patient[:, None] == patient
     np.testing.assert_allclose(found[same], 0, atol=0.01)
@@ -267,9 +267,9 @@ def test_noise_of_poisson_counts_is_that_of_poisson_counts_whatever_the_library(
     rng = np.random.default_rng(0)
     library, positions = np.exp(rng.normal(size=400)), rng.uniform(size=(400, 2))
     counts = rng.poisson(np.outer(library, np.full(60, 20.0)))
-    assert _smoothing.noise_ratio(counts, library, positions) == pytest.approx(1, abs=0.05)
+    assert smoothing.noise_ratio(counts, library, positions) == pytest.approx(1, abs=0.05)
     means = smooth(counts.astype(float), positions, "k6+self")
-    assert _smoothing.noise_ratio(means, smooth(library[:, None], positions, "k6+self")[:, 0], positions) < 0.3
+    assert smoothing.noise_ratio(means, smooth(library[:, None], positions, "k6+self")[:, 0], positions) < 0.3
 
 
 def test_noise_of_single_genes_is_not_autocorrelated_though_the_genes_are(patients):
@@ -277,15 +277,15 @@ def test_noise_of_single_genes_is_not_autocorrelated_though_the_genes_are(patien
     places = np.asarray(table.obsm["spatial"])
     values = log_labels(table.X.toarray(), table.obs["library_size"].to_numpy())
     assert np.max(ig.metrics.morans_i(values, neighbor_graph(places))) > 0.4
-    assert _smoothing.noise_autocorrelation(values, places) < 0.01
-    assert _smoothing.noise_autocorrelation(smooth(values, places, "k6+self"), places) > 0.3
+    assert smoothing.noise_autocorrelation(values, places) < 0.01
+    assert smoothing.noise_autocorrelation(smooth(values, places, "k6+self"), places) > 0.3
 
 
 def test_too_little_data_tells_nothing():
     counts, places = np.ones((20, 50)), np.random.default_rng(0).uniform(size=(20, 2))
-    assert np.isnan(_smoothing.noise_ratio(counts, np.ones(20), places))
-    assert np.isnan(_smoothing.noise_autocorrelation(counts, places))
-    assert np.isnan(_smoothing.explained_by_neighbors(counts, counts, np.ones(20), places))
+    assert np.isnan(smoothing.noise_ratio(counts, np.ones(20), places))
+    assert np.isnan(smoothing.noise_autocorrelation(counts, places))
+    assert np.isnan(smoothing.explained_by_neighbors(counts, counts, np.ones(20), places))
 
 
 def check_layers(table, smoothings=SMOOTHINGS):

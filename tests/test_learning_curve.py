@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 import img2gene as ig
 from img2gene import Img2GeneError, LeakageError, MissingKeyError
-from img2gene._subsamples import nested_samples
+from img2gene._study.subsets import nested_samples
 from img2gene.models.baselines import TrainingMean
 from img2gene.tl.evaluate import METRICS
 

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import img2gene as ig
 from img2gene import Img2GeneError, LeakageError, MissingKeyError
 from img2gene._errors import near_matches
-from img2gene._localization import best_threshold, pairs_within, smoothed
+from img2gene._study.localization import best_threshold, pairs_within, smoothed
 from img2gene.datasets._genes import GENES
 from img2gene.metrics import auprc, auroc, dice
 

@@ -7,7 +7,7 @@ from scipy.special import logsumexp
 from scipy.stats import nbinom, poisson
 
 from img2gene._errors import Img2GeneError
-from img2gene.models import losses
+from img2gene.models.networks import losses
 
 
 def random(*shape, seed=0):

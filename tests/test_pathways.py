@@ -396,7 +396,7 @@ def test_genes_of_the_tissue_rank_first(planted):
 
 
 def test_morphology_is_adjusted_for_chance_and_centred_by_section(planted):
-    from img2gene.models.linear import centre
+    from img2gene.models.centring import centre
     from img2gene.pathways.enrichment import _components, _explained
 
     _, sections, _, features, _, _ = planted

@@ -16,8 +16,7 @@ from spatialdata.models import Image2DModel
 
 import img2gene as ig
 from img2gene._errors import Img2GeneError
-from img2gene._pixels import RGBImage, prefetch, stream_windows, to_rgb
-from img2gene._sections import open_image
+from img2gene._study.images import RGBImage, open_image, prefetch, stream_windows, to_rgb
 
 
 class CountedArray:

@@ -8,7 +8,7 @@ import pytest
 from img2gene import models
 from img2gene._errors import Img2GeneError
 from img2gene.models import registry
-from img2gene.models.linear import Ridge
+from img2gene.models.ridge import Ridge
 
 LIGHT = """
 import sys

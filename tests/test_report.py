@@ -451,7 +451,7 @@ def test_template_is_part_of_the_package():
 
 
 def test_plot_draws_every_patient_and_the_interval(cv):
-    ax = cv.plot("spearman", "HVG")
+    ax = ig.pl.cross_validation(cv, metric="spearman", genes="HVG")
     means, units = cv.summary("HVG", metric="spearman"), cv.by_unit("HVG")
     drawn = [collection for collection in ax.collections if collection.get_label() in set(units["patient"])]
     for collection in drawn:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from img2gene._errors import Img2GeneError
-from img2gene.models import retrieval
-from img2gene.models.retrieval import Neighbors, ReferenceBank, neighbor_weights, unit_rows
+from img2gene.models import reference_bank
+from img2gene.models.reference_bank import Neighbors, ReferenceBank, neighbor_weights, unit_rows
 
 
 def bank(n=60, d=5, n_genes=3, seed=0):
@@ -29,8 +29,8 @@ def queries(n=17, d=5, seed=1):
 @given(n_queries=st.integers(1, 9), n_keys=st.integers(3, 70), k=st.integers(1, 3), block=st.integers(1, 30))
 def test_the_nearest_are_those_of_brute_force_whatever_the_blocks(n_queries, n_keys, k, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(retrieval._QUERIES, "torch", block)
-        patch.setattr(retrieval, "_REFERENCES", block)
+        patch.setitem(reference_bank._QUERIES, "torch", block)
+        patch.setattr(reference_bank, "_REFERENCES", block)
         references, asked = bank(n_keys), queries(n_queries)
         found = references.nearest(asked, k)
     cosines = unit_rows(asked) @ references.keys.T
@@ -109,7 +109,7 @@ def test_many_queries_are_averaged_like_few(monkeypatch):
     references, asked = bank(), queries(40)
     found = references.nearest(asked, 7)
     whole = references.average(found, "similarity")
-    monkeypatch.setattr(retrieval, "_AVERAGED", 3)
+    monkeypatch.setattr(reference_bank, "_AVERAGED", 3)
     np.testing.assert_array_equal(references.average(found, "similarity"), whole)
     np.testing.assert_allclose(references.average(found), references.values[found.rows].mean(axis=1), rtol=1e-5)
 

@@ -11,9 +11,11 @@ from sklearn.preprocessing import StandardScaler
 from img2gene import models
 from img2gene._errors import Img2GeneError
 from img2gene.metrics import pearson
-from img2gene.models import TrainingData, linear
-from img2gene.models.folds import inner_folds
-from img2gene.models.linear import Ridge, _gene_bins, _inverse_sd, _one_standard_error, decompose
+from img2gene.models import TrainingData
+from img2gene.models import ridge as ridge_module
+from img2gene.models.decomposition import decompose
+from img2gene.models.ridge import Ridge, _gene_bins, _inverse_sd, _one_standard_error
+from img2gene.models.uncertainty.inner_folds import inner_folds
 
 
 def linear_data(n=240, width=12, n_genes=6, *, noise=0.5, n_sections=4, shift=0.0, seed=0):
@@ -387,7 +389,7 @@ def test_the_report_says_how_the_penalty_was_chosen(n_sections):
 def test_predictions_do_not_depend_on_the_blocks_they_are_made_in(monkeypatch, center, n_rows):
     data, new = linear_data(shift=3.0), linear_data(90, n_sections=3, shift=20.0, seed=2)
     model, values = fitted(data, center=center), new.features.astype(np.float64)
-    monkeypatch.setattr(linear, "_BLOCK_ROWS", n_rows)
+    monkeypatch.setattr(ridge_module, "_BLOCK_ROWS", n_rows)
     means = np.array([values[new.sections == name].mean(axis=0) for name in new.sections])
     centred = values - (means if center == "section" else model.arrays["feature_mean"])
     scores = centred / model.arrays["scale"] @ model.arrays["components"].T

@@ -13,9 +13,9 @@ import matplotlib.pyplot as plt
 import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError
-from img2gene._pathways import enrichment_table, fold_context, log_counts, matching_table, stored_pathways
-from img2gene._sections import section_labels
-from img2gene._study import positions
+from img2gene._study.inputs import positions
+from img2gene._study.pathways import enrichment_table, fold_context, log_counts, matching_table, stored_pathways
+from img2gene._study.sections import section_labels
 from img2gene.pathways import aucell, ssgsea, zscore
 
 GENES = tuple(f"G{i:02d}" for i in range(60))
@@ -110,7 +110,7 @@ def test_other_methods_score_the_same_sets(cohort):
 
 
 def test_normalised_counts_are_the_labels_that_models_train_on(cohort):
-    from img2gene._expression import labels
+    from img2gene._study.expression import labels
 
     rows = np.array([3, 60, 5])
     expected = labels(cohort["table"], rows, np.arange(60), layer=None)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from img2gene.models import shift as module
-from img2gene.models.shift import section_means, shift
+from img2gene.models import centring as module
+from img2gene.models.centring import section_means
+from img2gene.models.networks.section_shift import shift
 
 
 def test_means_of_sections_by_hand():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from img2gene._errors import Img2GeneError
-from img2gene.models.spots import compact_parts, gather, split_sections, training_chunks
+from img2gene.models.networks.batches import compact_parts, gather, split_sections, training_chunks
 
 
 def one_section(positions, k=2, pad=False):

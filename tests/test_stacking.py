@@ -6,7 +6,7 @@ from scipy.optimize import nnls
 
 from img2gene.models import components
 from img2gene.models.components import Components
-from img2gene.models.stacking import stack_weights
+from img2gene.models.networks.stacking import stack_weights
 
 RNG = np.random.default_rng(0)
 SECTIONS = np.repeat(["a", "b"], [30, 20])

@@ -11,13 +11,14 @@ import torch
 from spatialdata import read_zarr
 
 import img2gene as ig
-from img2gene import _schema, _study, encoders
-from img2gene._embedding import encode
+from img2gene import _schema, encoders
 from img2gene._errors import Img2GeneError, MissingKeyError
+from img2gene._study import inputs
+from img2gene._study.embedding import encode
 from img2gene.encoders.base import normalise, resize
-from img2gene.encoders.efficientnet import PooledStages, load_network
-from img2gene.encoders.grids import cell_means, cells, pool_tokens
+from img2gene.encoders.efficientnet.network import PooledStages, load_network
 from img2gene.encoders.timm_hub import TimmNetwork
+from img2gene.encoders.tokens import cell_means, cells, pool_tokens
 
 KEY = "X_color-texture_tokens"
 EFFICIENTNETS = ["efficientnet-lite0", "efficientnet-lite0-stages", "efficientnet-lite0-head"]
@@ -47,7 +48,7 @@ def embedded(section):
 
 def stored(sdata, table_key="table"):
     table = sdata[table_key]
-    return _study.tokens(table, _schema.read_json(table, "encoder")["color-texture"], table_key)
+    return inputs.tokens(table, _schema.read_json(table, "encoder")["color-texture"], table_key)
 
 
 def test_cells_are_those_of_adaptive_pooling():

@@ -12,10 +12,11 @@ import torch
 
 import img2gene as ig
 from img2gene._errors import Img2GeneError
-from img2gene.models import training
-from img2gene.models.ensemble import Ensemble
-from img2gene.models.layers import FeedForward, Linear
-from img2gene.models.training import LAST, Schedule, Task, train
+from img2gene.models.networks import train as training
+from img2gene.models.networks.ensemble import Ensemble
+from img2gene.models.networks.layers import FeedForward, Linear
+from img2gene.models.networks.train import LAST, train
+from img2gene.models.networks.training_task import Schedule, Task
 
 WIDTH, N_GENES, N_BATCHES = 4, 2, 4
 RNG = np.random.default_rng(0)
@@ -250,9 +251,10 @@ def test_a_folder_holds_one_checkpoint_and_nothing_else(tmp_path, monkeypatch, c
 FRESH = """
 import torch
 from img2gene import settings
-from img2gene.models.ensemble import Ensemble
-from img2gene.models.layers import Linear
-from img2gene.models.training import Schedule, Task, train
+from img2gene.models.networks.ensemble import Ensemble
+from img2gene.models.networks.layers import Linear
+from img2gene.models.networks.training_task import Schedule, Task
+from img2gene.models.networks.train import train
 
 settings.progress = False
 ensemble = Ensemble(lambda: Linear(2, 1), 1, seed=0)

@@ -15,12 +15,12 @@ import matplotlib.pyplot as plt
 
 import img2gene as ig
 from img2gene import Img2GeneError, MissingKeyError
-from img2gene._expression import labels
+from img2gene._study.expression import labels
 from img2gene.metrics import auroc
 from img2gene.models import HeldOut, TrainingData
-from img2gene.models.calibration import Calibration, _factor, _nested_means, _quantiles, predictive_sd
-from img2gene.models.held_out import cross_fit, fit_held_out
-from img2gene.models.novelty import Ellipsoid, Novelty, deal, sample_rows, unit_weights
+from img2gene.models.uncertainty.calibration import Calibration, _factor, _nested_means, _quantiles, predictive_sd
+from img2gene.models.uncertainty.held_out import cross_fit, fit_held_out
+from img2gene.models.uncertainty.ood import Ellipsoid, Novelty, deal, sample_rows, unit_weights
 
 PARTS = ("img2gene_std", "img2gene_lower", "img2gene_upper")
 

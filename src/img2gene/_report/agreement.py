@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene._errors import Img2GeneError, listing
-from img2gene._expression import labels
 from img2gene._report.blocks import names
 from img2gene._report.sources import Study, Values
+from img2gene._study.expression import labels
 
 if TYPE_CHECKING:
     from img2gene.tl import CrossValidation

@@ -6,6 +6,7 @@ import datetime
 import logging
 import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from img2gene._report.blocks import Chapter
-    from img2gene._report.genes import Choice
+    from img2gene._report.chapters.genes import Choice
     from img2gene._report.subject import Subject
     from img2gene.models import Model
     from img2gene.tl import CrossValidation
@@ -108,8 +109,8 @@ def report(
     >>> ig.report(sdata, f"{tempfile.mkdtemp()}/report.html").name
     'report.html'
     """
+    from img2gene._report.chapters.genes import Choice
     from img2gene._report.figures import plain_style
-    from img2gene._report.genes import Choice
     from img2gene._report.sources import Study
     from img2gene._report.subject import Subject
 
@@ -180,9 +181,8 @@ def _listed(values: str | Sequence[str] | None) -> list[str] | None:
 def _render(subject: Subject, choice: Choice, title: str, asked: dict[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from img2gene import __version__
-    from img2gene._report import data, scores
-    from img2gene._report.notes import warnings_of
+    from img2gene._report.chapters import data, scores
+    from img2gene._report.chapters.notes import warnings_of
     from img2gene._report.subject import marks
 
     found = warnings_of(subject)
@@ -191,7 +191,7 @@ def _render(subject: Subject, choice: Choice, title: str, asked: dict[str, Any])
     )
     return environment.get_template("report.html").render(
         title=title,
-        version=__version__,
+        version=version("img2gene"),
         date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         marks=marks(subject.result) or marks(subject.held_out),
         notice=None if subject.result is None else subject.result.notice,
@@ -212,17 +212,17 @@ def _mismatch(subject: Subject) -> bool:
 
 
 def _chapters(subject: Subject, choice: Choice, asked: dict[str, Any], found: list[str]) -> list[Chapter]:
-    from img2gene._report import data, genes, notes, scores, trust
+    from img2gene._report.chapters import calibration, data, genes, notes, ood, predictability, scores, structure
 
     return [
         data.data_chapter(subject),
         data.splits_chapter(subject),
         scores.scores_chapter(subject),
         genes.genes_chapter(subject, choice),
-        trust.calibration_chapter(subject),
-        trust.structure_chapter(subject),
-        trust.ood_chapter(subject),
-        trust.predictability_chapter(subject),
+        calibration.calibration_chapter(subject),
+        structure.structure_chapter(subject),
+        ood.ood_chapter(subject),
+        predictability.predictability_chapter(subject),
         notes.warnings_chapter(found),
         notes.settings_chapter(subject, asked),
     ]

@@ -12,9 +12,9 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError
-from img2gene._expression import labels, library_size
-from img2gene._sections import section_labels
-from img2gene._study import patient_labels, predicted_values
+from img2gene._study.expression import labels, library_size
+from img2gene._study.predictions import predicted_values
+from img2gene._study.sections import patient_labels, section_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from img2gene import _schema
 from img2gene._errors import MissingKeyError, near
 from img2gene._report.agreement import check_same_study, unlike_sections
 from img2gene._report.sources import HELD_OUT, NEW, TRAINED, Study, Values, readable
+from img2gene.metrics.catalog import direction
 
 if TYPE_CHECKING:
     from img2gene.tl import CrossValidation
 
 _REFERENCES = ("ridge", "ridge, not centred", "feature k-NN", "permutation null")
 FOLD = "held out"
+THRESHOLD = 99.0
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _evaluate(study: Study, seed: int) -> tuple[CrossValidation | None, str]:
 
 def _scores(study: Study, fresh: list[str], seed: int) -> CrossValidation:
     from img2gene.tl import CrossValidation, evaluate
-    from img2gene.tl.cross_validation import BETWEEN, UNKNOWN, WITHIN
+    from img2gene.tl._cross_validation.result import BETWEEN, UNKNOWN, WITHIN
 
     scores = evaluate(
         study.sdata,
@@ -171,3 +174,23 @@ def _fold(study: Study, fresh: list[str]) -> pd.DataFrame:
     facts |= {"n_train_spots": model.report.get("n_spots"), "n_test_spots": int(np.isin(study.sections, fresh).sum())}
     facts |= {"n_train_sections": len(model.report.get("sections", [])), "n_genes": len(model.genes)}
     return pd.DataFrame([facts])
+
+
+def better_is(result: CrossValidation, metric: str) -> str | None:
+    """What a better score is, in words; None where that is not known, as of coverage without its level."""
+    if metric == "coverage":
+        level = result.settings.get("level")
+        return None if level is None else f"nearer to {level:.0%}"
+    way = direction(metric)
+    return "nearer to 0" if way == "zero" else way
+
+
+def uncertainty_facts(subject: Subject) -> tuple[float, float]:
+    """Nominal level of the intervals, and percentile beyond which a spot is unlike the training data."""
+    study = subject.study
+    found = {} if study is None else _schema.read_json(study.table, "uncertainty", default={}).get(study.key, {})
+    calibration = None if study is None else getattr(study.model, "calibration", None)
+    level = found.get("level", getattr(calibration, "level", np.nan))
+    if subject.keeps_values:
+        level = subject.cv.settings.get("level", level)  # type: ignore[union-attr]
+    return float(level), float(found.get("ood_threshold", getattr(calibration, "threshold", THRESHOLD)))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near
-from img2gene.benchmark import hest
 from img2gene.benchmark.layouts import LAYOUTS, Section
+from img2gene.io import hest
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -59,7 +59,7 @@ class Embeddings:
         from spatialdata import SpatialData
 
         from img2gene import encoders, pp
-        from img2gene._embedding import embedding_identity
+        from img2gene._study.embedding import embedding_identity
         from img2gene.pp.patches import DEFAULT_FIELDS_UM
 
         sdata = section.sdata
@@ -81,7 +81,7 @@ class Embeddings:
 
     def _compute(self, section: Section, identity: dict[str, Any]) -> np.ndarray:
         from img2gene import encoders, pp
-        from img2gene._embedding import encode
+        from img2gene._study.embedding import encode
         from img2gene.settings import settings
 
         if section.crops is None:
@@ -99,7 +99,7 @@ def _region_key(table: Any) -> str:
 
 def _digest(section: Section, identity: dict[str, Any]) -> str:
     """A fingerprint of everything that the embedding depends on: pixels, windows, encoder."""
-    from img2gene._sections import scale0
+    from img2gene._study.images import scale0
 
     table = section.sdata["table"]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())

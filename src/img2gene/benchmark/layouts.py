@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from img2gene import _schema
-from img2gene.benchmark import hest
+from img2gene.io import hest
 
 if TYPE_CHECKING:
     import numpy as np

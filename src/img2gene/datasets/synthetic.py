@@ -197,7 +197,7 @@ def _draw_patient(rng: np.random.Generator, name: str, parameters: Parameters) -
 def _draw_section(
     seed: np.random.SeedSequence, name: str, patient: _Patient, effects: _counts.GeneEffects, parameters: Parameters
 ) -> SpatialData:
-    from img2gene.io._build import build_section
+    from img2gene.io.sections import build_section
 
     # Streams of their own, so that the image stays the same whatever is asked of the expression.
     layout, picture, expression = (np.random.default_rng(child) for child in seed.spawn(3))

@@ -10,8 +10,8 @@ from torch import nn
 
 from img2gene._errors import Img2GeneError
 from img2gene.encoders.base import TorchEncoder, resolve_amp, resolve_device
-from img2gene.encoders.grids import pool_tokens
-from img2gene.encoders.registry import EncoderSpec
+from img2gene.encoders.spec import EncoderSpec
+from img2gene.encoders.tokens import pool_tokens
 
 if TYPE_CHECKING:
     from img2gene.encoders.base import Encoder

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from img2gene.encoders.base import TorchEncoder
-    from img2gene.encoders.registry import EncoderSpec
+    from img2gene.encoders.spec import EncoderSpec
 
 
 def load_trainable(spec: EncoderSpec, *, device: str | None = None, amp: bool | str | None = None) -> TorchEncoder:

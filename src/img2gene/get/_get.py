@@ -8,8 +8,8 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, listing
-from img2gene._patches import specification, stream_patches
-from img2gene._sections import regions
+from img2gene._study.patches import specification, stream_patches
+from img2gene._study.sections import regions
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

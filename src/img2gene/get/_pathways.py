@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError
-from img2gene._pathways import from_columns, required_pathways, stored_pathways
+from img2gene._study.pathways import from_columns, required_pathways, stored_pathways
 
 if TYPE_CHECKING:
     import pandas as pd

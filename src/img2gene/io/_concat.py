@@ -15,7 +15,7 @@ from scipy.sparse import SparseEfficiencyWarning
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, listing, raise_problems
-from img2gene._expression import library_size
+from img2gene._study.expression import library_size
 
 if TYPE_CHECKING:
     from anndata import AnnData

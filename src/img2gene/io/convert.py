@@ -8,9 +8,9 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
-from img2gene._sections import section_labels
-from img2gene.io._build import build_section
+from img2gene._study.sections import section_labels
 from img2gene.io._concat import concat_sections
+from img2gene.io.sections import build_section
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -124,7 +124,7 @@ def from_anndata(
 def _section(
     adata: AnnData, name: str, library: dict, spot_um: float, patient_key: str | None, image: str
 ) -> SpatialData:
-    from img2gene._pixels import to_rgb
+    from img2gene._study.images import to_rgb
 
     _schema.check_name(name, "library")
     if image not in library.get("images", {}):

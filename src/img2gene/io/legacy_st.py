@@ -11,7 +11,7 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, listing, raise_problems
-from img2gene._expression import count_problems
+from img2gene._study.expression import count_problems
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -83,7 +83,7 @@ def read_legacy_st(
     Ståhl et al., "Visualization and analysis of gene expression in tissue sections by spatial transcriptomics",
     Science 2016; Andersson et al., Nat Commun 2021 (spot files).
     """
-    from img2gene.io._build import build_section
+    from img2gene.io.sections import build_section
 
     _schema.check_name(section, "section")
     pixels = image if isinstance(image, np.ndarray) else _read_image(Path(image))
@@ -103,7 +103,7 @@ def read_legacy_st(
 def _read_image(path: Path) -> np.ndarray:
     from PIL import Image
 
-    from img2gene._pixels import to_rgb
+    from img2gene._study.images import to_rgb
 
     # Whole-slide images exceed Pillow's guard against decompression bombs; the file is the user's own.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

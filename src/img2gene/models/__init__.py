@@ -1,10 +1,12 @@
 """Models on plain arrays."""
 
-from img2gene.models.base import Model, Predictor, TrainingData, UsesPathways
-from img2gene.models.calibration import Calibration, Prediction
-from img2gene.models.held_out import CrossFitted, HasMembers, HeldOut
+from img2gene.models.data import TrainingData
+from img2gene.models.model import Model
+from img2gene.models.predictor import Predictor, UsesPathways
+from img2gene.models.reference_bank import Neighbors, ReferenceBank, Retrieves
 from img2gene.models.registry import create, get, list, register
-from img2gene.models.retrieval import Neighbors, ReferenceBank, Retrieves
+from img2gene.models.uncertainty.calibration import Calibration, Prediction
+from img2gene.models.uncertainty.held_out import CrossFitted, HasMembers, HeldOut
 
 __all__ = [
     "Calibration",

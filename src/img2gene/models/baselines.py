@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from img2gene._errors import Img2GeneError, listing
-from img2gene.models.base import TrainingData
+from img2gene.models.data import TrainingData
 
 
 class TrainingMean:

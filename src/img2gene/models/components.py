@@ -33,7 +33,8 @@ class Components:
     @classmethod
     def fit(cls, features: np.ndarray, sections: np.ndarray, k: int, *, center: str, seed: int) -> Components:
         """Components of features (n, …, width); of at most 20,000 rows, chosen at random."""
-        from img2gene.models.linear import centre, decompose
+        from img2gene.models.centring import centre
+        from img2gene.models.decomposition import decompose
 
         flat = features.reshape(-1, features.shape[-1])
         names = np.repeat(sections, len(flat) // max(len(sections), 1))

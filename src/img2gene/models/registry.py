@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
-from img2gene.models.base import EXTRA_INPUTS, Predictor, declared_inputs
+from img2gene.models.predictor import EXTRA_INPUTS, Predictor, declared_inputs
 
 # Imported when asked for, as networks bring torch along.
 _BUILT_IN = {
@@ -16,9 +16,9 @@ _BUILT_IN = {
     "cmrcnet": "img2gene.models.cmrcnet.predictor:CMRCNet",
     "coordinates": "img2gene.models.baselines:CoordinateKNN",
     "img2gene": "img2gene.models.img2gene.predictor:Img2Gene",
-    "knn": "img2gene.models.neighbors:FeatureKNN",
+    "knn": "img2gene.models.knn:FeatureKNN",
     "mean": "img2gene.models.baselines:TrainingMean",
-    "ridge": "img2gene.models.linear:Ridge",
+    "ridge": "img2gene.models.ridge:Ridge",
 }
 _REGISTRY: dict[str, type[Predictor]] = {}
 _loaded: builtins.list[bool] = []
@@ -37,7 +37,7 @@ def register(predictor: type[Predictor]) -> type[Predictor]:
     Examples
     --------
     >>> import img2gene as ig
-    >>> from img2gene.models.linear import Ridge
+    >>> from img2gene.models.ridge import Ridge
     >>> class Stiff(Ridge):
     ...     name = "stiff"
     >>> ig.models.register(Stiff).name

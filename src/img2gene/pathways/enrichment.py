@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from img2gene._errors import Img2GeneError, raise_problems
 from img2gene.metrics import morans_i, neighbor_graph
-from img2gene.models.linear import centre
+from img2gene.models.centring import centre
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,10 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import MissingKeyError, listing, missing
-from img2gene._patches import specification
-from img2gene._sections import Geometry, locate, section_labels, thumbnail
+from img2gene._study.geometry import Geometry, locate
+from img2gene._study.images import thumbnail
+from img2gene._study.patches import specification
+from img2gene._study.sections import section_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -8,7 +8,7 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import MissingKeyError, listing, missing
-from img2gene._localization import (
+from img2gene._study.localization import (
     agreement,
     annotated,
     inside_column,

@@ -8,7 +8,7 @@ import numpy as np
 
 from img2gene import _schema, get
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
-from img2gene._patches import specification
+from img2gene._study.patches import specification
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

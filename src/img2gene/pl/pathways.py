@@ -8,8 +8,8 @@ import numpy as np
 
 from img2gene import _schema, get
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
-from img2gene._pathways import enrichment_table, required_pathways, stored_pathways
-from img2gene._sections import section_labels
+from img2gene._study.pathways import enrichment_table, required_pathways, stored_pathways
+from img2gene._study.sections import section_labels
 from img2gene.io.model_store import stored_models
 from img2gene.pl._tissue import Canvas, canvases, color_limits, draw
 from img2gene.tl.contributions import pathway_contributions

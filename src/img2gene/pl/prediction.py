@@ -10,8 +10,8 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import MissingKeyError, listing, near_matches
-from img2gene._expression import labels
-from img2gene._study import predicted_values
+from img2gene._study.expression import labels
+from img2gene._study.predictions import predicted_values
 from img2gene.pl._tissue import Canvas, canvases, draw, gene_columns
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema, encoders
-from img2gene._embedding import VIEWS, embedding_identity, input_side, stream_embedding
 from img2gene._errors import Img2GeneError, listing
-from img2gene._patches import specification
+from img2gene._study.embedding import VIEWS, embedding_identity, input_side, stream_embedding
+from img2gene._study.patches import specification
 from img2gene.settings import settings
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing
-from img2gene._expression import labels, layer_problems, name_problems
-from img2gene._sections import section_labels
-from img2gene._statistics import gene_statistics
+from img2gene._study.expression import gene_statistics, labels, layer_problems, name_problems
+from img2gene._study.sections import section_labels
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -9,10 +9,12 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, raise_problems
-from img2gene._microns import resolve_mpp
-from img2gene._patches import field_boxes
-from img2gene._sections import Geometry, locate, scale0, section_labels, thumbnail
-from img2gene._tissue import box_fractions, tissue_mask
+from img2gene._study.geometry import Geometry, locate
+from img2gene._study.images import scale0, thumbnail
+from img2gene._study.microns import resolve_mpp
+from img2gene._study.patches import field_boxes
+from img2gene._study.sections import section_labels
+from img2gene._study.tissue import box_fractions, tissue_mask
 
 if TYPE_CHECKING:
     from anndata import AnnData

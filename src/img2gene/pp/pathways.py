@@ -12,10 +12,10 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
-from img2gene._expression import layer_problems, library_size, name_problems
-from img2gene._pathways import log_counts, set_columns, to_columns
-from img2gene._sections import section_labels
-from img2gene._study import choose_encoder, embedding, positions
+from img2gene._study.expression import layer_problems, library_size, name_problems
+from img2gene._study.inputs import choose_encoder, embedding, positions
+from img2gene._study.pathways import log_counts, set_columns, to_columns
+from img2gene._study.sections import section_labels
 from img2gene.pathways import match_gene_sets, read_gene_sets
 from img2gene.pathways.context import METHODS, choose_pathways, score_spots
 from img2gene.pathways.gene_sets import ORGANISMS

@@ -9,8 +9,8 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, missing, raise_problems
-from img2gene._sections import scale0, thumbnail
-from img2gene._tissue import box_fractions, tissue_mask
+from img2gene._study.images import scale0, thumbnail
+from img2gene._study.tissue import box_fractions, tissue_mask
 from img2gene.pp.patches import DEFAULT_FIELDS_UM, extract_patches
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 """Train, predict, evaluate."""
 
+from img2gene.tl._cross_validation.result import CrossValidation
 from img2gene.tl.contributions import pathway_contributions
 from img2gene.tl.correlation import GeneCorrelation, gene_correlation
 from img2gene.tl.cross_validate import cross_validate
-from img2gene.tl.cross_validation import CrossValidation
 from img2gene.tl.evaluate import evaluate, summarize
 from img2gene.tl.fit import fit
 from img2gene.tl.leaks import check_leaks

@@ -16,10 +16,10 @@ import pandas as pd
 
 from img2gene import _schema, metrics
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near, raise_problems
-from img2gene._sections import section_labels
+from img2gene._study.sections import section_labels
 from img2gene.models import Model
 from img2gene.tl._gene_modules import cluster_genes, module_table
-from img2gene.tl._scored_sections import (
+from img2gene.tl._scoring.selection import (
     check_leakage,
     check_scorable,
     is_rule,

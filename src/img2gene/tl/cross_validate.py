@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
+from img2gene._checks import genes_problems, whole_problems
 from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
-from img2gene._expression import layer_problems, library_size, name_problems
-from img2gene._sections import group_labels
-from img2gene._subset import subset
+from img2gene._study.expression import layer_problems, library_size, name_problems
+from img2gene._study.sections import group_labels
+from img2gene._study.subsets import subset
 from img2gene.settings import settings
-from img2gene.tl._arguments import genes_problems, whole_problems
-from img2gene.tl._candidates import ModelsGiven, completed, model_candidates
-from img2gene.tl._cv_plan import Plan
-from img2gene.tl._fold_tasks import Options
-from img2gene.tl._outer_folds import OuterFolds
-from img2gene.tl.cross_validation import CrossValidation
+from img2gene.tl._cross_validation.candidates import ModelsGiven, completed, model_candidates
+from img2gene.tl._cross_validation.folds import OuterFolds
+from img2gene.tl._cross_validation.result import CrossValidation
+from img2gene.tl._cross_validation.run import Plan
+from img2gene.tl._cross_validation.task import Options
 from img2gene.tl.evaluate import BASELINE_ROWS, GeneGroups, with_markers
 from img2gene.tl.fit import Genes, level_problems
 

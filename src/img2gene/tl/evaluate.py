@@ -12,10 +12,12 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near_matches
-from img2gene._sections import section_labels
+from img2gene._study.sections import section_labels
+from img2gene.metrics.catalog import METRICS
 from img2gene.models import Model
 from img2gene.settings import settings
-from img2gene.tl._scored_sections import (
+from img2gene.tl._scoring.section import MEAN, NULL, ORACLE, SectionValues, pool
+from img2gene.tl._scoring.selection import (
     check_leakage,
     check_scorable,
     is_rule,
@@ -23,7 +25,6 @@ from img2gene.tl._scored_sections import (
     measured_sections,
     patient_of,
 )
-from img2gene.tl._section_scores import MEAN, METRICS, NULL, ORACLE, SectionValues, pool
 from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:

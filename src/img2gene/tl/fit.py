@@ -12,26 +12,15 @@ import numpy as np
 
 from img2gene import _schema, encoders, models
 from img2gene._errors import Img2GeneError, LeakageError, Problems, listing, raise_problems
-from img2gene._expression import TARGET_SUM, labels, layer_problems, library_size, name_problems
-from img2gene._finetuning import StudyFineTuning, check_images, identity_for
-from img2gene._pathways import context_facts, fold_context
-from img2gene._sections import group_labels, section_labels
-from img2gene._statistics import gene_statistics
-from img2gene._study import (
-    Inputs,
-    Split,
-    choose_encoder,
-    embedding,
-    patient_labels,
-    positions,
-    section_names,
-    split,
-    tokens,
-    without_tokens,
-)
+from img2gene._study.expression import TARGET_SUM, gene_statistics, labels, layer_problems, library_size, name_problems
+from img2gene._study.finetuning import StudyFineTuning, check_images, identity_for
+from img2gene._study.inputs import Inputs, choose_encoder, embedding, positions, tokens, without_tokens
+from img2gene._study.pathways import context_facts, fold_context
+from img2gene._study.sections import group_labels, patient_labels, section_labels, section_names
+from img2gene._study.splits import Split, split
 from img2gene.models import Calibration, Model, Predictor, TrainingData, UsesPathways
-from img2gene.models.base import declared_inputs
-from img2gene.models.held_out import fit_held_out
+from img2gene.models.predictor import declared_inputs
+from img2gene.models.uncertainty.held_out import fit_held_out
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
@@ -233,7 +222,7 @@ def _finetuning(
 ) -> StudyFineTuning:
     """Fine-tuning that is ready to run: of an encoder that can be, on images that are there."""
     from img2gene.encoders.trainable import check_trainable
-    from img2gene.models.finetuning import Options
+    from img2gene.models.networks.finetuning import Options
 
     table = _schema.get_table(sdata, table_key)
     problems = Problems()

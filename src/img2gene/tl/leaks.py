@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._leaks import Finding, find_leaks
-from img2gene._study import choose_encoder
+from img2gene._leaks.find import Finding, find_leaks
+from img2gene._study.inputs import choose_encoder
 from img2gene.settings import settings
 
 if TYPE_CHECKING:

@@ -13,18 +13,18 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
+from img2gene._checks import genes_problems, whole_problems
 from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
-from img2gene._expression import labels, library_size
-from img2gene._sections import group_labels, section_labels
-from img2gene._study import named_groups, positions
-from img2gene._subsamples import UNITS, nested_samples, sample_problems
-from img2gene._subset import subset
-from img2gene.models.resume import fingerprint
+from img2gene._study.expression import labels, library_size
+from img2gene._study.inputs import positions
+from img2gene._study.sections import group_labels, section_labels
+from img2gene._study.splits import named_groups
+from img2gene._study.subsets import UNITS, nested_samples, sample_problems, subset
+from img2gene.models.networks.checkpoints import fingerprint
 from img2gene.settings import settings
-from img2gene.tl._arguments import genes_problems, whole_problems
-from img2gene.tl._candidates import ModelsGiven, model_candidates
-from img2gene.tl._fold_tasks import located, with_own_folder
-from img2gene.tl._results_folder import part_key
+from img2gene.tl._cross_validation.candidates import ModelsGiven, model_candidates
+from img2gene.tl._cross_validation.checkpoint import part_key
+from img2gene.tl._cross_validation.task import located, with_own_folder
 from img2gene.tl.evaluate import METRICS, GeneGroups, evaluate, group_members, summarize
 from img2gene.tl.fit import Genes, fit
 from img2gene.tl.predict import predict

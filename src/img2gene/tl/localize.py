@@ -13,8 +13,9 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing, near_matches, raise_problems
-from img2gene._expression import labels, layer_problems
-from img2gene._localization import (
+from img2gene._study.expression import labels, layer_problems
+from img2gene._study.inputs import positions
+from img2gene._study.localization import (
     agreement,
     annotated,
     best_threshold,
@@ -28,10 +29,10 @@ from img2gene._localization import (
     score_column,
     smoothed,
 )
-from img2gene._sections import section_labels
-from img2gene._study import positions, predicted_values
+from img2gene._study.predictions import predicted_values
+from img2gene._study.sections import section_labels
 from img2gene.models import Model
-from img2gene.tl._scored_sections import check_leakage, check_predictor, choose_sections, patient_of
+from img2gene.tl._scoring.selection import check_leakage, check_predictor, choose_sections, patient_of
 from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, raise_problems
-from img2gene._sections import section_labels
-from img2gene._study import Inputs, embedding, positions, tokens
+from img2gene._study.inputs import Inputs, embedding, positions, tokens
+from img2gene._study.sections import section_labels
 from img2gene.models import Calibration, Model
 
 if TYPE_CHECKING:
@@ -215,12 +215,12 @@ def model_inputs(
 def _inputs(sdata: SpatialData, table: AnnData, model: Model, table_key: str) -> Inputs:
     """The stored embedding, or that by the model's own fine-tuned encoder."""
     if "finetuned" in model.inputs:
-        from img2gene import _finetuning
+        from img2gene._study import finetuning
 
-        identity = _finetuning.current_identity(table, model.inputs, table_key)
+        identity = finetuning.current_identity(table, model.inputs, table_key)
         raise_problems(_differences(model.inputs, identity, table_key))
-        _finetuning.check_images(sdata, table, table_key)
-        return _finetuning.embed_adapted(sdata, table_key, identity, model.encoder)
+        finetuning.check_images(sdata, table, table_key)
+        return finetuning.embed_adapted(sdata, table_key, identity, model.encoder)
     identity = matching_identity(table, model, table_key)
     found = tokens(table, identity, table_key) if "tokens" in model.extra_inputs else None
     return Inputs(identity, embedding(table, identity, table_key), found)

@@ -12,13 +12,13 @@ import pandas as pd
 
 from img2gene import _schema, metrics
 from img2gene._errors import raise_problems
-from img2gene._expression import count_problems, library_size
-from img2gene._sections import section_labels
-from img2gene._study import positions
+from img2gene._study.expression import count_problems, library_size
+from img2gene._study.inputs import positions
+from img2gene._study.sections import section_labels
 from img2gene.metrics.reliability import MIN_GENES, method_problems
 from img2gene.models import Model
 from img2gene.settings import settings
-from img2gene.tl._scored_sections import (
+from img2gene.tl._scoring.selection import (
     check_leakage,
     check_scorable,
     has_label,

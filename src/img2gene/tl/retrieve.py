@@ -11,10 +11,10 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
-from img2gene._sections import group_labels, section_labels
-from img2gene._study import positions
+from img2gene._study.inputs import positions
+from img2gene._study.sections import group_labels, section_labels
 from img2gene.models import Model
-from img2gene.models.retrieval import ReferenceBank, Retrieves
+from img2gene.models.reference_bank import ReferenceBank, Retrieves
 from img2gene.tl.predict import model_inputs, resolve_model
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from img2gene.encoders.base import resolve_device
-from img2gene.models.base import with_prefix
+from img2gene.models.centring import check_centring
 from img2gene.models.cmrcnet.network import Architecture, CMRCNetNetwork
 from img2gene.models.components import Components, project_tokens, stored_components
-from img2gene.models.ensemble import Ensemble, unit_members
-from img2gene.models.linear import Ridge, check_centring
-from img2gene.models.retrieval import ReferenceBank, unit_rows
+from img2gene.models.data import with_prefix
+from img2gene.models.networks.ensemble import Ensemble, unit_members
+from img2gene.models.reference_bank import ReferenceBank, unit_rows
+from img2gene.models.ridge import Ridge
 
 PARTS = ("ridge", "retrieval", "regression")
 _BLOCK = 2048

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from img2gene.models.centring import centre
 from img2gene.models.cmrcnet.fitted import (
     PARTS,
     FittedCMRCNet,
@@ -23,12 +24,12 @@ from img2gene.models.cmrcnet.network import Architecture, Pairs
 from img2gene.models.cmrcnet.objective import Objective
 from img2gene.models.cmrcnet.parameters import Parameters
 from img2gene.models.components import project_tokens
-from img2gene.models.ensemble import Ensemble
-from img2gene.models.linear import centre
-from img2gene.models.resume import Progress
-from img2gene.models.retrieval import ReferenceBank
-from img2gene.models.training import Run, Schedule, Task
-from img2gene.models.validated import NetworkFitting, mean_correlation, scored_genes, train_stage, weigh
+from img2gene.models.networks.checkpoints import Progress
+from img2gene.models.networks.ensemble import Ensemble
+from img2gene.models.networks.fitting import NetworkFitting, train_stage, weigh
+from img2gene.models.networks.training_task import Run, Schedule, Task
+from img2gene.models.reference_bank import ReferenceBank
+from img2gene.models.validation import mean_correlation, scored_genes
 
 _STEPS = 400
 # Reference spots that epochs are chosen with.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from img2gene.models.layers import (
+from img2gene.models.networks.layers import (
     CrossModalFusion,
     Linear,
     ProjectionHead,

@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from img2gene.models import losses
 from img2gene.models.cmrcnet.network import CMRCNetNetwork, Pairs
+from img2gene.models.networks import losses
 
 
 @dataclass(frozen=True)
 class Objective:
     """The loss, L = λ_c log(1 + L_c) + λ_r log(1 + L_r) + λ_y log(1 + MSE(ŷ, y)).
 
-    L_c is the contrastive loss (:func:`~img2gene.models.losses.contrastive`), L_r the reconstruction loss
-    (:func:`~img2gene.models.losses.reconstruction`); the last term, of the regression head, is not part of the paper's.
+    L_c is the contrastive loss (:func:`~img2gene.models.networks.losses.contrastive`), L_r the reconstruction loss
+    (:func:`~img2gene.models.networks.losses.reconstruction`); the last term, of the regression head, is not part of the paper's.
 
     Attributes
     ----------

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from img2gene._checks import bound_problems, choice_problems, positive_problems, share_problems
 from img2gene._errors import raise_problems
-from img2gene.models.options import (
-    NetworkParameters,
-    bound_problems,
-    choice_problems,
-    positive_problems,
-    share_problems,
-)
-from img2gene.models.retrieval import SEARCHES, WEIGHTINGS
+from img2gene.models.networks.parameters import NetworkParameters
+from img2gene.models.reference_bank import SEARCHES, WEIGHTINGS
 
 OUTPUTS = ("mixture", "retrieval", "regression")
 KEYS = ("image", "expression", "both")

@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene.models.base import TrainingData
+from img2gene.models.centring import check_centring
 from img2gene.models.cmrcnet.fitted import FittedCMRCNet
 from img2gene.models.cmrcnet.fitting import Fitting
 from img2gene.models.cmrcnet.parameters import Parameters
-from img2gene.models.held_out import HeldOut
-from img2gene.models.linear import check_centring
-from img2gene.models.retrieval import Neighbors, ReferenceBank, check_size
-from img2gene.models.validated import NetworkPredictor
+from img2gene.models.data import TrainingData
+from img2gene.models.networks.fitting import NetworkPredictor
+from img2gene.models.reference_bank import Neighbors, ReferenceBank, check_size
+from img2gene.models.uncertainty.held_out import HeldOut
 
 _BLEEP: dict[str, Any] = {
     "output": "retrieval",

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from img2gene._errors import Img2GeneError
-from img2gene.models.base import TARGET_SUM, with_prefix
+from img2gene.models.centring import section_means
 from img2gene.models.components import Components, project_tokens, stored_components
-from img2gene.models.debias import Views, calibrate
-from img2gene.models.ensemble import Ensemble, unit_members
+from img2gene.models.data import TARGET_SUM, with_prefix
 from img2gene.models.img2gene.inference import SpotArrays, embed, predictions, section_views
 from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
-from img2gene.models.linear import Ridge
-from img2gene.models.retrieval import Neighbors, ReferenceBank
-from img2gene.models.shift import section_means, shift
-from img2gene.models.spots import split_sections
+from img2gene.models.networks.batches import split_sections
+from img2gene.models.networks.debiasing import Views, calibrate
+from img2gene.models.networks.ensemble import Ensemble, unit_members
+from img2gene.models.networks.section_shift import shift
+from img2gene.models.reference_bank import Neighbors, ReferenceBank
+from img2gene.models.ridge import Ridge
 
 PARTS = ("ridge", "own view", "network", "retrieval")
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from img2gene.models.centring import section_means
 from img2gene.models.components import project_tokens
-from img2gene.models.debias import confounder_dictionary
-from img2gene.models.ensemble import Ensemble
 from img2gene.models.img2gene.fitted import (
     PARTS,
     FittedImg2Gene,
@@ -29,12 +28,15 @@ from img2gene.models.img2gene.network import Architecture
 from img2gene.models.img2gene.objective import Objective, Targets
 from img2gene.models.img2gene.parameters import Parameters
 from img2gene.models.img2gene.targets import TargetArrays
-from img2gene.models.resume import Progress
-from img2gene.models.retrieval import ReferenceBank
-from img2gene.models.shift import section_means, shift
-from img2gene.models.spots import Batch, Section, gather, split_sections, training_chunks
-from img2gene.models.training import Run, Schedule, Task
-from img2gene.models.validated import NetworkFitting, mean_correlation, scored_genes, train_stage, weigh
+from img2gene.models.networks.batches import Batch, Section, gather, split_sections, training_chunks
+from img2gene.models.networks.checkpoints import Progress
+from img2gene.models.networks.debiasing import confounder_dictionary
+from img2gene.models.networks.ensemble import Ensemble
+from img2gene.models.networks.fitting import NetworkFitting, train_stage, weigh
+from img2gene.models.networks.section_shift import shift
+from img2gene.models.networks.training_task import Run, Schedule, Task
+from img2gene.models.reference_bank import ReferenceBank
+from img2gene.models.validation import mean_correlation, scored_genes
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from img2gene.models.debias import Views
-from img2gene.models.ensemble import Ensemble, unit_members
 from img2gene.models.img2gene.network import Outputs
-from img2gene.models.spots import Section
+from img2gene.models.networks.batches import Section
+from img2gene.models.networks.debiasing import Views
+from img2gene.models.networks.ensemble import Ensemble, unit_members
 
 _BLOCK = 512
 

@@ -8,9 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from img2gene.models.debias import Backdoor, Views, counterfactual
-from img2gene.models.layers import Attention, Linear, Neighborhood, PathwayAttention, SectionSummary, SpotEncoder
-from img2gene.models.spots import Batch
+from img2gene.models.networks.batches import Batch
+from img2gene.models.networks.debiasing import Backdoor, Views, counterfactual
+from img2gene.models.networks.layers import (
+    Attention,
+    Linear,
+    Neighborhood,
+    PathwayAttention,
+    SectionSummary,
+    SpotEncoder,
+)
 
 VIEWS = ("own", "around", "section")
 
@@ -30,7 +37,7 @@ class Architecture:
     dim, heads, n_neighbors, n_latents, dropout
         Hidden width, attention heads, size of the neighbourhood, latents of the section, dropout rate.
     effect
-        One of :data:`img2gene.models.debias.EFFECTS`.
+        One of :data:`img2gene.models.networks.debiasing.EFFECTS`.
     neighborhood, section
         Whether those views are looked at.
     counts
@@ -99,7 +106,7 @@ class Img2GeneNetwork(nn.Module):
     --------
     >>> import torch
     >>> from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
-    >>> from img2gene.models.spots import Batch
+    >>> from img2gene.models.networks.batches import Batch
     >>> network = Img2GeneNetwork(Architecture(n_components=6, n_genes=5, n_neighbors=2))
     >>> spots, near = torch.arange(4), torch.tensor([[1, 2]] * 4)
     >>> batch = Batch(torch.randn(4, 6), torch.zeros(4, 0, 0), spots, near, spots, torch.zeros(4, 2, 2))

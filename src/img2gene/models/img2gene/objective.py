@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from img2gene.models import losses
 from img2gene.models.img2gene.network import Img2GeneNetwork, Outputs
-from img2gene.models.spots import Batch
+from img2gene.models.networks import losses
+from img2gene.models.networks.batches import Batch
 
 OBJECTIVES = ("gaussian", "balanced", "negative_binomial")
 

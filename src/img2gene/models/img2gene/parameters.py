@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from img2gene._checks import bound_problems, choice_problems, share_problems
 from img2gene._errors import raise_problems
-from img2gene.models.options import NetworkParameters, bound_problems, choice_problems, share_problems
+from img2gene.models.networks.parameters import NetworkParameters
 
 RIDGE_ROLES = ("mixture", "residual", "none")
 WEIGHTINGS = ("none", "density")
@@ -46,8 +47,8 @@ class Parameters(NetworkParameters):
 
     def check(self) -> None:
         """Raise with everything that is wrong."""
-        from img2gene.models.debias import EFFECTS
         from img2gene.models.img2gene.objective import OBJECTIVES
+        from img2gene.models.networks.debiasing import EFFECTS
 
         choices = {"effect": EFFECTS, "objective": OBJECTIVES, "weighting": WEIGHTINGS, "ridge": RIDGE_ROLES}
         raise_problems(

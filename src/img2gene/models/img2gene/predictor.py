@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from img2gene._errors import raise_problems
-from img2gene.models.base import TrainingData
-from img2gene.models.held_out import HeldOut
+from img2gene.models.data import TrainingData
 from img2gene.models.img2gene.fitted import FittedImg2Gene
 from img2gene.models.img2gene.fitting import Fitting
 from img2gene.models.img2gene.parameters import Parameters
-from img2gene.models.retrieval import Neighbors, ReferenceBank
-from img2gene.models.spots import split_sections
-from img2gene.models.validated import NetworkPredictor
+from img2gene.models.networks.batches import split_sections
+from img2gene.models.networks.fitting import NetworkPredictor
+from img2gene.models.reference_bank import Neighbors, ReferenceBank
+from img2gene.models.uncertainty.held_out import HeldOut
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Img2Gene(NetworkPredictor):
     """Debiased, pathway-informed prediction: Img2Gene on frozen embeddings, beside a ridge that it is weighed against.
 
     An ensemble of networks looks at each spot, at its nearest spots and at the whole section, fuses the three, and takes a
-    causal effect of what it sees (:mod:`img2gene.models.debias`). It is trained on labels, on pathway scores, and on
+    causal effect of what it sees (:mod:`img2gene.models.networks.debiasing`). It is trained on labels, on pathway scores, and on
     coherence between the spots' embeddings and their expression. Sections (or groups) of the training data are left out in
     turn to choose the number of epochs and the weights of ridge, own view, full network and retrieval; then all is fitted to
     all training data.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from img2gene.models.base import TARGET_SUM, TrainingData
-from img2gene.models.imbalance import density_weights
+from img2gene.models.centring import centre
+from img2gene.models.data import TARGET_SUM, TrainingData
 from img2gene.models.img2gene.objective import Targets
 from img2gene.models.img2gene.parameters import Parameters
-from img2gene.models.linear import centre
-from img2gene.models.spots import Section
+from img2gene.models.networks.batches import Section
+from img2gene.models.networks.imbalance import density_weights
 
 
 @dataclass

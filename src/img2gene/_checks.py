@@ -1,0 +1,79 @@
+"""Checks of arguments that several functions take; each returns what is wrong, for one error with all of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from img2gene._errors import listing
+
+_WHOLE, _NUMBER = (int, np.integer), (int, float, np.number)
+
+
+def choice_problems(parameters: object, options: Mapping[str, Iterable[str]]) -> list[str]:
+    """Parameters that are none of their options."""
+    return [
+        f"{name}={getattr(parameters, name)!r}: choose one of {listing(known)}."
+        for name, known in options.items()
+        if getattr(parameters, name) not in known
+    ]
+
+
+def bound_problems(parameters: object, least: Mapping[str, float]) -> list[str]:
+    """Parameters below their least value, or no numbers, or no whole ones where such are declared; None is left to others."""
+    declared = inspect.signature(type(parameters)).parameters
+    problems = []
+    for name, bound in least.items():
+        value = getattr(parameters, name)
+        whole = name in declared and str(declared[name].annotation).startswith("int")
+        fits = isinstance(value, _WHOLE if whole else _NUMBER)
+        if value is None or (fits and value >= bound):
+            continue
+        kind = "" if fits else "a whole number, " if whole else "a number, "
+        problems.append(f"{name}={value!r}: expected {kind}at least {bound}.")
+    return problems
+
+
+def share_problems(parameters: object, names: Iterable[str]) -> list[str]:
+    """Parameters that are no share between 0 and 1."""
+    values = {name: getattr(parameters, name) for name in names}
+    return [
+        f"{name}={value!r}: expected 0 to 1."
+        for name, value in values.items()
+        if not (isinstance(value, _NUMBER) and 0 <= value <= 1)
+    ]
+
+
+def positive_problems(parameters: object, names: Iterable[str]) -> list[str]:
+    """Parameters that are not positive."""
+    values = {name: getattr(parameters, name) for name in names}
+    return [
+        f"{name}={value!r}: expected a positive number."
+        for name, value in values.items()
+        if not (isinstance(value, _NUMBER) and value > 0)
+    ]
+
+
+def whole_problems(name: str, value: Any, least: int, *, optional: bool = False) -> list[str]:
+    """An argument that is no whole number, or below its least value.
+
+    Examples
+    --------
+    >>> from img2gene._checks import whole_problems
+    >>> whole_problems("n_folds", 2.0, 2)
+    ['n_folds=2.0: expected a whole number, 2 or more.']
+    """
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if (optional and value is None) or (whole and value >= least):
+        return []
+    return [f"{name}={value!r}: expected {'' if whole else 'a whole number, '}{least} or more."]
+
+
+def genes_problems(genes: object) -> list[str]:
+    """Genes that are neither names nor their number."""
+    if genes is None or isinstance(genes, (int, np.integer, Iterable)):
+        return []
+    return [f"genes={genes!r}: expected names of genes, a whole number of them, or None."]

@@ -1,0 +1,1 @@
+"""Leaks between the groups of a split."""

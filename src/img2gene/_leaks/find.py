@@ -1,0 +1,383 @@
+"""Leaks between the groups of a split: looked for in names, values and noise of a study's table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from img2gene import _schema
+from img2gene._errors import listing, raise_problems
+from img2gene._leaks import duplicates, smoothing
+from img2gene._study.expression import count_problems, label_problems, layer_problems, library_size
+from img2gene._study.inputs import embedding
+from img2gene._study.patches import centers_of
+from img2gene._study.sections import group_labels, patient_labels, section_labels
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+# Limits, with the margins measured around them, are documented in docs/guide/validation.md.
+MAX_MATCHING = 0.5
+MIN_DONOR_DISTANCE = 0.35
+MIN_NOISE_RATIO = 0.75
+MAX_NOISE_AUTOCORRELATION = 0.08
+MAX_EXPLAINED = 0.1
+# Squared distances to the nearest and the second nearest spot: expression has its noise twice, an embedding has none.
+_CLOSER = {"expression": 0.5, "embedding": 0.25}
+# Patients less than this apart (an SD of some 0.07 in log expression) cannot be told from one.
+_MIN_TYPICAL_DISTANCE = 0.01
+_MATCHED_GENES, _MIN_MATCHED_GENES = 500, 10
+_MAX_SPOTS = 5000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One leak.
+
+    Attributes
+    ----------
+    kind
+        ``"shared patient"``, ``"similar sections"``, ``"duplicated spots"``, ``"smoothed labels"`` or ``"panel"``.
+    severity
+        ``"error"`` if scores of the split cannot be honest, ``"warning"`` if somebody has to look.
+    sections, groups
+        Whom it concerns, as text.
+    value, threshold
+        The number that shows the leak, and what it was compared with.
+    message
+        What was found where, and what to do.
+    """
+
+    kind: str
+    severity: str
+    sections: str
+    groups: str
+    value: float
+    threshold: float
+    message: str
+
+
+def find_leaks(
+    table: AnnData,
+    groups: str,
+    *,
+    layer: str | None = None,
+    identity: dict[str, Any] | None = None,
+    uses_panel: bool = True,
+    table_key: str = "table",
+    seed: int = 0,
+) -> list[Finding]:
+    """Look for leaks between the groups of a split in which each is held out once.
+
+    Parameters
+    ----------
+    table
+        Table of the study; it is not changed. Where X holds no counts, sections are compared by their embedding alone.
+    groups
+        Column of obs that is held out by.
+    layer
+        Labels; by default those made of X.
+    identity
+        Which embedding is looked at, see :func:`img2gene._study.inputs.choose_encoder`; None for none.
+    uses_panel
+        Whether the genes of ``var["panel"]`` are those that are predicted.
+    table_key
+        Its name, for messages.
+    seed
+        Seed of the spots that are drawn.
+
+    Returns
+    -------
+    Errors first; empty if nothing was found.
+
+    Raises
+    ------
+    Img2GeneError
+        No such column or layer, or values that are missing or infinite.
+    """
+    if layer is not None:
+        raise_problems(layer_problems(table, layer, table_key))
+    raise_problems(label_problems(table.X, f"`sdata['{table_key}'].X`"))
+    study = _Study.of(table, groups, table_key)
+    found = [
+        *_shared(study),
+        *_duplicated(study, identity),
+        *_similar(study, identity, seed),
+        *_smoothed(study, layer, seed),
+        *_panel(study, uses_panel),
+    ]
+    return sorted(found, key=lambda finding: finding.severity != "error")
+
+
+@dataclass(frozen=True)
+class _Study:
+    """A table with the section, group and patient (None where not recorded) of each row."""
+
+    table: AnnData
+    table_key: str
+    column: str
+    sections: np.ndarray
+    groups: np.ndarray
+    patients: np.ndarray | None
+    counted: bool
+
+    @classmethod
+    def of(cls, table: AnnData, column: str, table_key: str) -> _Study:
+        sections, groups = section_labels(table, table_key), group_labels(table, column, table_key)
+        patients = patient_labels(table)
+        if patients is None:
+            logger.warning('no obs["patient"]: whether one patient is in several groups is told from the data alone')
+        counted = not count_problems(table.X, "X") and bool((library_size(table) > 0).any() and table.X.sum() > 0)
+        return cls(table, table_key, column, sections, groups, patients, counted)
+
+    def filled(self) -> np.ndarray:
+        """Rows with counts; all where X holds none, be it values on another scale or nothing but zeros."""
+        if not self.counted:
+            return np.arange(self.table.n_obs)
+        return np.flatnonzero((np.asarray(self.table.X.sum(axis=1)).ravel() > 0) & (library_size(self.table) > 0))
+
+    def finding(
+        self, kind: str, severity: str, rows: np.ndarray, value: float, threshold: float, message: str
+    ) -> Finding:
+        """A finding about the sections and groups of ``rows``."""
+        sections, groups = (listing(np.unique(labels[rows])) for labels in (self.sections, self.groups))
+        return Finding(kind, severity, sections, groups, float(value), float(threshold), message)
+
+    def of_sections(self, names: Any) -> np.ndarray:
+        """Rows of some sections."""
+        return np.flatnonzero(np.isin(self.sections, names))
+
+
+def _shared(study: _Study) -> Iterator[Finding]:
+    """Patients, or sections where patients are not recorded, that are in several groups."""
+    units, what = (study.sections, "section") if study.patients is None else (study.patients, "patient")
+    for name in np.unique(units):
+        rows = np.flatnonzero(units == name)
+        members = np.unique(study.groups[rows])
+        if len(members) > 1:
+            text = (
+                f"The {what} {name} is in {len(members)} groups of `{study.column}` ({listing(members)}): training and test sets "
+                f'share it. Split with `groups="{what}"`.'
+            )
+            yield study.finding("shared patient", "error", rows, len(members), 1, text)
+
+
+def _duplicated(study: _Study, identity: dict[str, Any] | None) -> Iterator[Finding]:
+    """Count vectors and embeddings that occur in two places."""
+    names, parts = np.unique(np.column_stack([study.sections, study.groups]), axis=0, return_inverse=True)
+    parts = parts.ravel()
+    counts = study.table.X
+    shared = {"counts": duplicates.identical_rows(counts, parts, duplicates.beyond_chance(counts))}
+    if identity is not None:
+        values = embedding(study.table, identity, study.table_key)
+        shared["embeddings"] = duplicates.identical_rows(values, parts, _telling(study.table, values, study.sections))
+    for what, matrix in shared.items():
+        pairs = sp.triu(matrix, 1).tocoo()
+        for one, other, n in zip(pairs.row, pairs.col, pairs.data, strict=True):
+            (first, group), (second, other_group) = names[one], names[other]
+            text = (
+                f"{int(n)} spots of `{first}` (group {group}) and `{second}` (group {other_group}) have identical {what}: the "
+                "same tissue under two names. Drop one of the sections, or give both the same patient."
+            )
+            severity = "error" if group != other_group else "warning"
+            rows = np.flatnonzero(np.isin(parts, [one, other]))
+            yield study.finding("duplicated spots", severity, rows, n, 0, text)
+
+
+def _telling(table: AnnData, values: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """Embeddings that only the same patch can have: with tissue, varying, and only once in their section."""
+    telling = values.std(axis=1) > 0
+    if _schema.PATCH_TISSUE in table.obs:
+        telling &= table.obs[_schema.PATCH_TISSUE].to_numpy(dtype=float) >= 0.1
+    # Blank patches are alike within a section too.
+    keys = np.rec.fromarrays([np.unique(sections, return_inverse=True)[1].ravel(), duplicates.digests(values)])
+    _, codes, times = np.unique(keys, return_inverse=True, return_counts=True)
+    return telling & (times == 1)[codes.ravel()]
+
+
+def _similar(study: _Study, identity: dict[str, Any] | None, seed: int) -> Iterator[Finding]:
+    """Sections of different patients (of different groups, where patients are not recorded) that look like the same."""
+    filled = study.filled()
+    names, sections = np.unique(study.sections, return_inverse=True)
+    known = study.groups if study.patients is None else study.patients
+    units = np.array([listing(np.unique(known[sections == s])) for s in range(len(names))])
+    different = np.triu(units[:, None] != units, 1)
+    if not different.any():
+        return
+    rng = np.random.default_rng(seed)
+    looked_at = {}
+    if study.counted and study.table.n_vars >= _MIN_MATCHED_GENES:
+        looked_at["expression"] = (_stabilised(study.table, filled), filled)
+    if identity is not None:
+        looked_at["embedding"] = (_scaled(embedding(study.table, identity, study.table_key)), np.arange(len(sections)))
+    for what, (values, rows) in looked_at.items():
+        share = duplicates.matching_share(values, sections[rows], units, _CLOSER[what], rng)
+        for one, other in np.argwhere(different & (np.nan_to_num(share) >= MAX_MATCHING)):
+            evidence = f"{share[one, other]:.0%} of the spots of one have a near-identical {what} in the other"
+            yield _similar_finding(study, names[[one, other]], share[one, other], MAX_MATCHING, evidence)
+    if study.counted:
+        yield from _same_donor(study, filled, sections, names, different, rng)
+
+
+def _similar_finding(study: _Study, names: np.ndarray, value: float, threshold: float, evidence: str) -> Finding:
+    text = (
+        f"`{names[0]}` and `{names[1]}` look like the same patient: {evidence}. If they are, give both the same "
+        f'`sdata["{study.table_key}"].obs["patient"]` and split with `groups="patient"`.'
+    )
+    return study.finding("similar sections", "warning", study.of_sections(names), value, threshold, text)
+
+
+def _same_donor(
+    study: _Study,
+    filled: np.ndarray,
+    sections: np.ndarray,
+    names: np.ndarray,
+    different: np.ndarray,
+    rng: np.random.Generator,
+) -> Iterator[Finding]:
+    """Pairs of sections whose pseudobulks are much closer than is usual between patients; needs three such pairs."""
+    n_spots = np.bincount(sections[filled], minlength=len(names))
+    if different.sum() < 3 or n_spots.min() < duplicates.MIN_SPOTS:
+        return
+    distances = duplicates.donor_distances(study.table.X[filled], sections[filled], rng)
+    if distances is None:
+        return
+    typical = np.median(distances[different])
+    if typical < _MIN_TYPICAL_DISTANCE:
+        return
+    for one, other in np.argwhere(different & (distances < MIN_DONOR_DISTANCE * typical)):
+        ratio = max(distances[one, other] / typical, 0.0)
+        evidence = f"beyond tissue and noise, their expression differs by {ratio:.2f} of what is usual between patients"
+        yield _similar_finding(study, names[[one, other]], ratio, MIN_DONOR_DISTANCE, evidence)
+
+
+def _stabilised(table: AnnData, rows: np.ndarray) -> np.ndarray:
+    """Square roots of depth-corrected counts, so that noise is alike for all genes."""
+    library = library_size(table)[rows]
+    order = np.argsort(-np.asarray(table.X.mean(axis=0)).ravel(), kind="stable")[:_MATCHED_GENES]
+    values = _dense(table.X[rows][:, np.sort(order)]) * (np.median(library) / library[:, None])
+    return np.sqrt(values).astype(np.float32)
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    spread = values.std(axis=0)
+    return (values[:, spread > 0] / spread[spread > 0]).astype(np.float32)
+
+
+def _smoothed(study: _Study, layer: str | None, seed: int) -> Iterator[Finding]:
+    """Sections whose counts or labels carry the noise of their neighbours."""
+    table = study.table
+    places = _places(table)
+    if places is None:
+        logger.warning("no patches and no obsm['spatial']: whether labels are smoothed cannot be checked")
+        return
+    rng = np.random.default_rng(seed)
+    filled = study.filled()
+    measured: dict[str, dict[str, float]] = {}
+    for name in np.unique(study.sections):
+        rows, counted = filled[study.sections[filled] == name], study.counted
+        if layer is not None and not len(rows):
+            rows, counted = study.of_sections([name]), False
+        rows = _patch_of(rows, places, rng)
+        if len(rows) < smoothing.MIN_SPOTS:
+            continue
+        for test, value in _noise_of(table, rows, places[rows], layer, counted).items():
+            measured.setdefault(test, {})[str(name)] = value
+    if layer is not None and not _any_known(measured, ("labels", "explained")):
+        logger.warning('too few spots or genes: whether layers["%s"] is smoothed cannot be checked', layer)
+    labels = "X" if layer is None else f'layers["{layer}"]'
+    for test, (threshold, sign, text) in _tests(labels).items():
+        values = measured.get(test, {})
+        failed = [name for name, value in values.items() if sign * (value - threshold) > 0]
+        if failed:
+            worst = max((values[name] for name in failed), key=lambda value: sign * value)
+            message = (
+                f"The labels of {listing(failed)} were averaged over neighbouring spots: {text.format(worst)}. Spots then tell "
+                "of each other, and scores are those of an easier problem. Use the raw counts."
+            )
+            yield study.finding("smoothed labels", "error", study.of_sections(failed), worst, threshold, message)
+
+
+def _any_known(measured: dict[str, dict[str, float]], tests: tuple[str, ...]) -> bool:
+    return any(np.isfinite(value) for test in tests for value in measured.get(test, {}).values())
+
+
+def _tests(labels: str) -> dict[str, tuple[float, int, str]]:
+    """Threshold, side on which it fails, and wording of each test of noise."""
+    return {
+        "ratio": (MIN_NOISE_RATIO, -1, "counts of neighbours in X differ by {:.2f} of what Poisson counts must"),
+        "counts": (MAX_NOISE_AUTOCORRELATION, 1, "the noise of single genes in X has a Moran's I of {:.2f}"),
+        "labels": (MAX_NOISE_AUTOCORRELATION, 1, f"the noise of single genes in {labels} has a Moran's I of {{:.2f}}"),
+        "explained": (MAX_EXPLAINED, 1, f"neighbours explain {{:.0%}} of what the own count leaves of {labels}"),
+    }
+
+
+def _noise_of(
+    table: AnnData, rows: np.ndarray, places: np.ndarray, layer: str | None, counted: bool
+) -> dict[str, float]:
+    """The tests of one section: of its counts, and of the layer beside or without them."""
+    if not counted:
+        own = (table.X if layer is None else table.layers[layer])[rows]
+        return {"labels": smoothing.noise_autocorrelation(_dense(own[:, smoothing.label_genes(own)]), places)}
+    genes = smoothing.leading_genes(table.X[rows])
+    counts = _dense(table.X[rows][:, genes])
+    library = library_size(table)[rows]
+    # Rounding replaces the noise of rarer genes by its own.
+    scaled = np.log1p(smoothing.TARGET_SUM * counts[:, counts.mean(axis=0) > 1] / library[:, None])
+    found = {
+        "ratio": smoothing.noise_ratio(counts, library, places),
+        "counts": smoothing.noise_autocorrelation(scaled, places),
+    }
+    if layer is not None:
+        values = _dense(table.layers[layer][rows][:, genes])
+        found["explained"] = smoothing.explained_by_neighbors(values, counts, library, places)
+    return found
+
+
+def _places(table: AnnData) -> np.ndarray | None:
+    """Centres of the spots in units of their section."""
+    if _schema.PATCH_BBOX in table.obsm:
+        return centers_of(table, np.arange(table.n_obs))
+    return np.asarray(table.obsm["spatial"], dtype=float) if "spatial" in table.obsm else None
+
+
+def _patch_of(rows: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """All rows, or of many the 5,000 around one drawn at random: neighbours have to stay."""
+    if len(rows) <= _MAX_SPOTS:
+        return rows
+    distance = np.square(places[rows] - places[rng.choice(rows)]).sum(axis=1)
+    return np.sort(rows[np.argsort(distance, kind="stable")[:_MAX_SPOTS]])
+
+
+def _panel(study: _Study, uses_panel: bool) -> Iterator[Finding]:
+    """A gene panel that sections of the split chose."""
+    if not uses_panel or _schema.PANEL not in study.table.var:
+        return
+    hint = (
+        "Let every fold choose with `genes=<number>`, or choose on other sections (`pp.select_genes(…, sections=…)`)."
+    )
+    record = _schema.read_json(study.table, "panel", default={}).get("sections")
+    if record is None:
+        text = f'It is unknown where the genes of `var["{_schema.PANEL}"]` were chosen; on test sections, they leak. {hint}'
+        everything = np.arange(study.table.n_obs)
+        yield study.finding("panel", "warning", everything, float("nan"), float("nan"), text)
+        return
+    rows = study.of_sections(record)
+    members = np.unique(study.groups[rows])
+    if len(members):
+        severity = "error" if len(members) > 1 else "warning"
+        text = (
+            f"The gene panel was chosen on sections of {len(members)} groups ({listing(members)}) that the split holds out in "
+            f"turn. {hint}"
+        )
+        yield study.finding("panel", severity, rows, len(members), 0, text)
+
+
+def _dense(matrix: Any) -> np.ndarray:
+    return np.asarray(matrix.toarray() if sp.issparse(matrix) else matrix, dtype=np.float64)

@@ -1,0 +1,153 @@
+"""Fine-tuning within a study: pixels of the training spots, and their embedding by the adapted encoder."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene import _schema, encoders
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._study.embedding import embedding_identity, encode, progress, stream_embedding
+from img2gene._study.inputs import Inputs
+from img2gene._study.patches import specification, stream_patches
+from img2gene._study.sections import regions
+from img2gene.models.data import TrainingData
+from img2gene.settings import settings
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from img2gene.encoders.base import TorchEncoder
+    from img2gene.models.networks.finetuning import Options
+
+_MEMORY_BYTES = 4 * 2**30
+_ORIENTATIONS = 2
+
+
+@dataclass(frozen=True)
+class StudyFineTuning:
+    """Fine-tuning of an encoder on the training spots of a study."""
+
+    sdata: SpatialData
+    table_key: str
+    identity: dict[str, Any]
+    options: Options
+
+    def run(
+        self,
+        values: np.ndarray,
+        sections: np.ndarray,
+        groups: np.ndarray,
+        places: np.ndarray,
+        rows: np.ndarray,
+        *,
+        seed: int,
+    ) -> Inputs:
+        """Train the encoder on ``rows``, of which labels, sections, groups and positions are given, and embed them anew."""
+        from img2gene.encoders.base import resolve_amp, resolve_device
+        from img2gene.encoders.trainable import load_trainable
+        from img2gene.models.networks.finetuning import FineTuning
+
+        device = resolve_device(None)
+        encoder = load_trainable(encoders.get(self.identity["name"]), device=device)
+        with tempfile.TemporaryFile() as file:
+            pixels, features = self._read(encoder, rows, file)
+            adapted = FineTuning(
+                encoder,
+                encoders.get(self.identity["name"]),
+                pixels,
+                TrainingData(features, values, sections, groups, places),
+                self.options,
+                seed,
+                device,
+                "bf16-mixed" if resolve_amp(None, device) else "32-true",
+            ).run()
+        identity = self.identity | {
+            "finetuned": {
+                "mode": self.options.mode,
+                "epochs": adapted.report["epochs"],
+                "learning_rate": self.options.learning_rate,
+            }
+        }
+        features, tokens = embed(self.sdata, self.table_key, encoder, identity, rows)
+        return Inputs(identity, features, tokens, adapted.weights, adapted.report)
+
+    def _read(self, encoder: TorchEncoder, rows: np.ndarray, file: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels uint8 (n, n_fields, 3, side, side) as the network takes them, and the frozen features."""
+        from img2gene.encoders.base import resize
+
+        side, n_fields = self.identity["input_px"], len(self.identity["patch_um"])
+        shape = (len(rows), n_fields, 3, side, side)
+        # Every epoch shuffles, so that pixels that do not fit are kept decoded in a file rather than decoded again.
+        large = np.prod(shape, dtype=np.int64) > _MEMORY_BYTES
+        pixels: np.ndarray = np.memmap(file, np.uint8, "w+", shape=shape) if large else np.empty(shape, dtype=np.uint8)
+        features = np.empty((len(rows), self.identity["width"]), dtype=np.float32)
+        order = np.argsort(rows)
+        batches = stream_patches(self.sdata, self.table_key, settings.batch_size, settings.num_workers, rows)
+        for found, windows in progress(batches, len(rows), "read patches"):
+            at = order[np.searchsorted(rows, found, sorter=order)]
+            for number, field_ in enumerate(windows.fields):
+                pixels[at, number] = resize(field_, side).numpy()
+            features[at] = encode(encoder, windows.fields, side, self.identity["orientations"])[0]
+        return pixels, features
+
+
+def embed(
+    sdata: SpatialData, table_key: str, encoder: TorchEncoder, identity: dict[str, Any], rows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Features and tokens of all rows, or of some, by an adapted encoder."""
+    encoder.network.eval()
+    return stream_embedding(sdata, table_key, encoder, identity, settings.batch_size, settings.num_workers, rows)
+
+
+def embed_adapted(
+    sdata: SpatialData, table_key: str, identity: dict[str, Any], weights: dict[str, np.ndarray]
+) -> Inputs:
+    """All rows embedded by the encoder with changed weights."""
+    from img2gene.encoders.trainable import load_adapted
+
+    encoder = load_adapted(encoders.get(identity["name"]), weights)
+    return Inputs(identity, *embed(sdata, table_key, encoder, identity), weights)
+
+
+def identity_for(table: AnnData, encoder: str | None, table_key: str, *, tokens: bool) -> dict[str, Any]:
+    """Identity of the embedding that an encoder makes of the patches: the one named, the only one stored, or the default.
+
+    Orientations, and the number of tokens where they are wanted, are those of a stored embedding by this encoder.
+    """
+    patches = specification(table, table_key)
+    known = _schema.read_json(table, "encoder", default={})
+    if encoder is None and len(known) > 1:
+        raise Img2GeneError(f"Several embeddings are stored ({listing(known)}); say which encoder with `encoder=`.")
+    spec = encoders.get(encoder or next(iter(known), "default"))
+    stored = known.get(spec.name, {})
+    return embedding_identity(
+        spec, patches, stored.get("orientations", _ORIENTATIONS), stored.get("tokens") if tokens else None
+    )
+
+
+def current_identity(table: AnnData, wanted: dict[str, Any], table_key: str) -> dict[str, Any]:
+    """Identity of the embedding that the patches of a study give where a fine-tuned model asks for ``wanted``."""
+    patches = specification(table, table_key)
+    spec = encoders.get(wanted["name"])
+    return embedding_identity(spec, patches, wanted["orientations"], wanted.get("tokens"))
+
+
+def check_images(sdata: SpatialData, table: AnnData, table_key: str) -> None:
+    """Raise if an image of the patches is gone."""
+    recorded = specification(table, table_key)["regions"]
+    for name in (recorded[region]["image"] for region in regions(table, table_key)):
+        if name not in sdata.images:
+            raise MissingKeyError(
+                missing(
+                    name,
+                    "sdata.images",
+                    sdata.images,
+                    "Fine-tuned encoders read the patches' pixels: put the image back, or run "
+                    "`img2gene.pp.extract_patches` again.",
+                )
+            )

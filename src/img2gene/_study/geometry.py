@@ -1,0 +1,205 @@
+"""The sections of a study as arrays: rows, spot positions in image pixels, spot size, image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
+from img2gene._study.images import scale0
+from img2gene._study.sections import regions
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+_MAX_ANISOTROPY = 0.02
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the spots of one region lie in their image.
+
+    Attributes
+    ----------
+    region
+        Name of the region element.
+    image_key
+        Name of the image element.
+    rows
+        (n,) rows of the table.
+    centers
+        float (n, 2): row and column of the spot centres in pixels of the scale-0 image.
+    spot_px
+        Median spot diameter (side of a square, equivalent diameter of a polygon) in image pixels; NaN for points.
+    units_per_px
+        Units of the region's own coordinates per image pixel.
+    """
+
+    region: str
+    image_key: str
+    rows: np.ndarray
+    centers: np.ndarray
+    spot_px: float
+    units_per_px: float
+
+
+def locate(sdata: SpatialData, table_key: str, images: str | Mapping[str, str] | None = None) -> list[Geometry]:
+    """Geometry of every region of a table; all problems are raised together."""
+    table = _schema.get_table(sdata, table_key)
+    found, problems = [], Problems()
+    for region, rows in regions(table, table_key).items():
+        with problems.collect():
+            found.append(_locate_region(sdata, table, region, rows, images))
+    problems.raise_all()
+    return found
+
+
+def _locate_region(
+    sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, images: str | Mapping[str, str] | None
+) -> Geometry:
+    if region not in sdata:
+        raise MissingKeyError(missing(region, "sdata", [*sdata.shapes, *sdata.labels], "It is named by the table."))
+    image_key = choose_image(sdata, table, region, images)
+    xy, diameter = _instances(sdata, table, region, rows)
+    matrix = _matrix(sdata, region, image_key)
+    scale = _isotropic_scale(matrix, region, image_key)
+    xy = xy @ matrix[:2, :2].T + matrix[:2, 2]
+    return Geometry(region, image_key, rows, xy[:, ::-1].copy(), diameter * scale, 1 / scale)
+
+
+def choose_image(sdata: SpatialData, table: AnnData, region: str, images: str | Mapping[str, str] | None = None) -> str:
+    """The image of a region: the one asked for, the one its reader recorded, else the largest in its coordinate system."""
+    if isinstance(images, str):
+        asked: str | None = images
+    elif images is not None and region not in images:
+        raise MissingKeyError(missing(region, "images", images, "Name the image of every region."))
+    else:
+        asked = images[region] if images is not None else None
+    if asked is not None:
+        if asked not in sdata.images:
+            raise MissingKeyError(missing(asked, "sdata.images", sdata.images, "Pass `images=`."))
+        return asked
+    noted = recorded(table, region).get("image")
+    if noted in sdata.images:
+        return str(noted)
+    return _largest_aligned(sdata, table, region)
+
+
+def recorded(table: AnnData, region: str) -> dict[str, Any]:
+    """What the reader of a region recorded about it: image, microns per unit, spot diameter; empty if nothing."""
+    entries = _schema.read_json(table, "sections", default={})
+    return next((entry for entry in entries.values() if entry.get("region") == region), {})
+
+
+def _largest_aligned(sdata: SpatialData, table: AnnData, region: str) -> str:
+    from spatialdata.transformations import get_transformation
+
+    systems = set(get_transformation(sdata[region], get_all=True))
+    aligned = [name for name, image in sdata.images.items() if systems & set(get_transformation(image, get_all=True))]
+    if not aligned:
+        raise Img2GeneError(
+            f"No image shares a coordinate system with `{region}` (its systems: {listing(systems)}; images: "
+            f"{listing(sdata.images)}). Register one with `spatialdata.transformations.set_transformation`."
+        )
+    others = [name for name in regions(table) if name != region]
+    named = [
+        name
+        for name in aligned
+        if name.startswith(region) and not any(name.startswith(o) and len(o) > len(region) for o in others)
+    ]
+    if not named and len(aligned) > 1 and others:
+        raise Img2GeneError(
+            f"Several images share a coordinate system with `{region}` ({listing(aligned)}); say which with "
+            f"`images={{'{region}': …}}`."
+        )
+    sizes = {name: int(np.prod(scale0(sdata.images[name]).shape[1:])) for name in named or aligned}
+    return max(sizes, key=lambda name: sizes[name])
+
+
+def _instances(sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray) -> tuple[np.ndarray, float]:
+    """Centres (x, y) in the element's own coordinates in the order of ``rows``, and the median diameter."""
+    instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()[rows]
+    centers, diameter = _centers(sdata, region)
+    place = centers.index.get_indexer(instances) if centers.index.is_unique else None
+    if place is None:
+        raise Img2GeneError(f"`{region}` has duplicate instance names; its index must be unique.")
+    if (place < 0).any():
+        raise Img2GeneError(
+            f"{int((place < 0).sum())} rows of the table name an instance that `{region}` does not have "
+            f"({listing(instances[place < 0], 5)}; it has {listing(centers.index, 5)})."
+        )
+    xy = centers.to_numpy(dtype=float)[place]
+    if not np.isfinite(xy).all():
+        raise Img2GeneError(f"`{region}` has {int((~np.isfinite(xy)).any(axis=1).sum())} spots without a position.")
+    return xy, diameter
+
+
+def _centers(sdata: SpatialData, region: str) -> tuple[pd.DataFrame, float]:
+    if region in sdata.shapes:
+        shapes = sdata.shapes[region]
+        points = shapes.geometry.centroid
+        frame = pd.DataFrame({"x": points.x, "y": points.y}, index=shapes.index)
+        if "radius" in shapes:
+            return frame, float(2 * np.median(shapes["radius"]))
+        return frame, float(_equivalent_diameter(shapes.geometry))
+    from spatialdata import get_centroids
+    from spatialdata.transformations import get_transformation
+
+    system = next(iter(get_transformation(sdata[region], get_all=True)))
+    centroids = get_centroids(sdata[region], coordinate_system=system).compute()
+    back = get_transformation(sdata[region], system).inverse().to_affine_matrix(("x", "y"), ("x", "y"))
+    xy = centroids[["x", "y"]].to_numpy() @ back[:2, :2].T + back[:2, 2]
+    return pd.DataFrame(xy, columns=["x", "y"], index=centroids.index), float("nan")
+
+
+def _equivalent_diameter(geometry: Any) -> float:
+    """Side of squares, else the diameter of the circle with the median area."""
+    area = float(np.median(geometry.area))
+    bounds = geometry.bounds
+    box = float(np.median((bounds["maxx"] - bounds["minx"]) * (bounds["maxy"] - bounds["miny"])))
+    return float(np.sqrt(area)) if np.isclose(area, box, rtol=1e-3) else float(2 * np.sqrt(area / np.pi))
+
+
+def _matrix(sdata: SpatialData, region: str, image_key: str) -> np.ndarray:
+    """3 × 3 matrix from the region's own (x, y) to the image's pixels, inverted once."""
+    from spatialdata.transformations import get_transformation
+
+    ours = get_transformation(sdata[region], get_all=True)
+    theirs = get_transformation(sdata.images[image_key], get_all=True)
+    shared = [name for name in ours if name in theirs]
+    if not shared:
+        raise Img2GeneError(
+            f"`{region}` and image `{image_key}` share no coordinate system ({listing(ours)} against {listing(theirs)}). "
+            "Register them with `spatialdata.transformations.set_transformation`."
+        )
+    axes = ("x", "y")
+    maps = [
+        np.linalg.inv(theirs[name].to_affine_matrix(axes, axes)) @ ours[name].to_affine_matrix(axes, axes)
+        for name in shared
+    ]
+    if any(not np.allclose(maps[0], other, rtol=1e-3, atol=1) for other in maps[1:]):
+        raise Img2GeneError(
+            f"`{region}` and image `{image_key}` are aligned differently in {listing(shared)}; remove the wrong "
+            "transformation with `spatialdata.transformations.remove_transformation`."
+        )
+    return maps[0]
+
+
+def _isotropic_scale(matrix: np.ndarray, region: str, image_key: str) -> float:
+    """Image pixels per unit of the region; windows are upright squares, so nothing else can be represented."""
+    linear = np.abs(matrix[:2, :2])
+    straight = np.sort(linear, axis=1)
+    low, high = straight[:, 1].min(), straight[:, 1].max()
+    if low <= 0 or straight[:, 0].max() > _MAX_ANISOTROPY * high or high / low - 1 > _MAX_ANISOTROPY:
+        raise Img2GeneError(
+            f"The transformation from `{region}` to image `{image_key}` rotates, shears or stretches "
+            f"({np.array2string(matrix[:2, :2], precision=3)}); patches are upright squares. Resample the image into the "
+            "coordinate system of the spots with `spatialdata.transform` or `spatialdata.rasterize` first."
+        )
+    return float(straight[:, 1].mean())

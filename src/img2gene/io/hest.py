@@ -1,0 +1,151 @@
+"""Tasks of HEST-Benchmark: counts as AnnData, patches as crops of 112 µm, folds and genes as files beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, listing
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+PATCH_UM = 112.0
+SPLIT = "split"
+_SPOT_UM = 55.0
+
+
+def find(folder: Path) -> list[str]:
+    """Sections with counts and patches."""
+    return sorted(
+        path.stem for path in folder.glob("adata/*.h5ad") if (folder / "patches" / f"{path.stem}.h5").is_file()
+    )
+
+
+def panel(folder: Path) -> list[str] | None:
+    """The genes that the task is scored on; None where no file says."""
+    path = folder / "var_50genes.json"
+    return json.loads(path.read_text())["genes"] if path.is_file() else None
+
+
+def splits(folder: Path) -> dict[str, str]:
+    """The fold that holds out each section, from ``splits/``; folds that are no partition are refused."""
+    held: dict[str, str] = {}
+    trained: dict[str, set[str]] = {}
+    for path in sorted(folder.glob("splits/test_*.csv")):
+        number = path.stem.removeprefix("test_")
+        partner = path.with_name(f"train_{number}.csv")
+        if not partner.is_file():
+            raise Img2GeneError(f"{path} has no {partner.name} beside it.")
+        test, train = _listed(path), _listed(partner)
+        if set(test) & set(held):
+            raise Img2GeneError(f"{path} holds out {listing(set(test) & set(held))}, which another fold does, too.")
+        held |= dict.fromkeys(test, f"split{number}")
+        trained[f"split{number}"] = set(train)
+    for fold, used in trained.items():
+        if used != {name for name, other in held.items() if other != fold}:
+            raise Img2GeneError(
+                f"{folder / 'splits'}: {fold} trains on {listing(sorted(used))}, not on all that it does not hold out."
+            )
+    return held
+
+
+def _listed(path: Path) -> list[str]:
+    import pandas as pd
+
+    table = pd.read_csv(path, dtype=str)
+    if "sample_id" not in table:
+        raise Img2GeneError(f"{path}: column sample_id not found (available: {listing(table)}).")
+    return table["sample_id"].tolist()
+
+
+def metadata(folder: Path) -> pd.DataFrame | None:
+    """Rows of the newest ``HEST_v*.csv`` beside the tasks, indexed by section; None where there is none."""
+    import pandas as pd
+
+    files = sorted(folder.parent.glob("HEST_v*.csv"))
+    return pd.read_csv(files[-1], dtype={"id": str}).set_index("id") if files else None
+
+
+def patients(folder: Path) -> dict[str, str]:
+    """Patient of each section: from the metadata, else the folds of the task, which do not divide patients."""
+    known = metadata(folder)
+    found = splits(folder)
+    if known is not None and "patient" in known:
+        # Patients are numbered anew in each of the studies that HEST-1k collects.
+        study = known.get("dataset_title", known["patient"].map(lambda _: "")).astype(str)
+        found |= {str(name): f"{study[name]} {patient}".strip() for name, patient in known["patient"].dropna().items()}
+    return found
+
+
+def read_section(folder: Path, name: str, patient: str | None) -> tuple[SpatialData, np.ndarray]:
+    """Counts and places of the spots that have a patch, and their patches uint8 (n_obs, H, W, 3)."""
+    import anndata as ad
+    import scipy.sparse as sp
+
+    from img2gene.io.sections import build_section
+
+    crops, barcodes, corners = _read_crops(folder / "patches" / f"{name}.h5")
+    stored = ad.read_h5ad(folder / "adata" / f"{name}.h5ad")
+    rows = stored.obs_names.astype(str).get_indexer(barcodes)
+    if (rows < 0).any():
+        raise Img2GeneError(f"{name}: patches of spots without counts: {listing(barcodes[rows < 0], 5)}.")
+    if "spatial" not in stored.obsm:
+        raise Img2GeneError(f"{name}: no places of spots in obsm['spatial'] (available: {listing(stored.obsm)}).")
+    places = np.asarray(stored.obsm["spatial"], dtype=float)[rows]
+    mpp = _microns_per_pixel(folder, name, places, corners)
+    table = ad.AnnData(sp.csr_matrix(stored.X[rows], dtype=np.float32), var=stored.var[[]].copy())
+    table.var_names_make_unique()
+    table.obs_names = [f"{name}_{barcode}" for barcode in barcodes]
+    # There is no image; the smallest one that a section can have stands in for it until it is dropped.
+    blank = np.full((8, 8, 3), 255, dtype=np.uint8)
+    sdata = build_section(blank, places, table, section=name, patient=patient, mpp=mpp, spot_um=_SPOT_UM)
+    fold = splits(folder).get(name)
+    if fold is not None:
+        sdata["table"].obs[SPLIT] = fold
+    _record_patches(sdata["table"], places, name, mpp, crops.shape[1])
+    return sdata, crops
+
+
+def _read_crops(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels, barcodes and corners of all patches."""
+    import h5py
+
+    with h5py.File(path) as file:
+        key = "barcodes" if "barcodes" in file else "barcode"
+        lacking = [name for name in ("img", key, "coords") if name not in file]
+        if lacking:
+            raise Img2GeneError(f"{path}: {listing(lacking)} not found (available: {listing(file)}).")
+        names = [value.decode() if isinstance(value, bytes) else str(value) for value in file[key][:].ravel()]
+        return file["img"][:], np.array(names), file["coords"][:].astype(float)
+
+
+def _microns_per_pixel(folder: Path, name: str, places: np.ndarray, corners: np.ndarray) -> float:
+    """From the metadata, else from corners of patches, which lie half a patch from the spots."""
+    known = metadata(folder)
+    if known is not None and name in known.index and known.at[name, "pixel_size_um_estimated"] > 0:
+        return float(known.at[name, "pixel_size_um_estimated"])
+    half = places - corners
+    middle = float(np.median(half))
+    if not middle > 0 or np.abs(half - middle).max() > 0.05 * middle + 1:
+        raise Img2GeneError(
+            f"{name}: microns per pixel are neither in HEST_v*.csv beside the tasks, nor do corners of patches tell them."
+        )
+    return PATCH_UM / (2 * middle)
+
+
+def _record_patches(table: AnnData, places: np.ndarray, name: str, mpp: float, side_px: int) -> None:
+    """The record that :func:`img2gene.pp.extract_patches` would leave."""
+    from img2gene._study.patches import field_boxes
+
+    side = int(round(PATCH_UM / mpp))
+    region: dict[str, Any] = {"image": f"{name}_image", "mpp": mpp, "side_px": [side]}
+    patches = {"patch_um": [PATCH_UM], "patch_px": side_px, "regions": {f"{name}_spots": region}}
+    boxes = field_boxes(places[:, ::-1], [side])[:, 0]
+    _schema.apply(table, {"obsm": {_schema.PATCH_BBOX: boxes}, "uns": {"patches": patches}})

@@ -1,0 +1,73 @@
+"""The arrays that models are fitted to, and checks of arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+# Counts of a spot are scaled to this sum before the logarithm.
+TARGET_SUM = 1e4
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What every predictor is fitted to.
+
+    Attributes
+    ----------
+    features
+        float32 (n_spots, width), no NaN.
+    labels
+        float32 (n_spots, n_genes), no NaN.
+    sections
+        str (n_spots,): the section of each spot.
+    groups
+        str (n_spots,): the unit that validation inside the training data leaves out, usually the patient.
+    positions
+        float (n_spots, 2): row and column of the spots in µm.
+    tokens
+        float16 (n_spots, m, token_width): tokens of each patch, for predictors that declare them; else None.
+    pathways
+        float32 (n_spots, n_pathways): pathway scores; None where there are none.
+    library
+        float (n_spots,): library sizes; None where the labels are not made of counts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models import TrainingData
+    >>> names = np.array(["S1", "S1", "S2"])
+    >>> data = TrainingData(np.eye(3, dtype="f4"), np.ones((3, 2), dtype="f4"), names, names, np.zeros((3, 2)))
+    >>> data.labels.shape
+    (3, 2)
+    >>> data.take(data.sections == "S1").sections
+    array(['S1', 'S1'], dtype='<U2')
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    sections: np.ndarray
+    groups: np.ndarray
+    positions: np.ndarray
+    tokens: np.ndarray | None = None
+    pathways: np.ndarray | None = None
+    library: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> TrainingData:
+        """The chosen spots (boolean mask or indices); what is None stays None."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
+
+
+def n_faulty(values: np.ndarray) -> int:
+    """Number of rows that hold NaN or infinity."""
+    # Both carry through a sum, which takes no array of the size of the values.
+    with np.errstate(invalid="ignore"):
+        sums = values.sum(axis=tuple(range(1, values.ndim)), dtype=np.float64)
+    return int((~np.isfinite(sums)).sum())
+
+
+def with_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays under ``prefix.``, by the rest of their names."""
+    return {name.split(".", 1)[1]: value for name, value in arrays.items() if name.startswith(f"{prefix}.")}

@@ -1,0 +1,84 @@
+"""Truncated singular value decomposition of centred features, and of the responses they predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_EXACT_LIMIT = 4000
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Singular value decomposition of the scaled training features, and the labels' share of it.
+
+    Attributes
+    ----------
+    scale
+        float64 (width,): SD of each feature within sections.
+    components
+        float64 (k, width): right singular vectors of the scaled features.
+    singular
+        float64 (k,): singular values.
+    projected
+        float64 (k, n_genes): uᵀ y; a ridge solution is its rows times a shrinkage.
+    energy
+        Mean squared length of the scaled rows: the unit of the penalties.
+    """
+
+    scale: np.ndarray
+    components: np.ndarray
+    singular: np.ndarray
+    projected: np.ndarray
+    energy: float
+
+    def scores(self, centred: np.ndarray) -> np.ndarray:
+        """Principal component scores (n, k) of centred features."""
+        return (centred / self.scale) @ self.components.T
+
+    def shrinkage(self, penalty: float) -> np.ndarray:
+        """Factor of each component (k,): s / (s² + λ), λ = penalty · energy."""
+        return self.singular / (np.square(self.singular) + penalty * self.energy)
+
+    def coefficients(self, penalties: np.ndarray) -> np.ndarray:
+        """Ridge solution float32 (k, n_genes) with a penalty for each gene (n_genes,)."""
+        found = np.empty(self.projected.shape, dtype=np.float32)
+        for penalty in np.unique(penalties):
+            genes = penalties == penalty
+            found[:, genes] = self.shrinkage(penalty)[:, None] * self.projected[:, genes]
+        return found
+
+
+def decompose(features: np.ndarray, labels: np.ndarray, n_components: int, seed: int) -> Decomposition:
+    """Scale centred features to unit SD and take the leading singular vectors.
+
+    Exact through the smaller Gram matrix up to 4,000 rows or columns, randomised (Halko et al. 2011) above.
+    """
+    scale = np.sqrt(np.square(features).mean(axis=0))
+    # A feature that never varies (a filter that never fires) carries nothing; dividing by its rounding error would.
+    scale = np.where(scale > 1e-6 * max(float(scale.max(initial=0)), 1e-12), scale, np.inf)
+    scaled = features / scale
+    u, singular, vt = _svd(scaled, n_components, seed)
+    kept = singular > 1e-8 * max(float(singular.max(initial=0)), 1e-12)
+    energy = max(float(np.square(scaled).sum()) / max(len(scaled), 1), 1e-12)
+    scale = np.where(np.isfinite(scale), scale, np.finfo(np.float32).max)
+    return Decomposition(scale, vt[kept], singular[kept], u[:, kept].T @ labels, energy)
+
+
+def _svd(matrix: np.ndarray, n_components: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Leading ``n_components`` singular triplets, largest first."""
+    n, width = matrix.shape
+    k = min(n_components, n, width)
+    if min(n, width) > _EXACT_LIMIT:
+        from sklearn.utils.extmath import randomized_svd
+
+        return randomized_svd(matrix, k, n_iter=4, random_state=seed)
+    tall = n > width
+    values, vectors = np.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)
+    values, vectors = values[: -k - 1 : -1], vectors[:, : -k - 1 : -1]
+    singular = np.sqrt(np.maximum(values, 0))
+    inverse = np.divide(1, singular, out=np.zeros_like(singular), where=singular > 0)
+    if tall:
+        return matrix @ vectors * inverse, singular, vectors.T
+    return vectors, singular, (vectors * inverse).T @ matrix

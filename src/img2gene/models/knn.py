@@ -1,0 +1,152 @@
+"""k nearest neighbours in feature space: retrieval without anything learnt."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from img2gene._checks import bound_problems, choice_problems
+from img2gene._errors import Img2GeneError, raise_problems
+from img2gene.models.centring import centre, check_centring
+from img2gene.models.components import Components, stored_components
+from img2gene.models.data import TrainingData, with_prefix
+from img2gene.models.reference_bank import SEARCHES, WEIGHTINGS, Neighbors, ReferenceBank, check_size, unit_rows
+from img2gene.models.uncertainty.inner_folds import inner_folds
+from img2gene.models.validation import mean_correlation, scored_genes
+
+_CANDIDATES = (5, 10, 20, 50, 100, 200)
+
+
+class FeatureKNN:
+    """Mean expression of the training spots whose embeddings point the same way.
+
+    Features and labels are centred per section, and features projected onto principal components; similarity is the cosine.
+
+    Parameters
+    ----------
+    k
+        Training spots that are averaged; None chooses among 5 to 200 by the correlation on inner folds.
+    weighting
+        ``"uniform"``, or ``"similarity"``: in proportion to the cosine.
+    center
+        ``"section"`` subtracts each section's mean, ``"none"`` the training mean.
+    n_components
+        Principal components of the embedding.
+    search
+        ``"torch"``, or ``"faiss"`` where it is installed.
+    """
+
+    name: ClassVar[str] = "knn"
+
+    def __init__(
+        self,
+        k: int | None = None,
+        weighting: str = "uniform",
+        center: str = "section",
+        n_components: int = 256,
+        search: str = "torch",
+    ) -> None:
+        self.k, self.weighting, self.center, self.n_components = k, weighting, center, n_components
+        self.search = search
+        raise_problems(
+            [
+                *choice_problems(self, {"weighting": WEIGHTINGS, "center": ("section", "none"), "search": SEARCHES}),
+                *bound_problems(self, {"k": 1, "n_components": 1}),
+            ]
+        )
+        self.components: Components | None = None
+        self._bank: ReferenceBank | None = None
+        self.label_mean = np.empty(0, dtype=np.float32)
+        self.report: dict[str, Any] = {}
+
+    def fit(self, data: TrainingData, *, seed: int) -> None:
+        """Keep the training spots; choose ``k`` where none is given."""
+        check_centring(data.sections, self.center)
+        if self.k is not None:
+            check_size(self.k, len(data.labels))
+        chosen = self._choose(data, seed) if self.k is None else self.k
+        self.components, self._bank = self._reference(data, seed)
+        self.label_mean = data.labels.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.report |= {"k": int(chosen), "n_references": len(data.labels)}
+
+    def _reference(self, data: TrainingData, seed: int) -> tuple[Components, ReferenceBank]:
+        found = Components.fit(data.features, data.sections, self.n_components, center=self.center, seed=seed)
+        mean = None if self.center == "section" else data.labels.mean(axis=0, dtype=np.float64)
+        values = centre(data.labels, data.sections, mean).astype(np.float32)
+        keys = unit_rows(found(data.features, data.sections))
+        return found, ReferenceBank(keys, values, data.sections, data.groups, data.positions.astype(np.float32))
+
+    def _choose(self, data: TrainingData, seed: int) -> int:
+        """The number of neighbours with the highest mean correlation over inner folds."""
+        folds, genes = inner_folds(data, seed=seed), scored_genes(data.labels)
+        names = folds.centred_in(data.sections)
+        scores: dict[int, list[float]] = {}
+        for fitted, held in folds.splits():
+            components, bank = self._reference(data.take(fitted), seed)
+            most = min(max(_CANDIDATES), len(bank))
+            near = bank.nearest(components(data.features[held], names[held]), most, search=self.search)
+            for k in (k for k in _CANDIDATES if k <= most):
+                found = bank.average(Neighbors(near.rows[:, :k], near.similarity[:, :k]), self.weighting)
+                truth = data.labels[held][:, genes]
+                scores.setdefault(k, []).append(mean_correlation(truth, found[:, genes], names[held]))
+        means = {k: float(np.mean(values)) for k, values in scores.items()}
+        self.report |= {"inner_folds": folds.kind, "inner_pcc": {str(k): round(v, 6) for k, v in means.items()}}
+        return max(means, key=lambda k: means[k]) if means else 1
+
+    def reference_bank(self) -> ReferenceBank:
+        """The training spots."""
+        if self._bank is None:
+            raise Img2GeneError("This model is not fitted yet; call `fit` first.")
+        return self._bank
+
+    def neighbors(
+        self,
+        features: np.ndarray,
+        sections: np.ndarray,
+        *,
+        k: int,
+        excluded: np.ndarray | None = None,
+        by: str = "group",
+    ) -> Neighbors:
+        """The ``k`` training spots nearest to each spot, less what :class:`img2gene.models.ReferenceBank` is to leave out."""
+        bank, components = self.reference_bank(), self.components
+        if components is None:
+            raise Img2GeneError("This model is not fitted yet; call `fit` first.")
+        check_centring(sections, self.center)
+        return bank.nearest(components(features, sections), k, excluded=excluded, by=by, search=self.search)
+
+    def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """Labels float32 (n_spots, n_genes)."""
+        bank = self.reference_bank()
+        near = self.neighbors(features, sections, k=self.report["k"])
+        return bank.average(near, self.weighting) + self.label_mean
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Settings and fitted arrays."""
+        names, arrays = self.reference_bank().state()
+        stored = {f"bank.{name}": value for name, value in arrays.items()}
+        stored |= stored_components(components=self.components)
+        names_of = ("k", "weighting", "center", "n_components", "search")
+        settings = {name: getattr(self, name) for name in names_of}
+        return {"settings": settings, "bank": names, "report": self.report}, stored | {"label_mean": self.label_mean}
+
+    @classmethod
+    def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
+        """Shapes of the arrays."""
+        shapes: dict[str, tuple[str | int, ...]] = {f"bank.{name}": axes for name, axes in ReferenceBank.shapes.items()}
+        parts = {"mean": ("width",), "scale": ("width",), "axes": ("key", "width")}
+        return shapes | {f"components.{name}": axes for name, axes in parts.items()} | {"label_mean": ("genes",)}
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> FeatureKNN:
+        """Restore a fitted predictor."""
+        model = cls(**config["settings"])
+        model.components = Components(**with_prefix(arrays, "components"), center=model.center)
+        model._bank = ReferenceBank.from_state(config["bank"], with_prefix(arrays, "bank"))
+        model.label_mean, model.report = arrays["label_mean"], config["report"]
+        return model
+
+    def summary(self) -> dict[str, Any]:
+        """The number of neighbours, and how every candidate validated."""
+        return dict(self.report)

@@ -1,0 +1,1 @@
+"""Neural networks on embeddings: layers, losses, training and its checkpoints."""

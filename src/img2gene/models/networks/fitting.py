@@ -1,0 +1,249 @@
+"""What fits of networks share that are validated on parts of their training data: stages, scores, weights of candidates."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from img2gene._errors import Img2GeneError, listing
+from img2gene.models.centring import centre
+from img2gene.models.components import Components
+from img2gene.models.data import TrainingData
+from img2gene.models.networks.checkpoints import Progress, fingerprint
+from img2gene.models.networks.parameters import NetworkParameters
+from img2gene.models.networks.stacking import stack_weights
+from img2gene.models.networks.train import accelerators, train
+from img2gene.models.networks.training_task import Run, Schedule, Task
+from img2gene.models.ridge import Ridge
+from img2gene.models.uncertainty.held_out import HeldOut, unit_labels
+from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
+
+_TOKEN_COMPONENTS = 64
+_EPOCHS = (12, 150)
+_VALIDATIONS = 25
+_MOST_WEIGHT = 1.5
+# Groups that a calibration takes at least: fewer do not show how groups differ.
+_CALIBRATIONS = 3
+
+
+@dataclass
+class NetworkFitting(ABC):
+    """One fit of networks on frozen embeddings to training data: what does not depend on the network.
+
+    The fit itself leaves behind its validations, the weights of the candidates, and the number of epochs.
+    """
+
+    parameters: NetworkParameters
+    data: TrainingData
+    seed: int
+    trials: list[Any] = field(init=False, default_factory=list)
+    weights: np.ndarray = field(init=False, default_factory=lambda: np.empty(0))
+    epochs: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        """Refuse a device that is not there before anything is computed or written."""
+        resolve_accelerator(self.parameters.accelerator, self.parameters.devices)
+
+    @cached_property
+    def ridge(self) -> Ridge:
+        """The slide-centred ridge beside the networks."""
+        ridge = Ridge(center=self.parameters.center)
+        ridge.fit(self.data, seed=self.seed)
+        return ridge
+
+    @cached_property
+    def components(self) -> Components:
+        """Principal components of the embedding."""
+        return self._components(self.data.features, self.parameters.n_components)
+
+    @cached_property
+    def token_components(self) -> Components | None:
+        """Principal components of the patch tokens."""
+        tokens = self.data.tokens
+        return None if tokens is None else self._components(tokens, min(_TOKEN_COMPONENTS, tokens.shape[-1]))
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """Number of patch tokens that networks look at, and of their components; zeros where there are none."""
+        found, tokens = self.token_components, self.data.tokens
+        return (0, 0) if found is None or tokens is None else (tokens.shape[1], len(found.axes))
+
+    def _components(self, values: np.ndarray, k: int) -> Components:
+        return Components.fit(values, self.data.sections, k, center=self.parameters.center, seed=self.seed)
+
+    @cached_property
+    def folds(self) -> InnerFolds:
+        """Parts of the training data that are left out in turn."""
+        return inner_folds(self.data, seed=self.seed)
+
+    def validations(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As many of the folds as are validated on, in random order: masks (fitted on, held out)."""
+        return self._splits()[: self.parameters.n_validations]
+
+    def calibrations(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Folds that calibration takes beside those that are validated on, up to three in all."""
+        return self._splits()[self.parameters.n_validations : _CALIBRATIONS]
+
+    def _splits(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        splits = [(fitted, held) for fitted, held in self.folds.splits() if fitted.any() and held.sum() > 1]
+        return [splits[i] for i in np.random.default_rng(self.seed).permutation(len(splits))]
+
+    def held_out(self) -> HeldOut | None:
+        """Predictions of spots that were validated on, or of three folds where these are fewer; None where there are none."""
+        progress = self.open_progress()
+        more = [self._validate(i, split, progress, self.epochs) for i, split in enumerate(self.calibrations())]
+        trials = [*self.trials, *more]
+        if not trials:
+            return None
+        rows, candidates = self._candidates(trials)
+        data, folds = self.data, self.folds
+        means = np.empty((len(rows), data.labels.shape[1]), dtype=np.float32)
+        for fitted, held in folds.splits():
+            means[held[rows]] = data.labels[fitted].mean(axis=0, dtype=np.float64)
+        predicted = means.copy()
+        for weight, (name, values) in zip(self.weights.astype(np.float32), candidates.items(), strict=True):
+            if values is not None and weight > 0:
+                predicted += weight * (values - means if name == "ridge" else values)
+        return HeldOut(rows, predicted, folds.kind, unit_labels(data, folds)[rows], self._spread(trials))
+
+    @abstractmethod
+    def _validate(
+        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress, epochs: int | None = None
+    ) -> Any:
+        """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
+
+    @abstractmethod
+    def _candidates(self, trials: list[Any]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
+        """Rows that were held out, and what each candidate says of them: ``"ridge"`` labels, others relative to the mean."""
+
+    def _spread(self, trials: list[Any]) -> np.ndarray | None:
+        """SD over the members on these rows; None without."""
+        return None
+
+    def open_progress(self) -> Progress:
+        """The folder of finished parts, which belongs to this fit alone."""
+        kept = dataclasses.asdict(self.parameters)
+        for name in ("checkpoint_dir", "accelerator", "devices"):
+            kept.pop(name)
+        names = [part.name for part in dataclasses.fields(self.data)]
+        facts = {**kept, "seed": self.seed, **fingerprint(**{name: getattr(self.data, name) for name in names})}
+        return Progress.open(self.parameters.checkpoint_dir, facts)
+
+    def schedule(self, n_batches: int, n_steps: int) -> Schedule:
+        """The training's, with about ``n_steps`` steps where no number of epochs is given."""
+        p = self.parameters
+        most = p.max_epochs or int(np.clip(math.ceil(n_steps / n_batches), *_EPOCHS))
+        accelerator, devices = resolve_accelerator(p.accelerator, p.devices)
+        return Schedule(
+            max_epochs=most,
+            validate_every=max(most // _VALIDATIONS, 1),
+            patience=p.patience,
+            learning_rate=p.learning_rate,
+            weight_decay=p.weight_decay,
+            accelerator=accelerator,
+            devices=devices,
+            precision=str(p.precision),
+            seed=self.seed,
+        )
+
+    def report(self, runs: Mapping[str, Run], weights: Mapping[str, float], **facts: Any) -> dict[str, Any]:
+        """What was chosen and how it went; ``runs`` are the validations and, where there was one, the final ``fit``."""
+        trials = [run for name, run in runs.items() if name != "fit"]
+        return {
+            "inner_folds": self.folds.kind,
+            "n_validations": len(trials),
+            "validation_pcc": [round(run.score, 6) for run in trials],
+            "best_epochs": [run.best_epoch for run in trials],
+            "weights": {name: round(float(value), 6) for name, value in weights.items()},
+            **facts,
+            "history": [{"run": name, **entry} for name, run in runs.items() for entry in run.history],
+        }
+
+
+class NetworkPredictor:
+    """Parameters, report and state of a predictor whose fit is a :class:`NetworkFitting`."""
+
+    parameters: Any
+    report: dict[str, Any]
+    fitted: Any
+
+    @property
+    def found(self) -> Any:
+        """What was fitted."""
+        if self.fitted is None:
+            raise Img2GeneError("This model is not fitted yet; call `fit` first.")
+        return self.fitted
+
+    @property
+    def history_(self) -> list[dict[str, float]]:
+        """Losses, and validation scores, of each epoch of each training run."""
+        return list(self.report.get("history", []))
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Parameters and facts, and all arrays."""
+        config, arrays = self.found.state()
+        parameters = dataclasses.asdict(self.parameters)
+        folder = parameters.pop("checkpoint_dir")
+        parameters["checkpoint_dir"] = None if folder is None else str(folder)
+        return {**config, "parameters": parameters, "report": self.report}, arrays
+
+    def summary(self) -> dict[str, Any]:
+        """What was chosen, and how it validated."""
+        return {name: value for name, value in self.report.items() if name != "history"}
+
+
+def train_stage(name: str, task: Task, schedule: Schedule, progress: Progress) -> Run:
+    """Train, or take up what was finished before under this name."""
+    done = progress.load(name)
+    if done is not None:
+        facts, arrays = done
+        task.ensemble.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
+        task.ensemble.eval()
+        return Run(**facts)
+    run = train(task, schedule, folder=progress.part(name), label=name)
+    progress.save(
+        name, dataclasses.asdict(run), {key: value.numpy() for key, value in task.ensemble.state_dict().items()}
+    )
+    return run
+
+
+def weigh(candidates: Mapping[str, np.ndarray | None], labels: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """Weights of held-out predictions (n, G), all centred in ``sections`` here; candidates that are None get 0."""
+    known = {name: centre(values, sections) for name, values in candidates.items() if values is not None}
+    truth = centre(labels, sections)
+    found = dict(zip(known, stack_weights([*known.values()], truth, truth.var(axis=0)), strict=True))
+    weights = np.array([found.get(name, 0.0) for name in candidates])
+    # Networks that were stopped at once predict next to nothing, which weights must not blow up.
+    return weights * min(1, _MOST_WEIGHT / max(weights.sum(), 1e-12))
+
+
+def resolve_accelerator(accelerator: str, devices: int | str) -> tuple[str, int | str]:
+    """The accelerator asked for; ``"auto"`` takes the device of the settings. One that is not there is an error."""
+    from img2gene.encoders.base import resolve_device
+    from img2gene.settings import settings
+
+    kind = accelerator
+    if accelerator == "auto":
+        kind = resolve_device(None).split(":")[0]
+        kind = {"cuda": "gpu"}.get(kind, kind)
+    if kind != "cpu":
+        there = accelerators()
+        if not there.get(kind, False):
+            asked = (
+                f"accelerator={accelerator!r}"
+                if accelerator != "auto"
+                else f"img2gene.settings.device={settings.device!r}"
+            )
+            raise Img2GeneError(
+                f"{asked}: this computer has no such device (available: {listing(name for name in there if there[name])}). "
+                "Take another, or 'auto'."
+            )
+    return kind, devices

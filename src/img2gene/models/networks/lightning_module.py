@@ -1,0 +1,234 @@
+"""The Lightning module of :mod:`img2gene.models.networks.train`; importing it imports Lightning."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from img2gene._errors import Img2GeneError
+from img2gene.models.networks.training_task import Run, Schedule, Task
+
+# Weights start at order one and stay there; beyond this they have run away.
+_LARGE_WEIGHT = 1e4
+
+
+class Epoch(Iterable[Any]):
+    """The batches of one epoch."""
+
+    def __init__(self, task: Task, number: int) -> None:
+        self.task, self.number = task, number
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.task.batches(self.number)
+
+
+class Plan(pl.LightningModule):
+    """Trains the members of an ensemble side by side; keeps the weights of the best validation."""
+
+    def __init__(self, task: Task, schedule: Schedule) -> None:
+        super().__init__()
+        self.task, self.schedule, self.ensemble = task, schedule, task.ensemble
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch, self.best_score = 0, float("nan")
+        self.average: dict[str, Tensor] = {}
+        self.n_steps = 0
+        self._sums: dict[str, Any] = {}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over all members, of which no parameter is shared; its learning rate stays, or falls along a cosine."""
+        plan = self.schedule
+        optimizer = torch.optim.AdamW(
+            [value for _, value in self._trained()],
+            lr=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        if plan.final_learning_rate is None:
+            return optimizer
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, T_max=plan.decay_epochs or plan.max_epochs, eta_min=plan.final_learning_rate
+        )
+        return {"optimizer": optimizer, "lr_scheduler": decay}
+
+    def train_dataloader(self) -> Epoch:
+        """The batches of the current epoch."""
+        return Epoch(self.task, self.current_epoch)
+
+    def val_dataloader(self) -> list[int]:
+        """One step, which computes the whole score."""
+        return [0] if self.task.validate is not None else []
+
+    def on_train_start(self) -> None:
+        """Checkpoints are read to the CPU."""
+        self.average = {name: value.to(self.device) for name, value in self.average.items()}
+
+    def on_train_epoch_start(self) -> None:
+        """Seed everything that the epoch draws, so that it does not depend on what came before."""
+        torch.manual_seed(self.schedule.seed * 1_000_003 + self.current_epoch)
+        self._sums = {"batches": 0}
+        if self.task.prepare is not None:
+            with torch.no_grad():
+                self.task.prepare(self.ensemble)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Sum of the members' losses: each member's gradient is its own loss's."""
+        losses = self.ensemble.call(self.task.loss, batch)
+        if not torch.isfinite(losses["loss"]).all():
+            raise Img2GeneError(self._not_finite(losses, batch, batch_idx))
+        self._sums["batches"] += 1
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().mean()
+        return losses["loss"].sum()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Move the averaged weights: single steps are noisy where batches are few."""
+        self.n_steps += 1
+        rate = 1 - min(self.schedule.averaging, self.n_steps / (self.n_steps + 9))
+        with torch.no_grad():
+            for name, value in self._trained():
+                if name in self.average:
+                    self.average[name].lerp_(value, rate)
+                else:
+                    self.average[name] = value.detach().clone()
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The ensemble with its averaged weights."""
+        current = {name: value.detach().clone() for name, value in self._trained()}
+        self._set(self.average)
+        try:
+            yield
+        finally:
+            self._set(current)
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Parameters that are trained: of a large network that is mostly frozen, the rest need not be copied."""
+        return [(name, value) for name, value in self.ensemble.named_parameters() if value.requires_grad]
+
+    def _set(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self.ensemble.named_parameters():
+                if name in values:
+                    value.copy_(values[name])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Score the ensemble and keep its weights if they are the best so far."""
+        validate = self.task.validate
+        if validate is None:
+            return
+        with self.averaged():
+            score = validate(self.ensemble)
+            if not self.best or score > self.best_score:
+                frozen = {name for name, value in self.ensemble.named_parameters() if not value.requires_grad}
+                kept = {name: value for name, value in self.ensemble.state_dict().items() if name not in frozen}
+                self.best = {name: value.detach().clone() for name, value in kept.items()}
+                self.best_epoch, self.best_score = self.current_epoch + 1, score
+        self._sums["validation"] = score
+        self.log("validation", score, batch_size=1)
+
+    def on_train_epoch_end(self) -> None:
+        """Record the epoch."""
+        score, count = self._sums.pop("validation", None), max(self._sums.pop("batches"), 1)
+        entry = {"epoch": float(self.current_epoch + 1)}
+        entry |= {name: float(value) / count for name, value in self._sums.items()}
+        self.history.append(entry if score is None else {**entry, "validation": score})
+
+    def _not_finite(self, losses: dict[str, Tensor], batch: Any, batch_idx: int) -> str:
+        parts = [name for name, value in losses.items() if name != "loss" and not torch.isfinite(value).all()]
+        rate = self.schedule.learning_rate
+        grown = bool(self.history) and self.history[-1]["loss"] > 10 * min(entry["loss"] for entry in self.history)
+        # NaN is not below any bound.
+        if grown or not all(value.abs().max() < _LARGE_WEIGHT for value in self.ensemble.parameters()):
+            cause = f"The training diverged: learning_rate={rate} is too high."
+        elif self.schedule.precision.startswith("16"):
+            cause = "Likely float16 overflowed: use precision='bf16-mixed' or '32-true'."
+        else:
+            cause = f"Likely labels or features of extreme size in these spots, or too high a learning_rate ({rate})."
+        path = self._kept()
+        kept = f"The checkpoint of the last good epoch is {path}." if path else "No model was stored."
+        return (
+            f"The loss ({', '.join(parts) or 'total'}) is not finite in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: "
+            f"{self.task.describe(batch)}. {cause} {kept}"
+        )
+
+    def _kept(self) -> Path | None:
+        found = [callback.path for callback in self.trainer.callbacks if isinstance(callback, LastEpoch)]  # type: ignore[attr-defined]
+        return next((path for path in found if path.is_file()), None)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to go on: the best weights so far, and the history."""
+        checkpoint["img2gene"] = {
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "best_score": self.best_score,
+            "average": self.average,
+            "n_steps": self.n_steps,
+            "history": self.history,
+            "stopped": bool(self.trainer.should_stop),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        found = checkpoint["img2gene"]
+        self.best, self.history = found["best"], list(found["history"])
+        self.best_epoch, self.best_score = found["best_epoch"], found["best_score"]
+        self.average, self.n_steps = found["average"], found["n_steps"]
+        if found["stopped"]:
+            self.trainer.fit_loop.max_epochs = len(self.history)
+
+    def finish(self) -> Run:
+        """Put the best weights into the ensemble, the averaged ones where there was no validation."""
+        if self.best:
+            self.ensemble.load_state_dict(self.best, strict=False)
+        else:
+            self._set(self.average)
+        self.ensemble.cpu().eval()
+        return Run(self.best_epoch or len(self.history), self.best_score, self.history)
+
+
+class LastEpoch(pl.callbacks.Checkpoint):
+    """Writes a checkpoint after each epoch, renamed when complete so that an interruption leaves the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it; callbacks of this base class come after the module's own hook."""
+        partial = self.path.with_name(self.path.name + ".partial")
+        trainer.save_checkpoint(partial)
+        os.replace(partial, self.path)
+
+
+class Progress(pl.Callback):
+    """One bar over the epochs."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.bar = label, None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar."""
+        from tqdm.auto import tqdm
+
+        self.bar = tqdm(total=trainer.max_epochs, initial=trainer.current_epoch, desc=self.label, unit="epoch")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """One epoch further."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that what is printed next has a line of its own."""
+        self.on_train_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,358 @@
+"""Exact retrieval from a bank of reference spots, in blocks, and averages of what is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import scipy.sparse as sp
+
+from img2gene._errors import Img2GeneError, listing, raise_problems
+from img2gene.models.data import n_faulty
+
+# From unit queries (B, d) to cosines and rows (B, k).
+Search = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+WEIGHTINGS = ("uniform", "similarity")
+_KINDS = ("group", "section")
+_REFERENCES, _AVERAGED = 2**16, 512
+# faiss has blocks of its own inside, and is slow with few queries at a time.
+_QUERIES = {"torch": 512, "faiss": 2**14}
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Reference spots found for each query, most similar first; made by :meth:`img2gene.models.ReferenceBank.nearest`.
+
+    Attributes
+    ----------
+    rows
+        int64 (n_queries, k): rows of the bank.
+    similarity
+        float32 (n_queries, k): cosines.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models import Neighbors
+    >>> Neighbors(np.array([[4, 2]]), np.array([[0.9, 0.8]], dtype="f4")).rows[0, 0]
+    np.int64(4)
+    """
+
+    rows: np.ndarray
+    similarity: np.ndarray
+
+
+@dataclass(frozen=True)
+class ReferenceBank:
+    """Embedding and expression of reference spots, and where they come from.
+
+    Attributes
+    ----------
+    keys
+        float32 (n, d): embeddings of length 1.
+    values
+        float32 (n, G): what is averaged, such as labels.
+    sections, groups
+        str (n,): section and group (usually patient) of each spot.
+    positions
+        float32 (n, 2): row and column in µm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models import ReferenceBank
+    >>> names = np.array(["S1", "S1", "S2"])
+    >>> values = np.array([[1.0], [2.0], [9.0]], dtype="f4")
+    >>> bank = ReferenceBank(np.eye(3, dtype="f4"), values, names, names, np.zeros((3, 2), dtype="f4"))
+    >>> found = bank.nearest(np.array([[2.0, 1.0, 0.0]]), k=2)
+    >>> found.rows, bank.average(found)
+    (array([[0, 1]]), array([[1.5]], dtype=float32))
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    sections: np.ndarray
+    groups: np.ndarray
+    positions: np.ndarray
+
+    shapes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "keys": ("references", "key"),
+        "values": ("references", "genes"),
+        "section": ("references",),
+        "group": ("references",),
+        "positions": ("references", "plane"),
+    }
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, rows: np.ndarray) -> ReferenceBank:
+        """The bank of chosen spots (boolean mask or indices)."""
+        parts = (self.keys, self.values, self.sections, self.groups, self.positions)
+        return ReferenceBank(*(part[rows] for part in parts))
+
+    def nearest(
+        self,
+        queries: np.ndarray,
+        k: int,
+        *,
+        excluded: np.ndarray | None = None,
+        by: str = "group",
+        search: str = "torch",
+    ) -> Neighbors:
+        """The ``k`` reference spots of the highest cosine, exactly.
+
+        Memory is bounded by blocks of 512 queries by 65,536 references, whatever the size of either, and by a copy of the keys
+        where something is excluded.
+
+        Parameters
+        ----------
+        queries
+            float (n_queries, d), of any length but 0.
+        k
+            Spots for each query.
+        excluded
+            str (n_queries,): a group whose spots are not looked at for this query, such as its own patient; one that the bank
+            does not hold, such as ``""``, leaves nothing out.
+        by
+            What ``excluded`` names: a ``"group"`` or a ``"section"``.
+        search
+            ``"torch"``, or ``"faiss"``, which is as exact, faster, and an optional dependency. Equal cosines may come in another
+            order.
+
+        Raises
+        ------
+        Img2GeneError
+            The bank, or what the exclusions leave of it, is empty or has fewer than ``k`` spots; queries that are NaN or of
+            another width; unknown options. No query is answered then.
+        """
+        queries = np.asarray(queries)
+        self._check_queries(queries, search)
+        check_size(k, len(self))
+        barred, codes = (None, None) if excluded is None else self._barred(excluded, by, len(queries), k)
+        found = Neighbors(np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32))
+        for asked, kept in _alike(barred, codes, len(queries)):
+            nearest = _SEARCHES[search](self.keys if kept is None else self.keys[kept], k)
+            for rows in _blocks(len(asked), _QUERIES[search]):
+                similarity, index = nearest(unit_rows(queries[asked[rows]]))
+                found.similarity[asked[rows]] = similarity
+                found.rows[asked[rows]] = index if kept is None else kept[index]
+        return found
+
+    def own(self, sections: np.ndarray, by: str) -> np.ndarray | None:
+        """What :meth:`nearest` is to leave out for queries of sections that the bank may hold.
+
+        Parameters
+        ----------
+        sections
+            str (n_queries,): section of each query.
+        by
+            ``"section"``: the query's section; ``"group"``: its group as far as the bank knows it; ``"none"``: nothing, None.
+        """
+        _check_kind(by, ("none", *_KINDS))
+        if by == "none":
+            return None
+        known = dict(zip(self.sections.tolist(), getattr(self, f"{by}s").tolist(), strict=True))
+        return np.array([known.get(name, "") for name in np.asarray(sections).tolist()])
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Names (JSON) and arrays."""
+        names, codes = {}, {}
+        for kind, labels in (("section", self.sections), ("group", self.groups)):
+            found, number = np.unique(labels, return_inverse=True)
+            names[kind], codes[kind] = found.tolist(), number.astype(np.int32)
+        return names, {"keys": self.keys, "values": self.values, **codes, "positions": self.positions}
+
+    @classmethod
+    def from_state(cls, names: dict[str, Any], arrays: dict[str, np.ndarray]) -> ReferenceBank:
+        """Restore a bank."""
+        sections, groups = (np.array(names[kind])[arrays[kind]] for kind in ("section", "group"))
+        return cls(arrays["keys"], arrays["values"], sections, groups, arrays["positions"])
+
+    def check_request(self, k: int, excluded: np.ndarray | None, by: str, *, argument: str) -> None:
+        """Refuse what :meth:`nearest` would for this number of spots, which messages call ``argument``, and these exclusions."""
+        check_size(k, len(self), argument)
+        if excluded is not None:
+            self._barred(excluded, by, len(excluded), k, argument)
+
+    def _check_queries(self, queries: np.ndarray, search: str) -> None:
+        problems = [] if search in _SEARCHES else [f"search={search!r}: choose one of {listing(SEARCHES)}."]
+        width = self.keys.shape[1]
+        if queries.ndim != 2 or queries.shape[1] != width:
+            problems.append(f"Queries have shape {queries.shape}; the bank takes (n_queries, {width}).")
+        elif bad := n_faulty(queries):
+            problems.append(f"{bad} of {len(queries)} queries are NaN or infinite, so nothing is near to them.")
+        raise_problems(problems)
+
+    def _barred(
+        self, excluded: np.ndarray, by: str, n: int, k: int, argument: str = "k"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As numbers: what each query bars (−1 for nothing), and what each reference spot belongs to."""
+        _check_kind(by, _KINDS)
+        if len(excluded) != n:
+            raise Img2GeneError(f"{len(excluded)} exclusions for {n} queries.")
+        names, codes, counts = np.unique(getattr(self, f"{by}s"), return_inverse=True, return_counts=True)
+        number = {name: i for i, name in enumerate(names.tolist())}
+        barred = np.array([number.get(name, -1) for name in np.asarray(excluded).tolist()], dtype=np.int64)
+        short = [i for i in np.unique(barred[barred >= 0]) if len(self) - counts[i] < k]
+        raise_problems(
+            [
+                f"Without the {by} {names[i]} the bank has {len(self) - counts[i] or 'no'} reference spots, fewer than {argument}={k} "
+                f"({by}s in it: {listing(names)}). Lower `{argument}`, train on others too, or exclude nothing."
+                for i in short
+            ]
+        )
+        return barred, codes
+
+    def average(self, found: Neighbors, weighting: str = "uniform") -> np.ndarray:
+        """Mean of the values of the spots found, float32 (n_queries, G).
+
+        Parameters
+        ----------
+        found
+            Result of :meth:`nearest`.
+        weighting
+            ``"uniform"``, or ``"similarity"``: weights in proportion to the cosine where it is positive, else 0 (uniform where
+            none is).
+        """
+        weights = neighbor_weights(found.similarity, weighting)
+        out = np.empty((len(found.rows), self.values.shape[1]), dtype=np.float32)
+        n, k = found.rows.shape
+        for rows in _blocks(n, _AVERAGED):
+            size = len(found.rows[rows])
+            picked = sp.csr_matrix(
+                (weights[rows].ravel(), found.rows[rows].ravel(), np.arange(size + 1) * k), shape=(size, len(self))
+            )
+            out[rows] = picked @ self.values
+        return out
+
+
+@runtime_checkable
+class Retrieves(Protocol):
+    """A predictor that looks up training spots, and can say which.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> isinstance(ig.models.create("ridge"), ig.models.Retrieves)
+    False
+    """
+
+    def reference_bank(self) -> ReferenceBank:
+        """The training spots that predictions are retrieved from."""
+        ...
+
+    def neighbors(
+        self,
+        features: np.ndarray,
+        sections: np.ndarray,
+        *,
+        k: int,
+        excluded: np.ndarray | None = None,
+        by: str = "group",
+    ) -> Neighbors:
+        """The ``k`` spots of the bank nearest to each spot; exclusions are those of :meth:`img2gene.models.ReferenceBank.nearest`.
+
+        Takes what ``predict`` takes beside features and sections, too.
+        """
+        ...
+
+
+def check_size(k: int, n: int, argument: str = "k") -> None:
+    """Refuse to look for more spots than a bank of ``n`` has; ``argument`` is what messages call ``k``."""
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
+        raise Img2GeneError(f"{argument}={k!r}: expected at least 1, a whole number.")
+    if k > n:
+        raise Img2GeneError(
+            f"{argument}={k}: the bank has {n or 'no'} reference spots. Lower `{argument}`, or train on more sections."
+        )
+
+
+def _check_kind(by: str, known: tuple[str, ...]) -> None:
+    if by not in known:
+        raise Img2GeneError(f"by={by!r}: choose one of {listing(known)}.")
+
+
+def neighbor_weights(similarity: np.ndarray, weighting: str) -> np.ndarray:
+    """Weights float32 (n_queries, k) of neighbours; rows sum to 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models.reference_bank import neighbor_weights
+    >>> neighbor_weights(np.array([[0.75, 0.25, -0.5]]), "similarity")
+    array([[0.75, 0.25, 0.  ]], dtype=float32)
+    """
+    if weighting not in WEIGHTINGS:
+        raise Img2GeneError(f"weighting={weighting!r}: choose one of {listing(WEIGHTINGS)}.")
+    weights = np.ones(similarity.shape) if weighting == "uniform" else np.maximum(similarity, 0).astype(np.float64)
+    weights[weights.sum(axis=1) == 0] = 1
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def unit_rows(values: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32; rows of zeros stay zeros.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models.reference_bank import unit_rows
+    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32)
+    """
+    values = np.asarray(values, dtype=np.float32)
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    return np.divide(values, length, out=np.zeros_like(values), where=length > 0)
+
+
+def _blocks(n: int, size: int) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, start + size)
+
+
+def _alike(
+    barred: np.ndarray | None, codes: np.ndarray | None, n: int
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Queries that look at the same reference spots, with those spots (None for all)."""
+    if barred is None:
+        yield np.arange(n), None
+        return
+    for code in np.unique(barred):
+        yield np.flatnonzero(barred == code), None if code < 0 else np.flatnonzero(codes != code)
+
+
+def _by_torch(keys: np.ndarray, k: int) -> Search:
+    """Products in blocks, of which the largest are kept."""
+    import torch
+
+    # Stored arrays are read-only, which PyTorch warns about.
+    references = torch.from_numpy(keys if keys.flags.writeable else keys.copy())
+
+    def nearest(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        block, parts = torch.from_numpy(queries), []
+        for start in range(0, len(references), _REFERENCES):
+            found = block @ references[start : start + _REFERENCES].T
+            values, index = found.topk(min(k, found.shape[1]), dim=1)
+            parts.append((values, index + start))
+        values, index = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        best = values.topk(k, dim=1)
+        return best.values.numpy(), index.gather(1, best.indices).numpy()
+
+    return nearest
+
+
+def _by_faiss(keys: np.ndarray, k: int) -> Search:
+    try:
+        import faiss
+    except ImportError as error:
+        raise Img2GeneError("search='faiss' needs faiss: `pip install 'img2gene[faiss]'`.") from error
+    index = faiss.IndexFlatIP(keys.shape[1])
+    index.add(np.ascontiguousarray(keys))
+    return lambda queries: index.search(np.ascontiguousarray(queries), k)
+
+
+_SEARCHES: dict[str, Callable[[np.ndarray, int], Search]] = {"torch": _by_torch, "faiss": _by_faiss}
+SEARCHES = tuple(_SEARCHES)

@@ -1,0 +1,295 @@
+"""Slide-centred ridge regression on the principal components of an embedding: the bar for every other model."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from img2gene._errors import Img2GeneError, raise_problems
+from img2gene.models.centring import centre, check_centring, section_means
+from img2gene.models.data import TrainingData
+from img2gene.models.decomposition import Decomposition, decompose
+from img2gene.models.uncertainty.held_out import N_FOLDS, HeldOut, unit_labels
+from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
+
+PENALTIES = tuple(float(value) for value in np.geomspace(0.1, 3000, 28).round(4))
+_BIN_EDGES = (250, 1000, 4000)
+_BLOCK_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What a fit leaves behind beside the state: the decomposition of all training spots, and each gene's penalty."""
+
+    decomposition: Decomposition
+    penalties: np.ndarray
+
+
+class Ridge:
+    """Ridge regression of all genes at once on the principal components of the embedding.
+
+    Features and labels are centred per section, so that stain and batch shifts between slides are removed; predictions
+    are offset by the training mean. One decomposition serves all penalties. The penalty is chosen inside the training data
+    by leaving out one group at a time (one section, or one compact block, where there are fewer): the largest within one
+    standard error of the best, for each of up to four bins of genes by expression. Each gene of a bin counts the same.
+
+    ŷ = ȳ_train + (x − x̄_section) / s · Vᵀ · diag(σ / (σ² + λ)) · Uᵀ (y − ȳ_section)
+
+    Parameters
+    ----------
+    penalty
+        One or several candidates, in units of the mean squared length of a scaled training row.
+    center
+        ``"section"`` subtracts each section's mean, also at prediction; ``"none"`` subtracts the training mean (a plain
+        ridge with intercept).
+    n_components
+        Largest number of principal components.
+
+    References
+    ----------
+    Slide-centring: arXiv:2609.32857. Probe without centring: HEST-Benchmark, Jaume et al., NeurIPS 2024.
+    """
+
+    name: ClassVar[str] = "ridge"
+    shapes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "feature_mean": ("width",),
+        "scale": ("width",),
+        "components": ("components", "width"),
+        "coefficients": ("components", "genes"),
+        "label_mean": ("genes",),
+    }
+
+    def __init__(
+        self,
+        penalty: float | tuple[float, ...] = PENALTIES,
+        center: str = "section",
+        n_components: int = 512,
+    ) -> None:
+        self.penalties = [float(value) for value in np.atleast_1d(np.asarray(penalty, dtype=float))]
+        self.center, self.n_components = center, n_components
+        self._check()
+        self.arrays: dict[str, np.ndarray] = {}
+        self.report: dict[str, Any] = {}
+        self._fitted: _Fitted | None = None
+
+    def _check(self) -> None:
+        problems = []
+        if not self.penalties or not all(np.isfinite(value) and value > 0 for value in self.penalties):
+            problems.append(f"penalty={self.penalties!r}: expected positive numbers.")
+        if self.center not in ("section", "none"):
+            problems.append(f"center={self.center!r}: choose 'section' or 'none'.")
+        if self.n_components < 1:
+            problems.append(f"n_components={self.n_components!r}: expected at least 1.")
+        raise_problems(problems)
+
+    def fit(self, data: TrainingData, *, seed: int) -> None:
+        """Choose the penalties inside the training data, then fit to all of it."""
+        check_centring(data.sections, self.center)
+        bins = _gene_bins(data.labels)
+        chosen = self._choose_penalties(data, bins, seed)
+        penalties = np.empty(data.labels.shape[1])
+        for genes, penalty in zip(bins, chosen, strict=True):
+            penalties[genes] = penalty
+        features, labels = self._centred(data.features, data.sections), self._centred(data.labels, data.sections)
+        found = decompose(features, labels, self.n_components, seed)
+        self._fitted = _Fitted(found, penalties)
+        self.arrays = {
+            "feature_mean": data.features.mean(axis=0, dtype=np.float64).astype(np.float32),
+            "scale": found.scale.astype(np.float32),
+            "components": found.components.astype(np.float32),
+            "coefficients": found.coefficients(penalties),
+            "label_mean": data.labels.mean(axis=0, dtype=np.float64).astype(np.float32),
+        }
+        self.report |= {
+            "penalty": chosen,
+            "genes_per_penalty": [len(genes) for genes in bins],
+            "n_components": len(found.singular),
+        }
+
+    def fit_held_out(self, data: TrainingData, *, seed: int) -> HeldOut:
+        """Fit, and predict all training spots by ridges without their group (section, block), at most five of them."""
+        self.fit(data, seed=seed)
+        folds = inner_folds(data, seed=seed, n_max=N_FOLDS)
+        predicted = self.held_out(data, folds, seed=seed)
+        return HeldOut(np.arange(len(predicted)), predicted, folds.kind, unit_labels(data, folds))
+
+    def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """Labels float32 (n_spots, n_genes); spots go through in blocks, so that little memory is taken beside them."""
+        if not self.arrays:
+            raise Img2GeneError("This ridge is not fitted yet; call `fit` first.")
+        check_centring(sections, self.center)
+        if self.center == "section":
+            names, means = section_means(features, sections)
+            number = np.searchsorted(names, sections)
+        else:
+            means, number = self.arrays["feature_mean"][None].astype(np.float64), np.zeros(len(features), dtype=int)
+        projection = (self.arrays["components"] / self.arrays["scale"].astype(np.float64)).T
+        found = np.empty((len(features), len(self.arrays["label_mean"])), dtype=np.float32)
+        for start in range(0, len(features), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            scores = _project(features[rows], means[number[rows]], projection)
+            np.matmul(scores, self.arrays["coefficients"], out=found[rows])
+            found[rows] += self.arrays["label_mean"]
+        return found
+
+    def held_out(self, data: TrainingData, folds: InnerFolds, *, seed: int) -> np.ndarray:
+        """Prediction of every training spot by a ridge fitted without its fold, float32 (n_spots, n_genes).
+
+        On the scale of :meth:`predict`: the mean label of the spots that were fitted to is added. The penalties are those
+        that :meth:`fit` chose on all of ``data``.
+        """
+        penalties = self._left_behind("held_out").penalties
+        predicted = np.empty(data.labels.shape, dtype=np.float32)
+        for fitted, held in folds.splits():
+            found, scores = self._left_out(data, (fitted, held), folds, seed)
+            mean = data.labels[fitted].mean(axis=0, dtype=np.float64).astype(np.float32)
+            predicted[held] = scores.astype(np.float32) @ found.coefficients(penalties) + mean
+        return predicted
+
+    def stiffened(self, factor: float) -> Self:
+        """A fitted copy with all penalties times ``factor``, which takes no new decomposition."""
+        if not (np.isfinite(factor) and factor > 0):
+            raise Img2GeneError(f"factor={factor!r}: expected a positive number.")
+        fitted = self._left_behind("stiffened")
+        stiff = copy.copy(self)
+        stiff._fitted = replace(fitted, penalties=fitted.penalties * factor)
+        stiff.arrays = self.arrays | {"coefficients": fitted.decomposition.coefficients(stiff._fitted.penalties)}
+        stiff.report = self.report | {
+            "penalty": [penalty * factor for penalty in self.report["penalty"]],
+            "stiffened": self.report.get("stiffened", 1) * factor,
+        }
+        return stiff
+
+    def _left_behind(self, needed_by: str) -> _Fitted:
+        if self._fitted is None:
+            raise Img2GeneError(
+                f"`{needed_by}` needs what `fit` leaves behind and no stored ridge has; call `fit` first."
+            )
+        return self._fitted
+
+    def _centred(self, values: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        return centre(values, sections, self._reference(values))
+
+    def _reference(self, values: np.ndarray) -> np.ndarray | None:
+        """What is subtracted from all spots alike: the mean of the fitted ones, or None where sections are centred."""
+        return None if self.center == "section" else values.mean(axis=0, dtype=np.float64)
+
+    def _choose_penalties(self, data: TrainingData, bins: list[np.ndarray], seed: int) -> list[float]:
+        """For each bin of genes the largest penalty within one standard error (over folds) of the smallest error."""
+        if len(self.penalties) == 1:
+            return self.penalties * len(bins)
+        folds = inner_folds(data, seed=seed)
+        weights = _inverse_sd(self._centred(data.labels, data.sections))
+        # folds × bins × penalties
+        errors = np.array([self._fold_errors(data, split, folds, bins, weights, seed) for split in folds.splits()])
+        self.report |= {
+            "inner_folds": folds.kind,
+            "penalties": self.penalties,
+            "inner_error": errors.mean(axis=0).round(6).tolist(),
+        }
+        return [self.penalties[_one_standard_error(errors[:, number], self.penalties)] for number in range(len(bins))]
+
+    def _fold_errors(
+        self,
+        data: TrainingData,
+        split: tuple[np.ndarray, np.ndarray],
+        folds: InnerFolds,
+        bins: list[np.ndarray],
+        weights: np.ndarray,
+        seed: int,
+    ) -> np.ndarray:
+        """Squared error of held-out sections as a share of their variance, (n_bins, n_penalties).
+
+        Genes are in units of their SD over all training spots (``weights`` is its inverse), so that each counts the same:
+        in the units of the labels a few very variable genes would decide for all others. The SD is not that of the fold,
+        in which it may be next to nothing; genes that do not vary there at all are left out.
+
+        With scores Z, shrinkages d and projected labels P the error |Y − Z diag(d) P|² expands into
+        |Y|² − 2 d · diag(Zᵀ Y Pᵀ) + dᵀ (ZᵀZ ∘ PPᵀ) d, so all penalties and genes cost one product with the labels.
+        """
+        fitted, held = split
+        found, scores = self._left_out(data, split, folds, seed)
+        outside = folds.centred_in(data.sections)[held]
+        truth = centre(data.labels[held], outside, self._reference(data.labels[fitted]))
+        truth *= weights.astype(truth.dtype)
+        projected, varies = found.projected * weights, _varies(data.labels[held], outside)
+        shrinkages = [found.shrinkage(penalty) for penalty in self.penalties]
+        covariance, products = scores.T @ scores, scores.T @ truth
+        errors = []
+        for genes in (genes[varies[genes]] for genes in bins):
+            total = max(float(np.square(truth[:, genes]).sum()), 1e-12)
+            linear = (products[:, genes] * projected[:, genes]).sum(axis=1)
+            quadratic = covariance * (projected[:, genes] @ projected[:, genes].T)
+            errors.append([1 + (d @ quadratic @ d - 2 * d @ linear) / total for d in shrinkages])
+        return np.array(errors)
+
+    def _left_out(
+        self, data: TrainingData, split: tuple[np.ndarray, np.ndarray], folds: InnerFolds, seed: int
+    ) -> tuple[Decomposition, np.ndarray]:
+        """Decomposition of the spots outside a fold, and the scores (n_held, k) of those in it."""
+        fitted, held = split
+        inside, outside = data.sections[fitted], folds.centred_in(data.sections)[held]
+        features, labels = self._centred(data.features[fitted], inside), self._centred(data.labels[fitted], inside)
+        found = decompose(features, labels, self.n_components, seed)
+        return found, found.scores(centre(data.features[held], outside, self._reference(data.features[fitted])))
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Settings and fitted arrays."""
+        config = {"penalty": self.penalties, "center": self.center, "n_components": self.n_components}
+        return {**config, "report": self.report}, self.arrays
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Ridge:
+        """Restore a fitted ridge."""
+        model = cls(tuple(config["penalty"]), config["center"], config["n_components"])
+        model.arrays, model.report = dict(arrays), dict(config["report"])
+        return model
+
+    def summary(self) -> dict[str, Any]:
+        """The chosen penalty and how every candidate validated."""
+        return dict(self.report)
+
+
+def _project(features: np.ndarray, means: np.ndarray, projection: np.ndarray) -> np.ndarray:
+    """Scores float32 (n, k) of a block; ``means`` (n, width) are overwritten."""
+    np.subtract(features, means, out=means)
+    return (means @ projection).astype(np.float32)
+
+
+def _gene_bins(labels: np.ndarray) -> list[np.ndarray]:
+    """Genes by falling mean label in bins of rank 1–250, –1000, –4000 and beyond.
+
+    The less a gene is expressed, the noisier its labels and the larger its best penalty; and a gene's bin depends little
+    on how many others are predicted beside it.
+    """
+    order = np.argsort(-labels.mean(axis=0, dtype=np.float64), kind="stable")
+    edges = [edge for edge in _BIN_EDGES if edge < len(order)]
+    return [np.sort(part) for part in np.split(order, edges)]
+
+
+def _inverse_sd(centred: np.ndarray) -> np.ndarray:
+    """1 / SD of each column (n_columns,); 0 for those that do not vary."""
+    sd = np.sqrt(np.square(centred).mean(axis=0, dtype=np.float64))
+    return np.divide(1, sd, out=np.zeros_like(sd), where=sd > 1e-12)
+
+
+def _varies(values: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """Which columns (n_columns,) differ between spots of one section; exact, unlike the variance of centred values."""
+    parts = [values[sections == name] for name in np.unique(sections)]
+    return np.any([part.max(axis=0) > part.min(axis=0) for part in parts], axis=0)
+
+
+def _one_standard_error(errors: np.ndarray, penalties: list[float]) -> int:
+    """Index of the largest penalty whose error (n_folds, n_penalties) is within one standard error of the best.
+
+    The standard error is that of the differences to the best over folds: what all folds share does not tell penalties
+    apart.
+    """
+    mean = errors.mean(axis=0)
+    best = int(mean.argmin())
+    differences = errors - errors[:, [best]]
+    spread = differences.std(axis=0, ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.zeros(len(mean))
+    return int(max(np.flatnonzero(mean <= mean[best] + spread), key=lambda i: penalties[i]))

@@ -1,0 +1,274 @@
+"""Predictive SD and intervals, calibrated on held-out groups of the training data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from img2gene.models.data import TrainingData, with_prefix
+from img2gene.models.uncertainty.held_out import HeldOut, unit_labels
+from img2gene.models.uncertainty.inner_folds import inner_folds
+from img2gene.models.uncertainty.ood import Novelty, deal, sample_rows, unit_weights
+
+# Spots beyond this percentile of the training distances are unlike the training data.
+THRESHOLD = 99.0
+_MOST_ROWS, _LEAST_ROWS, _MOST_VALUES = 20_000, 1000, 2**26
+_FACTOR_ROWS, _FACTOR_GENES = 4000, 300
+_GENE_BLOCK, _ROW_BLOCK = 64, 2048
+_PARTS = 10
+# Least share of its mean that the SD falls to at predictions where residuals are smallest.
+_FLOOR = 0.25
+# Least half-width in SDs: labels that tie (zeros, of a constant prediction) would leave none to widen.
+_LEAST_WIDTH = 0.05
+# Groups that have nothing in common tell no more than that.
+_MOST_FACTOR = 3.0
+_CURVE = ("center", "scale", "slope", "low", "high", "spread")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted labels and how far to trust them.
+
+    Attributes
+    ----------
+    values, std, lower, upper
+        float32 (n_spots, n_genes): labels, predictive SD, bounds of the interval.
+    ood
+        float64 (n_spots,): percentile 0–100 of the spot among the training embeddings.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> model = ig.io.load_model("tumour.img2gene")  # doctest: +SKIP
+    >>> found = model.predict_intervals(features, sections)  # doctest: +SKIP
+    >>> (found.upper - found.lower).mean(axis=0)  # doctest: +SKIP
+    """
+
+    values: np.ndarray
+    std: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    ood: np.ndarray
+
+
+@dataclass(frozen=True)
+class Calibration:
+    r"""What turns a prediction into an SD, an interval and a warning.
+
+    With the residuals r = y − ŷ of training spots whose group was left out, every group counting the same:
+
+    - the *residual SD* of gene g is a line in ŷ (of \|r\|, its slope shrunk by its uncertainty), scaled to the mean r²;
+    - the *predictive SD* s adds to its square what the variance between ensemble members exceeds its mean by;
+    - the *interval* is ŷ + s (median ± f · half-widths), from the quantiles of r / s of each gene over the pooled groups;
+    - the *factor* f, 1–3 and common to all genes, is what intervals calibrated without a group need to cover that group at
+      the stated level, in the mean over genes and groups. The shortfall of quantiles from K groups is of order 1 / K, so what
+      K − 1 groups need beyond 1 is multiplied by (K − 1) / K.
+
+    Attributes
+    ----------
+    level
+        Nominal coverage.
+    nonnegative
+        Whether bounds below 0 are set to 0, as labels made of counts are never less.
+    center, scale, slope, low, high
+        float32 (G,): residual SD = scale + slope · (ŷ − center), ŷ within low and high.
+    spread
+        float32 (G,): mean variance between members of the ensemble on held-out spots; 0 where there is no ensemble.
+    median, below, above
+        float32 (G,): median of r / s, and half-widths of the interval, f included.
+    novelty
+        Distances of training embeddings.
+    threshold
+        Percentile of the distances above which a spot is unlike the training data.
+
+    References
+    ----------
+    Pooled groups with equal weights: Dunn, Wasserman & Ramdas, "Distribution-free prediction sets for two-layer hierarchical
+    models", JASA 2022; Lee, Barber & Willett, "Distribution-free inference with hierarchical data", 2023.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> model = ig.io.load_model("tumour.img2gene")  # doctest: +SKIP
+    >>> model.calibration.level  # doctest: +SKIP
+    """
+
+    level: float
+    nonnegative: bool
+    center: np.ndarray
+    scale: np.ndarray
+    slope: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    spread: np.ndarray
+    median: np.ndarray
+    below: np.ndarray
+    above: np.ndarray
+    novelty: Novelty
+    threshold: float = THRESHOLD
+
+    per_gene: ClassVar[tuple[str, ...]] = tuple("center scale slope low high spread median below above".split())
+
+    @classmethod
+    def fit(
+        cls, held_out: HeldOut, data: TrainingData, *, level: float, seed: int
+    ) -> tuple[Calibration, dict[str, Any]]:
+        """Calibrate on held-out predictions of training spots, above 20,000 on as many from all groups alike, and report on it."""
+        most = max(min(_MOST_ROWS, _MOST_VALUES // max(held_out.predicted.shape[1], 1)), _LEAST_ROWS)
+        chosen = sample_rows(held_out.units, most, seed)
+        units, rows = held_out.units[chosen], held_out.rows[chosen]
+        weights = unit_weights(units)
+        found: dict[str, list[np.ndarray]] = {name: [] for name in cls.per_gene}
+        sample = sample_rows(units, _FACTOR_ROWS, seed)
+        normals = []
+        for start in range(0, held_out.predicted.shape[1], _GENE_BLOCK):
+            genes = slice(start, start + _GENE_BLOCK)
+            predicted = held_out.predicted[chosen, genes].astype(np.float64)
+            residuals = data.labels[rows, genes] - predicted
+            spread = None if held_out.spread is None else held_out.spread[chosen, genes].astype(np.float64)
+            curve = _curve(predicted, residuals, spread, weights)
+            sd = predictive_sd(predicted, spread, *curve.values())
+            normal = np.divide(residuals, sd, out=np.zeros_like(sd), where=sd > 0)
+            curve |= dict(zip(("median", "below", "above"), _quantiles(normal, weights, level), strict=True))
+            for name, values in curve.items():
+                found[name].append(values)
+            normals.append(normal[sample, :: max(held_out.predicted.shape[1] // _FACTOR_GENES, 1)].astype(np.float32))
+        factor, covered = _factor(np.hstack(normals), deal(units, _PARTS, seed)[sample], weights[sample], level)
+        arrays: dict[str, Any] = {name: np.concatenate(values).astype(np.float32) for name, values in found.items()}
+        arrays |= {name: arrays[name] * np.float32(factor) for name in ("below", "above")}
+        folds = inner_folds(data, seed=seed)
+        names = folds.centred_in(data.sections)
+        novelty = Novelty.fit(data.features, names, unit_labels(data, folds), seed=seed)
+        facts = {"factor": factor, "coverage_without_factor": covered, "ood_threshold": THRESHOLD}
+        report = {"level": level, "left_out": held_out.kind, "units": np.unique(units).tolist(), "n_spots": len(units)}
+        return cls(level, data.library is not None, **arrays, novelty=novelty), report | facts
+
+    def bounds(self, predicted: np.ndarray, spread: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predictive SD, lower and upper bound, float32 (n, G) each; ``spread`` (n, G) is overwritten by the SD."""
+        std = np.empty_like(predicted) if spread is None else spread
+        lower, upper = np.empty_like(predicted), np.empty_like(predicted)
+        curve = [getattr(self, name) for name in _CURVE]
+        for start in range(0, len(predicted), _ROW_BLOCK):
+            rows = slice(start, start + _ROW_BLOCK)
+            std[rows] = predictive_sd(predicted[rows], None if spread is None else spread[rows], *curve)
+            middle = predicted[rows] + self.median * std[rows]
+            lower[rows], upper[rows] = middle - self.below * std[rows], middle + self.above * std[rows]
+        if self.nonnegative:
+            np.maximum(lower, 0, out=lower)
+            np.maximum(upper, 0, out=upper)
+        return std, lower, upper
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Facts (JSON) and arrays."""
+        config, arrays = self.novelty.state()
+        stored = {name: getattr(self, name) for name in self.per_gene}
+        stored |= {f"novelty.{name}": value for name, value in arrays.items()}
+        facts = {"level": self.level, "nonnegative": self.nonnegative, "threshold": self.threshold}
+        return {**facts, "novelty": config}, stored
+
+    @classmethod
+    def array_shapes(cls) -> dict[str, tuple[str | int, ...]]:
+        """Shapes of the arrays, by named axes or sizes."""
+        shapes: dict[str, tuple[str | int, ...]] = dict.fromkeys(cls.per_gene, ("genes",))
+        return shapes | {f"novelty.{name}": axes for name, axes in Novelty.shapes.items()}
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Calibration:
+        """Restore it."""
+        return cls(
+            config["level"],
+            config["nonnegative"],
+            **{name: arrays[name] for name in cls.per_gene},
+            novelty=Novelty.from_state(config["novelty"], with_prefix(arrays, "novelty")),
+            threshold=config["threshold"],
+        )
+
+
+def predictive_sd(
+    predicted: np.ndarray,
+    spread: np.ndarray | None,
+    center: np.ndarray,
+    scale: np.ndarray,
+    slope: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    mean_variance: np.ndarray,
+) -> np.ndarray:
+    """SD (n, G) of predictions whose members differ by ``spread`` (n, G), see :class:`Calibration` for the others (G,)."""
+    residual = np.maximum(scale + slope * (np.clip(predicted, low, high) - center), _FLOOR * scale)
+    if spread is None:
+        return residual
+    # Held-out residuals hold what the ensemble's variance brings on average already.
+    rest = np.maximum(np.square(residual) - mean_variance, np.square(_FLOOR * residual))
+    return np.sqrt(rest + np.square(spread))
+
+
+def _curve(
+    predicted: np.ndarray, residuals: np.ndarray, spread: np.ndarray | None, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The residual SD of each gene as a line in the prediction."""
+    size = np.abs(residuals)
+    center, level = weights @ predicted, weights @ size
+    deviation = predicted - center
+    variance = weights @ np.square(deviation)
+    slope = np.divide(weights @ (deviation * size), variance, out=np.zeros_like(center), where=variance > 1e-12)
+    # A slope counts by how far it lies above its standard error, as in the estimator of James and Stein.
+    noise = (weights @ np.square(size - level - slope * deviation)) * np.square(weights).sum()
+    squared = np.square(slope) * variance
+    slope *= np.clip(1 - np.divide(noise, squared, out=np.ones_like(noise), where=squared > 0), 0, 1)
+    low, high = predicted.min(axis=0), predicted.max(axis=0)
+    line = np.maximum(level + slope * deviation, _FLOOR * level)
+    unit = np.sqrt(
+        np.divide(weights @ np.square(residuals), weights @ np.square(line), out=np.zeros_like(level), where=level > 0)
+    )
+    mean_variance = np.zeros_like(level) if spread is None else weights @ np.square(spread)
+    return dict(zip(_CURVE, (center, unit * level, unit * slope, low, high, mean_variance), strict=True))
+
+
+def _quantiles(normal: np.ndarray, weights: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median and half-widths below and above it, (n_genes,) each, of weighted values (n, n_genes)."""
+    order = np.argsort(normal, axis=0)
+    share = np.cumsum(weights[order], axis=0)
+    share /= max(float(weights.sum()), 1e-300)
+    wanted = ((1 - level) / 2, 0.5, (1 + level) / 2)
+    at = [np.minimum((share < part - 1e-9).sum(axis=0), len(normal) - 1) for part in wanted]
+    low, middle, high = (np.take_along_axis(normal, order[rows, range(len(rows))][None], axis=0)[0] for rows in at)
+    return middle, np.maximum(middle - low, _LEAST_WIDTH), np.maximum(high - middle, _LEAST_WIDTH)
+
+
+def _factor(normal: np.ndarray, parts: np.ndarray, weights: np.ndarray, level: float) -> tuple[float, float | None]:
+    """Common factor of the half-widths, and the coverage of left-out parts without it; 1 and None with less than 3 parts."""
+    n = int(parts.max()) + 1
+    if n < 3:
+        return 1.0, None
+    means = np.stack([np.average(normal[parts == part], axis=0, weights=weights[parts == part]) for part in range(n)])
+    needed, shares = [], []
+    for part in range(n):
+        held = parts == part
+        nested = normal + (_nested_means(means, part) - means)[parts]
+        median, below, above = _quantiles(nested[~held], weights[~held], level)
+        off = normal[held] - median
+        needed.append(np.maximum(off / above, -off / below).ravel())
+        shares.append(np.repeat(weights[held], normal.shape[1]))
+    values, share = np.concatenate(needed), np.concatenate(shares)
+    order = np.argsort(values)
+    cumulative = np.cumsum(share[order]) / share.sum()
+    found = float(values[order][min(int(np.searchsorted(cumulative, level - 1e-9)), len(values) - 1)])
+    covered = float(share[values <= 1].sum() / share.sum())
+    return round(min(1 + (max(found, 1) - 1) * (n - 1) / n, _MOST_FACTOR), 4), round(covered, 4)
+
+
+def _nested_means(means: np.ndarray, left: int) -> np.ndarray:
+    """Mean residuals of parts (n_parts, n_genes) as they would be had the part ``left`` not been there at all.
+
+    A part's residuals are off by what its mean lies from that of the others, which predictions are offset by. So those of all
+    parts sum to about 0, and the one left out would always lie opposite to those it is to be covered by.
+    """
+    n = len(means)
+    own = means * ((n - 1) / n)
+    rest = (own.sum(axis=0) - own[left]) / (n - 1)
+    nested = (own - rest) * ((n - 1) / (n - 2))
+    nested[left] = means[left]
+    return nested

@@ -1,0 +1,1 @@
+"""Cross-validation: candidates, folds, tasks, checkpoints and results."""

@@ -1,0 +1,80 @@
+"""Models that are compared: labels, and what each is trained with."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from img2gene import models as registry
+from img2gene._errors import Img2GeneError, Problems, raise_problems
+from img2gene._study.inputs import choose_encoder
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+ModelsGiven = str | Sequence[str] | Mapping[str, str | Mapping[str, Any]]
+
+
+def model_candidates(
+    models: ModelsGiven, encoder: str | None, table: AnnData, table_key: str
+) -> dict[str, dict[str, Any]]:
+    """Arguments of ``fit`` for each label; unknown models, parameters and embeddings are refused."""
+    found = {str(label): {"encoder": encoder, **given} for label, given in _by_label(models).items()}
+    problems = Problems(["`models` is empty."] * (not found))
+    for name in dict.fromkeys(given["encoder"] for given in found.values()):
+        with problems.collect():
+            choose_encoder(table, name, table_key)
+    for label, given in found.items():
+        with problems.collect():
+            _try(label, given)
+    problems.raise_all()
+    return found
+
+
+def completed(given: Mapping[str, Any], table: AnnData, table_key: str) -> str:
+    """A candidate with its defaults and its embedding, as JSON: the same for candidates that train alike."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(registry.get(given["model"])).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    whole = {**defaults, **given, "encoder": choose_encoder(table, given["encoder"], table_key)["name"]}
+    return json.dumps(whole, sort_keys=True, default=str)
+
+
+def _by_label(models: ModelsGiven) -> dict[str, Mapping[str, Any]]:
+    expected = (
+        "expected the name of a model, several, or a dict for each label: {'10 components': {'model': 'ridge', "
+        "'n_components': 10}}."
+    )
+    if isinstance(models, str):
+        return {models: {"model": models}}
+    if isinstance(models, Mapping):
+        given = {label: {"model": one} if isinstance(one, str) else one for label, one in models.items()}
+        wrong = [
+            f"models[{label!r}]={one!r}: {expected}" for label, one in given.items() if not isinstance(one, Mapping)
+        ]
+        raise_problems(wrong)
+        return given
+    if not isinstance(models, Iterable):
+        raise Img2GeneError(f"models={models!r}: {expected}")
+    names = list(models)
+    raise_problems([f"models: {name!r} is no name; {expected}" for name in names if not isinstance(name, str)])
+    return {name: {"model": name} for name in names}
+
+
+def _try(label: str, given: Mapping[str, Any]) -> None:
+    """Make the model once, so that it is refused before any is trained."""
+    if "model" not in given:
+        raise Img2GeneError(
+            f"models[{label!r}] names no model: expected a dict such as {{'model': 'ridge', 'n_components': 10}}."
+        )
+    params = {key: value for key, value in given.items() if key not in ("model", "encoder")}
+    try:
+        registry.create(given["model"], **params)
+    except Img2GeneError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise Img2GeneError(f"models[{label!r}]: {given['model']!r} does not take {params}: {error}.") from error

@@ -1,0 +1,116 @@
+"""Which spots a cross-validation holds out together, and what scores on them say something about."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, LeakageError, listing
+from img2gene._study.sections import group_labels, patient_labels, section_labels, section_names
+from img2gene._study.splits import named_groups, shared_patients
+from img2gene.tl._cross_validation.result import BETWEEN, UNKNOWN, WITHIN
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OuterFolds:
+    """Groups that are held out together, fold by fold.
+
+    Attributes
+    ----------
+    groups
+        Column that is divided by; ``"section"`` where there is one patient only.
+    names
+        str (n_obs,): the group of each spot.
+    held_out
+        Name of each fold, and the groups that it holds out.
+    scope
+        What scores say something about.
+    """
+
+    groups: str
+    names: np.ndarray
+    held_out: dict[str, list[str]]
+    scope: str
+
+    @classmethod
+    def divide(
+        cls,
+        table: AnnData,
+        groups: str,
+        *,
+        n_folds: int | None,
+        test_on: Iterable[str] | None,
+        seed: int,
+        table_key: str,
+        allow_leakage: bool,
+        uncounted: list[str],
+    ) -> OuterFolds:
+        """Leave out each group, or deal the groups into ``n_folds``; what cannot be divided honestly is refused.
+
+        The groups that are ``uncounted`` are not in the table, as they have no labels; messages say so.
+        """
+        names = group_labels(table, groups, table_key)
+        others = f"; {groups} without counts: {listing(uncounted)}" if uncounted else ""
+        asked = None if test_on is None else [test_on] if isinstance(test_on, str) else [str(name) for name in test_on]
+        blank = [name for name in asked or [] if name in uncounted]
+        if blank:
+            raise Img2GeneError(
+                f"test_on: no spot of {groups} {listing(blank)} has a count, so there is nothing to score against (available: "
+                f"{listing(np.unique(names))})."
+            )
+        single = groups == _schema.PATIENT and len(np.unique(names)) == 1
+        if single:
+            # An estimate between sections of the only patient is better than none, as long as it says what it is.
+            logger.warning(
+                "one patient only (%s%s): sections are left out instead, a within-patient estimate", names[0], others
+            )
+            groups, names = _schema.SECTION, section_labels(table, table_key)
+        known = np.unique(names).tolist()
+        if len(known) < 2:
+            raise Img2GeneError(
+                f"obs[{groups!r}] has one value only ({listing(known)}{others}), so nothing can be held out. Join more sections with "
+                "`img2gene.io.concat_sections`."
+            )
+        tested = known if asked is None else named_groups(asked, names, "test_on", groups)
+        found = cls(groups, names, _deal(tested, n_folds, seed), BETWEEN)
+        shared = {name: shared_patients(table, ~rows, rows) for name, rows in found.rows().items()}
+        leaked = {name: patients for name, patients in shared.items() if patients}
+        if leaked and not (single or allow_leakage):
+            patients = sorted({patient for found in leaked.values() for patient in found})
+            raise LeakageError(
+                f"Patients {listing(patients)} are on both sides of folds by {groups}. Sections of one patient are not "
+                'independent: hold out whole patients (`groups="patient"`), or pass `allow_leakage=True`, which marks the result '
+                "as a within-patient estimate."
+            )
+        scope = UNKNOWN if patient_labels(table) is None else WITHIN if leaked else BETWEEN
+        return cls(groups, names, found.held_out, scope)
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Mask (n_obs,) of the spots that each fold holds out."""
+        return {name: np.isin(self.names, groups) for name, groups in self.held_out.items()}
+
+    def divides_sections(self, table: AnnData, table_key: str) -> bool:
+        """Whether spots of one section are on both sides of a fold."""
+        return any(
+            set(section_names(table, rows, table_key)) & set(section_names(table, ~rows, table_key))
+            for rows in self.rows().values()
+        )
+
+
+def _deal(groups: list[str], n_folds: int | None, seed: int) -> dict[str, list[str]]:
+    if n_folds is None:
+        return {name: [name] for name in groups}
+    if not 2 <= n_folds <= len(groups):
+        raise Img2GeneError(f"n_folds={n_folds}: there are {len(groups)} groups to deal, {listing(groups)}.")
+    shuffled = np.random.default_rng(seed).permutation(groups)
+    return {f"fold{i + 1}": sorted(shuffled[i::n_folds].tolist()) for i in range(n_folds)}
