@@ -6,6 +6,7 @@ import pytest
 import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError
+from img2gene._study import inputs as study_inputs
 from img2gene._study.expression import library_size
 from img2gene.models import registry
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near
 from img2gene.benchmark.layouts import LAYOUTS, Section
-from img2gene.io import hest
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -62,6 +61,8 @@ class Cohort:
         present = tuple(name for name in (self.sections or found) if name in found)
         known = {**self.patients, **(_listed_patients(folder) if present else {})}
         if self.layout == "hest" and present:
+            from img2gene.io import hest
+
             known = {**hest.patients(folder), **known}
         return Inventory(self, folder, present, {name: known[name] for name in present if name in known})
 
@@ -118,6 +119,8 @@ class Inventory:
 
     def problem(self, groups: str, asked: tuple[str, ...] = ()) -> str | None:
         """What keeps the sections that a protocol asks for from being divided by ``groups``; None if nothing does."""
+        from img2gene.io import hest
+
         used = self.used(asked)
         if len(used) < 2:
             return f"{self.describe(asked)} Two are needed at least."
@@ -139,6 +142,8 @@ class Inventory:
 
     def panel(self) -> list[str]:
         """The genes of a HEST-Benchmark task."""
+        from img2gene.io import hest
+
         found = hest.panel(self.folder)
         if found is None:
             raise Img2GeneError(f"{self.folder}/var_50genes.json not found; choose a number with --genes.")

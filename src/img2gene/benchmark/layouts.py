@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from img2gene import _schema
-from img2gene.io import hest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +107,16 @@ def _with_image(read: Callable[[Path, str, str | None], SpatialData]) -> Callabl
     return lambda folder, name, patient: Section(read(folder, name, patient))
 
 
+def find_patches(folder: Path) -> list[str]:
+    """Sections of a HEST-Benchmark task with both expression and patches."""
+    from img2gene.io import hest
+
+    return hest.find(folder)
+
+
 def _read_patches(folder: Path, name: str, patient: str | None) -> Section:
+    from img2gene.io import hest
+
     return Section(*hest.read_section(folder, name, patient))
 
 
@@ -124,5 +132,5 @@ LAYOUTS = {
         find_visium,
         _with_image(read_visium),
     ),
-    "hest": Layout("adata/<section>.h5ad and patches/<section>.h5 of HEST-Benchmark", hest.find, _read_patches),
+    "hest": Layout("adata/<section>.h5ad and patches/<section>.h5 of HEST-Benchmark", find_patches, _read_patches),
 }
