@@ -77,3 +77,10 @@ def genes_problems(genes: object) -> list[str]:
     if genes is None or isinstance(genes, (int, np.integer, Iterable)):
         return []
     return [f"genes={genes!r}: expected names of genes, a whole number of them, or None."]
+
+
+def jobs_problems(n_jobs: Any) -> list[str]:
+    """A number of processes that joblib does not take."""
+    if isinstance(n_jobs, _WHOLE) and not isinstance(n_jobs, bool) and n_jobs != 0:
+        return []
+    return [f"n_jobs={n_jobs!r}: expected a number of processes, or -1 for one per core."]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Img2GeneError(ValueError):
-    """Input that cannot be used as it is; the message lists every problem found."""
+    """An input that cannot be used; the message lists all of its problems."""
 
 
 class LeakageError(Img2GeneError):
@@ -23,7 +23,7 @@ class MissingKeyError(Img2GeneError, KeyError):
 
 
 def listing(names: Iterable[object], limit: int = 10) -> str:
-    """Names joined for a message, shortened after ``limit``; ``none`` if empty."""
+    """Join names for a message, at most ``limit`` of them; ``none`` if there are none."""
     # anndata 0.13 lists X among the layers, under the name None.
     items = [str(name) for name in names if name is not None]
     if not items:
@@ -33,26 +33,26 @@ def listing(names: Iterable[object], limit: int = 10) -> str:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Those of ``known`` that ``name`` may have meant, whatever their case; all of them where nothing is close."""
+    """List the ``known`` names that resemble ``name``, ignoring case; all of them if none does."""
     return near_matches([name], known)
 
 
 def near_matches(names: Iterable[str], known: Iterable[str]) -> str:
-    """As :func:`near`, for several absent names: ``near A: A1, A2; near B: B1``."""
+    """List names that resemble several absent ones: ``near A: A1, A2; near B: B1``."""
     absent, present = [str(name) for name in names], [str(name) for name in known]
     folded = {name.casefold(): name for name in present}
     # Comparing takes some 0.1 s for each name in a whole transcriptome.
     close = {name: difflib.get_close_matches(name.casefold(), folded, n=5) for name in absent[:10]}
-    found = {name: listing(folded[other] for other in others) for name, others in close.items() if others}
-    if not found:
+    suggestions = {name: listing(folded[other] for other in others) for name, others in close.items() if others}
+    if not suggestions:
         return f"available: {listing(present)}"
     return "; ".join(
-        f"near {name}: {others}" if len(absent) > 1 else f"near: {others}" for name, others in found.items()
+        f"near {name}: {others}" if len(absent) > 1 else f"near: {others}" for name, others in suggestions.items()
     )
 
 
 def missing(name: str, where: str, available: Iterable[object], hint: str = "") -> str:
-    """``name`` not found in ``where``, with what is there and the next call."""
+    """Say that ``name`` is not in ``where``, what is there, and the next call."""
     text = f"`{name}` not found in `{where}` (available: {listing(available)})."
     return f"{text} {hint}" if hint else text
 
@@ -66,7 +66,7 @@ def raise_problems(problems: list[str], kind: type[Img2GeneError] = Img2GeneErro
 
 
 class Problems:
-    """Collects what is wrong with an input, so that the user hears of everything at once.
+    """Collect all problems of one input, so that one error names them all.
 
     Examples
     --------
@@ -77,19 +77,19 @@ class Problems:
     >>> problems.raise_all()
     """
 
-    def __init__(self, found: Iterable[str] = ()) -> None:
-        self.found = list(found)
+    def __init__(self, messages: Iterable[str] = ()) -> None:
+        self.messages = list(messages)
         self.kind: type[Img2GeneError] = Img2GeneError
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Note an :class:`Img2GeneError` instead of raising it."""
+        """Keep an :class:`Img2GeneError` for later instead of raising it."""
         try:
             yield
         except Img2GeneError as error:
-            self.kind = type(error) if not self.found else Img2GeneError
-            self.found.append(str(error))
+            self.kind = type(error) if not self.messages else Img2GeneError
+            self.messages.append(str(error))
 
     def raise_all(self) -> None:
-        """Raise one error for everything found; a single problem keeps its own kind."""
-        raise_problems(self.found, self.kind if len(self.found) == 1 else Img2GeneError)
+        """Raise one error with all problems; a single problem keeps its own kind."""
+        raise_problems(self.messages, self.kind if len(self.messages) == 1 else Img2GeneError)

@@ -15,8 +15,7 @@ from img2gene._errors import listing, raise_problems
 from img2gene._leaks import duplicates, smoothing
 from img2gene._study.expression import count_problems, label_problems, layer_problems, library_size
 from img2gene._study.inputs import embedding
-from img2gene._study.patches import centers_of
-from img2gene._study.sections import group_labels, patient_labels, section_labels
+from img2gene._study.study import Study
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -64,97 +63,103 @@ class Finding:
 
 
 def find_leaks(
-    table: AnnData,
+    study: Study,
     groups: str,
     *,
     layer: str | None = None,
     identity: dict[str, Any] | None = None,
     uses_panel: bool = True,
-    table_key: str = "table",
     seed: int = 0,
 ) -> list[Finding]:
-    """Look for leaks between the groups of a split in which each is held out once.
+    """Look for leaks between the groups of a split that holds out each group once.
 
     Parameters
     ----------
-    table
-        Table of the study; it is not changed. Where X holds no counts, sections are compared by their embedding alone.
+    study
+        Study; it is not changed. Where X holds no counts, sections are compared by their embedding alone.
     groups
         Column of obs that is held out by.
     layer
-        Labels; by default those made of X.
+        Training labels; by default they are made from the counts in X.
     identity
-        Which embedding is looked at, see :func:`img2gene._study.inputs.choose_encoder`; None for none.
+        Which embedding is compared, see :func:`img2gene._study.inputs.choose_encoder`; None compares none.
     uses_panel
-        Whether the genes of ``var["panel"]`` are those that are predicted.
-    table_key
-        Its name, for messages.
+        Whether the genes of ``var["panel"]`` are the ones that are predicted.
     seed
-        Seed of the spots that are drawn.
+        Seed of the spots that are drawn from large sections.
 
     Returns
     -------
-    Errors first; empty if nothing was found.
+    Findings, errors first; empty if there are none.
 
     Raises
     ------
     Img2GeneError
         No such column or layer, or values that are missing or infinite.
     """
+    table = study.table
     if layer is not None:
-        raise_problems(layer_problems(table, layer, table_key))
-    raise_problems(label_problems(table.X, f"`sdata['{table_key}'].X`"))
-    study = _Study.of(table, groups, table_key)
-    found = [
-        *_shared(study),
-        *_duplicated(study, identity),
-        *_similar(study, identity, seed),
-        *_smoothed(study, layer, seed),
-        *_panel(study, uses_panel),
+        raise_problems(layer_problems(table, layer, study.name))
+    raise_problems(label_problems(table.X, f"`{study.name}.X`"))
+    subject = _Subject.of(study, groups)
+    findings = [
+        *_shared(subject),
+        *_duplicated(subject, identity),
+        *_similar(subject, identity, seed),
+        *_smoothed(subject, layer, seed),
+        *_panel(subject, uses_panel),
     ]
-    return sorted(found, key=lambda finding: finding.severity != "error")
+    return sorted(findings, key=lambda finding: finding.severity != "error")
 
 
 @dataclass(frozen=True)
-class _Study:
-    """A table with the section, group and patient (None where not recorded) of each row."""
+class _Subject:
+    """The study in which leaks are looked for, with the group of each row and whether X holds counts."""
 
-    table: AnnData
-    table_key: str
+    study: Study
     column: str
-    sections: np.ndarray
     groups: np.ndarray
-    patients: np.ndarray | None
     counted: bool
 
     @classmethod
-    def of(cls, table: AnnData, column: str, table_key: str) -> _Study:
-        sections, groups = section_labels(table, table_key), group_labels(table, column, table_key)
-        patients = patient_labels(table)
-        if patients is None:
-            logger.warning('no obs["patient"]: whether one patient is in several groups is told from the data alone')
+    def of(cls, study: Study, column: str) -> _Subject:
+        groups, table = study.groups(column), study.table
+        if study.patients is None:
+            logger.warning('no obs["patient"]: only the data can show whether one patient is in several groups')
         counted = not count_problems(table.X, "X") and bool((library_size(table) > 0).any() and table.X.sum() > 0)
-        return cls(table, table_key, column, sections, groups, patients, counted)
+        return cls(study, column, groups, counted)
+
+    @property
+    def table(self) -> AnnData:
+        return self.study.table
+
+    @property
+    def sections(self) -> np.ndarray:
+        return self.study.sections
+
+    @property
+    def patients(self) -> np.ndarray | None:
+        return self.study.patients
 
     def filled(self) -> np.ndarray:
-        """Rows with counts; all where X holds none, be it values on another scale or nothing but zeros."""
+        """Rows with counts, in the order of the study; all rows if X holds none, or nothing but zeros."""
         if not self.counted:
-            return np.arange(self.table.n_obs)
-        return np.flatnonzero((np.asarray(self.table.X.sum(axis=1)).ravel() > 0) & (library_size(self.table) > 0))
+            return self.study.order
+        return self.study.ordered((np.asarray(self.table.X.sum(axis=1)).ravel() > 0) & (library_size(self.table) > 0))
 
     def finding(
         self, kind: str, severity: str, rows: np.ndarray, value: float, threshold: float, message: str
     ) -> Finding:
-        """A finding about the sections and groups of ``rows``."""
+        """Make a finding that concerns the sections and groups of ``rows``."""
         sections, groups = (listing(np.unique(labels[rows])) for labels in (self.sections, self.groups))
         return Finding(kind, severity, sections, groups, float(value), float(threshold), message)
 
     def of_sections(self, names: Any) -> np.ndarray:
-        """Rows of some sections."""
-        return np.flatnonzero(np.isin(self.sections, names))
+        """Rows of the named sections, in the order of the study."""
+        return self.study.ordered(np.isin(self.sections, names))
 
 
-def _shared(study: _Study) -> Iterator[Finding]:
+def _shared(study: _Subject) -> Iterator[Finding]:
     """Patients, or sections where patients are not recorded, that are in several groups."""
     units, what = (study.sections, "section") if study.patients is None else (study.patients, "patient")
     for name in np.unique(units):
@@ -168,14 +173,14 @@ def _shared(study: _Study) -> Iterator[Finding]:
             yield study.finding("shared patient", "error", rows, len(members), 1, text)
 
 
-def _duplicated(study: _Study, identity: dict[str, Any] | None) -> Iterator[Finding]:
+def _duplicated(study: _Subject, identity: dict[str, Any] | None) -> Iterator[Finding]:
     """Count vectors and embeddings that occur in two places."""
     names, parts = np.unique(np.column_stack([study.sections, study.groups]), axis=0, return_inverse=True)
     parts = parts.ravel()
     counts = study.table.X
     shared = {"counts": duplicates.identical_rows(counts, parts, duplicates.beyond_chance(counts))}
     if identity is not None:
-        values = embedding(study.table, identity, study.table_key)
+        values = embedding(study.study, identity)
         shared["embeddings"] = duplicates.identical_rows(values, parts, _telling(study.table, values, study.sections))
     for what, matrix in shared.items():
         pairs = sp.triu(matrix, 1).tocoo()
@@ -201,7 +206,7 @@ def _telling(table: AnnData, values: np.ndarray, sections: np.ndarray) -> np.nda
     return telling & (times == 1)[codes.ravel()]
 
 
-def _similar(study: _Study, identity: dict[str, Any] | None, seed: int) -> Iterator[Finding]:
+def _similar(study: _Subject, identity: dict[str, Any] | None, seed: int) -> Iterator[Finding]:
     """Sections of different patients (of different groups, where patients are not recorded) that look like the same."""
     filled = study.filled()
     names, sections = np.unique(study.sections, return_inverse=True)
@@ -211,12 +216,12 @@ def _similar(study: _Study, identity: dict[str, Any] | None, seed: int) -> Itera
     if not different.any():
         return
     rng = np.random.default_rng(seed)
-    looked_at = {}
+    sources = {}
     if study.counted and study.table.n_vars >= _MIN_MATCHED_GENES:
-        looked_at["expression"] = (_stabilised(study.table, filled), filled)
+        sources["expression"] = (_stabilised(study.table, filled), filled)
     if identity is not None:
-        looked_at["embedding"] = (_scaled(embedding(study.table, identity, study.table_key)), np.arange(len(sections)))
-    for what, (values, rows) in looked_at.items():
+        sources["embedding"] = (_scaled(embedding(study.study, identity))[study.study.order], study.study.order)
+    for what, (values, rows) in sources.items():
         share = duplicates.matching_share(values, sections[rows], units, _CLOSER[what], rng)
         for one, other in np.argwhere(different & (np.nan_to_num(share) >= MAX_MATCHING)):
             evidence = f"{share[one, other]:.0%} of the spots of one have a near-identical {what} in the other"
@@ -225,16 +230,16 @@ def _similar(study: _Study, identity: dict[str, Any] | None, seed: int) -> Itera
         yield from _same_donor(study, filled, sections, names, different, rng)
 
 
-def _similar_finding(study: _Study, names: np.ndarray, value: float, threshold: float, evidence: str) -> Finding:
+def _similar_finding(study: _Subject, names: np.ndarray, value: float, threshold: float, evidence: str) -> Finding:
     text = (
         f"`{names[0]}` and `{names[1]}` look like the same patient: {evidence}. If they are, give both the same "
-        f'`sdata["{study.table_key}"].obs["patient"]` and split with `groups="patient"`.'
+        f'`{study.study.name}.obs["patient"]` and split with `groups="patient"`.'
     )
     return study.finding("similar sections", "warning", study.of_sections(names), value, threshold, text)
 
 
 def _same_donor(
-    study: _Study,
+    study: _Subject,
     filled: np.ndarray,
     sections: np.ndarray,
     names: np.ndarray,
@@ -270,10 +275,10 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     return (values[:, spread > 0] / spread[spread > 0]).astype(np.float32)
 
 
-def _smoothed(study: _Study, layer: str | None, seed: int) -> Iterator[Finding]:
+def _smoothed(study: _Subject, layer: str | None, seed: int) -> Iterator[Finding]:
     """Sections whose counts or labels carry the noise of their neighbours."""
     table = study.table
-    places = _places(table)
+    places = study.study.places
     if places is None:
         logger.warning("no patches and no obsm['spatial']: whether labels are smoothed cannot be checked")
         return
@@ -340,22 +345,15 @@ def _noise_of(
     return found
 
 
-def _places(table: AnnData) -> np.ndarray | None:
-    """Centres of the spots in units of their section."""
-    if _schema.PATCH_BBOX in table.obsm:
-        return centers_of(table, np.arange(table.n_obs))
-    return np.asarray(table.obsm["spatial"], dtype=float) if "spatial" in table.obsm else None
-
-
 def _patch_of(rows: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """All rows, or of many the 5,000 around one drawn at random: neighbours have to stay."""
     if len(rows) <= _MAX_SPOTS:
         return rows
     distance = np.square(places[rows] - places[rng.choice(rows)]).sum(axis=1)
-    return np.sort(rows[np.argsort(distance, kind="stable")[:_MAX_SPOTS]])
+    return rows[np.sort(np.argsort(distance, kind="stable")[:_MAX_SPOTS])]
 
 
-def _panel(study: _Study, uses_panel: bool) -> Iterator[Finding]:
+def _panel(study: _Subject, uses_panel: bool) -> Iterator[Finding]:
     """A gene panel that sections of the split chose."""
     if not uses_panel or _schema.PANEL not in study.table.var:
         return

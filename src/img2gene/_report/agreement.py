@@ -8,7 +8,7 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError, listing
 from img2gene._report.blocks import names
-from img2gene._report.sources import Study, Values
+from img2gene._report.sources import ReportedStudy, Values
 from img2gene._study.expression import labels
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _MOST_GENES = 50
 _OTHER = "The cross-validation is not (only) of this study"
 
 
-def check_same_study(study: Study, cv: CrossValidation) -> None:
+def check_same_study(study: ReportedStudy, cv: CrossValidation) -> None:
     """Raise if a cross-validation shares no section, or no gene, with the study."""
     scored, genes = list(dict.fromkeys(cv.scores["section"])), cv.scores["gene"].unique()
     if not set(scored) & set(study.roles):
@@ -33,7 +33,7 @@ def check_same_study(study: Study, cv: CrossValidation) -> None:
         )
 
 
-def disagreements(study: Study, cv: CrossValidation) -> list[str]:
+def disagreements(study: ReportedStudy, cv: CrossValidation) -> list[str]:
     """What of a cross-validation the study does not have, or has otherwise; empty if nothing.
 
     Sections that only the study has were trained on or left out, and are no disagreement.
@@ -41,7 +41,7 @@ def disagreements(study: Study, cv: CrossValidation) -> list[str]:
     facts = cv.scores.drop_duplicates("section").set_index("section")
     genes = cv.scores["gene"].unique()
     shared = [name for name in facts.index if name in study.roles]
-    people = [name for name in shared if not _same(facts["patient"].get(name), study.patients[name])]
+    people = [name for name in shared if not _same(facts["patient"].get(name), study.section_patients[name])]
     labelled = (study.library > 0) | bool(cv.settings.get("layer"))
     counts = {name: int((labelled & (study.sections == name)).sum()) for name in shared}
     counted = [] if cv.settings.get("smooth") else shared
@@ -54,7 +54,7 @@ def disagreements(study: Study, cv: CrossValidation) -> list[str]:
     return [f"{_OTHER}: {what}: {names(who)}." for what, who in found.items() if who]
 
 
-def unlike_sections(study: Study, cv: CrossValidation, kept: Values) -> frozenset[str]:
+def unlike_sections(study: ReportedStudy, cv: CrossValidation, kept: Values) -> frozenset[str]:
     """Sections of kept predictions whose measured labels are not those of the study at the spots of these names."""
     table, layer = study.table, cv.settings.get("layer")
     genes = [gene for gene in kept.genes if gene in table.var_names]

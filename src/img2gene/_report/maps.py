@@ -10,7 +10,7 @@ import numpy as np
 from img2gene import metrics
 from img2gene._report.blocks import Figure, number
 from img2gene._report.figures import canvas, raster
-from img2gene._report.sources import Study, Values, readable
+from img2gene._report.sources import ReportedStudy, Values, readable
 from img2gene.pl._tissue import Canvas, canvases, color_limits, draw
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ class Panel:
 
 
 def panels(
-    study: Study | None, values: Values, sections: list[str], unlike: frozenset[str] = frozenset()
+    study: ReportedStudy | None, values: Values, sections: list[str], unlike: frozenset[str] = frozenset()
 ) -> list[Panel]:
     """Sections on their tissue where the study has them, else (and those ``unlike`` it) on white."""
     tissues: dict[str, Canvas] = {}
     if study is not None:
         known = [name for name in sections if name in study.roles and name not in unlike]
-        found, _ = readable(canvases, study.sdata, study.table_key, known)
+        found, _ = readable(canvases, study, known)
         tissues = {canvas.name: canvas for canvas in found or []}
     out = []
     for name in sections:

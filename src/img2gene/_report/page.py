@@ -53,7 +53,7 @@ def report(
     Parameters
     ----------
     data
-        Study with what :func:`img2gene.tl.fit` and :func:`img2gene.tl.predict` wrote: its model is scored on the sections that
+        ReportedStudy with what :func:`img2gene.tl.fit` and :func:`img2gene.tl.predict` wrote: its model is scored on the sections that
         it was not trained on. Or the result of :func:`img2gene.tl.cross_validate`, for maps and calibration with
         ``keep_predictions``.
     path
@@ -111,7 +111,7 @@ def report(
     """
     from img2gene._report.chapters.genes import Choice
     from img2gene._report.figures import plain_style
-    from img2gene._report.sources import Study
+    from img2gene._report.sources import ReportedStudy
     from img2gene._report.subject import Subject
 
     asked = {name: value for name, value in locals().items() if name in _RECORDED}
@@ -120,7 +120,7 @@ def report(
     chosen = {"genes": _listed(genes), "sections": _listed(sections)}
     _check_choice({"n_genes": n_genes, "n_sections": n_sections}, chosen)
     seed = settings.seed if seed is None else seed
-    study = None if sdata is None else Study.read(sdata, model, key, table_key)
+    study = None if sdata is None else ReportedStudy.read(sdata, model, key, table_key)
     subject = Subject.of(study, result, label, metric, seed)
     choice = Choice(**chosen, n_genes=n_genes, n_sections=n_sections)
     with plain_style():

@@ -14,7 +14,7 @@ from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError
 from img2gene._study.expression import labels, library_size
 from img2gene._study.predictions import predicted_values
-from img2gene._study.sections import patient_labels, section_labels
+from img2gene._study.study import Study
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,37 +25,25 @@ if TYPE_CHECKING:
 TRAINED, HELD_OUT, NEW, IMAGE_ONLY = "training", "held out", "new", "image only"
 
 
-@dataclass(frozen=True)
-class Study:
-    """A study, and the model that predicted under ``key``, if there is one."""
+@dataclass(frozen=True, eq=False)
+class ReportedStudy(Study):
+    """A study with the model that predicted under ``key``, if there is one."""
 
-    sdata: SpatialData
-    table_key: str
-    key: str
-    model: Model | None
+    key: str = "img2gene"
+    model: Model | None = None
 
     @classmethod
-    def read(cls, sdata: SpatialData, model: Model | str | Path | None, key: str, table_key: str) -> Study:
-        """The study; a model that was named has to be there, the default one need not be."""
+    def read(cls, sdata: SpatialData, model: Model | str | Path | None, key: str, table_key: str) -> ReportedStudy:
+        """Open a study; a model that was named must exist, the default one need not."""
         from img2gene.tl.predict import resolve_model
 
-        _schema.get_table(sdata, table_key)  # one that is absent is no missing model
+        study = Study.of(sdata, table_key)
         try:
-            return cls(sdata, table_key, key, resolve_model(sdata, table_key, model, key))
+            return cls(sdata, table_key, key, resolve_model(study, model, key))
         except MissingKeyError:
             if model is not None:
                 raise
             return cls(sdata, table_key, key, None)
-
-    @property
-    def table(self) -> AnnData:
-        """The table that is reported on."""
-        return self.sdata.tables[self.table_key]
-
-    @cached_property
-    def sections(self) -> np.ndarray:
-        """Section of each row."""
-        return section_labels(self.table, self.table_key)
 
     @cached_property
     def library(self) -> np.ndarray:
@@ -92,12 +80,9 @@ class Study:
         return [name for name in self.roles if not self.measured[self.sections == name].any()]
 
     @cached_property
-    def patients(self) -> dict[str, str | None]:
+    def section_patients(self) -> dict[str, str | None]:
         """Patient of each section."""
-        known = patient_labels(self.table)
-        if known is None:
-            return dict.fromkeys(self.roles)
-        return {name: "+".join(dict.fromkeys(known[self.sections == name].tolist())) for name in self.roles}
+        return {name: self.patient_of(self.section_rows(name)) for name in self.roles}
 
     @property
     def has_predictions(self) -> bool:
@@ -135,7 +120,7 @@ class Values:
     sections: np.ndarray
     ood: np.ndarray | None
     xy: np.ndarray | None
-    study: Study | None = None
+    study: ReportedStudy | None = None
 
     @classmethod
     def of_predictions(cls, table: AnnData) -> Values:
@@ -147,7 +132,7 @@ class Values:
         return cls(table, np.arange(table.n_obs), layers, sections, _column(table, "ood"), xy)
 
     @classmethod
-    def of_study(cls, study: Study, sections: Iterable[str]) -> Values:
+    def of_study(cls, study: ReportedStudy, sections: Iterable[str]) -> Values:
         """Those of some sections of a study."""
         key, table = study.key, study.table
         rows = np.flatnonzero(np.isin(study.sections, list(sections)))
@@ -183,7 +168,7 @@ class Values:
             layer = None if self.study.model is None else self.study.model.labels["layer"]
             return labels(self.table, rows, columns, layer=layer).astype(np.float64)
         if self.study is not None and (name == "predicted" and ((columns < 0).any() or not self._own_layer)):
-            return predicted_values(self.study.sdata, genes, self.study.key, self.study.table_key)[rows]
+            return predicted_values(self.study, genes, self.study.key)[rows]
         key = self.layers[name]
         matrix = self.table.X if key is None else self.table.layers[key]
         return np.asarray(_dense(matrix[rows][:, columns]), dtype=np.float64)

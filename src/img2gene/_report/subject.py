@@ -12,7 +12,7 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import MissingKeyError, near
 from img2gene._report.agreement import check_same_study, unlike_sections
-from img2gene._report.sources import HELD_OUT, NEW, TRAINED, Study, Values, readable
+from img2gene._report.sources import HELD_OUT, NEW, TRAINED, ReportedStudy, Values, readable
 from img2gene.metrics.catalog import direction
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Subject:
         Of permutations and samples.
     """
 
-    study: Study | None
+    study: ReportedStudy | None
     cv: CrossValidation | None
     held_out: CrossValidation | None
     no_score: str
@@ -52,7 +52,9 @@ class Subject:
     seed: int
 
     @classmethod
-    def of(cls, study: Study | None, cv: CrossValidation | None, label: str | None, metric: str, seed: int) -> Subject:
+    def of(
+        cls, study: ReportedStudy | None, cv: CrossValidation | None, label: str | None, metric: str, seed: int
+    ) -> Subject:
         """Score what can be scored; ``label`` and ``metric`` have to be in the result."""
         if study is not None and cv is not None:
             check_same_study(study, cv)
@@ -126,7 +128,7 @@ def marks(result: CrossValidation | None) -> list[str]:
     return [] if result is None else result.marks
 
 
-def _evaluate(study: Study, seed: int) -> tuple[CrossValidation | None, str]:
+def _evaluate(study: ReportedStudy, seed: int) -> tuple[CrossValidation | None, str]:
     """Scores on the sections with labels that the model was not trained on, or why there are none."""
     if study.model is None:
         return None, f"No model is stored under {study.key!r} (argument model names another), so nothing can be scored."
@@ -144,7 +146,7 @@ def _evaluate(study: Study, seed: int) -> tuple[CrossValidation | None, str]:
     return found, why
 
 
-def _scores(study: Study, fresh: list[str], seed: int) -> CrossValidation:
+def _scores(study: ReportedStudy, fresh: list[str], seed: int) -> CrossValidation:
     from img2gene.tl import CrossValidation, evaluate
     from img2gene.tl._cross_validation.result import BETWEEN, UNKNOWN, WITHIN
 
@@ -167,9 +169,9 @@ def _scores(study: Study, fresh: list[str], seed: int) -> CrossValidation:
     )
 
 
-def _fold(study: Study, fresh: list[str]) -> pd.DataFrame:
+def _fold(study: ReportedStudy, fresh: list[str]) -> pd.DataFrame:
     model: Any = study.model
-    patients = list(dict.fromkeys(filter(None, (study.patients[name] for name in fresh))))
+    patients = list(dict.fromkeys(filter(None, (study.section_patients[name] for name in fresh))))
     facts: dict[str, Any] = {"fold": FOLD, "sections": ", ".join(fresh), "patients": ", ".join(patients) or None}
     facts |= {"n_train_spots": model.report.get("n_spots"), "n_test_spots": int(np.isin(study.sections, fresh).sum())}
     facts |= {"n_train_sections": len(model.report.get("sections", [])), "n_genes": len(model.genes)}

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from img2gene import _schema
 from img2gene._study.patches import stream_patches
+from img2gene._study.study import Study
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
-    from spatialdata import SpatialData
-
     from img2gene.encoders import Encoder, EncoderSpec, TokenEncoder
 
 _TURNS = [(False, turns) for turns in range(4)]
@@ -51,8 +49,7 @@ def embedding_identity(
 
 
 def stream_embedding(
-    sdata: SpatialData,
-    table_key: str,
+    study: Study,
     model: Encoder,
     identity: dict[str, Any],
     batch_size: int,
@@ -60,12 +57,12 @@ def stream_embedding(
     rows: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Features float32 (n_obs, width) and, if the identity names any, tokens float16; NaN outside ``rows``."""
-    n_obs = _schema.get_table(sdata, table_key).n_obs
+    n_obs = study.n_obs
     n_tokens = identity.get("tokens")
     grid = None if n_tokens is None else math.isqrt(n_tokens)
     features = np.full((n_obs, identity["width"]), np.nan, dtype=np.float32)
     kept = None if grid is None else np.full((n_obs, grid**2, identity["token_width"]), np.nan, dtype=np.float16)
-    batches = stream_patches(sdata, table_key, batch_size, num_workers, rows)
+    batches = stream_patches(study, batch_size, num_workers, rows)
     for index, windows in progress(batches, n_obs if rows is None else len(rows), f"embed ({identity['name']})"):
         features[index], found = encode(model, windows.fields, identity["input_px"], identity["orientations"], grid)
         if kept is not None:

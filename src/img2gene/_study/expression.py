@@ -46,15 +46,15 @@ def label_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:
     return [f"{name} holds {bad} NaN or infinite values."] if bad else []
 
 
-def name_problems(table: AnnData, table_key: str) -> list[str]:
+def name_problems(table: AnnData, name: str) -> list[str]:
     """Duplicate genes and duplicate spots of a table."""
     problems = []
     for kind, names, call in (("genes", table.var_names, "var"), ("spots", table.obs_names, "obs")):
         duplicated = names[names.duplicated()].unique()
         if len(duplicated):
             problems.append(
-                f"`sdata['{table_key}']` has {len(duplicated)} duplicate {kind} ({', '.join(map(str, duplicated[:5]))}). "
-                f"Call `sdata['{table_key}'].{call}_names_make_unique()` if they are distinct, else drop them."
+                f"`{name}` has {len(duplicated)} duplicate {kind} ({', '.join(map(str, duplicated[:5]))}). "
+                f"Call `{name}.{call}_names_make_unique()` if they are distinct, else drop them."
             )
     return problems
 
@@ -81,15 +81,15 @@ def labels(table: AnnData, rows: np.ndarray, genes: np.ndarray, *, layer: str | 
     return np.log1p(counts, out=counts)
 
 
-def layer_problems(table: AnnData, layer: str | None, table_key: str) -> list[str]:
+def layer_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
     """What keeps the counts (``layer=None``) or the user's labels from being used."""
     if layer is None:
-        problems = count_problems(table.X, f"`sdata['{table_key}'].X`")
+        problems = count_problems(table.X, f"`{name}.X`")
         if _schema.LIBRARY_SIZE in table.obs and not table.obs[_schema.LIBRARY_SIZE].notna().all():
             problems.append(f"`obs['{_schema.LIBRARY_SIZE}']` holds NaN; delete the column to have it recomputed.")
         return problems
     if layer not in table.layers:
-        return [missing(layer, f"sdata['{table_key}'].layers", table.layers)]
+        return [missing(layer, f"{name}.layers", table.layers)]
     return label_problems(table.layers[layer], f"`layers['{layer}']`")
 
 

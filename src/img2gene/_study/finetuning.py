@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene import _schema, encoders
+from img2gene import encoders
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._study.embedding import embedding_identity, encode, progress, stream_embedding
 from img2gene._study.inputs import Inputs
-from img2gene._study.patches import specification, stream_patches
-from img2gene._study.sections import regions
+from img2gene._study.patches import stream_patches
+from img2gene._study.study import Study
 from img2gene.models.data import TrainingData
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
     from img2gene.encoders.base import TorchEncoder
     from img2gene.models.networks.finetuning import Options
 
@@ -32,8 +29,7 @@ _ORIENTATIONS = 2
 class StudyFineTuning:
     """Fine-tuning of an encoder on the training spots of a study."""
 
-    sdata: SpatialData
-    table_key: str
+    study: Study
     identity: dict[str, Any]
     options: Options
 
@@ -73,7 +69,7 @@ class StudyFineTuning:
                 "learning_rate": self.options.learning_rate,
             }
         }
-        features, tokens = embed(self.sdata, self.table_key, encoder, identity, rows)
+        features, tokens = embed(self.study, encoder, identity, rows)
         return Inputs(identity, features, tokens, adapted.weights, adapted.report)
 
     def _read(self, encoder: TorchEncoder, rows: np.ndarray, file: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +83,7 @@ class StudyFineTuning:
         pixels: np.ndarray = np.memmap(file, np.uint8, "w+", shape=shape) if large else np.empty(shape, dtype=np.uint8)
         features = np.empty((len(rows), self.identity["width"]), dtype=np.float32)
         order = np.argsort(rows)
-        batches = stream_patches(self.sdata, self.table_key, settings.batch_size, settings.num_workers, rows)
+        batches = stream_patches(self.study, settings.batch_size, settings.num_workers, rows)
         for found, windows in progress(batches, len(rows), "read patches"):
             at = order[np.searchsorted(rows, found, sorter=order)]
             for number, field_ in enumerate(windows.fields):
@@ -97,30 +93,27 @@ class StudyFineTuning:
 
 
 def embed(
-    sdata: SpatialData, table_key: str, encoder: TorchEncoder, identity: dict[str, Any], rows: np.ndarray | None = None
+    study: Study, encoder: TorchEncoder, identity: dict[str, Any], rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Features and tokens of all rows, or of some, by an adapted encoder."""
     encoder.network.eval()
-    return stream_embedding(sdata, table_key, encoder, identity, settings.batch_size, settings.num_workers, rows)
+    return stream_embedding(study, encoder, identity, settings.batch_size, settings.num_workers, rows)
 
 
-def embed_adapted(
-    sdata: SpatialData, table_key: str, identity: dict[str, Any], weights: dict[str, np.ndarray]
-) -> Inputs:
+def embed_adapted(study: Study, identity: dict[str, Any], weights: dict[str, np.ndarray]) -> Inputs:
     """All rows embedded by the encoder with changed weights."""
     from img2gene.encoders.trainable import load_adapted
 
     encoder = load_adapted(encoders.get(identity["name"]), weights)
-    return Inputs(identity, *embed(sdata, table_key, encoder, identity), weights)
+    return Inputs(identity, *embed(study, encoder, identity), weights)
 
 
-def identity_for(table: AnnData, encoder: str | None, table_key: str, *, tokens: bool) -> dict[str, Any]:
+def identity_for(study: Study, encoder: str | None, *, tokens: bool) -> dict[str, Any]:
     """Identity of the embedding that an encoder makes of the patches: the one named, the only one stored, or the default.
 
-    Orientations, and the number of tokens where they are wanted, are those of a stored embedding by this encoder.
+    Orientations, and the number of tokens where they are trained, are those of a stored embedding by this encoder.
     """
-    patches = specification(table, table_key)
-    known = _schema.read_json(table, "encoder", default={})
+    patches, known = study.patches, study.record("encoder", {})
     if encoder is None and len(known) > 1:
         raise Img2GeneError(f"Several embeddings are stored ({listing(known)}); say which encoder with `encoder=`.")
     spec = encoders.get(encoder or next(iter(known), "default"))
@@ -130,23 +123,22 @@ def identity_for(table: AnnData, encoder: str | None, table_key: str, *, tokens:
     )
 
 
-def current_identity(table: AnnData, wanted: dict[str, Any], table_key: str) -> dict[str, Any]:
-    """Identity of the embedding that the patches of a study give where a fine-tuned model asks for ``wanted``."""
-    patches = specification(table, table_key)
-    spec = encoders.get(wanted["name"])
-    return embedding_identity(spec, patches, wanted["orientations"], wanted.get("tokens"))
+def current_identity(study: Study, trained: dict[str, Any]) -> dict[str, Any]:
+    """Identity of the embedding that the patches of a study give where a fine-tuned model asks for ``trained``."""
+    spec = encoders.get(trained["name"])
+    return embedding_identity(spec, study.patches, trained["orientations"], trained.get("tokens"))
 
 
-def check_images(sdata: SpatialData, table: AnnData, table_key: str) -> None:
+def check_images(study: Study) -> None:
     """Raise if an image of the patches is gone."""
-    recorded = specification(table, table_key)["regions"]
-    for name in (recorded[region]["image"] for region in regions(table, table_key)):
-        if name not in sdata.images:
+    recorded, images = study.patches["regions"], study.sdata.images
+    for name in (recorded[region]["image"] for region in study.regions):
+        if name not in images:
             raise MissingKeyError(
                 missing(
                     name,
                     "sdata.images",
-                    sdata.images,
+                    images,
                     "Fine-tuned encoders read the patches' pixels: put the image back, or run "
                     "`img2gene.pp.extract_patches` again.",
                 )

@@ -1,4 +1,4 @@
-"""The sections of a study as arrays: rows, spot positions in image pixels, spot size, image."""
+"""Where the spots of each region lie in their image, and which image that is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
 from img2gene._study.images import scale0
-from img2gene._study.sections import regions
+from img2gene._study.study import Study
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -49,57 +49,55 @@ class Geometry:
     units_per_px: float
 
 
-def locate(sdata: SpatialData, table_key: str, images: str | Mapping[str, str] | None = None) -> list[Geometry]:
-    """Geometry of every region of a table; all problems are raised together."""
-    table = _schema.get_table(sdata, table_key)
-    found, problems = [], Problems()
-    for region, rows in regions(table, table_key).items():
+def locate(study: Study, images: str | Mapping[str, str] | None = None) -> list[Geometry]:
+    """Locate the spots of every region in its image; all problems are raised together."""
+    geometries, problems = [], Problems()
+    for region, rows in study.regions.items():
         with problems.collect():
-            found.append(_locate_region(sdata, table, region, rows, images))
+            geometries.append(_locate_region(study, region, rows, images))
     problems.raise_all()
-    return found
+    return geometries
 
 
-def _locate_region(
-    sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, images: str | Mapping[str, str] | None
-) -> Geometry:
+def _locate_region(study: Study, region: str, rows: np.ndarray, images: str | Mapping[str, str] | None) -> Geometry:
+    sdata = study.sdata
     if region not in sdata:
         raise MissingKeyError(missing(region, "sdata", [*sdata.shapes, *sdata.labels], "It is named by the table."))
-    image_key = choose_image(sdata, table, region, images)
-    xy, diameter = _instances(sdata, table, region, rows)
+    image_key = choose_image(study, region, images)
+    xy, diameter = _instances(study, region, rows)
     matrix = _matrix(sdata, region, image_key)
     scale = _isotropic_scale(matrix, region, image_key)
     xy = xy @ matrix[:2, :2].T + matrix[:2, 2]
     return Geometry(region, image_key, rows, xy[:, ::-1].copy(), diameter * scale, 1 / scale)
 
 
-def choose_image(sdata: SpatialData, table: AnnData, region: str, images: str | Mapping[str, str] | None = None) -> str:
-    """The image of a region: the one asked for, the one its reader recorded, else the largest in its coordinate system."""
+def choose_image(study: Study, region: str, images: str | Mapping[str, str] | None = None) -> str:
+    """Choose the image of a region: the named one, the one its reader recorded, else the largest in its coordinate system."""
+    available = study.sdata.images
     if isinstance(images, str):
-        asked: str | None = images
+        image: str | None = images
     elif images is not None and region not in images:
         raise MissingKeyError(missing(region, "images", images, "Name the image of every region."))
     else:
-        asked = images[region] if images is not None else None
-    if asked is not None:
-        if asked not in sdata.images:
-            raise MissingKeyError(missing(asked, "sdata.images", sdata.images, "Pass `images=`."))
-        return asked
-    noted = recorded(table, region).get("image")
-    if noted in sdata.images:
-        return str(noted)
-    return _largest_aligned(sdata, table, region)
+        image = images[region] if images is not None else None
+    if image is not None:
+        if image not in available:
+            raise MissingKeyError(missing(image, "sdata.images", available, "Pass `images=`."))
+        return image
+    recorded_image = recorded(study.table, region).get("image")
+    return str(recorded_image) if recorded_image in available else _largest_aligned(study, region)
 
 
 def recorded(table: AnnData, region: str) -> dict[str, Any]:
-    """What the reader of a region recorded about it: image, microns per unit, spot diameter; empty if nothing."""
+    """Read what the reader of a region recorded: image, microns per unit, spot diameter; empty if nothing."""
     entries = _schema.read_json(table, "sections", default={})
     return next((entry for entry in entries.values() if entry.get("region") == region), {})
 
 
-def _largest_aligned(sdata: SpatialData, table: AnnData, region: str) -> str:
+def _largest_aligned(study: Study, region: str) -> str:
     from spatialdata.transformations import get_transformation
 
+    sdata = study.sdata
     systems = set(get_transformation(sdata[region], get_all=True))
     aligned = [name for name, image in sdata.images.items() if systems & set(get_transformation(image, get_all=True))]
     if not aligned:
@@ -107,7 +105,7 @@ def _largest_aligned(sdata: SpatialData, table: AnnData, region: str) -> str:
             f"No image shares a coordinate system with `{region}` (its systems: {listing(systems)}; images: "
             f"{listing(sdata.images)}). Register one with `spatialdata.transformations.set_transformation`."
         )
-    others = [name for name in regions(table) if name != region]
+    others = [name for name in study.regions if name != region]
     named = [
         name
         for name in aligned
@@ -122,10 +120,11 @@ def _largest_aligned(sdata: SpatialData, table: AnnData, region: str) -> str:
     return max(sizes, key=lambda name: sizes[name])
 
 
-def _instances(sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray) -> tuple[np.ndarray, float]:
+def _instances(study: Study, region: str, rows: np.ndarray) -> tuple[np.ndarray, float]:
     """Centres (x, y) in the element's own coordinates in the order of ``rows``, and the median diameter."""
+    table = study.table
     instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()[rows]
-    centers, diameter = _centers(sdata, region)
+    centers, diameter = _centers(study.sdata, region)
     place = centers.index.get_indexer(instances) if centers.index.is_unique else None
     if place is None:
         raise Img2GeneError(f"`{region}` has duplicate instance names; its index must be unique.")

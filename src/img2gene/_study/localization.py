@@ -11,6 +11,7 @@ import pandas as pd
 
 from img2gene import _schema, metrics
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._study.study import Study
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -41,11 +42,11 @@ def records_update(table: AnnData, key: str, record: dict[str, Any]) -> dict[str
     return {_RECORDS: records(table) | {key: record}}
 
 
-def required_record(table: AnnData, key: str, table_key: str) -> dict[str, Any]:
+def required_record(study: Study, key: str) -> dict[str, Any]:
     """What :func:`img2gene.tl.localize` stored under ``key``, or an error that lists what there is."""
-    known = records(table)
+    known = records(study.table)
     if key not in known:
-        where = f"the localisations of sdata['{table_key}']"
+        where = f"the localisations of {study.name}"
         raise MissingKeyError(missing(key, where, known, "Run `img2gene.tl.localize` first."))
     return known[key]
 

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._study.expression import TARGET_SUM, library_size
-from img2gene._study.sections import section_labels
+from img2gene._study.study import Study
 from img2gene.pathways.context import PathwayContext, choose_pathways, score_spots
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 _RUN = "Run `img2gene.pp.score_pathways` again."
 
 
-def stored_pathways(table: AnnData, key: str = _schema.PATHWAYS) -> dict[str, Any] | None:
+def stored_pathways(study: Study, key: str = _schema.PATHWAYS) -> dict[str, Any] | None:
     """The record of :func:`img2gene.pp.score_pathways`, or None; one that does not fit the table is refused."""
-    record = _schema.read_json(table, key)
+    table, record = study.table, study.record(key)
     if record is None:
         return None
     if key not in table.obsm or np.shape(table.obsm[key])[1:] != (len(record["names"]),):
         raise Img2GeneError(f"`obsm['{key}']` does not hold the {len(record['names'])} pathways of its record. {_RUN}")
-    unknown = sorted(set(section_labels(table).tolist()) - set(record["scored"]))
+    unknown = sorted(set(study.section_names()) - set(record["scored"]))
     if unknown:
         # Joining keeps the record of the first part beside the columns of all.
         raise Img2GeneError(f"Sections {listing(unknown)} were joined after pathways were scored. {_RUN}")
@@ -45,18 +45,18 @@ def stored_pathways(table: AnnData, key: str = _schema.PATHWAYS) -> dict[str, An
     return record
 
 
-def required_pathways(table: AnnData, table_key: str, key: str = _schema.PATHWAYS) -> dict[str, Any]:
+def required_pathways(study: Study, key: str = _schema.PATHWAYS) -> dict[str, Any]:
     """The record, or an error that names the next call."""
-    record = stored_pathways(table, key)
+    record = stored_pathways(study, key)
     if record is None:
         hint = "Run `img2gene.pp.score_pathways` first."
-        raise MissingKeyError(missing(key, f"sdata['{table_key}'].obsm", table.obsm, hint))
+        raise MissingKeyError(missing(key, f"{study.name}.obsm", study.table.obsm, hint))
     return record
 
 
-def enrichment_table(table: AnnData, key: str = _schema.PATHWAYS, *, table_key: str = "table") -> pd.DataFrame:
+def enrichment_table(study: Study, key: str = _schema.PATHWAYS) -> pd.DataFrame:
     """Enrichment of every matched set, by falling NES; an error where there was nothing to select."""
-    record = required_pathways(table, table_key, key)
+    record = required_pathways(study, key)
     if record["enrichment"] is None:
         raise Img2GeneError(
             f"All {len(record['names'])} pathways were taken (n_top={record['n_top']}), so no enrichment was computed. "
@@ -65,9 +65,9 @@ def enrichment_table(table: AnnData, key: str = _schema.PATHWAYS, *, table_key: 
     return from_columns(record["enrichment"])
 
 
-def matching_table(table: AnnData, key: str = _schema.PATHWAYS, *, table_key: str = "table") -> pd.DataFrame:
+def matching_table(study: Study, key: str = _schema.PATHWAYS) -> pd.DataFrame:
     """How many genes of every set were measured."""
-    return from_columns(required_pathways(table, table_key, key)["matching"])
+    return from_columns(required_pathways(study, key)["matching"])
 
 
 def to_columns(table: pd.DataFrame) -> dict[str, list[Any]]:
@@ -111,7 +111,7 @@ def set_columns(table: AnnData, gene_sets: Mapping[str, list[str]]) -> dict[str,
 
 
 def fold_context(
-    table: AnnData,
+    study: Study,
     rows: np.ndarray,
     *,
     labels: np.ndarray | None = None,
@@ -119,7 +119,6 @@ def fold_context(
     sections: np.ndarray,
     positions: np.ndarray,
     seed: int,
-    table_key: str = "table",
     key: str = _schema.PATHWAYS,
 ) -> PathwayContext | None:
     """Pathways selected and scored on the training rows alone.
@@ -129,8 +128,8 @@ def fold_context(
 
     Parameters
     ----------
-    table
-        Table with raw counts in X.
+    study
+        Study with raw counts in X.
     rows
         Training rows, integers (n,).
     labels
@@ -139,8 +138,6 @@ def fold_context(
         Embedding (n, width) or None, section (n,) and position (n, 2) of these rows.
     seed
         Of components and permutations.
-    table_key
-        Name of the table, for messages.
     key
         Name the pathways are stored under.
 
@@ -148,13 +145,13 @@ def fold_context(
     -------
     The context with scores float32 (n, P), or None where the table has no pathways.
     """
-    record = stored_pathways(table, key)
+    record = stored_pathways(study, key)
     if record is None:
         return None
-    rows = np.asarray(rows)
+    table, rows = study.table, np.asarray(rows)
     if labels is not None and labels.shape != (len(rows), table.n_vars):
         raise Img2GeneError(
-            f"Pathways of `sdata['{table_key}']` are selected among all genes: labels have shape {labels.shape}, expected "
+            f"Pathways of `{study.name}` are selected among all genes: labels have shape {labels.shape}, expected "
             f"{(len(rows), table.n_vars)}."
         )
     normalised = log_counts(table, rows)

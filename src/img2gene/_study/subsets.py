@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,10 +10,7 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import listing
 from img2gene._study.expression import library_size
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
+from img2gene._study.study import Study
 
 UNITS = ("groups", "spots")
 _MIN_SPOTS = 2
@@ -86,23 +82,16 @@ def _share(fraction: float, total: np.ndarray | int) -> np.ndarray:
     return np.floor(fraction * np.asarray(total) + 0.5 + 1e-9).astype(int)
 
 
-def subset(
-    sdata: SpatialData,
-    rows: np.ndarray,
-    genes: list[str] | None = None,
-    *,
-    layer: str | None = None,
-    table_key: str = "table",
-) -> SpatialData:
-    """Chosen spots (and genes) of a study, without images and without what models do not look at.
+def subset(study: Study, rows: np.ndarray, genes: list[str] | None = None, *, layer: str | None = None) -> Study:
+    """Take chosen spots (and genes) of a study, without images and without what models do not use.
 
-    Library sizes stay those of the full transcriptome. ``layer`` is the one of the labels, if they are not counts.
+    Library sizes stay those of the full transcriptome. ``layer`` holds the training labels where these are not made of counts.
     """
     import anndata as ad
     from spatialdata import SpatialData
     from spatialdata.models import TableModel
 
-    table: AnnData = sdata.tables[table_key]
+    table, sdata = study.table, study.sdata
     attrs = table.uns["spatialdata_attrs"]
     columns = slice(None) if genes is None else table.var_names.get_indexer(genes)
     part = ad.AnnData(
@@ -120,4 +109,5 @@ def subset(
         part.obs[_schema.LIBRARY_SIZE] = library_size(table)[rows]
     present = part.obs[attrs["region_key"]].unique().tolist()
     part = TableModel.parse(part, region=present, region_key=attrs["region_key"], instance_key=attrs["instance_key"])
-    return SpatialData(shapes=dict(sdata.shapes), labels=dict(sdata.labels), tables={table_key: part})
+    elements = {"shapes": dict(sdata.shapes), "labels": dict(sdata.labels)}
+    return Study(SpatialData(**elements, tables={study.table_key: part}), study.table_key)

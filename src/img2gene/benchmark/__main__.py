@@ -212,9 +212,9 @@ def requested(given: argparse.Namespace) -> Request:
     encoder = given.encoder
     with problems.collect():
         encoder = encoders.get(given.encoder).name
-    problems.found += [f"--jobs {given.jobs}: expected a number of processes, or -1."] * (given.jobs == 0)
-    problems.found += [f"--genes {given.genes}: expected 1 or more."] * (given.genes is not None and given.genes < 1)
-    problems.found += ["--seeds: expected numbers of at least 0."] * (min(given.seeds) < 0)
+    problems.messages += [f"--jobs {given.jobs}: expected a number of processes, or -1."] * (given.jobs == 0)
+    problems.messages += [f"--genes {given.genes}: expected 1 or more."] * (given.genes is not None and given.genes < 1)
+    problems.messages += ["--seeds: expected numbers of at least 0."] * (min(given.seeds) < 0)
     problems.raise_all()
     return Request(candidates, given.out, encoder, tuple(dict.fromkeys(given.seeds)), given.jobs, given.genes)
 

@@ -177,9 +177,9 @@ def _cross_validate(
 
 def _n_folds(study: SpatialData, protocol: Protocol) -> int | None:
     """Folds of the protocol, as far as there are groups for them."""
-    from img2gene._study.sections import group_labels
+    from img2gene._study.study import Study
 
-    n_groups = len(np.unique(group_labels(study["table"], protocol.groups, "table")))
+    n_groups = len(np.unique(Study.of(study).groups(protocol.groups)))
     return None if protocol.n_folds is None or n_groups < 2 else min(protocol.n_folds, n_groups)
 
 

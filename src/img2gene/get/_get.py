@@ -8,8 +8,8 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, listing
-from img2gene._study.patches import specification, stream_patches
-from img2gene._study.sections import regions
+from img2gene._study.patches import stream_patches
+from img2gene._study.study import Study
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -46,16 +46,16 @@ def patches(
     >>> ig.get.patches(sdata, [0, 5]).shape[0]
     2
     """
-    table = _schema.get_table(sdata, table_key)
-    spec = specification(table, table_key)
+    study = Study.of(sdata, table_key)
+    spec = study.patches
     if not 0 <= field < len(spec["patch_um"]):
         raise Img2GeneError(
             f"field={field}: fields of view are 0 to {len(spec['patch_um']) - 1} ({listing(spec['patch_um'])} µm)."
         )
-    rows = _rows(table, index)
+    rows = _rows(study.table, index)
     sides = {
         spec["regions"][name]["side_px"][field]
-        for name, members in regions(table).items()
+        for name, members in study.regions.items()
         if np.isin(members, rows).any()
     }
     if len(sides) > 1:
@@ -64,8 +64,8 @@ def patches(
         )
     side = sides.pop() if sides else 0
     pixels = np.zeros((len(rows), side, side, 3), dtype=np.uint8)
-    for found, windows in stream_patches(sdata, table_key, 64, 0, rows=np.unique(rows)):
-        for row, window in zip(found, windows.fields[field], strict=True):
+    for streamed, windows in stream_patches(study, 64, 0, rows=np.unique(rows)):
+        for row, window in zip(streamed, windows.fields[field], strict=True):
             pixels[rows == row] = window
     return pixels
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from img2gene import _schema
 from img2gene._errors import Img2GeneError
 from img2gene._study.pathways import from_columns, required_pathways, stored_pathways
+from img2gene._study.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,13 +58,13 @@ def pathways(sdata: SpatialData, *, key: str | None = None, table_key: str = "ta
     """
     from img2gene.io.model_store import read_model, stored_models
 
-    table, name = _schema.get_table(sdata, table_key), key or _schema.PATHWAYS
-    if stored_pathways(table, name) is None and name in stored_models(table):
-        return _of_model(read_model(table, name))
-    record = required_pathways(table, table_key, name)
-    found = _selected_first(_enriched(from_columns(record["matching"]), record), record["names"])
-    found.insert(2, "kept", found.pop("kept"))
-    return found
+    study, name = Study.of(sdata, table_key), key or _schema.PATHWAYS
+    if stored_pathways(study, name) is None and name in stored_models(study.table):
+        return _of_model(read_model(study.table, name))
+    record = required_pathways(study, name)
+    sets = _selected_first(_enriched(from_columns(record["matching"]), record), record["names"])
+    sets.insert(2, "kept", sets.pop("kept"))
+    return sets
 
 
 def _of_model(model: Model) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
-from img2gene._study.sections import section_labels
+from img2gene._study.study import Study
 from img2gene.io._concat import concat_sections
 from img2gene.io.sections import build_section
 
@@ -44,15 +44,16 @@ def to_anndata(sdata: SpatialData, *, table_key: str = "table") -> AnnData:
     >>> sorted(ig.io.to_anndata(sdata).uns["spatial"])
     ['P1_S1', 'P2_S1']
     """
-    table = _schema.get_table(sdata, table_key)
+    study = Study.of(sdata, table_key)
+    table = study.table
     if "spatial" not in table.obsm:
         raise MissingKeyError(
-            missing("spatial", f"sdata['{table_key}'].obsm", table.obsm, "Run `img2gene.pp.extract_patches` first.")
+            missing("spatial", f"{study.name}.obsm", table.obsm, "Run `img2gene.pp.extract_patches` first.")
         )
     adata = table.copy()
     adata.uns.pop("spatialdata_attrs", None)
     # A subset keeps the thumbnails of sections it has lost, and squidpy would look for their spots.
-    present = set(section_labels(table, table_key))
+    present = set(study.sections)
     adata.uns["spatial"] = {name: item for name, item in adata.uns.get("spatial", {}).items() if name in present}
     return adata
 

@@ -157,18 +157,11 @@ class Model:
         return [f"{bad} spots have NaN or infinite {name}."] if bad else []
 
     def top_genes(self, by: str, n: int, min_detection: float = 0.1) -> list[str]:
-        """The ``n`` genes with the highest training ``mean``, ``variance``, ``dispersion`` or ``moran``.
+        """List the ``n`` genes with the highest training ``mean``, ``variance``, ``dispersion`` or ``moran``.
 
         All but ``mean`` are ranked among genes detected in at least ``min_detection`` of the training spots.
         """
-        if by not in self.statistics:
-            raise Img2GeneError(f"by={by!r}: statistics are {listing(self.statistics)}.")
-        score = self.statistics[by].astype(float).copy()
-        if by != "mean":
-            score[self.statistics["detection"] < min_detection] = np.nan
-        score[np.isnan(score)] = -np.inf
-        order = np.argsort(-score, kind="stable")[:n]
-        return [self.genes[i] for i in order if np.isfinite(score[i])]
+        return top_genes(self.genes, self.statistics, by, n, min_detection)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Configuration (JSON) and arrays, the whole model."""
@@ -234,6 +227,21 @@ class Model:
         """All facts as indented JSON, for a look."""
         facts = {"model": self.name, "n_genes": len(self.genes), "inputs": self.inputs, "labels": self.labels}
         return json.dumps({**facts, "report": self.report}, indent=2)
+
+
+def top_genes(
+    genes: list[str], statistics: dict[str, np.ndarray], by: str, n: int, min_detection: float = 0.1
+) -> list[str]:
+    """List the ``n`` genes that lead a statistic; see :meth:`Model.top_genes`."""
+    if by not in statistics:
+        raise Img2GeneError(f"by={by!r}: statistics are {listing(statistics)}.")
+    score = statistics[by].astype(float).copy()
+    if by != "mean":
+        score[statistics["detection"] < min_detection] = np.nan
+    score[np.isnan(score)] = -np.inf
+    # Of equal scores the first name comes first, whatever the order of the genes.
+    order = np.lexsort((np.array(genes, dtype=str), -score))[:n]
+    return [genes[i] for i in order if np.isfinite(score[i])]
 
 
 def _check_arrays(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene import _schema
 from img2gene._errors import MissingKeyError, listing, missing
 from img2gene._study.geometry import Geometry, locate
 from img2gene._study.images import thumbnail
-from img2gene._study.patches import specification
-from img2gene._study.sections import section_labels
+from img2gene._study.study import Study
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -50,31 +48,55 @@ class Canvas:
     diameter: float
 
 
-def canvases(sdata: SpatialData, table_key: str, sections: list[str] | None) -> list[Canvas]:
-    """Chosen sections of a study (default: all), cropped to their spots."""
-    table = _schema.get_table(sdata, table_key)
-    names = section_labels(table, table_key)
-    known = list(dict.fromkeys(names.tolist()))
-    asked = known if sections is None else sections
-    unknown = [name for name in asked if name not in known]
-    if unknown or not asked:
-        raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(known)}).")
-    geometries = {
-        str(names[geometry.rows[0]]): geometry for geometry in locate(sdata, table_key, _images(table, table_key))
-    }
-    return [_canvas(sdata, name, geometries[name]) for name in asked]
+def canvases(study: Study, sections: list[str] | None) -> list[Canvas]:
+    """Prepare the chosen sections of a study (default: all), cropped to their spots."""
+    available = study.section_names()
+    names = available if sections is None else sections
+    absent = [name for name in names if name not in available]
+    if absent or not names:
+        raise MissingKeyError(f"No section named {listing(absent)} (available: {listing(available)}).")
+    geometries = {str(study.sections[geometry.rows[0]]): geometry for geometry in locate(study, _images(study))}
+    return [_canvas(study, name, geometries[name]) for name in names]
 
 
-def _images(table: AnnData, table_key: str) -> dict[str, str] | None:
-    """The images that patches were taken from, where that was recorded."""
-    if _schema.read_json(table, "patches") is None:
+def blank_canvas(name: str, rows: np.ndarray, xy: np.ndarray) -> Canvas:
+    """Prepare a section on white, for spots (n, 2) at x and y without an image."""
+    low, span = xy.min(axis=0), max(float(np.ptp(xy, axis=0).max()), 1e-9)
+    places = (xy - low) / span * 0.94 * _BLANK_PX + 0.03 * _BLANK_PX
+    height = int(places[:, 1].max() + 0.03 * _BLANK_PX) + 1
+    white = np.full((height, _BLANK_PX, 3), 255, dtype=np.uint8)
+    return Canvas(name, rows, white, places, 0.65 * _nearest(places))
+
+
+def matched_canvas(canvas: Canvas, names: pd.Index, other_names: pd.Index, rows: np.ndarray) -> Canvas | None:
+    """Reorder the spots of a section, called ``names``, as in another table; None if one of its spots is absent."""
+    order = names[canvas.rows].get_indexer(other_names[rows])
+    return None if (order < 0).any() else replace(canvas, rows=rows, xy=canvas.xy[order])
+
+
+def shrunken_canvas(canvas: Canvas, side: int) -> Canvas:
+    """Scale the picture of a section down to ``side`` pixels: matplotlib takes seconds to scale each."""
+    from PIL import Image
+
+    height, width = canvas.picture.shape[:2]
+    scale = min(1, side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = np.asarray(Image.fromarray(np.ascontiguousarray(canvas.picture)).resize(size, Image.Resampling.BOX))
+    # Pixel centres are whole numbers, so the corner lies at -0.5 in both pictures.
+    xy = (canvas.xy + 0.5) * (np.array(size) / (width, height)) - 0.5
+    return replace(canvas, picture=picture, xy=xy, diameter=canvas.diameter * scale)
+
+
+def _images(study: Study) -> dict[str, str] | None:
+    """Images that the patches were taken from, if that was recorded."""
+    if study.record("patches") is None:
         return None
-    return {region: entry["image"] for region, entry in specification(table, table_key)["regions"].items()}
+    return {region: entry["image"] for region, entry in study.patches["regions"].items()}
 
 
-def _canvas(sdata: SpatialData, name: str, geometry: Geometry) -> Canvas:
+def _canvas(study: Study, name: str, geometry: Geometry) -> Canvas:
     extent = np.ptp(geometry.centers, axis=0).max() + 4 * np.nan_to_num(geometry.spot_px, nan=1.0)
-    picture, step = thumbnail(sdata, geometry.image_key, max(1, int(extent / _OVERVIEW_PX)))
+    picture, step = thumbnail(study.sdata, geometry.image_key, max(1, int(extent / _OVERVIEW_PX)))
     centers = geometry.centers / step
     margin = max(2 * np.nan_to_num(geometry.spot_px) / step, 10)
     low = np.clip(centers.min(axis=0) - margin, 0, None).astype(int)
@@ -84,13 +106,10 @@ def _canvas(sdata: SpatialData, name: str, geometry: Geometry) -> Canvas:
 
 
 def _nearest(centers: np.ndarray) -> float:
+    """Median distance of the spots to their nearest neighbour, in pixels."""
     from scipy.spatial import cKDTree
 
-    return (
-        float(np.median(cKDTree(centers).query(centers, k=min(2, len(centers)))[0][..., -1]))
-        if len(centers) > 1
-        else 10.0
-    )
+    return float(np.median(cKDTree(centers).query(centers, k=2)[0][:, 1])) if len(centers) > 1 else 10.0
 
 
 def draw(
@@ -134,14 +153,14 @@ def draw(
 
 
 def color_limits(values: np.ndarray) -> tuple[float, float]:
-    """1st and 99th percentile of the values that are known, a span even where all are equal."""
+    """1st and 99th percentile of the finite values; the upper limit is larger even if all values are equal."""
     known = values[np.isfinite(values)]
     low, high = np.percentile(known, _RANGE) if len(known) else (0.0, 1.0)
     return float(low), float(high) if high > low else float(low) + 1
 
 
 def outline(ax: Axes, canvas: Canvas, inside: np.ndarray, style: dict[str, Any]) -> None:
-    """Draw the boundary of some spots: of the cells that are nearer to them than to any other spot.
+    """Draw the boundary around some spots, along the cells that are nearer to them than to any other spot.
 
     ``style`` holds ``color``, ``linestyle`` and ``linewidth``.
     """
@@ -154,17 +173,8 @@ def outline(ax: Axes, canvas: Canvas, inside: np.ndarray, style: dict[str, Any])
     low, high = canvas.xy.min(axis=0) - 2 * pitch, canvas.xy.max(axis=0) + 2 * pitch
     across, down = (np.arange(start, stop, step) for start, stop in zip(low, high, strict=True))
     grid = np.stack(np.meshgrid(across, down), axis=-1)
-    # A spot reaches as far as the corners of its cell on a square lattice, pitch / √2, and no further into the empty.
+    # 0.75 exceeds 1 / √2, the distance to the corner of a cell on a square lattice, and little more: empty space stays empty.
     distance, nearest = cKDTree(canvas.xy).query(grid, distance_upper_bound=0.75 * pitch)
     mask = np.append(inside, False)[nearest] & np.isfinite(distance)
     lines = {f"{name}s": value for name, value in style.items()}
     ax.contour(across, down, mask.astype(float), levels=[0.5], **lines)
-
-
-def gene_columns(table: AnnData, genes: str | list[str], where: str) -> list[int]:
-    """Columns of genes, or an error that lists the available ones."""
-    names = [genes] if isinstance(genes, str) else list(genes)
-    absent = [name for name in names if name not in table.var_names]
-    if absent or not names:
-        raise MissingKeyError(missing(listing(absent), where, table.var_names))
-    return [int(table.var_names.get_loc(name)) for name in names]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene import _schema
 from img2gene._errors import MissingKeyError, listing, missing
 from img2gene._study.localization import (
     agreement,
@@ -16,10 +15,10 @@ from img2gene._study.localization import (
     required_record,
     score_column,
 )
+from img2gene._study.study import Study
 from img2gene.pl._tissue import Canvas, canvases, color_limits, draw, outline
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
@@ -90,15 +89,15 @@ def localization(
     """
     import matplotlib.pyplot as plt
 
-    table = _schema.get_table(sdata, table_key)
-    record = required_record(table, key_added, table_key)
+    study = Study.of(sdata, table_key)
+    table, record = study.table, required_record(study, key_added)
     if tissue not in record["markers"]:
         raise MissingKeyError(f"No tissue {tissue!r} in `{key_added}` (available: {listing(record['markers'])}).")
     chosen = _sections(record, sections)
     scores = table.obs[score_column(key_added, tissue)].to_numpy(dtype=float)
     inside = table.obs[inside_column(key_added, tissue)].fillna(False).to_numpy(dtype=bool)
-    truth = _truth(table, record, tissue, annotation, positive, table_key)
-    shown = canvases(sdata, table_key, chosen)
+    truth = _truth(study, record, tissue, annotation, positive)
+    shown = canvases(study, chosen)
     columns = min(len(shown), _COLUMNS)
     lines = -(-len(shown) // columns)
     figure, grid = plt.subplots(
@@ -131,19 +130,19 @@ def _sections(record: dict[str, Any], sections: str | list[str] | None) -> list[
 
 
 def _truth(
-    table: AnnData,
+    study: Study,
     record: dict[str, Any],
     tissue: str,
     annotation: str | None,
     positive: str | list[str] | None,
-    table_key: str,
 ) -> np.ndarray:
     """1 inside the annotated tissue, 0 outside, NaN where nothing is known."""
+    table = study.table
     column = record["annotation"] if annotation is None else annotation
     if column is None:
         return np.full(table.n_obs, np.nan)
     if column not in table.obs:
-        raise MissingKeyError(missing(column, f"sdata['{table_key}'].obs", table.obs.columns))
+        raise MissingKeyError(missing(column, f"{study.name}.obs", table.obs.columns))
     if positive is None and column == record["annotation"]:
         positive = record["positive"][tissue]
     return annotated(table.obs[column], positive_values(table.obs[column], [tissue], positive)[tissue])

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from img2gene import _schema, get
+from img2gene import get
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
-from img2gene._study.patches import specification
+from img2gene._study.study import Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,10 +63,10 @@ def patches(
     """
     import matplotlib.pyplot as plt
 
-    table = _schema.get_table(sdata, table_key)
-    spec = specification(table, table_key)
+    study = Study.of(sdata, table_key)
+    table, spec = study.table, study.patches
     if label is not None and label not in table.obs:
-        raise MissingKeyError(missing(label, f"sdata['{table_key}'].obs", table.obs.columns))
+        raise MissingKeyError(missing(label, f"{study.name}.obs", table.obs.columns))
     if n < 1 or n_columns < 1:
         raise Img2GeneError(f"n={n}, n_columns={n_columns}: expected at least 1.")
     everything = np.arange(table.n_obs)

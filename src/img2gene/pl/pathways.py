@@ -9,14 +9,13 @@ import numpy as np
 from img2gene import _schema, get
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
 from img2gene._study.pathways import enrichment_table, required_pathways, stored_pathways
-from img2gene._study.sections import section_labels
+from img2gene._study.study import Study
 from img2gene.io.model_store import stored_models
 from img2gene.pl._tissue import Canvas, canvases, color_limits, draw
 from img2gene.tl.contributions import pathway_contributions
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
@@ -100,7 +99,7 @@ def pathways(
     >>> ig.pp.score_pathways(sdata)
     >>> figure = ig.pl.pathways(sdata, "hypoxia")
     """
-    table = _schema.get_table(sdata, table_key)
+    study = Study.of(sdata, table_key)
     asked = [pathways] if isinstance(pathways, str) else pathways
     chosen = [sections] if isinstance(sections, str) else sections
     if kind not in KINDS:
@@ -110,46 +109,45 @@ def pathways(
     if (gene is not None) != (kind == "contribution"):
         raise Img2GeneError(f"kind={kind!r}, gene={gene!r}: contributions, and only they, are those to a `gene`.")
     if kind == "enrichment":
-        return _enrichment(_enrichment_of(sdata, table, key or _schema.PATHWAYS, table_key), asked, ax, max_fdr)
+        return _enrichment(_enrichment_of(study, key or _schema.PATHWAYS), asked, ax, max_fdr)
     style = {"cmap": cmap, "alpha": alpha, "size": size}
     if kind == "maps":
-        names, values = _scores(table, asked, key or _schema.PATHWAYS, table_key)
-        return _maps(canvases(sdata, table_key, chosen), names, values, ax, panel_size, style)
+        names, values = _scores(study, asked, key or _schema.PATHWAYS)
+        return _maps(canvases(study, chosen), names, values, ax, panel_size, style)
     found = pathway_contributions(sdata, str(gene), key=key or "img2gene", table_key=table_key)
     if asked is None:
-        rows = _rows_of(table, chosen, table_key)
+        rows = _rows_of(study, chosen)
         return _contributions(found.iloc[rows], str(gene), ax)
     _check_known(asked, list(found.columns))
     style["cmap"] = "RdBu_r"
-    drawn = canvases(sdata, table_key, chosen)
+    drawn = canvases(study, chosen)
     return _maps(drawn, asked, found[asked].to_numpy(dtype=float), ax, panel_size, style, f" → {gene}")
 
 
-def _enrichment_of(sdata: SpatialData, table: AnnData, key: str, table_key: str) -> pd.DataFrame:
+def _enrichment_of(study: Study, key: str) -> pd.DataFrame:
     """The enrichment of the stored pathways, or of a model."""
-    if stored_pathways(table, key) is not None or key not in stored_models(table):
-        return enrichment_table(table, key, table_key=table_key)
-    found = get.pathways(sdata, key=key, table_key=table_key)
+    if stored_pathways(study, key) is not None or key not in stored_models(study.table):
+        return enrichment_table(study, key)
+    found = get.pathways(study.sdata, key=key, table_key=study.table_key)
     if found["nes"].isna().all():
         raise Img2GeneError(f"The model took all {len(found)} pathways, so no enrichment was computed.")
     return found.sort_values(["nes", "pathway"], ascending=[False, True], ignore_index=True)
 
 
-def _rows_of(table: AnnData, sections: list[str] | None, table_key: str) -> np.ndarray:
-    names = section_labels(table, table_key)
-    known = list(dict.fromkeys(names.tolist()))
+def _rows_of(study: Study, sections: list[str] | None) -> np.ndarray:
+    known = study.section_names()
     absent = [name for name in sections or [] if name not in known]
     if absent:
         raise MissingKeyError(f"No section named {listing(absent)} (available: {listing(known)}).")
-    return np.flatnonzero(np.isin(names, known if sections is None else sections))
+    return np.flatnonzero(np.isin(study.sections, known if sections is None else sections))
 
 
-def _scores(table: AnnData, asked: list[str] | None, key: str, table_key: str) -> tuple[list[str], np.ndarray]:
+def _scores(study: Study, asked: list[str] | None, key: str) -> tuple[list[str], np.ndarray]:
     """Names and scores (n_obs, n) of the pathways to map."""
-    known = required_pathways(table, table_key, key)["names"]
+    known = required_pathways(study, key)["names"]
     names = known[:_N_MAPS] if asked is None else asked
     _check_known(names, known)
-    return names, np.asarray(table.obsm[key], dtype=float)[:, [known.index(name) for name in names]]
+    return names, np.asarray(study.table.obsm[key], dtype=float)[:, [known.index(name) for name in names]]
 
 
 def _check_known(names: list[str], known: list[str]) -> None:

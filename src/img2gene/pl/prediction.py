@@ -12,6 +12,7 @@ from img2gene import _schema
 from img2gene._errors import MissingKeyError, listing, near_matches
 from img2gene._study.expression import labels
 from img2gene._study.predictions import predicted_values
+from img2gene._study.study import Study
 from img2gene.pl._tissue import Canvas, canvases, draw, gene_columns
 
 if TYPE_CHECKING:
@@ -88,14 +89,15 @@ def prediction(
     """
     import matplotlib.pyplot as plt
 
-    table = _schema.get_table(sdata, table_key)
+    study = Study.of(sdata, table_key)
+    table = study.table
     names = [genes] if isinstance(genes, str) else list(genes)
     chosen = [sections] if isinstance(sections, str) else sections
-    predicted = predicted_values(sdata, names, key, table_key)
+    predicted = predicted_values(study, names, key)
     _check_predicted(table, key, names, predicted)
-    std = predicted_values(sdata, names, key, table_key, part="std") if uncertainty else None
+    std = predicted_values(study, names, key, part="std") if uncertainty else None
     measured = _measured(table, key, names)
-    shown = canvases(sdata, table_key, chosen)
+    shown = canvases(study, chosen)
     truths = [[_known(measured, canvas.rows, gene) for canvas in shown] for gene in range(len(names))]
     compared = any(truth is not None for row in truths for truth in row)
     columns = (3 if compared else 1) + uncertainty

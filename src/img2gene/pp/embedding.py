@@ -10,7 +10,7 @@ import numpy as np
 from img2gene import _schema, encoders
 from img2gene._errors import Img2GeneError, listing
 from img2gene._study.embedding import VIEWS, embedding_identity, input_side, stream_embedding
-from img2gene._study.patches import specification
+from img2gene._study.study import Study
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def embed_patches(
     50
     """
     spec = encoders.get(encoder)
-    table = _schema.get_table(sdata, table_key)
-    patches = specification(table, table_key)
+    study = Study.of(sdata, table_key)
+    patches = study.patches
     size = batch_size or settings.batch_size
     workers = settings.num_workers if num_workers is None else num_workers
     if size < 1 or workers < 0 or orientations not in VIEWS:
@@ -103,11 +103,11 @@ def embed_patches(
         _check_grid(spec, tokens, input_side(spec, patches))
     model = encoders.load(encoder, device=device, amp=amp, backend=backend)
     identity = embedding_identity(spec, patches, orientations, tokens)
-    features, kept = stream_embedding(sdata, table_key, model, identity, size, workers)
-    update = _update(table, identity, features, kept)
+    features, kept = stream_embedding(study, model, identity, size, workers)
+    update = _update(study.table, identity, features, kept)
     if not inplace:
         return update
-    _schema.apply(table, update)
+    _schema.apply(study.table, update)
     return None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing
 from img2gene._study.expression import gene_statistics, labels, layer_problems, name_problems
-from img2gene._study.sections import section_labels
+from img2gene._study.study import Study
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -75,24 +75,24 @@ def select_genes(
     >>> int(sdata["table"].var["panel"].sum())
     20
     """
-    table = _schema.get_table(sdata, table_key)
+    study = Study.of(sdata, table_key)
+    table = study.table
     _schema.check_name(key_added, "key_added")
-    problems = Problems(name_problems(table, table_key) + layer_problems(table, layer, table_key))
+    problems = Problems(name_problems(table, study.name) + layer_problems(table, layer, study.name))
     if by not in _RANKINGS:
-        problems.found.append(f"by={by!r}: choose {listing(_RANKINGS)}.")
+        problems.messages.append(f"by={by!r}: choose {listing(_RANKINGS)}.")
     if not 0 <= min_detection <= 1:
-        problems.found.append(f"min_detection={min_detection!r}: expected a share from 0 to 1.")
+        problems.messages.append(f"min_detection={min_detection!r}: expected a share from 0 to 1.")
     if by == "spatial" and "spatial" not in table.obsm:
-        problems.found.append('`by="spatial"` needs positions in `obsm["spatial"]`.')
-    names = section_labels(table, table_key)
+        problems.messages.append('`by="spatial"` needs positions in `obsm["spatial"]`.')
     with problems.collect():
-        rows = _rows_of(names, sections)
+        rows = study.ordered(rows_of_sections(study, sections))
     problems.raise_all()
     values = labels(table, rows, np.arange(table.n_vars), layer=layer)
     complete = np.isfinite(values).all(axis=1)
     rows, values = rows[complete], values[complete]
     positions = np.asarray(table.obsm["spatial"])[rows] if "spatial" in table.obsm else np.zeros((len(rows), 2))
-    statistics = gene_statistics(values, names[rows], positions)
+    statistics = gene_statistics(values, study.sections[rows], positions)
     score = np.where(statistics["detection"] >= min_detection, statistics[_RANKINGS[by]], np.nan)
     usable = np.flatnonzero(np.isfinite(score) & (statistics["variance"] > 0))
     if len(usable) < n_genes or n_genes < 1:
@@ -101,21 +101,24 @@ def select_genes(
             "Lower `n_genes` or `min_detection`."
         )
     panel = np.zeros(table.n_vars, dtype=bool)
-    panel[usable[np.argsort(-score[usable], kind="stable")[:n_genes]]] = True
+    # Of equal scores the first name is taken, whatever the order of the columns.
+    names = table.var_names.to_numpy(dtype=str)[usable]
+    panel[usable[np.lexsort((names, -score[usable]))[:n_genes]]] = True
     update: dict[str, dict[str, Any]] = {"var": {key_added: panel}}
     if key_added == _schema.PANEL:
-        update["uns"] = {"panel": {"sections": sorted(set(names[rows].tolist())), "by": by}}
+        update["uns"] = {"panel": {"sections": sorted(set(study.sections[rows].tolist())), "by": by}}
     if not inplace:
         return update
     _schema.apply(table, update)
     return None
 
 
-def _rows_of(names: np.ndarray, sections: Iterable[str] | None) -> np.ndarray:
+def rows_of_sections(study: Study, sections: Iterable[str] | None) -> np.ndarray:
+    """Rows of the named sections, by default all; unknown names are refused."""
     if sections is None:
-        return np.arange(len(names))
-    asked = [sections] if isinstance(sections, str) else [str(name) for name in sections]
-    unknown = [name for name in asked if name not in names]
-    if unknown or not asked:
-        raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(np.unique(names))}).")
-    return np.flatnonzero(np.isin(names, asked))
+        return np.arange(study.n_obs)
+    chosen = [sections] if isinstance(sections, str) else [str(name) for name in sections]
+    unknown = [name for name in chosen if name not in study.sections]
+    if unknown or not chosen:
+        raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(np.unique(study.sections))}).")
+    return np.flatnonzero(np.isin(study.sections, chosen))

@@ -13,7 +13,7 @@ from img2gene._study.geometry import Geometry, locate
 from img2gene._study.images import scale0, thumbnail
 from img2gene._study.microns import resolve_mpp
 from img2gene._study.patches import field_boxes
-from img2gene._study.sections import section_labels
+from img2gene._study.study import Study
 from img2gene._study.tissue import box_fractions, tissue_mask
 
 if TYPE_CHECKING:
@@ -82,8 +82,9 @@ def extract_patches(
     4
     """
     fields = _check_fields(patch_um, patch_px)
-    table = _schema.get_table(sdata, table_key)
-    geometries = locate(sdata, table_key, images)
+    study = Study.of(sdata, table_key)
+    table = study.table
+    geometries = locate(study, images)
     sizes = {g.region: tuple(scale0(sdata.images[g.image_key]).shape[1:]) for g in geometries}
     resolution = resolve_mpp(table, geometries, sizes, mpp=mpp, spot_um=spot_um)
     update = _empty_update(table, fields, patch_px)
@@ -104,7 +105,7 @@ def extract_patches(
     if not inplace:
         return update
     _schema.apply(table, update)
-    _add_libraries(table, table_key, geometries, libraries)
+    _add_libraries(study, geometries, libraries)
     return None
 
 
@@ -162,16 +163,14 @@ def _library(picture: np.ndarray, step: float, geometry: Geometry) -> dict[str, 
     }
 
 
-def _add_libraries(
-    table: AnnData, table_key: str, geometries: list[Geometry], libraries: dict[str, dict[str, Any]]
-) -> None:
+def _add_libraries(study: Study, geometries: list[Geometry], libraries: dict[str, dict[str, Any]]) -> None:
     """Give squidpy a thumbnail per section; what a reader stored is left alone, a foreign ``obsm["spatial"]`` too."""
+    table, names = study.table, study.sections
     if "spatial" not in table.obsm:
         positions = np.zeros((table.n_obs, 2))
         for geometry in geometries:
             positions[geometry.rows] = geometry.centers[:, ::-1] * geometry.units_per_px
         table.obsm["spatial"] = positions
-    names = section_labels(table, table_key)
     spatial = {key: dict(value) for key, value in table.uns.get("spatial", {}).items()}
     for geometry in geometries:
         entry = spatial.setdefault(str(names[geometry.rows[0]]), {})

@@ -13,13 +13,13 @@ import numpy as np
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
 from img2gene._study.expression import layer_problems, library_size, name_problems
-from img2gene._study.inputs import choose_encoder, embedding, positions
+from img2gene._study.inputs import choose_encoder, embedding, has_embedding
 from img2gene._study.pathways import log_counts, set_columns, to_columns
-from img2gene._study.sections import section_labels
+from img2gene._study.study import Study
 from img2gene.pathways import match_gene_sets, read_gene_sets
 from img2gene.pathways.context import METHODS, choose_pathways, score_spots
 from img2gene.pathways.gene_sets import ORGANISMS
-from img2gene.pp.expression import _rows_of
+from img2gene.pp.expression import rows_of_sections
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
@@ -108,26 +108,26 @@ def score_pathways(
     >>> "hypoxia" in ig.get.pathways(sdata)["pathway"].tolist()
     True
     """
-    table = _schema.get_table(sdata, table_key)
+    study = Study.of(sdata, table_key)
+    table = study.table
     _check_key(table, key_added)
-    problems = Problems(name_problems(table, table_key) + layer_problems(table, None, table_key))
-    problems.found += _option_problems(method, organism, n_top, min_genes)
+    problems = Problems(name_problems(table, study.name) + layer_problems(table, None, study.name))
+    problems.messages += _option_problems(method, organism, n_top, min_genes)
     with problems.collect():
-        names = section_labels(table, table_key)
-        deciding = _rows_of(names, sections)
+        deciding = study.ordered(rows_of_sections(study, sections))
         deciding = deciding[library_size(table)[deciding] > 0]
     with problems.collect():
-        other_names = _other_names(table, gene_ids, table_key)
+        other_names = _other_names(study, gene_ids)
     if encoder is not None:
         with problems.collect():
-            choose_encoder(table, encoder, table_key)
+            choose_encoder(study, encoder)
     problems.raise_all()
     species = _organism(table, other_names) if organism == "auto" else organism
     collection = read_gene_sets(gene_sets, organism=species)
     columns, matching = match_gene_sets(collection, table.var_names, other_names, min_genes=min_genes)
-    matched = {name: table.var_names[found].tolist() for name, found in columns.items()}
+    matched = {name: table.var_names[members].tolist() for name, members in columns.items()}
     chosen, enrichment = list(matched), None
-    selection = _Selection(table, table_key, names, deciding, settings.seed if seed is None else seed)
+    selection = _Selection(study, deciding, settings.seed if seed is None else seed)
     if len(matched) > n_top:
         chosen, enrichment = selection.choose(matched, n_top, encoder)
     scores = selection.score(method, {name: matched[name] for name in chosen})
@@ -136,8 +136,8 @@ def score_pathways(
         "method": method,
         "organism": species,
         "n_top": n_top,
-        "sections": sorted(set(names[deciding].tolist())),
-        "scored": sorted(set(names.tolist())),
+        "sections": sorted(study.section_names(deciding)),
+        "scored": sorted(study.section_names()),
         "seed": selection.seed,
         "gene_sets": matched,
         "matching": to_columns(matching),
@@ -168,11 +168,12 @@ def _option_problems(method: str, organism: str, n_top: int, min_genes: int) -> 
     return problems + [f"{name}={value!r}: expected at least 1, a whole number." for name, value in faulty.items()]
 
 
-def _other_names(table: AnnData, column: str | None, table_key: str) -> list[str] | None:
+def _other_names(study: Study, column: str | None) -> list[str] | None:
+    table = study.table
     if column is None:
         column = next((name for name in _ID_COLUMNS if name in table.var), None)
     elif column not in table.var:
-        raise MissingKeyError(missing(column, f"sdata['{table_key}'].var", table.var.columns, "Pass `gene_ids=`."))
+        raise MissingKeyError(missing(column, f"{study.name}.var", table.var.columns, "Pass `gene_ids=`."))
     return None if column is None else table.var[column].astype(str).tolist()
 
 
@@ -187,49 +188,47 @@ def _organism(table: AnnData, other_names: list[str] | None) -> str:
 
 @dataclass(frozen=True)
 class _Selection:
-    """The spots of a table, and those among them that decide."""
+    """A study, and the spots that select the pathways."""
 
-    table: AnnData
-    table_key: str
-    sections: np.ndarray
+    study: Study
     deciding: np.ndarray
     seed: int
 
     def choose(
         self, gene_sets: dict[str, list[str]], n_top: int, encoder: str | None
     ) -> tuple[list[str], pd.DataFrame]:
-        """The pathways most enriched in the deciding spots."""
-        rows = self.deciding
+        """Choose the pathways most enriched in the deciding spots."""
+        study, rows = self.study, self.deciding
         features = self._features(encoder)
         return choose_pathways(
-            log_counts(self.table, rows),
-            list(self.table.var_names),
+            log_counts(study.table, rows),
+            list(study.table.var_names),
             gene_sets,
             n_top,
-            sections=self.sections[rows],
+            sections=study.sections[rows],
             positions=self._positions()[rows],
             features=None if features is None else features[rows],
             seed=self.seed,
         )
 
     def score(self, method: str, gene_sets: dict[str, list[str]]) -> np.ndarray:
-        """Scores of all spots."""
-        everything = np.arange(self.table.n_obs)
-        labels = log_counts(self.table, everything) if method == "zscore" else None
-        columns = set_columns(self.table, gene_sets)
-        return score_spots(method, self.table.X, labels, columns, reference=self.deciding)
+        """Score all spots."""
+        table = self.study.table
+        labels = log_counts(table, np.arange(table.n_obs)) if method == "zscore" else None
+        columns = set_columns(table, gene_sets)
+        return score_spots(method, table.X, labels, columns, reference=self.deciding)
 
     def _features(self, encoder: str | None) -> np.ndarray | None:
-        stored = _schema.read_json(self.table, "encoder", default={})
-        if encoder is None and not any(_schema.embedding_key(name) in self.table.obsm for name in stored):
+        if encoder is None and not has_embedding(self.study):
             return None
-        return embedding(self.table, choose_encoder(self.table, encoder, self.table_key), self.table_key)
+        return embedding(self.study, choose_encoder(self.study, encoder))
 
     def _positions(self) -> np.ndarray:
-        if "spatial" in self.table.obsm:
-            return np.asarray(self.table.obsm["spatial"], dtype=float)
-        if _schema.PATCH_BBOX in self.table.obsm:
-            return positions(self.table, self.table_key)
+        obsm = self.study.table.obsm
+        if "spatial" in obsm:
+            return np.asarray(obsm["spatial"], dtype=float)
+        if _schema.PATCH_BBOX in obsm:
+            return self.study.positions
         raise Img2GeneError(
             'Selecting pathways needs the positions of the spots: set `obsm["spatial"]`, run `img2gene.pp.extract_patches` '
             "first, or raise `n_top` to the number of gene sets."

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, near
+from img2gene._study.model_inputs import model_inputs
+from img2gene._study.study import Study
 from img2gene.models import Model
-from img2gene.tl.predict import model_inputs, resolve_model
+from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -74,16 +75,16 @@ def pathway_contributions(
     >>> contributions = ig.tl.pathway_contributions(sdata, "ERBB2")  # doctest: +SKIP
     >>> contributions.abs().mean().nlargest(5)  # doctest: +SKIP
     """
-    table = _schema.get_table(sdata, table_key)
-    found = resolve_model(sdata, table_key, model, key)
-    names, fitted = _with_context(found)
-    column = _gene_column(found, gene)
+    study = Study.of(sdata, table_key)
+    trained = resolve_model(study, model, key)
+    names, fitted = _with_context(trained)
+    column = _gene_column(trained, gene)
     if not fitted.weights[2]:
-        logger.warning("validation gave the network no weight: the pathways add nothing, and all contributions are 0")
-    features, sections, extra = model_inputs(sdata, found, table_key)
-    positions = np.asarray(extra["positions"])
-    values = fitted.pathway_contributions(features, np.asarray(sections), positions, extra.get("tokens"), column)
-    return pd.DataFrame(values, index=table.obs_names.copy(), columns=pd.Index(names, name="pathway"))
+        logger.warning("validation gave the network no weight: pathways contribute nothing, all contributions are 0")
+    inputs = model_inputs(study, trained)
+    positions, tokens = np.asarray(inputs.extra["positions"]), inputs.extra.get("tokens")
+    values = fitted.pathway_contributions(inputs.features, inputs.sections, positions, tokens, column)
+    return pd.DataFrame(values, index=study.table.obs_names.copy(), columns=pd.Index(names, name="pathway"))
 
 
 def _with_context(model: Model) -> tuple[list[str], FittedImg2Gene]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from img2gene import _schema, metrics
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near, raise_problems
-from img2gene._study.sections import section_labels
+from img2gene._study.study import Study
 from img2gene.models import Model
 from img2gene.tl._gene_modules import cluster_genes, module_table
 from img2gene.tl._scoring.selection import (
@@ -24,7 +24,6 @@ from img2gene.tl._scoring.selection import (
     check_scorable,
     is_rule,
     measured_sections,
-    patient_of,
     scored_values,
 )
 from img2gene.tl.predict import resolve_model
@@ -212,19 +211,18 @@ def gene_correlation(
         raise Img2GeneError(
             f"n_modules={n_modules!r}: choose at least 1, or None for the number with the best silhouette."
         )
-    table = _schema.get_table(sdata, table_key)
-    found = resolve_model(sdata, table_key, model, key)
-    check_scorable(table, found, key, table_key)
-    names = _chosen_genes(table, found, genes)
-    chosen = measured_sections(table, found, sections, table_key)
-    leaked = check_leakage(table, found, chosen, table_key, allow_leakage)
+    study = Study.of(sdata, table_key)
+    table, predictor = study.table, resolve_model(study, model, key)
+    check_scorable(study, predictor, key)
+    names = _chosen_genes(table, predictor, genes)
+    chosen = measured_sections(study, predictor, sections)
+    leaked = check_leakage(study, predictor, chosen, allow_leakage)
     columns = table.var_names.get_indexer(names)
-    of_section = section_labels(table, table_key)
-    members = {name: np.flatnonzero(of_section == name) for name in chosen}
-    facts = ({"section": name, "patient": patient_of(table, rows)} for name, rows in members.items())
+    members = {name: study.ordered(study.section_rows(name)) for name in chosen}
+    facts = ({"section": name, "patient": study.patient_of(rows)} for name, rows in members.items())
     marks = ({"leakage": leaked(name)} for name in chosen)
-    values = (scored_values(table, found, rows, columns, key) for rows in members.values())
-    result, constant = correlate(found.name, key, names, zip(facts, values, marks, strict=True), n_modules)
+    values = (scored_values(study, predictor, rows, columns, key) for rows in members.values())
+    result, constant = correlate(predictor.name, key, names, zip(facts, values, marks, strict=True), n_modules)
     _warn(constant)
     if inplace:
         _write(table, result)

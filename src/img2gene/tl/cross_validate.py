@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from img2gene import _schema
-from img2gene._checks import genes_problems, whole_problems
+from img2gene._checks import genes_problems, jobs_problems, whole_problems
 from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
 from img2gene._study.expression import layer_problems, library_size, name_problems
-from img2gene._study.sections import group_labels
+from img2gene._study.panel import Genes
+from img2gene._study.study import Study
 from img2gene._study.subsets import subset
 from img2gene.settings import settings
-from img2gene.tl._cross_validation.candidates import ModelsGiven, completed, model_candidates
+from img2gene.tl._cross_validation.candidates import Candidate, ModelsGiven, completed, model_candidates
 from img2gene.tl._cross_validation.folds import OuterFolds
 from img2gene.tl._cross_validation.result import CrossValidation
-from img2gene.tl._cross_validation.run import Plan
-from img2gene.tl._cross_validation.task import Options
+from img2gene.tl._cross_validation.run import CrossValidationRun
+from img2gene.tl._cross_validation.task import TaskOptions
 from img2gene.tl.evaluate import BASELINE_ROWS, GeneGroups, with_markers
-from img2gene.tl.fit import Genes, level_problems
+from img2gene.tl.fit import level_problems
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
-BASELINES: dict[str, dict[str, Any]] = {
+BASELINES: dict[str, Candidate] = {
     "ridge": {"model": "ridge"},
     "ridge, not centred": {"model": "ridge", "center": "none", "n_components": 256},
     "feature k-NN": {"model": "knn"},
@@ -156,61 +154,55 @@ def cross_validate(
     >>> result.scope
     'between patients'
     """
-    table = _schema.get_table(sdata, table_key)
+    whole = Study.of(sdata, table_key)
     problems = Problems(_option_problems(smooth, n_permutations, n_jobs, n_threads) + level_problems(level))
-    problems.found += whole_problems("n_folds", n_folds, 2, optional=True) + genes_problems(genes)
-    problems.found += name_problems(table, table_key) + layer_problems(table, layer, table_key)
+    problems.messages += whole_problems("n_folds", n_folds, 2, optional=True) + genes_problems(genes)
+    problems.messages += name_problems(whole.table, whole.name) + layer_problems(whole.table, layer, whole.name)
     seed = settings.seed if seed is None else seed
     with problems.collect():
-        candidates = model_candidates(models, encoder, table, table_key)
+        candidates = model_candidates(models, encoder, whole)
         raise_problems(_reserved(candidates))
     for column in dict.fromkeys((groups, groups if inner is None else inner)):
         with problems.collect():
-            group_labels(table, column, table_key)
+            whole.groups(column)
     problems.raise_all()
-    study = _labelled(sdata, layer, table_key)
+    study = _measured(whole, layer)
     outer = OuterFolds.divide(
-        study.tables[table_key],
+        study,
         groups,
         n_folds=n_folds,
         test_on=test_on,
         seed=seed,
-        table_key=table_key,
         allow_leakage=allow_leakage,
-        uncounted=_uncounted(table, study.tables[table_key], groups, table_key),
+        uncounted=sorted(set(whole.groups(groups)) - set(study.groups(groups))),
     )
-    asked = list(candidates)
+    labels = list(candidates)
     if baselines:
-        divided = outer.divides_sections(study.tables[table_key], table_key)
-        extra = {**BASELINES, **(_COORDINATES if divided else {})}
-        candidates = _with_baselines(candidates, extra, encoder, table, table_key)
-    kept = _kept(keep_predictions, asked, list(candidates))
-    options = Options(inner or outer.groups, layer, smooth, seed, n_permutations, level, n_threads, table_key)
-    plan = Plan(study, outer, candidates, options, kept, allow_leakage)
-    return plan.run(genes, with_markers(gene_groups, markers), n_jobs, folder)
+        extra = {**BASELINES, **(_COORDINATES if outer.divides_sections(study) else {})}
+        candidates = _with_baselines(candidates, extra, encoder, study)
+    kept = _kept(keep_predictions, labels, list(candidates))
+    options = TaskOptions(inner or outer.groups, layer, smooth, seed, n_permutations, level, n_threads)
+    run = CrossValidationRun(study, outer, candidates, options, kept, allow_leakage)
+    return run.run(genes, with_markers(gene_groups, markers), n_jobs, folder)
 
 
 def _option_problems(smooth: int, n_permutations: int, n_jobs: int, n_threads: int) -> list[str]:
     problems = whole_problems("smooth", smooth, 0) + whole_problems("n_permutations", n_permutations, 0)
-    if not isinstance(n_jobs, Integral) or n_jobs == 0:
-        problems.append(f"n_jobs={n_jobs!r}: expected a number of processes, or -1 for one per core.")
-    return problems + whole_problems("n_threads", n_threads, 1)
+    return problems + jobs_problems(n_jobs) + whole_problems("n_threads", n_threads, 1)
 
 
 def _reserved(labels: Iterable[str]) -> list[str]:
     taken = [label for label in labels if label in BASELINE_ROWS]
-    return [f"models: {listing(taken)} is what a baseline of every result is called; choose another label."] * bool(
-        taken
-    )
+    return [f"models: {listing(taken)} is the label of a baseline of every result; choose another label."] * bool(taken)
 
 
-def _kept(asked: bool | Sequence[str], models: list[str], known: list[str]) -> list[str]:
-    """Labels of the models whose predictions are kept; of those asked for, baselines (among ``known``) may be some."""
-    if isinstance(asked, bool):
-        return models if asked else []
-    if not isinstance(asked, Iterable):
-        raise Img2GeneError(f"keep_predictions={asked!r}: expected True, False, or labels of models: {listing(known)}.")
-    names = [asked] if isinstance(asked, str) else list(asked)
+def _kept(keep: bool | Sequence[str], models: list[str], known: list[str]) -> list[str]:
+    """List the models whose predictions are kept; named baselines, which are among ``known``, may be some of them."""
+    if isinstance(keep, bool):
+        return models if keep else []
+    if not isinstance(keep, Iterable):
+        raise Img2GeneError(f"keep_predictions={keep!r}: expected True, False, or labels of models: {listing(known)}.")
+    names = [keep] if isinstance(keep, str) else list(keep)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise Img2GeneError(f"keep_predictions: no model labelled {listing(unknown)} (available: {listing(known)}).")
@@ -218,22 +210,16 @@ def _kept(asked: bool | Sequence[str], models: list[str], known: list[str]) -> l
 
 
 def _with_baselines(
-    candidates: dict[str, dict[str, Any]],
-    extra: dict[str, dict[str, Any]],
-    encoder: str | None,
-    table: AnnData,
-    table_key: str,
-) -> dict[str, dict[str, Any]]:
-    """The models, and those baselines that are not among them, under whatever label; labels of baselines are theirs."""
+    candidates: dict[str, Candidate], extra: dict[str, Candidate], encoder: str | None, study: Study
+) -> dict[str, Candidate]:
+    """Add the baselines that are not among the models under another label; the labels of baselines are reserved."""
     first = next(iter(candidates.values()))["encoder"]
-    added = {label: {"encoder": first if encoder is None else encoder, **given} for label, given in extra.items()}
-    present = {label: completed(given, table, table_key) for label, given in candidates.items()}
-    missing = {
-        label: given for label, given in added.items() if completed(given, table, table_key) not in present.values()
-    }
+    added = {label: {"encoder": first if encoder is None else encoder, **one} for label, one in extra.items()}
+    present = {label: completed(one, study) for label, one in candidates.items()}
+    missing = {label: one for label, one in added.items() if completed(one, study) not in present.values()}
     raise_problems(
         [
-            f"models[{label!r}] is called like the baseline {extra[label]}, and is another model, or has other parameters or "
+            f"models[{label!r}] has the label of the baseline {extra[label]}, and is another model, or has other parameters or "
             "another embedding. Give it another label, or pass `baselines=False`."
             for label in missing
             if label in candidates
@@ -242,17 +228,11 @@ def _with_baselines(
     return candidates | missing
 
 
-def _uncounted(table: AnnData, labelled: AnnData, groups: str, table_key: str) -> list[str]:
-    """Groups none of whose spots has a label."""
-    return sorted(set(group_labels(table, groups, table_key)) - set(group_labels(labelled, groups, table_key)))
-
-
-def _labelled(sdata: SpatialData, layer: str | None, table_key: str) -> SpatialData:
-    """The study without images, and without spots that have no label, such as sections with only an image."""
-    table = sdata.tables[table_key]
-    known = np.ones(table.n_obs, dtype=bool) if layer is not None else library_size(table) > 0
+def _measured(study: Study, layer: str | None) -> Study:
+    """Take the measured spots without images; sections with only an image are left out."""
+    known = np.ones(study.n_obs, dtype=bool) if layer is not None else library_size(study.table) > 0
     if not known.any():
-        raise Img2GeneError(f"No spot of `sdata['{table_key}']` has a count, so there is nothing to score.")
+        raise Img2GeneError(f"No spot of `{study.name}` has a count, so there is nothing to score.")
     if not known.all():
         logger.info("left out %d spots without a count", int((~known).sum()))
-    return subset(sdata, np.flatnonzero(known), layer=layer, table_key=table_key)
+    return subset(study, np.flatnonzero(known), layer=layer)

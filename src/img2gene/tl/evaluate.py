@@ -1,8 +1,9 @@
-"""Score predictions gene by gene within each section, with the baselines beside the model."""
+"""Score predictions gene by gene within each section, together with the baselines."""
 
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +13,10 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near_matches
-from img2gene._study.sections import section_labels
+from img2gene._study.study import Study
 from img2gene.metrics.catalog import METRICS
 from img2gene.models import Model
+from img2gene.models.model import top_genes
 from img2gene.settings import settings
 from img2gene.tl._scoring.section import MEAN, NULL, ORACLE, SectionValues, pool
 from img2gene.tl._scoring.selection import (
@@ -23,7 +25,6 @@ from img2gene.tl._scoring.selection import (
     is_rule,
     measured_genes,
     measured_sections,
-    patient_of,
 )
 from img2gene.tl.predict import resolve_model
 
@@ -140,29 +141,35 @@ def evaluate(
     >>> list(ig.tl.summarize(scores)["model"].unique())
     ['ridge', 'training mean', 'section mean (oracle)', 'permutation null']
     """
-    table = _schema.get_table(sdata, table_key)
-    found = resolve_model(sdata, table_key, model, key)
-    check_scorable(table, found, key, table_key)
-    genes = measured_genes(table, found)
-    chosen = measured_sections(table, found, sections, table_key)
-    leaked = check_leakage(table, found, chosen, table_key, allow_leakage)
-    columns = table.var_names.get_indexer(genes)
-    rng = np.random.default_rng(settings.seed if seed is None else seed)
-    mean = found.statistics["mean"][pd.Index(found.genes).get_indexer(genes)].astype(np.float64)
+    study = Study.of(sdata, table_key)
+    evaluated = resolve_model(study, model, key)
+    check_scorable(study, evaluated, key)
+    genes = measured_genes(study, evaluated)
+    chosen = measured_sections(study, evaluated, sections)
+    leaked = check_leakage(study, evaluated, chosen, allow_leakage)
+    columns = study.table.var_names.get_indexer(genes)
+    seed = settings.seed if seed is None else seed
+    mean = evaluated.statistics["mean"][pd.Index(evaluated.genes).get_indexer(genes)].astype(np.float64)
     parts, moments = [], []
     for name in chosen:
-        rows = np.flatnonzero(section_labels(table, table_key) == name)
-        values = SectionValues.read(table, found, rows, columns, key)
-        part, own = values.score(found.name, genes, mean, n_permutations, rng)
-        facts = {"patient": patient_of(table, rows), "n_spots": len(values.truth), "leakage": leaked(name)}
-        parts.append(part.assign(section=name, **facts))
-        moments.append(own)
+        rows = study.ordered(study.section_rows(name))
+        values = SectionValues.read(study, evaluated, rows, columns, key)
+        scores, sums = values.score(evaluated.name, genes, mean, n_permutations, _section_rng(seed, name))
+        facts = {"patient": study.patient_of(rows), "n_spots": len(values.truth), "leakage": leaked(name)}
+        parts.append(scores.assign(section=name, **facts))
+        moments.append(sums)
     result = pd.concat(parts, ignore_index=True)
     result["pcc_pooled"] = np.tile(np.concatenate(list(pool(moments).values())), len(chosen))
-    result = _tidy(result, group_members(found, genes, with_markers(gene_groups, markers)))
+    groups = with_markers(gene_groups, markers)
+    result = _tidy(result, group_members(evaluated.genes, evaluated.statistics, genes, groups))
     if inplace:
-        _write(table, result, found.name, key)
+        _write(study.table, result, evaluated.name, key)
     return result
+
+
+def _section_rng(seed: int, section: str) -> np.random.Generator:
+    """Random numbers of a section that do not depend on which sections come before it."""
+    return np.random.default_rng([seed, zlib.crc32(section.encode())])
 
 
 def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFrame:
@@ -215,29 +222,38 @@ def _means(part: pd.DataFrame) -> dict[str, float | int | bool]:
 
 
 def group_members(
-    model: Model, genes: list[str], asked: Mapping[str, tuple[str, int] | list[str]] | None
+    genes: list[str], statistics: dict[str, np.ndarray], scored: list[str], groups: GeneGroups
 ) -> dict[str, list[str]]:
-    """Genes of each group; unknown ones, and names that a group cannot have, are refused."""
-    groups = {}
-    for name, rule in (GENE_GROUPS if asked is None else asked).items():
+    """List the genes of each group, from training statistics or by name.
+
+    Parameters
+    ----------
+    genes, statistics
+        Genes of the model and their training statistics.
+    scored
+        The genes that are scored; named groups must consist of these.
+    groups
+        As in :func:`evaluate`.
+    """
+    members = {}
+    for name, rule in (GENE_GROUPS if groups is None else groups).items():
         if name in {"all", *_FIXED_COLUMNS, *METRICS}:
             raise Img2GeneError(f"A gene group cannot be called {name!r}; choose another name.")
-        ranked = is_rule(rule)
-        members = model.top_genes(*rule) if ranked else [str(gene) for gene in rule]
-        absent = [gene for gene in members if gene not in genes] if not ranked else []
+        if is_rule(rule):
+            members[name] = top_genes(genes, statistics, *rule)
+            continue
+        members[name] = [str(gene) for gene in rule]
+        absent = [gene for gene in members[name] if gene not in scored]
         if absent:
             raise MissingKeyError(
-                f"Gene group {name!r}: {listing(absent)} not predicted ({near_matches(absent, genes)})."
+                f"Gene group {name!r}: {listing(absent)} not predicted ({near_matches(absent, scored)})."
             )
-        groups[name] = members
-    return groups
+    return members
 
 
-def with_markers(
-    asked: Mapping[str, tuple[str, int] | list[str]] | None, markers: Iterable[str] | None
-) -> Mapping[str, tuple[str, int] | list[str]] | None:
-    """The groups asked for, or the default ones, and that of the markers."""
-    groups: dict[str, tuple[str, int] | list[str]] = dict(GENE_GROUPS if asked is None else asked)
+def with_markers(gene_groups: GeneGroups, markers: Iterable[str] | None) -> GeneGroups:
+    """Add the group of the markers to the named groups, or to the default ones."""
+    groups: dict[str, tuple[str, int] | list[str]] = dict(GENE_GROUPS if gene_groups is None else gene_groups)
     if markers is not None:
         if "markers" in groups:
             raise Img2GeneError("Both `markers` and `gene_groups` name the group 'markers'; give it one of them.")
@@ -245,7 +261,7 @@ def with_markers(
     empty = [name for name, genes in groups.items() if not len(genes)]
     if empty:
         raise Img2GeneError(f"Gene group {listing(empty)} has no gene: name some, or leave it out.")
-    return asked if markers is None else groups
+    return gene_groups if markers is None else groups
 
 
 def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:
@@ -257,8 +273,8 @@ def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:
 
 
 def _write(table: AnnData, result: pd.DataFrame, name: str, key: str) -> None:
-    own = result[result["model"] == name]
-    table.var["pcc"] = own.groupby("gene")["pcc"].mean().reindex(table.var_names)
+    scores = result[result["model"] == name]
+    table.var["pcc"] = scores.groupby("gene")["pcc"].mean().reindex(table.var_names)
     summary = summarize(result).to_json(orient="records")
     container = dict(table.uns.get(key, {"format": _schema.FORMAT}))
     container["evaluation"] = summary

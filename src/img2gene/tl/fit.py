@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -11,25 +11,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema, encoders, models
-from img2gene._errors import Img2GeneError, LeakageError, Problems, listing, raise_problems
-from img2gene._study.expression import TARGET_SUM, gene_statistics, labels, layer_problems, library_size, name_problems
+from img2gene._errors import Img2GeneError, LeakageError, Problems, listing
+from img2gene._study.expression import TARGET_SUM, layer_problems, library_size, name_problems
 from img2gene._study.finetuning import StudyFineTuning, check_images, identity_for
-from img2gene._study.inputs import Inputs, choose_encoder, embedding, positions, tokens, without_tokens
+from img2gene._study.inputs import Inputs, choose_encoder, embedding, tokens, without_tokens
+from img2gene._study.panel import (
+    GeneChoice,
+    Genes,
+    check_genes,
+    check_panel,
+    choose_genes,
+    is_named,
+    refuse_constant,
+)
 from img2gene._study.pathways import context_facts, fold_context
-from img2gene._study.sections import group_labels, patient_labels, section_labels, section_names
 from img2gene._study.splits import Split, split
+from img2gene._study.study import Study
 from img2gene.models import Calibration, Model, Predictor, TrainingData, UsesPathways
 from img2gene.models.predictor import declared_inputs
 from img2gene.models.uncertainty.held_out import fit_held_out
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
-
-Genes = Sequence[str] | int | None
 
 
 def fit(
@@ -135,49 +141,48 @@ def fit(
     """
     _schema.check_name(key_added, "key_added")
     predictor = models.create(model, **params)
-    table = _schema.get_table(sdata, table_key)
-    problems = Problems(name_problems(table, table_key) + layer_problems(table, layer, table_key))
-    problems.found += level_problems(level)
+    study = Study.of(sdata, table_key)
+    problems = Problems(name_problems(study.table, study.name) + layer_problems(study.table, layer, study.name))
+    problems.messages += level_problems(level)
     with problems.collect():
         inputs: Inputs | StudyFineTuning
         if finetune is None:
-            inputs = _inputs(table, predictor, encoder, table_key)
+            inputs = _stored_inputs(study, predictor, encoder)
         else:
             how = (finetune, finetune_epochs, finetune_learning_rate, finetune_batch_size)
-            inputs = _finetuning(sdata, predictor, encoder, table_key, how)
+            inputs = _finetuning(study, predictor, encoder, how)
     with problems.collect():
-        places = positions(table, table_key)
+        _ = study.positions
     with problems.collect():
-        division = split(table, groups, train_on=train_on, validate_on=validate_on, table_key=table_key)
-        _check_split(table, division, groups, table_key, allow_leakage, allow_single_section)
+        division = split(study, groups, train_on=train_on, validate_on=validate_on)
+        check_split(study, division, groups, allow_leakage, allow_single_section)
     with problems.collect():
-        _check_genes(table, genes, table_key)
+        check_genes(study, genes)
     problems.raise_all()
-    plan = _Plan(table, table_key, layer, groups, division, settings.seed if seed is None else seed)
     if genes is None:
-        plan.check_panel(allow_leakage)
-    trained = plan.train(predictor, inputs, places, genes, level if uncertainty else None)
+        check_panel(study, division.held_out, allow_leakage=allow_leakage)
+    run = _TrainingRun(study, layer, groups, division, settings.seed if seed is None else seed)
+    trained = run.train(predictor, inputs, genes, level if uncertainty else None)
     if not inplace:
         return trained
     from img2gene.io.model_store import write_model
 
-    write_model(table, trained, key_added)
+    write_model(study.table, trained, key_added)
     logger.info("stored %r in uns[%r]", trained, key_added)
     return None
 
 
 def level_problems(level: float) -> list[str]:
-    """What is wrong with the nominal coverage of intervals."""
+    """Check the nominal coverage of intervals."""
     return [f"level={level!r}: expected a number between 0 and 1."] * (not 0 < level < 1)
 
 
-def _check_split(
-    table: AnnData, division: Split, groups: str, table_key: str, allow_leakage: bool, allow_single_section: bool
-) -> None:
-    sections = np.unique(section_labels(table, table_key))
+def check_split(study: Study, division: Split, groups: str, allow_leakage: bool, allow_single_section: bool) -> None:
+    """Refuse a study of one section, and patients on both sides of the split, unless the user allows them."""
+    sections = np.unique(study.sections)
     if len(sections) < 2 and not allow_single_section:
         raise Img2GeneError(
-            f"The study has one section only ({sections[0]}), so nothing can be held out and no score would tell anything. "
+            f"The study has one section only ({sections[0]}), so no section can be held out and no honest score is possible. "
             "Join more with `img2gene.io.concat_sections`, or pass `allow_single_section=True` to train regardless."
         )
     if division.leakage is None and division.held_out.any():
@@ -189,114 +194,68 @@ def _check_split(
         )
 
 
-def _check_genes(table: AnnData, genes: Genes, table_key: str) -> None:
-    if genes is None:
-        return
-    if isinstance(genes, (int, np.integer)):
-        if not 1 <= genes <= table.n_vars:
-            raise Img2GeneError(f"genes={genes}: the table has {table.n_vars} genes.")
-        return
-    names = [genes] if isinstance(genes, str) else list(genes)
-    absent = [name for name in names if name not in table.var_names]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    raise_problems(
-        [
-            f"Genes {listing(absent)} not found in `sdata['{table_key}'].var_names` (available: {listing(table.var_names)})."
-        ]
-        * bool(absent)
-        + [f"Genes named twice: {listing(twice)}."] * bool(twice)
-        + ["`genes` is empty."] * (not names)
-    )
-
-
-def _inputs(table: AnnData, predictor: Predictor, encoder: str | None, table_key: str) -> Inputs:
-    identity = choose_encoder(table, encoder, table_key)
-    features = embedding(table, identity, table_key)
+def _stored_inputs(study: Study, predictor: Predictor, encoder: str | None) -> Inputs:
+    identity = choose_encoder(study, encoder)
+    features = embedding(study, identity)
     if "tokens" not in declared_inputs(predictor):
         return Inputs(without_tokens(identity), features, None)
-    return Inputs(identity, features, tokens(table, identity, table_key))
+    return Inputs(identity, features, tokens(study, identity))
 
 
 def _finetuning(
-    sdata: SpatialData, predictor: Predictor, encoder: str | None, table_key: str, how: tuple[str, int, float, int]
+    study: Study, predictor: Predictor, encoder: str | None, how: tuple[str, int, float, int]
 ) -> StudyFineTuning:
-    """Fine-tuning that is ready to run: of an encoder that can be, on images that are there."""
+    """Prepare fine-tuning; check that the encoder can be fine-tuned and that the images are there."""
     from img2gene.encoders.trainable import check_trainable
     from img2gene.models.networks.finetuning import Options
 
-    table = _schema.get_table(sdata, table_key)
     problems = Problems()
     with problems.collect():
         options = Options(*how)
     with problems.collect():
-        identity = identity_for(table, encoder, table_key, tokens="tokens" in declared_inputs(predictor))
+        identity = identity_for(study, encoder, tokens="tokens" in declared_inputs(predictor))
         check_trainable(encoders.get(identity["name"]))
     with problems.collect():
-        check_images(sdata, table, table_key)
+        check_images(study)
     problems.raise_all()
-    return StudyFineTuning(sdata, table_key, identity, options)
+    return StudyFineTuning(study, identity, options)
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """One training run: which rows of which table, on which labels."""
+class _TrainingRun:
+    """One training run: the rows of a study that are trained on, and the labels."""
 
-    table: AnnData
-    table_key: str
+    study: Study
     layer: str | None
     groups: str
     division: Split
     seed: int
 
-    def check_panel(self, allow_leakage: bool) -> None:
-        """Refuse a gene panel that held-out sections helped to choose."""
-        chosen_on = _schema.read_json(self.table, "panel", default={}).get("sections", [])
-        held_out = section_names(self.table, self.division.held_out, self.table_key)
-        seen = [name for name in held_out if name in chosen_on]
-        if _schema.PANEL in self.table.var and seen and not allow_leakage:
-            raise LeakageError(
-                f"The gene panel was chosen on the held-out sections {listing(seen)} too. Choose it on the training sections "
-                "(`img2gene.pp.select_genes(…, sections=…)`), or let `fit` choose with `genes=<number>`."
-            )
-
-    def train(
-        self,
-        predictor: Predictor,
-        inputs: Inputs | StudyFineTuning,
-        places: np.ndarray,
-        genes: Genes,
-        level: float | None,
-    ) -> Model:
+    def train(self, predictor: Predictor, inputs: Inputs | StudyFineTuning, genes: Genes, level: float | None) -> Model:
         """Choose genes, fit, calibrate at ``level`` unless it is None, and wrap up the model with its report."""
-        table = self.table
-        sections, groups = section_labels(table, self.table_key), group_labels(table, self.groups, self.table_key)
-        candidates = self._candidates(genes)
-        rows = np.flatnonzero(self.division.train)
-        values = labels(table, rows, candidates, layer=self.layer)
-        empty = ~np.isfinite(values).all(axis=1)
-        rows, values = rows[~empty], values[~empty]
-        if not len(rows):
-            raise Img2GeneError("No training spot has a count.")
-        chosen = self._choose(genes, candidates, values)
-        values = np.ascontiguousarray(values[:, np.isin(candidates, chosen)])
+        study = self.study
+        choice = choose_genes(study, study.ordered(self.division.train), genes, layer=self.layer)
+        _report_constant(choice.constant, genes)
+        rows = choice.rows
+        sections, groups, positions = study.sections[rows], study.groups(self.groups)[rows], study.positions[rows]
         if not isinstance(inputs, Inputs):
-            inputs = inputs.run(values, sections[rows], groups[rows], places[rows], rows, seed=self.seed)
+            inputs = inputs.run(choice.values, sections, groups, positions, rows, seed=self.seed)
         data = TrainingData(
             inputs.features[rows],
-            values,
-            sections[rows],
-            groups[rows],
-            places[rows],
+            choice.values,
+            sections,
+            groups,
+            positions,
             tokens=None if inputs.tokens is None else inputs.tokens[rows],
-            pathways=self._pathways(predictor, rows, inputs, sections, places),
-            library=library_size(table)[rows] if self.layer is None else None,
+            pathways=self._pathways(predictor, rows, inputs),
+            library=library_size(study.table)[rows] if self.layer is None else None,
         )
         calibration, facts = self._fit(predictor, data, level)
-        report = self._report(rows, int(empty.sum()), predictor) | facts
+        report = self._report(choice, predictor) | facts
         return Model(
             predictor,
-            [str(name) for name in table.var_names[np.sort(chosen)]],
-            gene_statistics(values, data.sections, data.positions),
+            choice.genes,
+            choice.statistics(study),
             inputs.identity,
             {"layer": self.layer, "target_sum": TARGET_SUM if self.layer is None else None},
             report if inputs.report is None else {**report, "finetune": inputs.report},
@@ -307,7 +266,7 @@ class _Plan:
     def _fit(
         self, predictor: Predictor, data: TrainingData, level: float | None
     ) -> tuple[Calibration | None, dict[str, Any]]:
-        """Fit, and calibrate where a level is given and something can be left out."""
+        """Fit, and calibrate if a level is given and a part of the training data can be held out."""
         if level is None:
             predictor.fit(data, seed=self.seed)
             return None, {}
@@ -316,70 +275,56 @@ class _Plan:
             return None, {"uncertainty": None}
         if held_out.kind != "group":
             logger.warning(
-                "only one %s to train on: intervals are calibrated by leaving out a %s of it, and tell nothing of how much "
-                "others differ",
+                "only one training %s: intervals are calibrated on a held-out %s of it and do not cover the variation between "
+                "%ss",
                 self.groups,
                 held_out.kind,
+                self.groups,
             )
         calibration, report = Calibration.fit(held_out, data, level=level, seed=self.seed)
         return calibration, {"uncertainty": report}
 
-    def _pathways(
-        self, predictor: Predictor, rows: np.ndarray, inputs: Inputs, sections: np.ndarray, places: np.ndarray
-    ) -> np.ndarray | None:
-        """Scores of the pathways that the training rows select, for predictors with a pathway context."""
+    def _pathways(self, predictor: Predictor, rows: np.ndarray, inputs: Inputs) -> np.ndarray | None:
+        """Score the pathways that the training rows select, for predictors with a pathway context."""
         if not isinstance(predictor, UsesPathways) or not predictor.uses_pathways:
             return None
+        study = self.study
         context = fold_context(
-            self.table,
+            study,
             rows,
             features=inputs.features[rows],
-            sections=sections[rows],
-            positions=places[rows],
+            sections=study.sections[rows],
+            positions=study.positions[rows],
             seed=self.seed,
-            table_key=self.table_key,
         )
         if context is None:
-            logger.info("no pathway context: run `img2gene.pp.score_pathways` before for one")
+            logger.info("no pathway context: run `img2gene.pp.score_pathways` first to train with one")
             return None
         predictor.set_context(context_facts(context))
         return context.scores
 
-    def _candidates(self, genes: Genes) -> np.ndarray:
-        if genes is None and _schema.PANEL in self.table.var:
-            return np.flatnonzero(self.table.var[_schema.PANEL].to_numpy(dtype=bool))
-        if genes is None or isinstance(genes, (int, np.integer)):
-            return np.arange(self.table.n_vars)
-        return np.sort(self.table.var_names.get_indexer([genes] if isinstance(genes, str) else list(genes)))
-
-    def _choose(self, genes: Genes, candidates: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Candidates that vary in the training spots; constant genes that were asked for by name are an error."""
-        varies = values.max(axis=0) > values.min(axis=0)
-        constant = candidates[~varies]
-        named = genes is not None and not isinstance(genes, (int, np.integer))
-        if len(constant) and (named or not varies.any()):
-            raise Img2GeneError(
-                f"{len(constant)} genes do not vary in the training sections, so nothing can be learnt about them: "
-                f"{listing(self.table.var_names[constant])}. Leave them out of `genes`."
-            )
-        if len(constant):
-            logger.info("left out %d genes that do not vary in the training sections", len(constant))
-        if isinstance(genes, (int, np.integer)):
-            order = np.argsort(-np.where(varies, values.mean(axis=0, dtype=np.float64), -np.inf), kind="stable")
-            return candidates[order[: min(int(genes), int(varies.sum()))]]
-        return candidates[varies]
-
-    def _report(self, rows: np.ndarray, n_empty: int, predictor: Predictor) -> dict[str, Any]:
-        patients = patient_labels(self.table)
+    def _report(self, choice: GeneChoice, predictor: Predictor) -> dict[str, Any]:
+        study, rows = self.study, choice.rows
+        patients = study.patients
+        trained = np.zeros(study.n_obs, dtype=bool)
+        trained[rows] = True
         return {
-            "sections": section_names(self.table, rows, self.table_key),
+            "sections": study.section_names(trained),
             "patients": None if patients is None else sorted(set(patients[rows].tolist())),
-            "held_out": section_names(self.table, self.division.held_out, self.table_key),
+            "held_out": study.section_names(self.division.held_out),
             "groups": self.groups,
             "leakage": self.division.leakage,
             "n_spots": len(rows),
-            "n_empty_spots": n_empty,
+            "n_empty_spots": choice.n_empty,
             "seed": self.seed,
             "img2gene": version("img2gene"),
             "fit": predictor.summary(),
         }
+
+
+def _report_constant(constant: list[str], genes: Genes) -> None:
+    """Refuse genes that were named but do not vary; say how many others were left out."""
+    if constant and is_named(genes):
+        refuse_constant(constant)
+    if constant:
+        logger.info("left out %d genes that do not vary in the training sections", len(constant))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from img2gene import _schema
 from img2gene._leaks.find import Finding, find_leaks
-from img2gene._study.inputs import choose_encoder
+from img2gene._study.inputs import choose_encoder, has_embedding
+from img2gene._study.study import Study
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
@@ -81,18 +81,9 @@ def check_leaks(
     >>> found[["kind", "severity", "sections"]].values.tolist()[0]
     ['shared patient', 'error', 'P1_S1, P1_S2']
     """
-    table = _schema.get_table(sdata, table_key)
-    known = _schema.read_json(table, "encoder", default={})
-    embedded = any(_schema.embedding_key(name) in table.obsm for name in known)
-    identity = choose_encoder(table, encoder, table_key) if embedded or encoder is not None else None
+    study = Study.of(sdata, table_key)
+    identity = choose_encoder(study, encoder) if encoder is not None or has_embedding(study) else None
     if identity is None:
         logger.info("no embedding: sections are compared by their expression alone")
-    found = find_leaks(
-        table,
-        groups,
-        layer=layer,
-        identity=identity,
-        table_key=table_key,
-        seed=settings.seed if seed is None else seed,
-    )
-    return pd.DataFrame([asdict(finding) for finding in found], columns=COLUMNS)
+    findings = find_leaks(study, groups, layer=layer, identity=identity, seed=settings.seed if seed is None else seed)
+    return pd.DataFrame([asdict(finding) for finding in findings], columns=COLUMNS)

@@ -1,48 +1,51 @@
-"""How accuracy grows with the amount of training data, for several models."""
+"""Score models trained on parts of the training data."""
 
 from __future__ import annotations
 
+import json
 import logging
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from img2gene import _schema
-from img2gene._checks import genes_problems, whole_problems
+from img2gene._checks import genes_problems, jobs_problems, whole_problems
 from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
-from img2gene._study.expression import labels, library_size
-from img2gene._study.inputs import positions
-from img2gene._study.sections import group_labels, section_labels
-from img2gene._study.splits import named_groups
+from img2gene._study.expression import labels, layer_problems, library_size, name_problems
+from img2gene._study.panel import (
+    Genes,
+    check_genes,
+    check_panel,
+    choose_genes,
+    is_named,
+    named_genes,
+    refuse_constant,
+)
+from img2gene._study.splits import named_groups, split
+from img2gene._study.study import Study
 from img2gene._study.subsets import UNITS, nested_samples, sample_problems, subset
+from img2gene.metrics.catalog import METRICS
 from img2gene.models.networks.checkpoints import fingerprint
 from img2gene.settings import settings
-from img2gene.tl._cross_validation.candidates import ModelsGiven, model_candidates
-from img2gene.tl._cross_validation.checkpoint import part_key
-from img2gene.tl._cross_validation.task import located, with_own_folder
-from img2gene.tl.evaluate import METRICS, GeneGroups, evaluate, group_members, summarize
-from img2gene.tl.fit import Genes, fit
-from img2gene.tl.predict import predict
+from img2gene.tl._cross_validation.candidates import Candidate, ModelsGiven, model_candidates
+from img2gene.tl._cross_validation.checkpoint import Part, ResultsFolder
+from img2gene.tl._cross_validation.run import run_tasks, study_fingerprint
+from img2gene.tl._cross_validation.task import Fold, Task, TaskOptions
+from img2gene.tl.evaluate import GeneGroups, group_members, summarize
+from img2gene.tl.fit import check_split
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
-
-    from img2gene.models import Model
 
 logger = logging.getLogger(__name__)
 
-# By what, which fractions, how many repeats.
-Draw = tuple[str, list[float], int]
 # Rows to train on, by fraction and repeat.
 Samples = dict[tuple[float, int], np.ndarray]
 
-_KEY = "img2gene"
 COLUMNS = (
     *("test_group", "model", "fraction", "repeat", "n_spots", "n_groups", "genes", "n_genes"),
     *METRICS,
@@ -64,16 +67,19 @@ def learning_curve(
     layer: str | None = None,
     encoder: str | None = None,
     seed: int | None = None,
+    n_jobs: int = 1,
+    n_threads: int = 1,
+    folder: str | Path | None = None,
     table_key: str = "table",
     allow_leakage: bool = False,
 ) -> pd.DataFrame:
-    """Score models that were trained on parts of the training data.
+    """Score models that are trained on parts of the training data.
 
-    Each group is held out in turn. The others are the training fold, of which every model is trained on the same nested
-    samples: in one repeat, a smaller sample is part of the larger ones. The held-out group is always scored whole.
+    Each group is held out in turn. The others are the training fold. Every model is trained on the same nested samples of it:
+    in one repeat, a smaller sample is part of the larger ones. The held-out group is always scored whole.
 
-    Gene panel, gene groups and the mean that R² refers to come from the whole training fold, so that all points of a curve
-    are scores of the same genes on the same scale. The held-out group has no part in them.
+    Gene panel, gene groups and the mean that R² refers to come from the whole training fold, never from the held-out group.
+    So all points of a curve score the same genes on the same scale.
 
     Parameters
     ----------
@@ -85,9 +91,9 @@ def learning_curve(
     fractions
         Parts of the training fold, in (0, 1]; numbers of groups and spots are rounded.
     by
-        What there is less of. ``"groups"``: patients, at least one, with all their sections; differences between patients
-        are what a model has to get over. ``"spots"``: area. Of every training section the spots nearest to one drawn at
-        random are kept: spots at random would keep nearly all that a section shows, and no neighbourhoods.
+        What a sample leaves out. ``"groups"``: whole patients with all their sections; at least one stays. ``"spots"``: area.
+        Every training section keeps the spots nearest to a random one. A random subset of spots would still show nearly
+        the whole section, but no neighbourhoods.
     groups
         Column of obs that is held out, and sampled by: ``"patient"``, or ``"section"``.
     test_on
@@ -105,6 +111,12 @@ def learning_curve(
         Which embedding, if several are stored.
     seed
         Seed of samples and models; None takes ``img2gene.settings.seed``. Repeats differ by their samples alone.
+    n_jobs
+        Processes that train at the same time; -1 for one per core. Results do not depend on it.
+    n_threads
+        Threads of each process.
+    folder
+        Keep finished fits in this folder, and continue from it after an interruption.
     table_key
         Table with counts and embedding.
     allow_leakage
@@ -138,20 +150,26 @@ def learning_curve(
     >>> curve.query("genes == 'all'").groupby(["model", "n_groups"]).size().to_dict()
     {('mean', 1): 3, ('mean', 2): 3, ('ridge', 1): 3, ('ridge', 2): 3}
     """
-    table = _schema.get_table(sdata, table_key)
+    whole = Study.of(sdata, table_key)
     problems = Problems(_option_problems(fractions, by, n_repeats) + genes_problems(genes))
+    problems.messages += jobs_problems(n_jobs) + whole_problems("n_threads", n_threads, 1)
+    problems.messages += name_problems(whole.table, whole.name) + layer_problems(whole.table, layer, whole.name)
     with problems.collect():
-        candidates = model_candidates(models, encoder, table, table_key)
+        candidates = model_candidates(models, encoder, whole)
     with problems.collect():
-        named = group_labels(table, groups, table_key)
-        tested = _tested(table, named, test_on, groups, table_key)
+        tested = _tested(whole, test_on, groups)
+    with problems.collect():
+        _ = whole.positions
+    with problems.collect():
+        check_genes(whole, genes)
     problems.raise_all()
-    plan = _Plan(sdata, table_key, groups, layer, settings.seed if seed is None else seed, allow_leakage)
-    draw = (by, sorted({float(fraction) for fraction in fractions}), n_repeats)
-    reference = next(iter(candidates.values()))["encoder"]
+    seed = settings.seed if seed is None else seed
+    options = TaskOptions(groups, layer, 0, seed, 0, None, n_threads)
+    study = subset(whole, np.arange(whole.n_obs), layer=layer)
+    curve = _Curve(study, by, sorted({float(fraction) for fraction in fractions}), n_repeats, options, allow_leakage)
     # All folds first, so that none is refused after hours of training on the others.
-    folds = [plan.fold(name, draw, genes, gene_groups, reference) for name in tested]
-    return plan.run(folds, candidates)
+    folds = [curve.fold(name, genes, gene_groups) for name in tested]
+    return curve.run(folds, candidates, curve.record(folds, candidates, genes, gene_groups), n_jobs, folder)
 
 
 def _option_problems(fractions: Sequence[float], by: str, n_repeats: int) -> list[str]:
@@ -165,163 +183,178 @@ def _option_problems(fractions: Sequence[float], by: str, n_repeats: int) -> lis
     return problems + whole_problems("n_repeats", n_repeats, 1)
 
 
-def _tested(table: AnnData, named: np.ndarray, test_on: Iterable[str] | None, groups: str, table_key: str) -> list[str]:
-    """Groups to hold out, each of which is made of whole sections."""
-    known = np.unique(named).tolist()
+def _tested(study: Study, test_on: Iterable[str] | None, groups: str) -> list[str]:
+    """List the groups to hold out; each must consist of whole sections."""
+    values = study.groups(groups)
+    known = np.unique(values).tolist()
     if len(known) < 2:
         raise Img2GeneError(
             f"obs[{groups!r}] has one value only ({listing(known)}), so nothing can be held out. Join more sections with "
             "`img2gene.io.concat_sections`."
         )
-    pairs = pd.DataFrame({"section": section_labels(table, table_key), "group": named}).drop_duplicates()
+    pairs = pd.DataFrame({"section": study.sections, "group": values}).drop_duplicates()
     divided = pairs["section"][pairs["section"].duplicated()].unique()
     if len(divided):
         raise Img2GeneError(f"obs[{groups!r}] divides the sections {listing(divided)}: hold out whole sections.")
-    return known if test_on is None else named_groups(test_on, named, "test_on", groups)
+    return known if test_on is None else named_groups(test_on, values, "test_on", groups)
 
 
 @dataclass(frozen=True)
-class _Fold:
-    """One group held out.
+class _CurveFold:
+    """One held-out group, and the samples of the other groups.
 
     Attributes
     ----------
     name
-        The group.
+        The held-out group.
     samples
         Rows to train on, by fraction and repeat.
-    genes
-        What is predicted, chosen on the whole training fold.
-    statistics
-        Statistics of these genes on the whole training fold.
-    groups
-        Genes of each gene group, from these statistics.
+    folds
+        A fold of the cross-validation for each distinct sample, by the bytes of its rows.
     """
 
     name: str
     samples: Samples
-    genes: list[str]
-    statistics: dict[str, np.ndarray]
-    groups: dict[str, list[str]]
-
-    def distinct(self) -> list[np.ndarray]:
-        """Each sample once."""
-        return list({rows.tobytes(): rows for rows in self.samples.values()}.values())
+    folds: dict[bytes, Fold]
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What all points of the curves share."""
+class _Curve:
+    """A cross-validation on nested samples of each training fold.
 
-    sdata: SpatialData
-    table_key: str
-    groups: str
-    layer: str | None
-    seed: int
+    Attributes
+    ----------
+    study
+        The study without images.
+    by, fractions, n_repeats
+        How training folds are sampled.
+    options
+        Options of all fits.
+    """
+
+    study: Study
+    by: str
+    fractions: list[float]
+    n_repeats: int
+    options: TaskOptions
     allow_leakage: bool
 
     @property
-    def table(self) -> AnnData:
-        return self.sdata.tables[self.table_key]
+    def groups(self) -> np.ndarray:
+        return self.study.groups(self.options.inner)
 
-    @property
-    def named(self) -> np.ndarray:
-        return group_labels(self.table, self.groups, self.table_key)
+    def fold(self, name: str, genes: Genes, gene_groups: GeneGroups) -> _CurveFold:
+        """Check the split, choose genes on the whole training fold, and draw its samples."""
+        study = self.study
+        division = split(study, self.options.inner, train_on=None, validate_on=[name])
+        check_split(study, division, self.options.inner, self.allow_leakage, allow_single_section=False)
+        if genes is None:
+            check_panel(study, division.held_out, allow_leakage=self.allow_leakage)
+        choice = choose_genes(study, study.ordered(division.train), genes, layer=self.options.layer)
+        if choice.constant and is_named(genes):
+            refuse_constant(choice.constant)
+        samples = self._samples(name)
+        varies = self._varying(name, choice.genes, samples, named=is_named(genes))
+        kept = [gene for gene, known in zip(choice.genes, varies, strict=True) if known]
+        statistics = {key: values[varies] for key, values in choice.statistics(study).items()}
+        members = group_members(kept, statistics, kept, gene_groups)
+        test = np.flatnonzero(division.held_out)
+        folds = {
+            rows.tobytes(): Fold(name, rows, test, kept, members, [], {}, fingerprint(rows=rows)["rows"], statistics)
+            for rows in samples.values()
+        }
+        return _CurveFold(name, samples, folds)
 
-    def fold(self, name: str, draw: Draw, genes: Genes, gene_groups: GeneGroups, encoder: str | None) -> _Fold:
-        """Choose genes on the whole training fold, by a fit that checks study and split, too."""
-        options = {"encoder": encoder, "validate_on": [name], "allow_leakage": self.allow_leakage}
-        whole = self._fit(self.sdata, model="mean", genes=genes, **options)
-        samples = self._samples(name, *draw)
-        smallest = min(fraction for fraction, _ in samples)
-        varies = self._varies(whole.genes, [rows for (fraction, _), rows in samples.items() if fraction == smallest])
-        kept, constant = (np.array(whole.genes)[chosen].tolist() for chosen in (varies, ~varies))
-        asked_for = genes is not None and not isinstance(genes, (int, np.integer))
-        if constant and (asked_for or not kept):
+    def _samples(self, name: str) -> Samples:
+        """Draw the training rows of each fraction and repeat, among the measured spots of the other groups."""
+        study, groups = self.study, self.groups
+        measured = library_size(study.table) > 0 if self.options.layer is None else np.ones(study.n_obs, dtype=bool)
+        rows = study.ordered((groups != name) & measured)
+        raise_problems(sample_problems(self.by, self.fractions, groups[rows], study.sections[rows]))
+        # Counted among all groups, so that samples do not depend on which ones are held out.
+        number = int(np.flatnonzero(np.unique(groups) == name)[0])
+        samples: Samples = {}
+        for repeat in range(self.n_repeats):
+            masks = nested_samples(
+                self.by,
+                self.fractions,
+                groups=groups[rows],
+                sections=study.sections[rows],
+                positions=study.positions[rows],
+                rng=np.random.default_rng([self.options.seed, number, repeat]),
+            )
+            samples |= {
+                (fraction, repeat): np.sort(rows[mask]) for fraction, mask in zip(self.fractions, masks, strict=True)
+            }
+        return samples
+
+    def _varying(self, name: str, genes: list[str], samples: Samples, *, named: bool) -> np.ndarray:
+        """Find the genes that vary in every smallest sample, and hence in the larger ones."""
+        table, smallest = self.study.table, self.fractions[0]
+        columns = table.var_names.get_indexer(genes)
+        parts = [
+            labels(table, rows, columns, layer=self.options.layer)
+            for (fraction, _), rows in samples.items()
+            if fraction == smallest
+        ]
+        varies = np.all([part.max(axis=0) > part.min(axis=0) for part in parts], axis=0)
+        constant = [gene for gene, known in zip(genes, varies, strict=True) if not known]
+        if constant and (named or not varies.any()):
             raise Img2GeneError(
                 f"Without {name}, {len(constant)} genes do not vary in a sample of fraction {smallest:g}: "
                 f"{listing(constant)}. Leave them out of `genes`, or take larger fractions."
             )
         if constant:
             logger.info("without %s: left out %d genes that do not vary in the smallest sample", name, len(constant))
-        statistics = {key: values[varies] for key, values in whole.statistics.items()}
-        known = replace(whole, genes=kept, statistics=statistics)
-        return _Fold(name, samples, kept, statistics, group_members(known, kept, gene_groups))
+        return varies
 
-    def _samples(self, name: str, by: str, fractions: list[float], n_repeats: int) -> Samples:
-        """Draw what is trained on without a group, among the spots that have labels."""
-        table, named = self.table, self.named
-        labelled = library_size(table) > 0 if self.layer is None else np.ones(len(named), dtype=bool)
-        rows = np.flatnonzero((named != name) & labelled)
-        sections = section_labels(table, self.table_key)[rows]
-        raise_problems(sample_problems(by, fractions, named[rows], sections))
-        places = positions(table, self.table_key)[rows]
-        # Counted among all groups, so that samples do not depend on which ones are held out.
-        number = int(np.flatnonzero(np.unique(named) == name)[0])
-        found: Samples = {}
-        for repeat in range(n_repeats):
-            rng = np.random.default_rng([self.seed, number, repeat])
-            drawn = nested_samples(by, fractions, groups=named[rows], sections=sections, positions=places, rng=rng)
-            found |= {(fraction, repeat): rows[mask] for fraction, mask in zip(fractions, drawn, strict=True)}
-        return found
+    def record(
+        self, folds: list[_CurveFold], candidates: dict[str, Candidate], genes: Genes, gene_groups: GeneGroups
+    ) -> dict[str, Any]:
+        """List what the user asked for, and digests of the data, as they are recorded in a folder."""
+        return {
+            "models": candidates,
+            "by": self.by,
+            "fractions": self.fractions,
+            "n_repeats": self.n_repeats,
+            "groups": self.options.inner,
+            "held_out": [fold.name for fold in folds],
+            "genes": named_genes(genes) if is_named(genes) else genes,
+            "gene_groups": None if gene_groups is None else dict(gene_groups),
+            "layer": self.options.layer,
+            "seed": self.options.seed,
+            "n_threads": self.options.n_threads,
+            "data": study_fingerprint(self.study, candidates, self.groups, self.options),
+        }
 
-    def _fit(self, study: SpatialData, **options: Any) -> Model:
-        shared: dict[str, Any] = {"groups": self.groups, "layer": self.layer, "seed": self.seed, "uncertainty": False}
-        return cast("Model", fit(study, **shared, table_key=self.table_key, inplace=False, **options))
+    def run(
+        self,
+        folds: list[_CurveFold],
+        candidates: dict[str, Candidate],
+        record: dict[str, Any],
+        n_jobs: int,
+        folder: str | Path | None,
+    ) -> pd.DataFrame:
+        """Train and score every model on every distinct sample, and tabulate all points."""
+        results = ResultsFolder.open(folder, json.loads(json.dumps(record, default=str)), what="learning curve")
+        tasks = {
+            (fold.name, label, sample): Task(self.study, part, label, candidate, self.options, False, False)
+            for fold in folds
+            for sample, part in fold.folds.items()
+            for label, candidate in candidates.items()
+        }
+        parts = run_tasks(tasks, results, n_jobs, "Learning curve")
+        points = [
+            self._point(parts[fold.name, label, rows.tobytes()], label, rows).assign(
+                test_group=fold.name, model=label, fraction=fraction, repeat=repeat
+            )
+            for fold in folds
+            for label in candidates
+            for (fraction, repeat), rows in fold.samples.items()
+        ]
+        return pd.concat(points, ignore_index=True)[list(COLUMNS)]
 
-    def _varies(self, genes: list[str], samples: list[np.ndarray]) -> np.ndarray:
-        """Which genes vary in every one of some samples, and hence in the larger ones."""
-        columns = self.table.var_names.get_indexer(genes)
-        values = [labels(self.table, rows, columns, layer=self.layer) for rows in samples]
-        return np.all([part.max(axis=0) > part.min(axis=0) for part in values], axis=0)
-
-    def run(self, folds: list[_Fold], candidates: dict[str, dict[str, Any]]) -> pd.DataFrame:
-        """Train and score every model on every sample."""
-        from tqdm.auto import tqdm
-
-        parts = []
-        total = len(candidates) * sum(len(fold.distinct()) for fold in folds)
-        with tqdm(total=total, desc="Learning curve", unit="fit", disable=not settings.progress) as bar:
-            for fold in folds:
-                test = self._study(np.flatnonzero(self.named == fold.name), fold.genes)
-                scores = {}
-                for rows in fold.distinct():
-                    sample = self._study(rows)
-                    for label, given in candidates.items():
-                        own = with_own_folder(given, part_key(fold.name, label, fingerprint(rows=rows)["rows"]))
-                        with located(fold.name, label):
-                            scores[label, rows.tobytes()] = self._point(sample, test, fold, own)
-                        bar.update()
-                parts += [
-                    scores[label, rows.tobytes()].assign(
-                        test_group=fold.name, model=label, fraction=fraction, repeat=repeat
-                    )
-                    for label in candidates
-                    for (fraction, repeat), rows in fold.samples.items()
-                ]
-        return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
-
-    def _point(self, sample: SpatialData, test: SpatialData, fold: _Fold, given: dict[str, Any]) -> pd.DataFrame:
-        """Train a model on a sample and score it on the held-out group."""
-        start = time.perf_counter()
-        model = self._fit(sample, genes=fold.genes, allow_single_section=True, **given)
-        seconds = time.perf_counter() - start
-        # R² refers to the mean of the whole training fold.
-        model = replace(model, statistics=fold.statistics)
-        predict(test, model, table_key=self.table_key, key_added=_KEY)
-        scores = evaluate(
-            test,
-            model,
-            gene_groups=fold.groups,
-            n_permutations=0,
-            key=_KEY,
-            table_key=self.table_key,
-            allow_leakage=self.allow_leakage,
-            inplace=False,
-        )
-        n_groups = len(np.unique(group_labels(sample.tables[self.table_key], self.groups, self.table_key)))
-        summary = summarize(scores[scores["model"] == model.name])
-        return summary.assign(n_spots=model.report["n_spots"], n_groups=n_groups, seconds=seconds)
-
-    def _study(self, rows: np.ndarray, genes: list[str] | None = None) -> SpatialData:
-        return subset(self.sdata, rows, genes, layer=self.layer, table_key=self.table_key)
+    def _point(self, part: Part, label: str, rows: np.ndarray) -> pd.DataFrame:
+        summary = summarize(part.scores[part.scores["model"] == label])
+        facts = {"n_spots": len(rows), "n_groups": len(np.unique(self.groups[rows])), "seconds": part.seconds}
+        return summary.assign(**facts)

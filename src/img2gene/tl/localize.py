@@ -14,7 +14,6 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing, near_matches, raise_problems
 from img2gene._study.expression import labels, layer_problems
-from img2gene._study.inputs import positions
 from img2gene._study.localization import (
     agreement,
     annotated,
@@ -30,9 +29,9 @@ from img2gene._study.localization import (
     smoothed,
 )
 from img2gene._study.predictions import predicted_values
-from img2gene._study.sections import section_labels
+from img2gene._study.study import Study
 from img2gene.models import Model
-from img2gene.tl._scoring.selection import check_leakage, check_predictor, choose_sections, patient_of
+from img2gene.tl._scoring.selection import check_leakage, check_predictor, choose_sections
 from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
@@ -155,36 +154,37 @@ def localize(
     >>> bool(found["auroc"].item() > 0.8)
     True
     """
-    table = _schema.get_table(sdata, table_key)
+    study = Study.of(sdata, table_key)
+    table = study.table
     sets = _marker_sets(markers, name)
     _check_options(table, sets, threshold, smooth, use, key_added)
-    found = resolve_model(sdata, table_key, model, key)
+    predictor = resolve_model(study, model, key)
     problems = Problems()
     with problems.collect():
-        chosen = choose_sections(table, found, sections, table_key)
-        leaked = check_leakage(table, found, chosen, table_key, allow_leakage)
+        chosen = choose_sections(study, predictor, sections)
+        leaked = check_leakage(study, predictor, chosen, allow_leakage)
     with problems.collect():
-        expression = _expression(sdata, found, sets, use, key, table_key)
+        expression = _expression(study, predictor, sets, use, key)
     with problems.collect():
-        meant = _meant(table, annotation, positive, list(sets), table_key)
+        meant = _meant(study, annotation, positive, list(sets))
     problems.raise_all()
-    study = _Study(table, section_labels(table, table_key), chosen, found.report["sections"])
+    scored = _ScoredSpots(study, chosen, predictor.report["sections"])
     rows: list[dict[str, Any]] = []
     columns: dict[str, Any] = {}
     limits, rules = {}, {}
     for tissue, genes in sets.items():
-        scores = study.smoothed(_z_mean(expression, found, genes), smooth, table_key)
+        scores = scored.smoothed(_z_mean(expression, predictor, genes), smooth)
         # Thresholds are applied to what is stored, which is narrower than what they are computed in.
         scores = scores.astype(np.float32).astype(np.float64)
         truth = annotated(table.obs[annotation], meant[tissue]) if annotation else np.full(table.n_obs, np.nan)
         if annotation:
-            study.check_classes(tissue, scores, truth, meant[tissue])
-        limits[tissue], rules[tissue] = study.thresholds(threshold, scores, truth)
-        inside = study.inside(scores, limits[tissue])
+            scored.check_classes(tissue, scores, truth, meant[tissue])
+        limits[tissue], rules[tissue] = scored.thresholds(threshold, scores, truth)
+        inside = scored.inside(scores, limits[tissue])
         rows += [
-            row | {"tissue": tissue, "rule": rules[tissue], "use": use} for row in study.rows(scores, inside, truth)
+            row | {"tissue": tissue, "rule": rules[tissue], "use": use} for row in scored.rows(scores, inside, truth)
         ]
-        columns |= study.columns(key_added, tissue, scores, inside)
+        columns |= scored.columns(key_added, tissue, scores, inside)
     result = _tidy(rows, limits, leaked)
     if inplace:
         settings = {"markers": sets, "use": use, "smooth": smooth, "key": key, "annotation": annotation}
@@ -195,23 +195,23 @@ def localize(
 
 
 @dataclass(frozen=True)
-class _Study:
-    """Spots with their sections, of which some are scored and some were trained on."""
+class _ScoredSpots:
+    """The spots of a study, with the sections that are scored and those that were trained on."""
 
-    table: AnnData
-    sections: np.ndarray
+    study: Study
     chosen: list[str]
     trained: list[str]
 
-    def rows_of(self, name: str) -> np.ndarray:
-        return np.flatnonzero(self.sections == name)
+    @property
+    def sections(self) -> np.ndarray:
+        return self.study.sections
 
-    def smoothed(self, scores: np.ndarray, radius: float, table_key: str) -> np.ndarray:
+    def smoothed(self, scores: np.ndarray, radius: float) -> np.ndarray:
         """Mean of the scores within ``radius`` µm of each spot, in its section."""
         if not radius:
             return scores
-        groups = [self.rows_of(name) for name in np.unique(self.sections)]
-        return smoothed(scores, pairs_within(positions(self.table, table_key), groups, radius))
+        groups = [self.study.section_rows(name) for name in np.unique(self.sections)]
+        return smoothed(scores, pairs_within(self.study.positions, groups, radius))
 
     def check_classes(self, tissue: str, scores: np.ndarray, truth: np.ndarray, values: list[str]) -> None:
         """Raise if the annotation of the scored spots has one class only; a section may."""
@@ -239,31 +239,31 @@ class _Study:
             )
         if both and threshold != "otsu":
             return dict.fromkeys(self.chosen, best_threshold(truth[seen] == 1, scores[seen])), "training"
-        return {name: otsu(scores[self.rows_of(name)]) for name in self.chosen}, "otsu"
+        return {name: otsu(scores[self.study.section_rows(name)]) for name in self.chosen}, "otsu"
 
     def inside(self, scores: np.ndarray, limits: dict[str, float | None]) -> np.ndarray:
         """Which spots of the scored sections lie above their threshold."""
         inside = np.zeros(len(scores), dtype=bool)
         for name, limit in limits.items():
-            rows = self.rows_of(name)
+            rows = self.study.section_rows(name)
             inside[rows] = False if limit is None else scores[rows] > limit
         return inside
 
     def rows(self, scores: np.ndarray, inside: np.ndarray, truth: np.ndarray) -> list[dict[str, Any]]:
         """One row of the result per scored section."""
-        found = []
+        result = []
         for name in self.chosen:
-            rows = self.rows_of(name)
+            rows = self.study.section_rows(name)
             counts = {"n_spots": int(np.isfinite(scores[rows]).sum()), "n_inside": int(inside[rows].sum())}
-            found.append(
+            result.append(
                 {
                     "section": name,
-                    "patient": patient_of(self.table, rows),
+                    "patient": self.study.patient_of(rows),
                     **counts,
                     **agreement(truth[rows], scores[rows], inside[rows]),
                 }
             )
-        return found
+        return result
 
     def columns(self, key: str, tissue: str, scores: np.ndarray, inside: np.ndarray) -> dict[str, Any]:
         """Columns of obs, without a value where nothing was scored."""
@@ -292,13 +292,13 @@ def _check_options(
     _schema.check_name(key_added, "key_added")
     problems = Problems()
     if use not in _USES:
-        problems.found.append(f"use={use!r}: choose {listing(_USES)}.")
+        problems.messages.append(f"use={use!r}: choose {listing(_USES)}.")
     if isinstance(threshold, str) and threshold not in _RULES:
-        problems.found.append(f"threshold={threshold!r}: choose {listing(_RULES)} or a number.")
+        problems.messages.append(f"threshold={threshold!r}: choose {listing(_RULES)} or a number.")
     if not isinstance(threshold, str) and not (isinstance(threshold, Real) and np.isfinite(threshold)):
-        problems.found.append(f"threshold={threshold!r}: expected a finite number, or {listing(_RULES)}.")
+        problems.messages.append(f"threshold={threshold!r}: expected a finite number, or {listing(_RULES)}.")
     if not (isinstance(smooth, Real) and 0 <= smooth < np.inf):
-        problems.found.append(f"smooth={smooth!r}: expected a radius in µm, 0 or more.")
+        problems.messages.append(f"smooth={smooth!r}: expected a radius in µm, 0 or more.")
     columns = [column(key_added, tissue) for tissue in sets for column in (score_column, inside_column)]
     for column in columns:
         with problems.collect():
@@ -306,7 +306,7 @@ def _check_options(
     twice = {column for column in columns if columns.count(column) > 1}
     taken = [column for column in columns if column in table.obs and column not in _earlier_columns(table, key_added)]
     if twice or taken:
-        problems.found.append(
+        problems.messages.append(
             f"`obs` columns {listing([*twice, *taken])} are needed twice, or hold something else: choose another `key_added`."
         )
     problems.raise_all()
@@ -319,11 +319,9 @@ def _earlier_columns(table: AnnData, key: str) -> list[str]:
     return [name for name in names if name in table.obs]
 
 
-def _expression(
-    sdata: SpatialData, model: Model, sets: dict[str, list[str]], use: str, key: str, table_key: str
-) -> pd.DataFrame:
+def _expression(study: Study, model: Model, sets: dict[str, list[str]], use: str, key: str) -> pd.DataFrame:
     """Expression of all markers (n_obs, n_markers); those that the model does not predict are an error."""
-    table = _schema.get_table(sdata, table_key)
+    table = study.table
     genes = list(dict.fromkeys(gene for members in sets.values() for gene in members))
     absent = [gene for gene in genes if gene not in model.genes]
     if absent:
@@ -333,13 +331,13 @@ def _expression(
             "(ERBB2), those of mice are not (Erbb2)."
         )
     if use == "predicted":
-        check_predictor(table, model, key)
-        return pd.DataFrame(predicted_values(sdata, genes, key, table_key), columns=genes)
+        check_predictor(study, model, key)
+        return pd.DataFrame(predicted_values(study, genes, key), columns=genes)
     layer = model.labels["layer"]
-    problems = layer_problems(table, layer, table_key)
+    problems = layer_problems(table, layer, study.name)
     unmeasured = [gene for gene in genes if gene not in table.var_names]
     if unmeasured:
-        problems.append(f"`sdata['{table_key}']` has not measured {listing(unmeasured)}.")
+        problems.append(f"`{study.name}` has not measured {listing(unmeasured)}.")
     raise_problems(problems)
     columns = table.var_names.get_indexer(genes)
     return pd.DataFrame(labels(table, np.arange(table.n_obs), columns, layer=layer), columns=genes)
@@ -351,17 +349,15 @@ def _z_mean(expression: pd.DataFrame, model: Model, genes: list[str]) -> np.ndar
     return marker_score(expression[genes].to_numpy(), mean, np.sqrt(variance))
 
 
-def _meant(
-    table: AnnData, annotation: str | None, positive: Positive, tissues: list[str], table_key: str
-) -> dict[str, list[str]]:
+def _meant(study: Study, annotation: str | None, positive: Positive, tissues: list[str]) -> dict[str, list[str]]:
     """Values of the annotation that mean each tissue; empty without annotation."""
     if annotation is None:
         if positive is not None:
             raise Img2GeneError("`positive` names values of an `annotation`; pass that, too.")
         return {}
-    if annotation not in table.obs:
-        raise MissingKeyError(missing(annotation, f"sdata['{table_key}'].obs", table.obs.columns))
-    return positive_values(table.obs[annotation], tissues, positive)
+    if annotation not in study.table.obs:
+        raise MissingKeyError(missing(annotation, f"{study.name}.obs", study.table.obs.columns))
+    return positive_values(study.table.obs[annotation], tissues, positive)
 
 
 def _tidy(

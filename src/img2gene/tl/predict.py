@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, raise_problems
-from img2gene._study.inputs import Inputs, embedding, positions, tokens
-from img2gene._study.sections import section_labels
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._study.model_inputs import ModelInputs, model_inputs
+from img2gene._study.study import Study
 from img2gene.models import Calibration, Model
 
 if TYPE_CHECKING:
@@ -89,54 +89,56 @@ def predict(
     True
     """
     _schema.check_name(key_added, "key_added")
-    table = _schema.get_table(sdata, table_key)
-    if key_added == table_key or key_added in {*sdata.images, *sdata.shapes, *sdata.labels, *sdata.points}:
-        raise Img2GeneError(f"key_added={key_added!r} is the name of another element; choose another one.")
-    if key_added in sdata.tables and _schema.read_json(sdata.tables[key_added], "prediction") is None:
-        raise Img2GeneError(
-            f"key_added={key_added!r} is the name of a table that is no prediction; choose another one."
-        )
-    found = resolve_model(sdata, table_key, model, key_added)
-    features, sections, extra = model_inputs(sdata, found, table_key)
-    calibration = found.calibration if uncertainty else None
-    layers, ood = _predicted(found, calibration, features, sections, extra, key_added)
-    shared = table.var_names.get_indexer(found.genes)
-    complete = bool((shared >= 0).all())
+    study = Study.of(sdata, table_key)
+    _check_target(study, key_added)
+    trained = resolve_model(study, model, key_added)
+    inputs = model_inputs(study, trained)
+    calibration = trained.calibration if uncertainty else None
+    layers, ood = _predicted(trained, calibration, inputs, key_added)
+    table = study.table
+    columns = table.var_names.get_indexer(trained.genes)
+    complete = bool((columns >= 0).all())
     fits = table.n_obs * table.n_vars * 4 <= _MAX_LAYER_BYTES
     predicted = None
     if not (inplace and complete and fits):
-        predicted = _predicted_table(table, found, layers, ood, key_added)
-        _record(predicted, found, calibration, key_added)
+        predicted = _predicted_table(table, trained, layers, ood, key_added)
+        _record(predicted, trained, calibration, key_added)
     if not inplace:
         return predicted
     update: dict[str, dict[str, Any]] = {"layers": {}, "obs": {} if ood is None else {_schema.ood_key(key_added): ood}}
-    if (shared >= 0).any() and fits:
-        update["layers"] = {name: _layer(table, values, shared) for name, values in layers.items()}
-    _write(table, update, found, calibration, key_added)
+    if (columns >= 0).any() and fits:
+        update["layers"] = {name: _layer(table, values, columns) for name, values in layers.items()}
+    _write(table, update, trained, calibration, key_added)
     if predicted is not None:
         if key_added in sdata.tables:
             del sdata.tables[key_added]
         sdata.tables[key_added] = predicted
         logger.info("wrote tables[%r]", key_added)
     if calibration is not None and ood is not None:
-        _warn_of_strangers(sections, ood > calibration.threshold)
+        _warn_of_ood_sections(study, ood > calibration.threshold)
     return None
 
 
+def _check_target(study: Study, key_added: str) -> None:
+    sdata, tables = study.sdata, study.sdata.tables
+    if key_added == study.table_key or key_added in {*sdata.images, *sdata.shapes, *sdata.labels, *sdata.points}:
+        raise Img2GeneError(f"key_added={key_added!r} is the name of another element; choose another one.")
+    if key_added in tables and _schema.read_json(tables[key_added], "prediction") is None:
+        raise Img2GeneError(
+            f"key_added={key_added!r} is the name of a table that is no prediction; choose another one."
+        )
+
+
 def _predicted(
-    model: Model,
-    calibration: Calibration | None,
-    features: np.ndarray,
-    sections: np.ndarray,
-    extra: dict[str, np.ndarray | None],
-    key: str,
+    model: Model, calibration: Calibration | None, inputs: ModelInputs, key: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Layers by name, the prediction first, and the percentile of each spot."""
     if calibration is None:
-        return {key: model.predict(features, sections, **extra)}, None
-    found = model.predict_intervals(features, sections, **extra)
+        return {key: model.predict(inputs.features, inputs.sections, **inputs.extra)}, None
+    prediction = model.predict_intervals(inputs.features, inputs.sections, **inputs.extra)
     names = _schema.uncertainty_keys(key)
-    return {key: found.values} | {name: getattr(found, part) for part, name in names.items()}, found.ood
+    layers = {name: getattr(prediction, part) for part, name in names.items()}
+    return {key: prediction.values} | layers, prediction.ood
 
 
 def _layer(table: AnnData, values: np.ndarray, shared: np.ndarray) -> np.ndarray:
@@ -151,7 +153,7 @@ def _layer(table: AnnData, values: np.ndarray, shared: np.ndarray) -> np.ndarray
 def _write(
     table: AnnData, update: dict[str, dict[str, Any]], model: Model, calibration: Calibration | None, key: str
 ) -> None:
-    """Write what was predicted, and remove what an earlier prediction of that name left beside it."""
+    """Write a prediction, and remove intervals and percentiles of an earlier prediction of that name."""
     before = {"layers": _schema.uncertainty_keys(key).values(), "obs": [_schema.ood_key(key)]}
     for slot, names in before.items():
         stale = {name: None for name in names if name in getattr(table, slot) and name not in update[slot]}
@@ -161,7 +163,7 @@ def _write(
 
 
 def _record(table: AnnData, model: Model, calibration: Calibration | None, key: str) -> None:
-    """Which model predicted, level of the intervals and threshold of the percentile, beside those of other predictions."""
+    """Record which model predicted, the level of the intervals and the threshold of the percentile."""
     facts = {"level": calibration.level, "ood_threshold": calibration.threshold} if calibration is not None else None
     by = {"model": model.name, "fingerprint": model.fingerprint}
     for record, value in ((_schema.UNCERTAINTY, facts), (_schema.PREDICTED_BY, by)):
@@ -171,119 +173,31 @@ def _record(table: AnnData, model: Model, calibration: Calibration | None, key: 
             _schema.write_json(table, record, kept)
 
 
-def _warn_of_strangers(sections: np.ndarray, beyond: np.ndarray) -> None:
-    names = [str(name) for name in np.unique(sections) if beyond[sections == name].mean() > 0.5]
+def _warn_of_ood_sections(study: Study, beyond: np.ndarray) -> None:
+    names = [str(name) for name in np.unique(study.sections) if beyond[study.sections == name].mean() > 0.5]
     if names:
         logger.warning(
-            "sections %s: more than half of the spots are unlike the training data (stain, scanner, focus or tissue), so their "
+            "sections %s: more than half of the spots are out-of-distribution (stain, scanner, focus or tissue), so their "
             "predictions and intervals should not be trusted",
             listing(names),
         )
 
 
-def resolve_model(sdata: SpatialData, table_key: str, model: Model | str | Path | None, key: str) -> Model:
-    """The model itself, the one in a file, or the one stored in the table, else in the only other table that has it."""
+def resolve_model(study: Study, model: Model | str | Path | None, key: str) -> Model:
+    """Find the model: the object itself, a file, or the one stored under a key of this table or of the only other one."""
     from img2gene.io.model_store import load_model, read_model, stored_models
 
     if isinstance(model, Model):
         return model
-    table, name = _schema.get_table(sdata, table_key), model or key
-    # Tiles of a slide are a table of their own, and are predicted by a model that was trained on spots.
-    others = [other for other in sdata.tables.values() if other is not table and name in stored_models(other)]
+    table, name = study.table, model or key
+    # Tiles of a slide are a table of their own; the model that predicts them was trained on the table of the spots.
+    others = [other for other in study.sdata.tables.values() if other is not table and name in stored_models(other)]
     holder = others[0] if name not in stored_models(table) and len(others) == 1 else table
     if model is None or name in stored_models(holder):
         return read_model(holder, str(name))
     if not Path(model).is_file():
         raise MissingKeyError(missing(str(model), "the trained models of the table, nor a file", stored_models(table)))
     return load_model(model)
-
-
-def model_inputs(
-    sdata: SpatialData, model: Model, table_key: str
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray | None]]:
-    """What a model looks at: the embedding, the sections, and its extra inputs."""
-    table = _schema.get_table(sdata, table_key)
-    inputs = _inputs(sdata, table, model, table_key)
-    extra: dict[str, np.ndarray | None] = {}
-    if "positions" in model.extra_inputs:
-        extra["positions"] = positions(table, table_key)
-    if "tokens" in model.extra_inputs:
-        extra["tokens"] = inputs.tokens
-    return inputs.features, section_labels(table, table_key), extra
-
-
-def _inputs(sdata: SpatialData, table: AnnData, model: Model, table_key: str) -> Inputs:
-    """The stored embedding, or that by the model's own fine-tuned encoder."""
-    if "finetuned" in model.inputs:
-        from img2gene._study import finetuning
-
-        identity = finetuning.current_identity(table, model.inputs, table_key)
-        raise_problems(_differences(model.inputs, identity, table_key))
-        finetuning.check_images(sdata, table, table_key)
-        return finetuning.embed_adapted(sdata, table_key, identity, model.encoder)
-    identity = matching_identity(table, model, table_key)
-    found = tokens(table, identity, table_key) if "tokens" in model.extra_inputs else None
-    return Inputs(identity, embedding(table, identity, table_key), found)
-
-
-def matching_identity(table: AnnData, model: Model, table_key: str) -> dict[str, Any]:
-    """Identity of the stored embedding that the model takes; everything that differs is named."""
-    wanted = model.inputs
-    key = _schema.embedding_key(wanted["name"])
-    known = _schema.read_json(table, "encoder", default={})
-    if wanted["name"] not in known or key not in table.obsm:
-        raise MissingKeyError(
-            missing(
-                key,
-                f"sdata['{table_key}'].obsm",
-                table.obsm,
-                f"The model was trained on it: run `{_extract(wanted, table_key)}` and "
-                f"`img2gene.pp.embed_patches(sdata, {wanted['name']!r}{_elsewhere(table_key)})`.",
-            )
-        )
-    have = known[wanted["name"]]
-    raise_problems(_differences(wanted, have, table_key) + _token_problems(wanted, have, table_key))
-    return have
-
-
-def _elsewhere(table_key: str) -> str:
-    """The argument that names a table, where it is not the default one."""
-    return "" if table_key == "table" else f", table_key={table_key!r}"
-
-
-def _extract(wanted: dict[str, Any], table_key: str) -> str:
-    return f"img2gene.pp.extract_patches(sdata, patch_um={tuple(wanted['patch_um'])}{_elsewhere(table_key)})"
-
-
-def _differences(wanted: dict[str, Any], have: dict[str, Any], table_key: str) -> list[str]:
-    """What distinguishes the embedding of the object from that which the model was trained on."""
-    names = {
-        "revision": "encoder revision",
-        "patch_um": "fields of view (µm)",
-        "input_px": "input size (px)",
-        "orientations": "orientations",
-        "width": "embedding width",
-    }
-    again = f" Run `{_extract(wanted, table_key)}`"
-    again += "." if "finetuned" in wanted else " and embed again."
-    return [
-        f"The model was trained with {label} {wanted[field]}, the object has {have[field]}."
-        + again * (field == "patch_um")
-        for field, label in names.items()
-        if wanted[field] != have[field]
-    ]
-
-
-def _token_problems(wanted: dict[str, Any], have: dict[str, Any], table_key: str) -> list[str]:
-    """What a model that looks at tokens lacks; one that does not takes the embedding with or without them."""
-    grids = [(identity.get("tokens"), identity.get("token_width")) for identity in (wanted, have)]
-    if not wanted.get("tokens") or grids[0] == grids[1]:
-        return []
-    trained, stored = (f"{count} tokens of width {width}" if count else "none" for count, width in grids)
-    return [
-        f"The model was trained with {trained}, the object has {stored}. "
-        f"Run `img2gene.pp.embed_patches(sdata, {wanted['name']!r}, tokens={wanted['tokens']}{_elsewhere(table_key)})`."
-    ]
 
 
 def _predicted_table(

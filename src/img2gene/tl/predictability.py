@@ -13,8 +13,7 @@ import pandas as pd
 from img2gene import _schema, metrics
 from img2gene._errors import raise_problems
 from img2gene._study.expression import count_problems, library_size
-from img2gene._study.inputs import positions
-from img2gene._study.sections import section_labels
+from img2gene._study.study import Study
 from img2gene.metrics.reliability import MIN_GENES, method_problems
 from img2gene.models import Model
 from img2gene.settings import settings
@@ -24,7 +23,6 @@ from img2gene.tl._scoring.selection import (
     has_label,
     measured_genes,
     measured_sections,
-    patient_of,
     scored_values,
 )
 from img2gene.tl.predict import resolve_model
@@ -109,22 +107,23 @@ def predictability(
     >>> ig.tl.predictability(sdata).columns.tolist()
     ['pcc', 'pcc_ceiling', 'pcc_pvalue', 'pcc_fdr', 'predictable']
     """
-    table = _schema.get_table(sdata, table_key)
-    found = resolve_model(sdata, table_key, model, key)
-    check_scorable(table, found, key, table_key)
-    _check(found, method, n_permutations, fdr)
-    genes = measured_genes(table, found)
-    chosen = measured_sections(table, found, sections, table_key)
-    check_leakage(table, found, chosen, table_key, allow_leakage)
-    rows = np.flatnonzero(np.isin(section_labels(table, table_key), chosen) & has_label(table, found))
-    columns, names = table.var_names.get_indexer(genes), section_labels(table, table_key)[rows]
-    truth, predicted = scored_values(table, found, rows, columns, key)
-    where, seed = positions(table, table_key)[rows], settings.seed if seed is None else seed
+    study = Study.of(sdata, table_key)
+    judged = resolve_model(study, model, key)
+    check_scorable(study, judged, key)
+    _check(judged, method, n_permutations, fdr)
+    genes = measured_genes(study, judged)
+    chosen = measured_sections(study, judged, sections)
+    check_leakage(study, judged, chosen, allow_leakage)
+    table = study.table
+    rows = study.ordered(np.isin(study.sections, chosen) & has_label(study, judged))
+    columns, names = table.var_names.get_indexer(genes), study.sections[rows]
+    truth, predicted = scored_values(study, judged, rows, columns, key)
+    seed = settings.seed if seed is None else seed
     pcc, pvalue = metrics.spatial_correlation_test(
-        truth, predicted, where, names, n_permutations=n_permutations, seed=seed
+        truth, predicted, study.positions[rows], names, n_permutations=n_permutations, seed=seed
     )
     ceiling = _ceiling(table, rows, columns, names, truth, method, seed)
-    patients = {name: patient_of(table, rows[names == name]) for name in chosen}
+    patients = {name: study.patient_of(rows[names == name]) for name in chosen}
     result = pd.DataFrame(
         {"pcc": pcc, "pcc_ceiling": ceiling, "pcc_pvalue": pvalue, "pcc_fdr": _qvalues(pvalue)},
         index=pd.Index(genes, name="gene"),
@@ -133,7 +132,7 @@ def predictability(
     result["predictable"] = called.astype("boolean").mask(result["pcc_fdr"].isna())
     _report(result, fdr)
     if inplace:
-        record = {"key": key, "model": found.name, "fingerprint": found.fingerprint}
+        record = {"key": key, "model": judged.name, "fingerprint": judged.fingerprint}
         uns = {_schema.PREDICTABILITY: record}
         _schema.apply(table, {"var": dict(result.reindex(table.var_names).items()), "uns": uns})
     return result

@@ -11,14 +11,13 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
-from img2gene._study.inputs import positions
-from img2gene._study.sections import group_labels, section_labels
+from img2gene._study.model_inputs import model_inputs
+from img2gene._study.study import Study
 from img2gene.models import Model
 from img2gene.models.reference_bank import ReferenceBank, Retrieves
-from img2gene.tl.predict import model_inputs, resolve_model
+from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 _EXCLUSIONS = ("none", "section", "group")
@@ -80,34 +79,36 @@ def retrieve(
     >>> found["group"].unique().tolist()
     ['P2']
     """
-    table = _schema.get_table(sdata, table_key)
-    found = resolve_model(sdata, table_key, model, key)
-    predictor = found.predictor
+    study = Study.of(sdata, table_key)
+    trained = resolve_model(study, model, key)
+    predictor = trained.predictor
     if not isinstance(predictor, Retrieves):
         raise Img2GeneError(
-            f"The model `{found.name}` does not look up training spots; `img2gene`, `cmrcnet`, `bleep` and `knn` do: "
+            f"The model `{trained.name}` does not look up training spots; `img2gene`, `cmrcnet`, `bleep` and `knn` do: "
             "`img2gene.tl.fit(sdata)`."
         )
-    rows = _rows(table, spots, table_key)
-    excluded = _excluded(table, found, exclude, table_key)
+    rows = _rows(study, spots)
+    excluded = _excluded(study, trained, exclude)
     bank = predictor.reference_bank()
     bank.check_request(n, None if excluded is None else excluded[rows], exclude, argument="n")
-    features, sections, extra = model_inputs(sdata, found, table_key)
+    inputs = model_inputs(study, trained)
     # Features are centred by section, so all spots of the sections are passed on.
-    chosen = np.isin(sections, sections[rows])
-    near = predictor.neighbors(
-        features[chosen],
-        sections[chosen],
+    chosen = np.isin(inputs.sections, inputs.sections[rows])
+    part = inputs.take(chosen)
+    neighbors = predictor.neighbors(
+        part.features,
+        part.sections,
         k=n,
         excluded=None if excluded is None else excluded[chosen],
         by=exclude,
-        **{name: None if values is None else values[chosen] for name, values in extra.items()},
+        **part.extra,
     )
     place = np.searchsorted(np.flatnonzero(chosen), rows)
-    return _tidy(table, table.obs_names[rows], bank, near.rows[place], near.similarity[place], table_key)
+    return _tidy(study, rows, bank, neighbors.rows[place], neighbors.similarity[place])
 
 
-def _rows(table: AnnData, spots: str | Iterable[str] | None, table_key: str) -> np.ndarray:
+def _rows(study: Study, spots: str | Iterable[str] | None) -> np.ndarray:
+    table = study.table
     if spots is None:
         return np.arange(table.n_obs)
     names = [spots] if isinstance(spots, str) else [str(name) for name in spots]
@@ -117,32 +118,34 @@ def _rows(table: AnnData, spots: str | Iterable[str] | None, table_key: str) -> 
     if (rows < 0).any():
         absent = [name for name, row in zip(names, rows, strict=True) if row < 0]
         raise MissingKeyError(
-            f"No spot named {listing(absent)} in `sdata['{table_key}'].obs_names` (available: {listing(table.obs_names)})."
+            f"No spot named {listing(absent)} in `{study.name}.obs_names` (available: {listing(table.obs_names)})."
         )
     return rows
 
 
-def _excluded(table: AnnData, model: Model, exclude: str, table_key: str) -> np.ndarray | None:
-    """Group of each spot that it shall not be looked up in."""
+def _excluded(study: Study, model: Model, exclude: str) -> np.ndarray | None:
+    """Return the section or group of each spot in which its references are not looked up."""
+    obs = study.table.obs
     if exclude not in _EXCLUSIONS:
         raise Img2GeneError(f"exclude={exclude!r}: choose one of {listing(_EXCLUSIONS)}.")
     if exclude == "none":
         return None
     if exclude == "group":
         column = model.report["groups"]
-        if column != _schema.SECTION and column not in table.obs:
+        if column != _schema.SECTION and column not in obs:
             raise MissingKeyError(
-                f"exclude='group' leaves out the spot's own {column}, which `sdata['{table_key}'].obs` does not name (available: "
-                f"{listing(table.obs.columns)}). Add the column `{column}`, or pass exclude='section' or 'none'."
+                f"exclude='group' leaves out the spot's own {column}, which `{study.name}.obs` does not name (available: "
+                f"{listing(obs.columns)}). Add the column `{column}`, or pass exclude='section' or 'none'."
             )
-        return group_labels(table, column, table_key)
-    return section_labels(table, table_key)
+        return study.groups(column)
+    return study.sections
 
 
 def _tidy(
-    table: AnnData, spots: pd.Index, bank: ReferenceBank, found: np.ndarray, similarity: np.ndarray, table_key: str
+    study: Study, rows: np.ndarray, bank: ReferenceBank, references: np.ndarray, similarity: np.ndarray
 ) -> pd.DataFrame:
-    flat, n = found.ravel(), found.shape[1]
+    spots = study.table.obs_names[rows]
+    flat, n = references.ravel(), references.shape[1]
     return pd.DataFrame(
         {
             "spot": np.repeat(spots.to_numpy(dtype=object), n),
@@ -152,20 +155,20 @@ def _tidy(
             "group": bank.groups[flat].astype(object),
             "row_um": bank.positions[flat, 0],
             "column_um": bank.positions[flat, 1],
-            "reference": _names(table, bank, table_key)[flat],
+            "reference": _names(study, bank)[flat],
         }
     )
 
 
-def _names(table: AnnData, bank: ReferenceBank, table_key: str) -> np.ndarray:
-    """Name of each reference spot in this study; NA where its section, or a spot at its place, is not part of it."""
+def _names(study: Study, bank: ReferenceBank) -> np.ndarray:
+    """Look up the name of each reference spot; NA where the study lacks its section, or a spot at its place."""
     from scipy.spatial import cKDTree
 
     names = np.full(len(bank), pd.NA, dtype=object)
-    places, sections = positions(table, table_key), section_labels(table, table_key)
+    places, sections, spots = study.positions, study.sections, study.table.obs_names.to_numpy(dtype=object)
     for section in np.intersect1d(np.unique(bank.sections), np.unique(sections)):
         here, there = np.flatnonzero(sections == section), np.flatnonzero(bank.sections == section)
         distance, nearest = cKDTree(places[here]).query(bank.positions[there])
         same = distance < _SAME_SPOT_UM
-        names[there[same]] = table.obs_names.to_numpy(dtype=object)[here[nearest[same]]]
+        names[there[same]] = spots[here[nearest[same]]]
     return names

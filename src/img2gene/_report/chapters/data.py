@@ -9,7 +9,7 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._report.blocks import Chapter, Missing, Row, Table, Text, names, table
-from img2gene._report.sources import Study
+from img2gene._report.sources import ReportedStudy
 from img2gene._report.subject import Subject
 
 _MOST_SECTIONS, _MOST_FOLDS, _MOST_ABSENT = 60, 60, 12
@@ -40,14 +40,14 @@ def counted(subject: Subject) -> str:
         people = f"{n} patients" if n else "patients not recorded"
         spots, genes = int(sections["n_spots"].sum()), result.scores["gene"].nunique()
         return f"{len(sections)} scored sections ({people}) with {spots:,} spots; {genes:,} genes."
-    table, patients = study.table, [name for name in study.patients.values() if name is not None]
+    table, patients = study.table, [name for name in study.section_patients.values() if name is not None]
     people = f"{len(set(patients))} patients" if patients else "patients not recorded"
     text = f"{len(study.roles)} section{'s' if len(study.roles) > 1 else ''} ({people}) with {table.n_obs:,} spots and {table.n_vars:,} genes."
     images = study.unmeasured
     return f"{text} {len(images)} with an image only." if images else text
 
 
-def _sections(study: Study) -> Table:
+def _sections(study: ReportedStudy) -> Table:
     rows = []
     for name, role in study.roles.items():
         members = study.sections == name
@@ -55,7 +55,7 @@ def _sections(study: Study) -> Table:
         measured = counts[counts > 0]
         facts: dict[str, Any] = {
             "section": name,
-            "patient": study.patients[name],
+            "patient": study.section_patients[name],
             "role": role,
             "spots": int(members.sum()),
         }
@@ -88,7 +88,7 @@ def _identity(subject: Subject) -> dict[str, Any] | None:
     return next(iter(known.values()), None)
 
 
-def _embedding(identity: dict[str, Any] | None, study: Study | None) -> Table | Missing:
+def _embedding(identity: dict[str, Any] | None, study: ReportedStudy | None) -> Table | Missing:
     if identity is None:
         return Missing("encoder", 'img2gene.pp.embed_patches(sdata, "default")')
     rows = [[str(name), _fact(value)] for name, value in identity.items() if value is not None]
@@ -133,14 +133,14 @@ def _folds(folds: pd.DataFrame) -> Table:
     return table(shown.rename(columns=titles), "Folds of the cross-validation", limit=_MOST_FOLDS, what="folds")
 
 
-def _trained(study: Study) -> list[Any]:
+def _trained(study: ReportedStudy) -> list[Any]:
     if study.model is None:
         call = 'img2gene.tl.fit(sdata, validate_on=["P4"])'
         return [Missing("a trained model in the study", f"{call}; img2gene.tl.predict(sdata)")]
     rows = []
     for role in dict.fromkeys(study.roles.values()):
         chosen = study.with_role(role)
-        people = list(dict.fromkeys(filter(None, (study.patients[name] for name in chosen))))
+        people = list(dict.fromkeys(filter(None, (study.section_patients[name] for name in chosen))))
         spots = int(np.isin(study.sections, chosen).sum())
         rows.append([role, names(chosen), names(people) if people else "not recorded", f"{spots:,}"])
     return [_absent(study), Table("The stored model and the sections of this study", _ROLE_COLUMNS, rows)]
@@ -149,7 +149,7 @@ def _trained(study: Study) -> list[Any]:
 _ROLE_COLUMNS = ["role", "sections", "patients", "spots"]
 
 
-def _absent(study: Study) -> Text:
+def _absent(study: ReportedStudy) -> Text:
     """What the model was trained on, whether or not that is in this study."""
     model: Any = study.model
     report = model.report

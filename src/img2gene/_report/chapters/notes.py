@@ -13,7 +13,7 @@ from img2gene._leaks.find import find_leaks
 from img2gene._report.agreement import disagreements
 from img2gene._report.blocks import Chapter, Details, Missing, Table, Text, names
 from img2gene._report.chapters.ood import ood_shares
-from img2gene._report.sources import Study, readable
+from img2gene._report.sources import ReportedStudy, readable
 from img2gene._report.subject import Subject, better_is, uncertainty_facts
 from img2gene._versions import versions
 
@@ -81,7 +81,7 @@ def _undefined(scores: pd.DataFrame) -> list[str]:
     return [f"{text}; they are left out of means, not counted as 0."]
 
 
-def _of_study(study: Study) -> list[str]:
+def _of_study(study: ReportedStudy) -> list[str]:
     found = []
     model = study.model
     if model is not None and model.report.get("leakage"):
@@ -95,15 +95,15 @@ def _of_study(study: Study) -> list[str]:
     return found + _leaks(study)
 
 
-def _leaks(study: Study) -> list[str]:
+def _leaks(study: ReportedStudy) -> list[str]:
     """What looks like a leak in the data themselves."""
     model, table = study.model, study.table
     if model is None or len(study.roles) - len(study.unmeasured) < 2:
         return []
     groups = _schema.PATIENT if _schema.PATIENT in table.obs else _schema.SECTION
-    given = {"layer": model.labels["layer"], "table_key": study.table_key, "seed": model.report.get("seed", 0)}
+    given = {"layer": model.labels["layer"], "seed": model.report.get("seed", 0)}
     # A panel was judged when the model was trained.
-    found, why = readable(find_leaks, table, groups, uses_panel=False, **given)
+    found, why = readable(find_leaks, study, groups, uses_panel=False, **given)
     return [f"Leaks were not looked for: {why}"] if why else [leak.message for leak in found]
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene._errors import listing
-from img2gene._study.inputs import positions
-from img2gene._study.sections import patient_labels, section_labels, section_names
+from img2gene._study.study import Study
 from img2gene.tl._cross_validation.checkpoint import Part
 from img2gene.tl._cross_validation.folds import OuterFolds
 from img2gene.tl._cross_validation.task import Fold
@@ -25,18 +24,17 @@ Parts = dict[tuple[int, str], Part]
 
 @dataclass(frozen=True)
 class Assembly:
-    """What all folds and models brought.
+    """The results of all folds and models, put together.
 
     Attributes
     ----------
-    table
-        Table of the study.
+    study
+        The study whose spots were held out.
     candidates
         Labels of the models, baselines included.
     """
 
-    table: AnnData
-    table_key: str
+    study: Study
     outer: OuterFolds
     candidates: list[str]
     folds: list[Fold]
@@ -72,18 +70,17 @@ class Assembly:
 
     def describe(self) -> pd.DataFrame:
         """What was held out in each fold, and what was left to train on."""
-        table, key = self.table, self.table_key
-        patients = patient_labels(table)
+        study, patients = self.study, self.study.patients
         rows: list[dict[str, Any]] = []
         for number, fold in enumerate(self.folds):
             held = None if patients is None else listing(np.unique(patients[fold.test]), 1000)
             facts: dict[str, Any] = {
                 "fold": fold.name,
-                "sections": listing(section_names(table, fold.test, key), 1000),
+                "sections": listing(study.section_names(fold.test), 1000),
                 "patients": held,
             }
             facts |= {"n_train_spots": len(fold.train), "n_test_spots": len(fold.test)}
-            facts |= {"n_train_sections": len(section_names(table, fold.train, key))}
+            facts |= {"n_train_sections": len(study.section_names(fold.train))}
             facts |= {"n_train_groups": len(np.unique(self.outer.names[fold.train])), "n_genes": len(fold.genes)}
             facts |= {"absent": ", ".join(fold.absent)}
             facts |= {f"seconds {label}": self.parts[number, label].seconds for label in self.candidates}
@@ -104,8 +101,8 @@ class Assembly:
             )
             for name in names
         }
-        table, key = self.table[rows[order]], self.table_key
-        obs = table.obs.assign(section=section_labels(self.table, key)[rows[order]])
+        study, rows = self.study, rows[order]
+        obs = study.table.obs.iloc[rows].assign(section=study.sections[rows])
         obs["fold"] = np.repeat([fold.name for fold in self.folds], [len(fold.test) for fold in self.folds])[order]
         obs = obs.assign(**{name: values[order] for name, values in stacked.items() if values.ndim == 1})
         out = ad.AnnData(
@@ -114,7 +111,7 @@ class Assembly:
             var=pd.DataFrame(index=genes),
             layers={name: values[order] for name, values in stacked.items() if values.ndim == 2 and name != "X"},
         )
-        out.obsm["spatial"] = positions(self.table, key)[rows[order]][:, ::-1].copy()
+        out.obsm["spatial"] = study.positions[rows][:, ::-1].copy()
         return out
 
 

@@ -1,46 +1,44 @@
-"""Models that are compared: labels, and what each is trained with."""
+"""The models that are compared: their labels, and the arguments of ``fit`` for each."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from img2gene import models as registry
 from img2gene._errors import Img2GeneError, Problems, raise_problems
 from img2gene._study.inputs import choose_encoder
-
-if TYPE_CHECKING:
-    from anndata import AnnData
+from img2gene._study.study import Study
 
 ModelsGiven = str | Sequence[str] | Mapping[str, str | Mapping[str, Any]]
+# Arguments of `img2gene.tl.fit`: model, encoder and parameters.
+Candidate = dict[str, Any]
 
 
-def model_candidates(
-    models: ModelsGiven, encoder: str | None, table: AnnData, table_key: str
-) -> dict[str, dict[str, Any]]:
-    """Arguments of ``fit`` for each label; unknown models, parameters and embeddings are refused."""
-    found = {str(label): {"encoder": encoder, **given} for label, given in _by_label(models).items()}
-    problems = Problems(["`models` is empty."] * (not found))
-    for name in dict.fromkeys(given["encoder"] for given in found.values()):
+def model_candidates(models: ModelsGiven, encoder: str | None, study: Study) -> dict[str, Candidate]:
+    """Collect the arguments of ``fit`` for each label; unknown models, parameters and embeddings are refused."""
+    candidates = {str(label): {"encoder": encoder, **one} for label, one in _by_label(models).items()}
+    problems = Problems(["`models` is empty."] * (not candidates))
+    for name in dict.fromkeys(one["encoder"] for one in candidates.values()):
         with problems.collect():
-            choose_encoder(table, name, table_key)
-    for label, given in found.items():
+            choose_encoder(study, name)
+    for label, one in candidates.items():
         with problems.collect():
-            _try(label, given)
+            _try(label, one)
     problems.raise_all()
-    return found
+    return candidates
 
 
-def completed(given: Mapping[str, Any], table: AnnData, table_key: str) -> str:
-    """A candidate with its defaults and its embedding, as JSON: the same for candidates that train alike."""
+def completed(candidate: Candidate, study: Study) -> str:
+    """Write a candidate with its defaults and its embedding as JSON: the same text for candidates that train alike."""
     defaults = {
         name: parameter.default
-        for name, parameter in inspect.signature(registry.get(given["model"])).parameters.items()
+        for name, parameter in inspect.signature(registry.get(candidate["model"])).parameters.items()
         if parameter.default is not parameter.empty
     }
-    whole = {**defaults, **given, "encoder": choose_encoder(table, given["encoder"], table_key)["name"]}
+    whole = {**defaults, **candidate, "encoder": choose_encoder(study, candidate["encoder"])["name"]}
     return json.dumps(whole, sort_keys=True, default=str)
 
 

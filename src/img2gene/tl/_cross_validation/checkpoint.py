@@ -75,7 +75,9 @@ class ResultsFolder:
     folder: Path | None
 
     @classmethod
-    def open(cls, folder: str | Path | None, facts: dict[str, Any]) -> ResultsFolder:
+    def open(
+        cls, folder: str | Path | None, facts: dict[str, Any], *, what: str = "cross-validation"
+    ) -> ResultsFolder:
         """Open a folder for the run that ``facts`` (JSON) describe; that of another run, or version, is refused."""
         if folder is None:
             return cls(None)
@@ -88,7 +90,7 @@ class ResultsFolder:
                     f"folder={str(folder)!r} was written by img2gene {written['img2gene']} (format {written['format']}); this "
                     f"is {own['img2gene']} (format {FORMAT}). Name another folder, or install the version that wrote it."
                 )
-        return cls(Progress.open(folder, own | facts, what="cross-validation", argument="folder").folder)
+        return cls(Progress.open(folder, own | facts, what=what, argument="folder").folder)
 
     def load(self, name: str, label: str) -> Part | None:
         """A finished part with scores of a model, or None; one that cannot be read counts as missing."""

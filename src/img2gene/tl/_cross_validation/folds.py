@@ -5,18 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, LeakageError, listing
-from img2gene._study.sections import group_labels, patient_labels, section_labels, section_names
-from img2gene._study.splits import named_groups, shared_patients
+from img2gene._study.splits import named_groups
+from img2gene._study.study import Study
 from img2gene.tl._cross_validation.result import BETWEEN, UNKNOWN, WITHIN
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +41,12 @@ class OuterFolds:
     @classmethod
     def divide(
         cls,
-        table: AnnData,
+        study: Study,
         groups: str,
         *,
         n_folds: int | None,
         test_on: Iterable[str] | None,
         seed: int,
-        table_key: str,
         allow_leakage: bool,
         uncounted: list[str],
     ) -> OuterFolds:
@@ -59,10 +54,10 @@ class OuterFolds:
 
         The groups that are ``uncounted`` are not in the table, as they have no labels; messages say so.
         """
-        names = group_labels(table, groups, table_key)
+        names = study.groups(groups)
         others = f"; {groups} without counts: {listing(uncounted)}" if uncounted else ""
-        asked = None if test_on is None else [test_on] if isinstance(test_on, str) else [str(name) for name in test_on]
-        blank = [name for name in asked or [] if name in uncounted]
+        named = None if test_on is None else [test_on] if isinstance(test_on, str) else [str(name) for name in test_on]
+        blank = [name for name in named or [] if name in uncounted]
         if blank:
             raise Img2GeneError(
                 f"test_on: no spot of {groups} {listing(blank)} has a count, so there is nothing to score against (available: "
@@ -74,37 +69,34 @@ class OuterFolds:
             logger.warning(
                 "one patient only (%s%s): sections are left out instead, a within-patient estimate", names[0], others
             )
-            groups, names = _schema.SECTION, section_labels(table, table_key)
+            groups, names = _schema.SECTION, study.sections
         known = np.unique(names).tolist()
         if len(known) < 2:
             raise Img2GeneError(
                 f"obs[{groups!r}] has one value only ({listing(known)}{others}), so nothing can be held out. Join more sections with "
                 "`img2gene.io.concat_sections`."
             )
-        tested = known if asked is None else named_groups(asked, names, "test_on", groups)
-        found = cls(groups, names, _deal(tested, n_folds, seed), BETWEEN)
-        shared = {name: shared_patients(table, ~rows, rows) for name, rows in found.rows().items()}
+        tested = known if named is None else named_groups(named, names, "test_on", groups)
+        folds = cls(groups, names, _deal(tested, n_folds, seed), BETWEEN)
+        shared = {name: study.shared_patients(~rows, rows) for name, rows in folds.rows().items()}
         leaked = {name: patients for name, patients in shared.items() if patients}
         if leaked and not (single or allow_leakage):
-            patients = sorted({patient for found in leaked.values() for patient in found})
+            patients = sorted({patient for names in leaked.values() for patient in names})
             raise LeakageError(
                 f"Patients {listing(patients)} are on both sides of folds by {groups}. Sections of one patient are not "
                 'independent: hold out whole patients (`groups="patient"`), or pass `allow_leakage=True`, which marks the result '
                 "as a within-patient estimate."
             )
-        scope = UNKNOWN if patient_labels(table) is None else WITHIN if leaked else BETWEEN
-        return cls(groups, names, found.held_out, scope)
+        scope = UNKNOWN if study.patients is None else WITHIN if leaked else BETWEEN
+        return cls(groups, names, folds.held_out, scope)
 
     def rows(self) -> dict[str, np.ndarray]:
         """Mask (n_obs,) of the spots that each fold holds out."""
         return {name: np.isin(self.names, groups) for name, groups in self.held_out.items()}
 
-    def divides_sections(self, table: AnnData, table_key: str) -> bool:
+    def divides_sections(self, study: Study) -> bool:
         """Whether spots of one section are on both sides of a fold."""
-        return any(
-            set(section_names(table, rows, table_key)) & set(section_names(table, ~rows, table_key))
-            for rows in self.rows().values()
-        )
+        return any(set(study.section_names(rows)) & set(study.section_names(~rows)) for rows in self.rows().values())
 
 
 def _deal(groups: list[str], n_folds: int | None, seed: int) -> dict[str, list[str]]:

@@ -1,13 +1,14 @@
-"""One cross-validation: leaks, genes of every fold, training and scoring of all models on all folds."""
+"""Run a cross-validation: look for leaks, choose genes fold by fold, train and score all models on all folds."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,54 +17,64 @@ from img2gene import _schema
 from img2gene import models as registry
 from img2gene._errors import LeakageError, listing, raise_problems
 from img2gene._leaks.find import Finding, find_leaks
-from img2gene._study.expression import labels, library_size
-from img2gene._study.inputs import choose_encoder, embedding, positions
-from img2gene._study.sections import group_labels, patient_labels, section_labels
+from img2gene._study.expression import library_size
+from img2gene._study.inputs import choose_encoder, embedding
+from img2gene._study.panel import Genes, check_genes, check_panel, choose_genes, is_named, named_genes, panel_genes
+from img2gene._study.study import Study
 from img2gene._versions import versions
 from img2gene.models.networks.checkpoints import fingerprint
 from img2gene.settings import settings
 from img2gene.tl._cross_validation.assemble import Assembly, Parts
-from img2gene.tl._cross_validation.checkpoint import ResultsFolder
+from img2gene.tl._cross_validation.candidates import Candidate
+from img2gene.tl._cross_validation.checkpoint import Part, ResultsFolder
 from img2gene.tl._cross_validation.folds import OuterFolds
 from img2gene.tl._cross_validation.result import UNKNOWN, WITHIN, CrossValidation
-from img2gene.tl._cross_validation.task import Fold, Options, Task, run_and_keep
+from img2gene.tl._cross_validation.task import Fold, Task, TaskOptions, run_and_keep
 from img2gene.tl._scoring.selection import is_rule
 from img2gene.tl.evaluate import GeneGroups, group_members
-from img2gene.tl.fit import Genes, fit
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
-    from img2gene.models import Model
 
 logger = logging.getLogger(__name__)
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 @dataclass(frozen=True)
-class Plan:
-    """One cross-validation."""
+class CrossValidationRun:
+    """One cross-validation: the study, how it is divided, and the models.
 
-    study: SpatialData
+    Attributes
+    ----------
+    study
+        Measured spots, without images.
+    outer
+        The groups that each fold holds out.
+    candidates
+        Arguments of ``fit`` for each label, baselines included.
+    kept
+        Labels of the models whose predictions are kept.
+    """
+
+    study: Study
     outer: OuterFolds
-    candidates: dict[str, dict[str, Any]]
-    options: Options
+    candidates: dict[str, Candidate]
+    options: TaskOptions
     kept: list[str]
     allow_leakage: bool
-
-    @property
-    def table(self) -> AnnData:
-        return self.study.tables[self.options.table_key]
 
     def run(self, genes: Genes, groups: GeneGroups, n_jobs: int, folder: str | Path | None) -> CrossValidation:
         """Look for leaks, choose genes fold by fold, train and score, and put the parts together."""
         leaks = self._leaks(genes)
         # All folds first, so that none is refused after hours of training on the others.
         folds = [self._fold(name, held, genes, groups) for name, held in self.outer.rows().items()]
-        asked = self._settings(genes, groups)
-        data = {} if folder is None else self._fingerprint()
-        results = ResultsFolder.open(folder, json.loads(json.dumps({**asked, "data": data}, default=str)))
-        parts = self._run_all(folds, results, n_jobs)
+        record = self._settings(genes, groups)
+        data = {} if folder is None else study_fingerprint(self.study, self.candidates, self.outer.names, self.options)
+        results = ResultsFolder.open(folder, json.loads(json.dumps({**record, "data": data}, default=str)))
+        tasks = {
+            (number, label): Task(self.study, fold, label, candidate, self.options, label in self.kept)
+            for number, fold in enumerate(folds)
+            for label, candidate in self.candidates.items()
+        }
+        parts = run_tasks(tasks, results, n_jobs, "Cross-validation")
         warnings = [leak.message for leak in leaks]
         if self.options.smooth:
             warnings.append(
@@ -72,186 +83,150 @@ class Plan:
             )
         if self.outer.scope in (WITHIN, UNKNOWN):
             logger.warning("scores are %s: see `notice` of the result", self.outer.scope)
-        return self._assemble(folds, parts, asked, leaks, warnings)
+        return self._assemble(folds, parts, record, leaks, warnings)
 
     def _leaks(self, genes: Genes) -> list[Finding]:
-        """What looks like a leak; certain ones are refused unless that is allowed."""
-        key = self.options.table_key
-        found = find_leaks(
-            self.table,
+        """Look for leaks; certain ones are refused unless the user allows them."""
+        leaks = find_leaks(
+            self.study,
             self.outer.groups,
             layer=self.options.layer,
             identity=self._identity,
-            uses_panel=genes is None or self._names_panel(genes),
-            table_key=key,
+            uses_panel=genes is None or _names_panel(self.study, genes),
             seed=self.options.seed,
         )
         # A patient in several groups was judged when the folds were made.
-        found = [leak for leak in found if leak.kind != "shared patient"]
-        certain = [leak.message for leak in found if leak.severity == "error"]
+        leaks = [leak for leak in leaks if leak.kind != "shared patient"]
+        certain = [leak.message for leak in leaks if leak.severity == "error"]
         if certain and not self.allow_leakage:
             raise_problems(
                 [*certain[:-1], f"{certain[-1]} (`allow_leakage=True` goes on and marks the result.)"], LeakageError
             )
-        for leak in found:
+        for leak in leaks:
             logger.warning(leak.message)
-        return found
+        return leaks
 
     @property
     def _identity(self) -> dict[str, Any]:
-        first = next(iter(self.candidates.values()))["encoder"]
-        return choose_encoder(self.table, first, self.options.table_key)
+        return choose_encoder(self.study, next(iter(self.candidates.values()))["encoder"])
 
     def _fold(self, name: str, held: np.ndarray, genes: Genes, groups: GeneGroups) -> Fold:
-        """Choose genes and gene groups on the training rows, by a fit that checks study and split, too."""
-        key, layer = self.options.table_key, self.options.layer
-        train = np.flatnonzero(~held)
-        asked, varying = self._asked(genes, train)
-        held_groups = self.outer.held_out[name]
-        first = next(iter(self.candidates.values()))["encoder"]
-        whole = cast(
-            "Model",
-            fit(
-                self.study,
-                "mean",
-                genes=genes if asked is None or genes is None else varying,
-                layer=layer,
-                groups=self.outer.groups,
-                train_on=[str(group) for group in np.unique(self.outer.names) if group not in held_groups],
-                validate_on=held_groups,
-                encoder=first,
-                seed=self.options.seed,
-                table_key=key,
-                # Shared patients were judged when the folds were made; a panel is judged here.
-                allow_leakage=self.allow_leakage or self.outer.scope == WITHIN,
-                allow_single_section=True,
-                inplace=False,
-            ),
-        )
-        absent = [] if asked is None else [gene for gene in asked if gene not in whole.genes]
+        """Choose genes and gene groups on the training rows alone."""
+        study, train = self.study, np.flatnonzero(~held)
+        check_genes(study, genes)
+        if genes is None:
+            # Shared patients were judged when the folds were made; a panel is judged here.
+            check_panel(study, held, allow_leakage=self.allow_leakage or self.outer.scope == WITHIN)
+        choice = choose_genes(study, study.ordered(train), genes, layer=self.options.layer)
+        named = named_genes(genes) if is_named(genes) else (panel_genes(study) or []) if genes is None else []
+        absent = [gene for gene in named if gene in set(choice.constant)]
         if absent:
             logger.warning("without %s, genes that do not vary: %s", name, listing(absent))
-        members, lost = self._members(whole, groups, absent)
-        return Fold(name, train, np.flatnonzero(held), whole.genes, members, absent, lost)
-
-    def _names_panel(self, genes: Genes) -> bool:
-        """Whether the genes are the panel, handed over by name."""
-        if isinstance(genes, (str, int, np.integer)) or genes is None or _schema.PANEL not in self.table.var:
-            return False
-        return set(genes) == set(self.table.var_names[self.table.var[_schema.PANEL].to_numpy(dtype=bool)])
-
-    def _asked(self, genes: Genes, train: np.ndarray) -> tuple[list[str] | None, list[str]]:
-        """Genes asked for, by name or as the panel, and those of them that vary in the training rows."""
-        if isinstance(genes, (int, np.integer)) or (genes is None and _schema.PANEL not in self.table.var):
-            return None, []
-        if genes is None:
-            return self.table.var_names[self.table.var[_schema.PANEL].to_numpy(dtype=bool)].tolist(), []
-        names = [genes] if isinstance(genes, str) else list(genes)
-        columns = self.table.var_names.get_indexer(names)
-        if (columns < 0).any():
-            return names, names
-        values = labels(self.table, train, columns, layer=self.options.layer)
-        varies = values.max(axis=0) > values.min(axis=0)
-        return names, [name for name, kept in zip(names, varies, strict=True) if kept] or names
-
-    @staticmethod
-    def _members(
-        whole: Model, groups: GeneGroups, absent: list[str]
-    ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """Genes of each group that the fold has, and those named that it lacks."""
-        if groups is None:
-            return group_members(whole, whole.genes, None), {}
-        kept: dict[str, Any] = {
-            name: rule if is_rule(rule) else [gene for gene in rule if gene not in absent]
-            for name, rule in groups.items()
-        }
-        lost = {name: [gene for gene in rule if gene in absent] for name, rule in groups.items() if not is_rule(rule)}
-        return group_members(whole, whole.genes, kept), lost
+        members, lost = fold_groups(choice.genes, choice.statistics(study), groups, absent)
+        return Fold(name, train, np.flatnonzero(held), choice.genes, members, absent, lost)
 
     def _settings(self, genes: Genes, groups: GeneGroups) -> dict[str, Any]:
-        """What was asked for, as it is recorded."""
-        shared = dataclasses.asdict(self.options)
-        names = [genes] if isinstance(genes, str) else genes
+        """List what the user asked for, as it is recorded with the result."""
         return {
             "models": self.candidates,
             "groups": self.outer.groups,
             "held_out": self.outer.held_out,
-            "genes": names if names is None or isinstance(names, (int, np.integer)) else list(names),
+            "genes": named_genes(genes) if is_named(genes) else genes,
             "gene_groups": None if groups is None else dict(groups),
             "encoder": self._identity,
             "allow_leakage": self.allow_leakage,
-            **shared,
+            **dataclasses.asdict(self.options),
+            "table_key": self.study.table_key,
         }
-
-    def _fingerprint(self) -> dict[str, str]:
-        """Digests of everything that results depend on."""
-        table, key = self.table, self.options.table_key
-        counts = sp.csr_matrix(table.X)
-        identities = {given["encoder"] for given in self.candidates.values()}
-        arrays = {
-            "counts": counts.data,
-            "columns": counts.indices,
-            "rows": counts.indptr,
-            "layer": None if self.options.layer is None else np.asarray(_dense(table.layers[self.options.layer])),
-            "library": library_size(table),
-            "genes": table.var_names.to_numpy(dtype=str),
-            "sections": section_labels(table, key),
-            "patients": patient_labels(table),
-            "groups": self.outer.names,
-            "inner": group_labels(table, self.options.inner, key),
-            "positions": positions(table, key),
-            "pathways": np.asarray(table.obsm[_schema.PATHWAYS]) if _schema.PATHWAYS in table.obsm else None,
-        }
-        for name in identities:
-            identity = choose_encoder(table, name, key)
-            arrays[f"embedding {identity['name']}"] = embedding(table, identity, key)
-        return fingerprint(**arrays)
-
-    def _run_all(self, folds: list[Fold], results: ResultsFolder, n_jobs: int) -> Parts:
-        """Parts of all folds and models, from the folder as far as they are there."""
-        from joblib import Parallel, delayed
-        from tqdm.auto import tqdm
-
-        tasks = {
-            (number, label): Task(self.study, fold, label, given, self.options, label in self.kept)
-            for number, fold in enumerate(folds)
-            for label, given in self.candidates.items()
-        }
-        found = {
-            at: part
-            for at, task in tasks.items()
-            if (part := results.load(task.key, task.label)) and bool(part.layers) >= task.keep
-        }
-        if found:
-            logger.info("took %d of %d finished parts from %s", len(found), len(tasks), results.folder)
-        todo = {at: task for at, task in tasks.items() if at not in found}
-        calls = (
-            delayed(run_and_keep)(task, results, dataclasses.replace(settings), registry.get(task.given["model"]))
-            for task in todo.values()
-        )
-        run = Parallel(n_jobs=n_jobs, return_as="generator")(calls)
-        with tqdm(total=len(todo), desc="Cross-validation", unit="fit", disable=not settings.progress) as bar:
-            for at, part in zip(todo, run, strict=True):
-                found[at] = part
-                bar.update()
-        return found
 
     def _assemble(
-        self, folds: list[Fold], parts: Parts, asked: dict[str, Any], leaks: list[Finding], warnings: list[str]
+        self, folds: list[Fold], parts: Parts, record: dict[str, Any], leaks: list[Finding], warnings: list[str]
     ) -> CrossValidation:
-        both = Assembly(self.table, self.options.table_key, self.outer, list(self.candidates), folds, parts)
-        scores = both.scores()
+        assembly = Assembly(self.study, self.outer, list(self.candidates), folds, parts)
+        scores = assembly.scores()
         if any(leak.severity == "error" for leak in leaks):
             scores["leakage"] = True
         return CrossValidation(
             scores.astype({"leakage": "boolean"}),
-            both.structure(),
-            both.describe(),
+            assembly.structure(),
+            assembly.describe(),
             self.outer.scope,
-            json.loads(json.dumps({**asked, "versions": versions()}, default=str)),
+            json.loads(json.dumps({**record, "versions": versions()}, default=str)),
             warnings,
-            {label: both.predictions(label) for label in self.kept if label in self.candidates},
+            {label: assembly.predictions(label) for label in self.kept if label in self.candidates},
         )
+
+
+def _names_panel(study: Study, genes: Genes) -> bool:
+    """Whether the genes are those of the stored panel, passed by name."""
+    if not is_named(genes) or isinstance(genes, str):
+        return False
+    panel = panel_genes(study)
+    return panel is not None and set(named_genes(genes)) == set(panel)
+
+
+def fold_groups(
+    genes: list[str], statistics: dict[str, np.ndarray], groups: GeneGroups, absent: list[str]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """List the genes of each group that the fold has, and the named ones that it lacks."""
+    if groups is None:
+        return group_members(genes, statistics, genes, None), {}
+    kept: dict[str, Any] = {
+        name: rule if is_rule(rule) else [gene for gene in rule if gene not in absent] for name, rule in groups.items()
+    }
+    lost = {name: [gene for gene in rule if gene in absent] for name, rule in groups.items() if not is_rule(rule)}
+    return group_members(genes, statistics, genes, kept), lost
+
+
+def study_fingerprint(
+    study: Study, candidates: Mapping[str, Candidate], groups: np.ndarray, options: TaskOptions
+) -> dict[str, str]:
+    """Compute digests of everything that results depend on."""
+    table = study.table
+    counts = sp.csr_matrix(table.X)
+    arrays = {
+        "counts": counts.data,
+        "columns": counts.indices,
+        "rows": counts.indptr,
+        "layer": None if options.layer is None else np.asarray(_dense(table.layers[options.layer])),
+        "library": library_size(table),
+        "genes": table.var_names.to_numpy(dtype=str),
+        "sections": study.sections,
+        "patients": study.patients,
+        "groups": groups,
+        "inner": study.groups(options.inner),
+        "positions": study.positions,
+        "pathways": np.asarray(table.obsm[_schema.PATHWAYS]) if _schema.PATHWAYS in table.obsm else None,
+    }
+    for name in {candidate["encoder"] for candidate in candidates.values()}:
+        identity = choose_encoder(study, name)
+        arrays[f"embedding {identity['name']}"] = embedding(study, identity)
+    return fingerprint(**arrays)
+
+
+def run_tasks(tasks: Mapping[Key, Task], results: ResultsFolder, n_jobs: int, title: str) -> dict[Key, Part]:
+    """Run the tasks that the folder does not hold yet, and return the parts of all, in the order of the tasks."""
+    from joblib import Parallel, delayed
+    from tqdm.auto import tqdm
+
+    parts = {
+        key: part
+        for key, task in tasks.items()
+        if (part := results.load(task.key, task.label)) and bool(part.layers) >= task.keep
+    }
+    if parts:
+        logger.info("took %d of %d finished parts from %s", len(parts), len(tasks), results.folder)
+    todo = {key: task for key, task in tasks.items() if key not in parts}
+    calls = (
+        delayed(run_and_keep)(task, results, dataclasses.replace(settings), registry.get(task.candidate["model"]))
+        for task in todo.values()
+    )
+    run = Parallel(n_jobs=n_jobs, return_as="generator")(calls)
+    with tqdm(total=len(todo), desc=title, unit="fit", disable=not settings.progress) as bar:
+        for key, part in zip(todo, run, strict=True):
+            parts[key] = part
+            bar.update()
+    return {key: parts[key] for key in tasks}
 
 
 def _dense(values: Any) -> np.ndarray:

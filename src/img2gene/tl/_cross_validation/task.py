@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
@@ -15,20 +15,19 @@ import pandas as pd
 from img2gene import metrics, models
 from img2gene._errors import Img2GeneError
 from img2gene._study.expression import labels
-from img2gene._study.inputs import positions
-from img2gene._study.sections import section_labels, section_names
+from img2gene._study.study import Study
 from img2gene._study.subsets import subset
 from img2gene.metrics import neighbor_graph
 from img2gene.settings import Settings, settings
+from img2gene.tl._cross_validation.candidates import Candidate
 from img2gene.tl._cross_validation.checkpoint import Part, ResultsFolder, part_key
-from img2gene.tl._scoring.selection import patient_of, scored_values
+from img2gene.tl._scoring.selection import scored_values
 from img2gene.tl.evaluate import evaluate
 from img2gene.tl.fit import fit
 from img2gene.tl.predict import predict
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from spatialdata import SpatialData
 
     from img2gene.models import Model, Predictor
 
@@ -55,7 +54,11 @@ class Fold:
     absent
         Genes asked for that do not vary in the training rows.
     absent_groups
-        Those of them that were named as members of each gene group.
+        Absent genes that were named as members of each gene group.
+    sample
+        Name of the sample of the training rows, if only a part of them is trained on.
+    statistics
+        Statistics of the genes on all training rows, if the model is trained on a sample: R² refers to their mean.
     """
 
     name: str
@@ -65,37 +68,44 @@ class Fold:
     groups: dict[str, list[str]]
     absent: list[str]
     absent_groups: dict[str, list[str]]
+    sample: str = ""
+    statistics: dict[str, np.ndarray] | None = None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What names the fold's files in a folder."""
+        return (self.name, self.sample) if self.sample else (self.name,)
 
 
 @dataclass(frozen=True)
-class Options:
-    """What all tasks of a cross-validation share."""
+class TaskOptions:
+    """The options that all tasks of a cross-validation share; ``level=None`` trains without uncertainty."""
 
     inner: str
     layer: str | None
     smooth: int
     seed: int
     n_permutations: int
-    level: float
+    level: float | None
     n_threads: int
-    table_key: str
 
 
 @dataclass(frozen=True)
 class Task:
     """One model on one fold."""
 
-    study: SpatialData
+    study: Study
     fold: Fold
     label: str
-    given: dict[str, Any]
-    options: Options
+    candidate: Candidate
+    options: TaskOptions
     keep: bool
+    compares_structure: bool = True
 
     @property
     def key(self) -> str:
         """Name of what is kept of it in a folder."""
-        return part_key(self.fold.name, self.label)
+        return part_key(*self.fold.key, self.label)
 
     def run(self) -> Part:
         """Train on the fold's training rows and score on the others."""
@@ -107,101 +117,100 @@ class Task:
                 seconds = time.perf_counter() - start
                 return self._score(model, seconds)
 
-    def _fit(self, train: SpatialData) -> Model | None:
+    def _fit(self, train: Study) -> Model | None:
         options = self.options
+        certainty = {"uncertainty": False} if options.level is None else {"level": options.level}
         return fit(
-            train,
+            train.sdata,
             genes=self.fold.genes,
             groups=options.inner,
             layer=SMOOTHED if options.smooth else options.layer,
-            level=options.level,
             seed=options.seed,
-            table_key=options.table_key,
+            table_key=train.table_key,
             allow_single_section=True,
             inplace=False,
-            **with_own_folder(self.given, self.key),
+            **certainty,
+            **with_own_folder(self.candidate, self.key),
         )
 
     def _score(self, model: Model, seconds: float) -> Part:
         test, options = self._part(self.fold.test), self.options
-        predict(test, model, table_key=options.table_key, key_added=KEY)
-        table = test.tables[options.table_key]
+        if self.fold.statistics is not None:
+            model = replace(model, statistics=self.fold.statistics)
+        predict(test.sdata, model, table_key=test.table_key, key_added=KEY)
         scores = evaluate(
-            test,
+            test.sdata,
             model,
-            sections=section_names(table, np.arange(table.n_obs), options.table_key),
+            sections=test.section_names(),
             gene_groups=self.fold.groups,
             n_permutations=options.n_permutations,
             seed=options.seed,
             key=KEY,
-            table_key=options.table_key,
+            table_key=test.table_key,
             # Splits were checked before, and the result is marked.
             allow_leakage=True,
             inplace=False,
         )
         scores["model"] = scores["model"].replace(model.name, self.label)
-        layers = kept_layers(table, model, self.fold.absent) if self.keep else {}
-        return Part(scores, self._structure(table, model), layers, seconds)
+        layers = kept_layers(test.table, model, self.fold.absent) if self.keep else {}
+        return Part(scores, self._structure(test, model), layers, seconds)
 
-    def _structure(self, table: AnnData, model: Model) -> pd.DataFrame:
+    def _structure(self, test: Study, model: Model) -> pd.DataFrame:
         """Agreement of gene–gene correlations, for every section and gene group."""
-        sections = section_labels(table, self.options.table_key)
+        table, pairs = test.table, []
         groups = {"all": self.fold.genes, **self.fold.groups}
-        found = []
-        for name in dict.fromkeys(sections.tolist()):
-            rows = np.flatnonzero(sections == name)
-            for group, genes in groups.items():
+        for name in test.section_names():
+            rows = test.ordered(test.section_rows(name))
+            for group, genes in groups.items() if self.compares_structure else ():
                 if not 2 < len(genes) <= _MOST_STRUCTURE_GENES:
                     continue
-                pair = scored_values(table, model, rows, table.var_names.get_indexer(genes), KEY)
+                pair = scored_values(test, model, rows, table.var_names.get_indexer(genes), KEY)
                 scores = metrics.structure_score(*(metrics.gene_correlation(values) for values in pair))
-                facts = {"model": self.label, "section": name, "patient": patient_of(table, rows), "genes": group}
-                found.append(
+                facts = {"model": self.label, "section": name, "patient": test.patient_of(rows), "genes": group}
+                pairs.append(
                     facts | dict(zip(("structure", "structure_rmse"), scores, strict=True), n_genes=len(genes))
                 )
         columns = ["model", "section", "patient", "genes", "structure", "structure_rmse", "n_genes"]
-        return pd.DataFrame(found, columns=columns)
+        return pd.DataFrame(pairs, columns=columns)
 
-    def _part(self, rows: np.ndarray) -> SpatialData:
-        """The study of some rows, with smoothed labels if they are wanted."""
-        layer, key = self.options.layer, self.options.table_key
-        part = subset(self.study, rows, layer=layer, table_key=key)
+    def _part(self, rows: np.ndarray) -> Study:
+        """Take some rows of the study, and smooth their labels if the options say so."""
+        part = subset(self.study, rows, layer=self.options.layer)
         if self.options.smooth:
-            table = part.tables[key]
-            table.layers[SMOOTHED] = smoothed_labels(table, self.options.smooth, layer, key)
+            part.table.layers[SMOOTHED] = smoothed_labels(part, self.options.smooth, self.options.layer)
         return part
 
 
-def smoothed_labels(table: AnnData, n_neighbors: int, layer: str | None, table_key: str) -> np.ndarray:
-    """Labels averaged over each spot and its nearest ones of the same section, float32 (n_obs, n_vars)."""
+def smoothed_labels(study: Study, n_neighbors: int, layer: str | None) -> np.ndarray:
+    """Average the labels over each spot and its nearest spots in the section, float32 (n_obs, n_vars)."""
+    table = study.table
     values = labels(table, np.arange(table.n_obs), np.arange(table.n_vars), layer=layer)
-    places, sections = positions(table, table_key), section_labels(table, table_key)
     out = np.empty_like(values)
-    for name in np.unique(sections):
-        rows = np.flatnonzero(sections == name)
+    for name in study.section_names():
+        rows = study.section_rows(name)
         k = min(n_neighbors, len(rows) - 1)
-        out[rows] = (values[rows] + k * (neighbor_graph(places[rows], k) @ values[rows])) / (k + 1)
+        out[rows] = (values[rows] + k * (neighbor_graph(study.positions[rows], k) @ values[rows])) / (k + 1)
     return out
 
 
 def kept_layers(table: AnnData, model: Model, absent: list[str]) -> dict[str, np.ndarray]:
-    """Predictions, what was measured (of ``absent`` genes, too, at the end), and all that belongs to the predictions."""
+    """Collect predictions, their uncertainty, and measured expression, at its end also of ``absent`` genes."""
     columns = table.var_names.get_indexer(model.genes)
     measured = table.var_names.get_indexer([*model.genes, *absent])
-    found = {"X": np.asarray(table.layers[KEY])[:, columns]}
-    found["measured"] = labels(table, np.arange(table.n_obs), measured, layer=model.labels["layer"])
+    layers = {"X": np.asarray(table.layers[KEY])[:, columns]}
+    layers["measured"] = labels(table, np.arange(table.n_obs), measured, layer=model.labels["layer"])
     for name in table.layers:
         if name is not None and name.startswith(f"{KEY}_"):
-            found[name.removeprefix(f"{KEY}_")] = np.asarray(table.layers[name])[:, columns]
+            layers[name.removeprefix(f"{KEY}_")] = np.asarray(table.layers[name])[:, columns]
     for name in table.obs:
         if str(name).startswith(f"{KEY}_"):
-            found[str(name).removeprefix(f"{KEY}_")] = table.obs[name].to_numpy()
-    return found
+            layers[str(name).removeprefix(f"{KEY}_")] = table.obs[name].to_numpy()
+    return layers
 
 
-def run_and_keep(task: Task, folder: ResultsFolder, given: Settings, kind: type[Predictor]) -> Part:
-    """Run a task and keep what it brought; settings and models of this process hold in that of a worker, too."""
-    for name, value in asdict(given).items():
+def run_and_keep(task: Task, folder: ResultsFolder, defaults: Settings, kind: type[Predictor]) -> Part:
+    """Run a task and keep its result; a worker process gets the settings and the models of this one."""
+    for name, value in asdict(defaults).items():
         setattr(settings, name, value)
     settings.progress = False
     if kind.name not in models.list():
@@ -209,14 +218,14 @@ def run_and_keep(task: Task, folder: ResultsFolder, given: Settings, kind: type[
     try:
         part = task.run()
     finally:
-        settings.progress = given.progress
+        settings.progress = defaults.progress
     folder.save(task.key, part)
     return part
 
 
 @contextmanager
 def located(fold: str, label: str) -> Iterator[None]:
-    """Say of errors in which fold, and of which model, they arose; those of foreign code keep their kind."""
+    """Add fold and model to the message of an error; errors of other packages keep their kind."""
     try:
         yield
     except Img2GeneError as error:
@@ -226,15 +235,15 @@ def located(fold: str, label: str) -> Iterator[None]:
         raise
 
 
-def with_own_folder(given: dict[str, Any], key: str) -> dict[str, Any]:
-    """Arguments of a fit whose ``checkpoint_dir``, if there is one, is a folder for this fit alone."""
-    folder = given.get("checkpoint_dir")
-    return given if folder is None else {**given, "checkpoint_dir": str(Path(folder) / key)}
+def with_own_folder(candidate: Candidate, key: str) -> Candidate:
+    """Give a fit with ``checkpoint_dir`` a folder of its own inside it."""
+    folder = candidate.get("checkpoint_dir")
+    return candidate if folder is None else {**candidate, "checkpoint_dir": str(Path(folder) / key)}
 
 
 @contextmanager
 def limited_threads(n_threads: int) -> Iterator[None]:
-    """Compute with so many threads: sums of more have another order, and other last digits."""
+    """Compute with a fixed number of threads: with more, sums are taken in another order and differ in their last digits."""
     import torch
     from threadpoolctl import threadpool_limits
 

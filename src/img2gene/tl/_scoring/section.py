@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema, metrics
-from img2gene._study.patches import centers_of
+from img2gene._study.study import Study
 from img2gene.metrics.catalog import METRICS, OF_SPOTS
 from img2gene.metrics.moments import Moments
 from img2gene.metrics.regression import ranks
@@ -19,7 +19,6 @@ from img2gene.tl._scoring.selection import labelled
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
-    from anndata import AnnData
 
 MEAN, ORACLE, NULL = "training mean", "section mean (oracle)", "permutation null"
 Scores = dict[str, np.ndarray]
@@ -43,11 +42,11 @@ class Places:
     graph: sp.csr_matrix
 
     @classmethod
-    def of(cls, table: AnnData, rows: np.ndarray) -> Places | None:
+    def of(cls, study: Study, rows: np.ndarray) -> Places | None:
         """Those of some rows; None where no patches are recorded."""
-        if _schema.PATCH_BBOX not in table.obsm:
+        if _schema.PATCH_BBOX not in study.table.obsm:
             return None
-        positions = centers_of(table, rows)
+        positions = study.centers[rows]
         return cls(positions, metrics.neighbor_graph(positions))
 
 
@@ -73,9 +72,10 @@ class SectionValues:
     places: Places | None
 
     @classmethod
-    def read(cls, table: AnnData, model: Model, rows: np.ndarray, columns: np.ndarray, key: str) -> SectionValues:
+    def read(cls, study: Study, model: Model, rows: np.ndarray, columns: np.ndarray, key: str) -> SectionValues:
         """Values of some rows and columns of a table, with predictions under ``key``."""
-        kept, truth = labelled(table, model, rows, columns)
+        table = study.table
+        kept, truth = labelled(study, model, rows, columns)
 
         def layer(name: str) -> np.ndarray:
             return np.asarray(table.layers[name][kept][:, columns])
@@ -83,7 +83,7 @@ class SectionValues:
         std, lower, upper = (
             layer(name) if name in table.layers else None for name in (f"{key}_std", f"{key}_lower", f"{key}_upper")
         )
-        return cls(truth, layer(key), std, lower, upper, Places.of(table, kept))
+        return cls(truth, layer(key), std, lower, upper, Places.of(study, kept))
 
     def score(
         self, model: str, genes: list[str], mean: np.ndarray, n_permutations: int, rng: np.random.Generator

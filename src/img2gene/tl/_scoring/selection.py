@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,18 +11,15 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError, listing, missing, raise_problems
 from img2gene._study.expression import labels, layer_problems, library_size
-from img2gene._study.sections import patient_labels, section_labels, section_names
+from img2gene._study.study import Study
 from img2gene.models import Model
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
 
-def choose_sections(table: AnnData, model: Model, sections: Iterable[str] | None, table_key: str) -> list[str]:
-    """The sections asked for, by default those that the model was not trained on; an error if there are none."""
-    present = section_names(table, np.arange(table.n_obs), table_key)
+def choose_sections(study: Study, model: Model, sections: Iterable[str] | None) -> list[str]:
+    """Choose the sections to score, by default those that the model was not trained on."""
+    present = study.section_names()
     if sections is None:
         fresh = [name for name in present if name not in model.report["sections"]]
         if not fresh:
@@ -32,48 +28,48 @@ def choose_sections(table: AnnData, model: Model, sections: Iterable[str] | None
                 "`img2gene.tl.fit(…, validate_on=…)`, or name `sections=` to score in-sample (`allow_leakage=True`)."
             )
         return fresh
-    asked = [sections] if isinstance(sections, str) else [str(name) for name in sections]
-    unknown = [name for name in asked if name not in present]
-    if unknown or not asked:
+    chosen = [sections] if isinstance(sections, str) else [str(name) for name in sections]
+    unknown = [name for name in chosen if name not in present]
+    if unknown or not chosen:
         raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(present)}).")
-    return asked
+    return chosen
 
 
-def measured_sections(table: AnnData, model: Model, sections: Iterable[str] | None, table_key: str) -> list[str]:
-    """As :func:`choose_sections`, without sections that have no label; an error if none has one."""
-    sections = choose_sections(table, model, sections, table_key)
-    known = section_names(table, np.flatnonzero(has_label(table, model)), table_key)
-    empty = [name for name in sections if name not in known]
-    if len(empty) == len(sections):
+def measured_sections(study: Study, model: Model, sections: Iterable[str] | None) -> list[str]:
+    """Choose the sections to score as :func:`choose_sections` does, without sections that have no measured spot."""
+    chosen = choose_sections(study, model, sections)
+    known = study.section_names(has_label(study, model))
+    empty = [name for name in chosen if name not in known]
+    if len(empty) == len(chosen):
         raise Img2GeneError(
-            f"Nothing to score against: no spot of the sections {listing(empty)} has a count (sections with labels: "
+            f"Nothing to score against: no spot of the sections {listing(empty)} has a count (sections with counts: "
             f"{listing(known)}). Name others with `sections=`, or look at the predictions with `img2gene.pl.prediction`."
         )
     if empty:
-        logger.info("sections %s have no labels and are not scored", listing(empty))
-    return [name for name in sections if name in known]
+        logger.info("sections %s have no counts and are not scored", listing(empty))
+    return [name for name in chosen if name in known]
 
 
-def has_label(table: AnnData, model: Model) -> np.ndarray:
-    """Whether each row has a label, bool (n_obs,): spots without a single count have none."""
-    return library_size(table) > 0 if model.labels["layer"] is None else np.ones(table.n_obs, dtype=bool)
+def has_label(study: Study, model: Model) -> np.ndarray:
+    """Whether each row has measured expression, bool (n_obs,); spots without a single count have none."""
+    if model.labels["layer"] is None:
+        return library_size(study.table) > 0
+    return np.ones(study.n_obs, dtype=bool)
 
 
-def check_leakage(
-    table: AnnData, model: Model, chosen: list[str], table_key: str, allow: bool
-) -> Callable[[str], object]:
-    """Tell of a section whether it, or another one of its patient, was trained on; NA where patients are not known."""
-    names, patients = section_labels(table, table_key), patient_labels(table)
+def check_leakage(study: Study, model: Model, chosen: list[str], allow: bool) -> Callable[[str], object]:
+    """Return a function that says whether a section's patient was trained on; NA where patients are not recorded."""
+    patients = study.patients
     trained = set(model.report["patients"] or [])
     leaked = {name for name in chosen if name in model.report["sections"]}
     if patients is not None:
-        leaked |= {name for name in chosen if trained & set(patients[names == name].tolist())}
+        leaked |= {name for name in chosen if trained & set(patients[study.sections == name].tolist())}
     # A split that was allowed to leak at training needs no second permission for the sections it held out.
     declared = set(model.report["held_out"]) if model.report["leakage"] else set()
     undeclared = sorted(leaked - declared)
     if undeclared and not allow:
         raise LeakageError(
-            f"The model was trained on the patient (or the very spots) of the sections {listing(undeclared)}: such scores "
+            f"The model was trained on the patient (or the spots) of the sections {listing(undeclared)}: such scores "
             "are too good. Score other sections, or pass `allow_leakage=True`, which marks the result."
         )
     if leaked:
@@ -85,19 +81,18 @@ def check_leakage(
     return lambda name: True if name in leaked else pd.NA if unknown else False
 
 
-def check_scorable(table: AnnData, model: Model, key: str, table_key: str) -> None:
-    """Raise if there are no predictions under ``key``, or no labels like those of the training."""
+def check_scorable(study: Study, model: Model, key: str) -> None:
+    """Raise if ``key`` holds no predictions of this model, or the table no expression on the scale of its training."""
+    table = study.table
     if key not in table.layers:
-        raise MissingKeyError(
-            missing(key, f"sdata['{table_key}'].layers", table.layers, "Run `img2gene.tl.predict` first.")
-        )
-    check_predictor(table, model, key)
-    raise_problems(layer_problems(table, model.labels["layer"], table_key))
+        raise MissingKeyError(missing(key, f"{study.name}.layers", table.layers, "Run `img2gene.tl.predict` first."))
+    check_predictor(study, model, key)
+    raise_problems(layer_problems(table, model.labels["layer"], study.name))
 
 
-def measured_genes(table: AnnData, model: Model) -> list[str]:
-    """Genes that the model predicts and the table has, in the order of the model; an error if there are none."""
-    genes = [gene for gene in model.genes if gene in table.var_names]
+def measured_genes(study: Study, model: Model) -> list[str]:
+    """List the genes that the model predicts and the table has, in the order of the model."""
+    genes = [gene for gene in model.genes if gene in study.table.var_names]
     if not genes:
         raise Img2GeneError(
             f"None of the model's {len(model.genes)} genes ({listing(model.genes, 5)}) is in the table."
@@ -105,9 +100,9 @@ def measured_genes(table: AnnData, model: Model) -> list[str]:
     return genes
 
 
-def check_predictor(table: AnnData, model: Model, key: str) -> None:
-    """Raise if what is stored under ``key`` was predicted by another model: its split, and so its leaks, may be others."""
-    by = _schema.read_json(table, _schema.PREDICTED_BY, default={}).get(key)
+def check_predictor(study: Study, model: Model, key: str) -> None:
+    """Raise if another model made the predictions under ``key``: its split may leak where this one does not."""
+    by = study.record(_schema.PREDICTED_BY, {}).get(key)
     if by is not None and by["fingerprint"] != model.fingerprint:
         raise Img2GeneError(
             f"The predictions {key!r} were made by another model (`{by['model']}`) than the one that is to be judged by them "
@@ -117,24 +112,18 @@ def check_predictor(table: AnnData, model: Model, key: str) -> None:
 
 
 def scored_values(
-    table: AnnData, model: Model, rows: np.ndarray, columns: np.ndarray, key: str
+    study: Study, model: Model, rows: np.ndarray, columns: np.ndarray, key: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and predictions (n_spots, n_genes) of those ``rows`` that have labels."""
-    kept, truth = labelled(table, model, rows, columns)
-    return truth, np.asarray(table.layers[key][kept][:, columns])
+    """Read measured and predicted expression (n_spots, n_genes) of the ``rows`` that were measured."""
+    kept, truth = labelled(study, model, rows, columns)
+    return truth, np.asarray(study.table.layers[key][kept][:, columns])
 
 
-def labelled(table: AnnData, model: Model, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Those ``rows`` that have labels, and the labels (n_spots, n_genes)."""
-    truth = labels(table, rows, columns, layer=model.labels["layer"])
+def labelled(study: Study, model: Model, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the measured ``rows``, and read their expression (n_spots, n_genes) on the model's scale."""
+    truth = labels(study.table, rows, columns, layer=model.labels["layer"])
     kept = np.isfinite(truth).all(axis=1)
     return (rows, truth) if kept.all() else (rows[kept], truth[kept])
-
-
-def patient_of(table: AnnData, rows: np.ndarray) -> str | None:
-    """Patient of the ``rows`` of a section; None where patients are not recorded."""
-    patients = patient_labels(table)
-    return None if patients is None else "+".join(dict.fromkeys(patients[rows].tolist()))
 
 
 def is_rule(genes: Sequence[object]) -> bool:

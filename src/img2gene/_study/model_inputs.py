@@ -1,0 +1,117 @@
+"""Read what a trained model needs from a study, and check that it matches the training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import MissingKeyError, missing, raise_problems
+from img2gene._study import finetuning
+from img2gene._study.inputs import Inputs, embedding, tokens
+from img2gene._study.study import Study
+from img2gene.models import Model
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """The arrays that a model predicts from.
+
+    Attributes
+    ----------
+    features
+        float32 (n_obs, width).
+    sections
+        str (n_obs,).
+    extra
+        Further keyword inputs of the model: ``positions``, ``tokens``.
+    """
+
+    features: np.ndarray
+    sections: np.ndarray
+    extra: dict[str, np.ndarray | None]
+
+    def take(self, rows: np.ndarray) -> ModelInputs:
+        """The inputs of chosen rows."""
+        extra = {name: None if values is None else values[rows] for name, values in self.extra.items()}
+        return ModelInputs(self.features[rows], self.sections[rows], extra)
+
+
+def model_inputs(study: Study, model: Model) -> ModelInputs:
+    """Read the embedding, the sections and the extra inputs of a model."""
+    inputs = _inputs(study, model)
+    extra: dict[str, np.ndarray | None] = {}
+    if "positions" in model.extra_inputs:
+        extra["positions"] = study.positions
+    if "tokens" in model.extra_inputs:
+        extra["tokens"] = inputs.tokens
+    return ModelInputs(inputs.features, study.sections, extra)
+
+
+def _inputs(study: Study, model: Model) -> Inputs:
+    """Read the stored embedding, or embed anew with the model's own fine-tuned encoder."""
+    if "finetuned" in model.inputs:
+        identity = finetuning.current_identity(study, model.inputs)
+        raise_problems(_differences(model.inputs, identity, study))
+        finetuning.check_images(study)
+        return finetuning.embed_adapted(study, identity, model.encoder)
+    identity = matching_identity(study, model)
+    values = tokens(study, identity) if "tokens" in model.extra_inputs else None
+    return Inputs(identity, embedding(study, identity), values)
+
+
+def matching_identity(study: Study, model: Model) -> dict[str, Any]:
+    """Find the stored embedding that the model takes; an error names everything that differs."""
+    trained, obsm = model.inputs, study.table.obsm
+    key = _schema.embedding_key(trained["name"])
+    known = study.record("encoder", {})
+    if trained["name"] not in known or key not in obsm:
+        raise MissingKeyError(
+            missing(
+                key,
+                f"{study.name}.obsm",
+                obsm,
+                f"The model was trained on it: run `{_extract(trained, study)}` and "
+                f"`img2gene.pp.embed_patches(sdata, {trained['name']!r}{study.table_argument})`.",
+            )
+        )
+    stored = known[trained["name"]]
+    raise_problems(_differences(trained, stored, study) + _token_problems(trained, stored, study))
+    return stored
+
+
+def _extract(trained: dict[str, Any], study: Study) -> str:
+    return f"img2gene.pp.extract_patches(sdata, patch_um={tuple(trained['patch_um'])}{study.table_argument})"
+
+
+def _differences(trained: dict[str, Any], stored: dict[str, Any], study: Study) -> list[str]:
+    """List what differs between the stored embedding and the one the model was trained on."""
+    names = {
+        "revision": "encoder revision",
+        "patch_um": "fields of view (µm)",
+        "input_px": "input size (px)",
+        "orientations": "orientations",
+        "width": "embedding width",
+    }
+    again = f" Run `{_extract(trained, study)}`"
+    again += "." if "finetuned" in trained else " and embed again."
+    return [
+        f"The model was trained with {label} {trained[field]}, the object has {stored[field]}."
+        + again * (field == "patch_um")
+        for field, label in names.items()
+        if trained[field] != stored[field]
+    ]
+
+
+def _token_problems(trained: dict[str, Any], stored: dict[str, Any], study: Study) -> list[str]:
+    """Check the tokens for a model that uses them; other models take an embedding with or without tokens."""
+    grids = [(identity.get("tokens"), identity.get("token_width")) for identity in (trained, stored)]
+    if not trained.get("tokens") or grids[0] == grids[1]:
+        return []
+    before, now = (f"{count} tokens of width {width}" if count else "none" for count, width in grids)
+    return [
+        f"The model was trained with {before}, the object has {now}. "
+        f"Run `img2gene.pp.embed_patches(sdata, {trained['name']!r}, tokens={trained['tokens']}{study.table_argument})`."
+    ]

@@ -1,0 +1,176 @@
+"""Predictions with their uncertainty and the measured expression, from a study or from a cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._study.expression import labels
+from img2gene._study.predictions import predicted_values
+from img2gene._study.study import Study
+from img2gene.pl._tissue import Canvas, blank_canvas, canvases
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from img2gene.models import Model
+
+OOD_THRESHOLD = 99.0
+_UNCERTAINTY = ("std", "lower", "upper")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions and what belongs to them, read gene by gene.
+
+    Attributes
+    ----------
+    table
+        Table of a study, or the predictions that a cross-validation kept.
+    section_of
+        Section of each row of the table.
+    parts
+        What can be read: ``predicted``, ``measured``, ``std``, ``lower`` and ``upper``, or some of them.
+    genes
+        Names of the predicted genes.
+    ood
+        Percentile of each row among the distances of training embeddings, if it is stored.
+    level, threshold
+        Nominal coverage of the intervals (NaN if it is not recorded), and the percentile beyond which spots are
+        out-of-distribution.
+    key
+        Name of the prediction in the study.
+    study, model
+        The study, and the model that predicted in it; None for predictions of a cross-validation.
+    """
+
+    table: AnnData
+    section_of: np.ndarray
+    parts: list[str]
+    genes: list[str]
+    ood: np.ndarray | None
+    level: float = np.nan
+    threshold: float = OOD_THRESHOLD
+    key: str = ""
+    study: Study | None = None
+    model: Model | None = None
+
+    @classmethod
+    def of(cls, data: SpatialData | AnnData, key: str, table_key: str) -> Predictions:
+        """Read from a study, or from the kept predictions of a cross-validation."""
+        if hasattr(data, "tables") or not hasattr(data, "layers"):
+            from img2gene.io.model_store import read_model, stored_models
+
+            study = Study.of(data, table_key)
+            model = read_model(study.table, key) if key in stored_models(study.table) else None
+            predicted_values(study, [], key)
+            return cls.of_study(study, key, model)
+        return cls.of_kept(data)
+
+    @classmethod
+    def of_kept(cls, table: AnnData, level: float = np.nan) -> Predictions:
+        """Read the predictions that a cross-validation kept."""
+        if _schema.SECTION not in table.obs:
+            raise MissingKeyError(
+                "The predictions have no `obs['section']`. Pass a study, or the predictions that "
+                "`img2gene.tl.cross_validate(sdata, keep_predictions=True)` keeps."
+            )
+        sections = table.obs[_schema.SECTION].astype(str).to_numpy(dtype=str)
+        parts = ["predicted", *(name for name in ("measured", *_UNCERTAINTY) if name in table.layers)]
+        return cls(table, sections, parts, list(map(str, table.var_names)), _column(table, "ood"), level)
+
+    @classmethod
+    def of_study(cls, study: Study, key: str, model: Model | None) -> Predictions:
+        """Read what ``model``, if it is known, predicted in a study under ``key``."""
+        table, separate = study.table, study.sdata.tables.get(key)
+        # A separate table holds genes that the study's table lacks; only there do its rows have to be the same.
+        alone = key not in table.layers and separate is not None
+        layers = {*table.layers, *(separate.layers if alone else ())}
+        names = separate.var_names if alone else table.var_names
+        record = study.record(_schema.UNCERTAINTY, default={}).get(key, {})
+        calibration = getattr(model, "calibration", None)
+        return cls(
+            table,
+            study.sections,
+            ["predicted", "measured", *(part for part in _UNCERTAINTY if _schema.uncertainty_keys(key)[part] in layers)],
+            [str(gene) for gene in (names if model is None else model.genes) if gene in names],
+            _column(table, _schema.ood_key(key)),
+            float(record.get("level", getattr(calibration, "level", np.nan))),
+            float(record.get("ood_threshold", getattr(calibration, "threshold", OOD_THRESHOLD))),
+            key,
+            study,
+            model,
+        )
+
+    @property
+    def section_names(self) -> list[str]:
+        """Names of all sections."""
+        return list(dict.fromkeys(self.section_of.tolist()))
+
+    @property
+    def layer(self) -> str | None:
+        """Layer of the study with the measured values on the model's scale; None for counts in X."""
+        return None if self.model is None else self.model.labels["layer"]
+
+    def chosen_sections(self, sections: str | Sequence[str] | None) -> list[str]:
+        """Names of the chosen sections; by default the sections that the model was not trained on."""
+        available = self.section_names
+        if sections is None:
+            trained = [] if self.model is None else self.model.report.get("sections", [])
+            return [name for name in available if name not in trained] or available
+        names = [sections] if isinstance(sections, str) else list(sections)
+        absent = [name for name in names if name not in available]
+        if absent or not names:
+            raise MissingKeyError(f"No section named {listing(absent)} (available: {listing(available)}).")
+        return names
+
+    def rows(self, section: str) -> np.ndarray:
+        """Rows of a section."""
+        return np.flatnonzero(self.section_of == section)
+
+    def read(self, part: str, genes: list[str], rows: np.ndarray) -> np.ndarray | None:
+        """Read one part as float64 (n_rows, n_genes); None if it is not there for all of these genes."""
+        if part not in self.parts:
+            return None
+        if self.study is None:
+            return _values(self.table.X if part == "predicted" else self.table.layers[part], rows, self._columns(genes))
+        if part == "measured":
+            return self._measured(genes, rows)
+        name = self.key if part == "predicted" else _schema.uncertainty_keys(self.key)[part]
+        columns = self._columns(genes)
+        if name in self.table.layers and (columns >= 0).all():
+            return _values(self.table.layers[name], rows, columns)
+        return predicted_values(self.study, genes, self.key, part=None if part == "predicted" else part)[rows]
+
+    def canvases(self, sections: list[str]) -> list[Canvas]:
+        """Sections on the tissue of the study, or on white at the stored positions of their spots."""
+        if self.study is not None:
+            return canvases(self.study, sections)
+        if "spatial" not in self.table.obsm:
+            raise Img2GeneError("The predictions have no `obsm['spatial']`, so their spots cannot be drawn.")
+        xy = np.asarray(self.table.obsm["spatial"], dtype=float)
+        return [blank_canvas(name, self.rows(name), xy[self.rows(name)]) for name in sections]
+
+    def _measured(self, genes: list[str], rows: np.ndarray) -> np.ndarray | None:
+        columns = self._columns(genes)
+        if (columns < 0).any() or (self.layer is not None and self.layer not in self.table.layers):
+            return None
+        return labels(self.table, rows, columns, layer=self.layer).astype(np.float64)
+
+    def _columns(self, genes: list[str]) -> np.ndarray:
+        return self.table.var_names.get_indexer(genes)
+
+
+def _values(matrix: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    values = matrix[rows][:, columns]
+    return np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float64)
+
+
+def _column(table: AnnData, name: str) -> np.ndarray | None:
+    return table.obs[name].to_numpy(dtype=float) if name in table.obs else None
