@@ -2,8 +2,8 @@
 
 ``python benchmarks/retrieval_scaling.py --queries 100000 --references 100000`` asks for the 50 nearest of 100,000 references
 (256 numbers each) for every query. The plain version multiplies 512 queries at a time with all references and calls
-``torch.topk``. With ``--faiss``, the bank is searched through faiss, too. Each way runs in a process of its own; memory is the peak of
-the resident size above that with both sets in memory, the result included.
+``torch.topk``. Each way runs in a process of its own; memory is the peak of the resident size above that with
+both sets in memory, the result included.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from _report import clocks, peak_above, report
 
-WAYS = ("plain", "bank", "bank, own group excluded", "bank, through faiss")
+WAYS = ("plain", "bank", "bank, own group excluded")
 
 
 def unit(n: int, width: int, seed: int) -> np.ndarray:
@@ -38,9 +38,8 @@ def search(way: str, queries: np.ndarray, keys: np.ndarray, k: int) -> Callable[
     bank = ReferenceBank(
         keys, np.zeros((len(keys), 1), np.float32), groups, groups, np.zeros((len(keys), 2), np.float32)
     )
-    kind = "faiss" if "faiss" in way else "torch"
     own = groups[np.arange(len(queries)) % 4] if "excluded" in way else None
-    return lambda: bank.nearest(queries, k, excluded=own, search=kind).rows
+    return lambda: bank.nearest(queries, k, excluded=own).rows
 
 
 def plain(queries: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
@@ -81,7 +80,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--faiss", action="store_true")
     parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -89,7 +87,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.way, arguments)))
         return
     rows = []
-    for way in WAYS[: 4 if arguments.faiss else 3]:
+    for way in WAYS:
         call = [sys.executable, *sys.argv, "--way", way]
         rows.append(
             json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout.splitlines()[-1])

@@ -167,6 +167,15 @@ def test_every_variant_beats_the_mean_and_is_stored(name):
     assert again.summary() == found.summary()
 
 
+@pytest.mark.parametrize(("kind", "place"), [(CMRCNet, "parameters"), (FeatureKNN, "settings")])
+def test_older_models_that_name_a_search_library_still_load(kind, place):
+    model = kind(**TINY) if kind is CMRCNet else kind(k=5)
+    model.fit(TRAIN, seed=0)
+    config, arrays = model.state()
+    older = {**config, "search": "faiss", place: {**config[place], "search": "faiss"}}
+    np.testing.assert_array_equal(predicted(kind.from_state(older, arrays), NEW), predicted(model, NEW))
+
+
 def test_tokens_tell_what_the_embedding_does_not():
     def hidden(data):
         tokens = np.stack([data.features, data.features], axis=1).astype(np.float16)

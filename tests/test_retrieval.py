@@ -1,7 +1,5 @@
 """Retrieval: exact against brute force, whatever the blocks; exclusions; averages by hand; what is refused."""
 
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,7 +27,7 @@ def queries(n=17, d=5, seed=1):
 @given(n_queries=st.integers(1, 9), n_keys=st.integers(3, 70), k=st.integers(1, 3), block=st.integers(1, 30))
 def test_the_nearest_are_those_of_brute_force_whatever_the_blocks(n_queries, n_keys, k, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(reference_bank._QUERIES, "torch", block)
+        patch.setattr(reference_bank, "_QUERIES", block)
         patch.setattr(reference_bank, "_REFERENCES", block)
         references, asked = bank(n_keys), queries(n_queries)
         found = references.nearest(asked, k)
@@ -54,22 +52,6 @@ def test_exclusions_are_those_of_a_bank_without_them(by):
         kept = np.flatnonzero(labels != name)
         alone = references.take(kept).nearest(asked[[row]], 5)
         np.testing.assert_array_equal(found.rows[row], kept[alone.rows[0]])
-
-
-@pytest.mark.parametrize("excluded", [None, ["P0", "", "P1"]])
-def test_faiss_finds_the_same(excluded):
-    pytest.importorskip("faiss")
-    references, asked = bank(), queries(30)
-    options = {"excluded": None if excluded is None else np.array(excluded * 10)}
-    one, other = (references.nearest(asked, 5, search=search, **options) for search in ("torch", "faiss"))
-    np.testing.assert_array_equal(one.rows, other.rows)
-    np.testing.assert_allclose(one.similarity, other.similarity, atol=1e-6)
-
-
-def test_without_faiss_it_is_said_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(Img2GeneError, match=r"needs faiss: `pip install 'img2gene\[faiss\]'`"):
-        bank().nearest(queries(), 2, search="faiss")
 
 
 def test_what_the_bank_does_not_hold_excludes_nothing():
@@ -152,7 +134,6 @@ def test_a_bank_that_is_too_small_is_refused():
         (np.where(np.arange(17)[:, None] < 2, np.nan, 1.0) * np.ones(5), {}, "2 of 17 queries are NaN or infinite"),
         (np.ones((3, 4)), {}, r"Queries have shape \(3, 4\); the bank takes \(n_queries, 5\)"),
         (np.ones(5), {}, r"Queries have shape \(5,\)"),
-        (np.ones((1, 5)), {"search": "x"}, "search='x': choose one of torch, faiss"),
         (np.ones((1, 5)), {"excluded": ["P0"], "by": "patient"}, "by='patient': choose one of group, section"),
         (np.ones((1, 5)), {"k": 1.5}, "k=1.5: expected at least 1, a whole number"),
     ],

@@ -11,7 +11,7 @@ from img2gene._errors import Img2GeneError, raise_problems
 from img2gene.models.centring import centre, check_centring
 from img2gene.models.components import Components, stored_components
 from img2gene.models.data import TrainingData, with_prefix
-from img2gene.models.reference_bank import SEARCHES, WEIGHTINGS, Neighbors, ReferenceBank, check_size, unit_rows
+from img2gene.models.reference_bank import WEIGHTINGS, Neighbors, ReferenceBank, check_size, unit_rows
 from img2gene.models.uncertainty.inner_folds import inner_folds
 from img2gene.models.validation import mean_correlation, scored_genes
 
@@ -33,8 +33,6 @@ class FeatureKNN:
         ``"section"`` subtracts each section's mean, ``"none"`` the training mean.
     n_components
         Principal components of the embedding.
-    search
-        ``"torch"``, or ``"faiss"`` where it is installed.
     """
 
     name: ClassVar[str] = "knn"
@@ -45,13 +43,11 @@ class FeatureKNN:
         weighting: str = "uniform",
         center: str = "section",
         n_components: int = 256,
-        search: str = "torch",
     ) -> None:
         self.k, self.weighting, self.center, self.n_components = k, weighting, center, n_components
-        self.search = search
         raise_problems(
             [
-                *choice_problems(self, {"weighting": WEIGHTINGS, "center": ("section", "none"), "search": SEARCHES}),
+                *choice_problems(self, {"weighting": WEIGHTINGS, "center": ("section", "none")}),
                 *bound_problems(self, {"k": 1, "n_components": 1}),
             ]
         )
@@ -85,7 +81,7 @@ class FeatureKNN:
         for fitted, held in folds.splits():
             components, bank = self._reference(data.take(fitted), seed)
             most = min(max(_CANDIDATES), len(bank))
-            near = bank.nearest(components(data.features[held], names[held]), most, search=self.search)
+            near = bank.nearest(components(data.features[held], names[held]), most)
             for k in (k for k in _CANDIDATES if k <= most):
                 found = bank.average(Neighbors(near.rows[:, :k], near.similarity[:, :k]), self.weighting)
                 truth = data.labels[held][:, genes]
@@ -114,7 +110,7 @@ class FeatureKNN:
         if components is None:
             raise Img2GeneError("This model is not fitted yet; call `fit` first.")
         check_centring(sections, self.center)
-        return bank.nearest(components(features, sections), k, excluded=excluded, by=by, search=self.search)
+        return bank.nearest(components(features, sections), k, excluded=excluded, by=by)
 
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
@@ -127,7 +123,7 @@ class FeatureKNN:
         names, arrays = self.reference_bank().state()
         stored = {f"bank.{name}": value for name, value in arrays.items()}
         stored |= stored_components(components=self.components)
-        names_of = ("k", "weighting", "center", "n_components", "search")
+        names_of = ("k", "weighting", "center", "n_components")
         settings = {name: getattr(self, name) for name in names_of}
         return {"settings": settings, "bank": names, "report": self.report}, stored | {"label_mean": self.label_mean}
 
@@ -141,7 +137,8 @@ class FeatureKNN:
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> FeatureKNN:
         """Restore a fitted predictor."""
-        model = cls(**config["settings"])
+        # Older models also name the library that searched their bank; results are the same.
+        model = cls(**{name: value for name, value in config["settings"].items() if name != "search"})
         model.components = Components(**with_prefix(arrays, "components"), center=model.center)
         model._bank = ReferenceBank.from_state(config["bank"], with_prefix(arrays, "bank"))
         model.label_mean, model.report = arrays["label_mean"], config["report"]

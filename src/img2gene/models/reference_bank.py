@@ -12,13 +12,9 @@ import scipy.sparse as sp
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene.models.data import n_faulty
 
-# From unit queries (B, d) to cosines and rows (B, k).
-Search = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 WEIGHTINGS = ("uniform", "similarity")
 _KINDS = ("group", "section")
-_REFERENCES, _AVERAGED = 2**16, 512
-# faiss has blocks of its own inside, and is slow with few queries at a time.
-_QUERIES = {"torch": 512, "faiss": 2**14}
+_QUERIES, _REFERENCES, _AVERAGED = 512, 2**16, 512
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,6 @@ class ReferenceBank:
         *,
         excluded: np.ndarray | None = None,
         by: str = "group",
-        search: str = "torch",
     ) -> Neighbors:
         """The ``k`` reference spots of the highest cosine, exactly.
 
@@ -118,9 +113,6 @@ class ReferenceBank:
             does not hold, such as ``""``, leaves nothing out.
         by
             What ``excluded`` names: a ``"group"`` or a ``"section"``.
-        search
-            ``"torch"``, or ``"faiss"``, which is as exact, faster, and an optional dependency. Equal cosines may come in another
-            order.
 
         Raises
         ------
@@ -129,13 +121,13 @@ class ReferenceBank:
             another width; unknown options. No query is answered then.
         """
         queries = np.asarray(queries)
-        self._check_queries(queries, search)
+        self._check_queries(queries)
         check_size(k, len(self))
         barred, codes = (None, None) if excluded is None else self._barred(excluded, by, len(queries), k)
         found = Neighbors(np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32))
         for asked, kept in _alike(barred, codes, len(queries)):
-            nearest = _SEARCHES[search](self.keys if kept is None else self.keys[kept], k)
-            for rows in _blocks(len(asked), _QUERIES[search]):
+            nearest = _search(self.keys if kept is None else self.keys[kept], k)
+            for rows in _blocks(len(asked), _QUERIES):
                 similarity, index = nearest(unit_rows(queries[asked[rows]]))
                 found.similarity[asked[rows]] = similarity
                 found.rows[asked[rows]] = index if kept is None else kept[index]
@@ -177,9 +169,8 @@ class ReferenceBank:
         if excluded is not None:
             self._barred(excluded, by, len(excluded), k, argument)
 
-    def _check_queries(self, queries: np.ndarray, search: str) -> None:
-        problems = [] if search in _SEARCHES else [f"search={search!r}: choose one of {listing(SEARCHES)}."]
-        width = self.keys.shape[1]
+    def _check_queries(self, queries: np.ndarray) -> None:
+        problems, width = [], self.keys.shape[1]
         if queries.ndim != 2 or queries.shape[1] != width:
             problems.append(f"Queries have shape {queries.shape}; the bank takes (n_queries, {width}).")
         elif bad := n_faulty(queries):
@@ -324,8 +315,8 @@ def _alike(
         yield np.flatnonzero(barred == code), None if code < 0 else np.flatnonzero(codes != code)
 
 
-def _by_torch(keys: np.ndarray, k: int) -> Search:
-    """Products in blocks, of which the largest are kept."""
+def _search(keys: np.ndarray, k: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """A function from unit queries (B, d) to the k largest cosines and their rows, (B, k) each."""
     import torch
 
     # Stored arrays are read-only, which PyTorch warns about.
@@ -342,17 +333,3 @@ def _by_torch(keys: np.ndarray, k: int) -> Search:
         return best.values.numpy(), index.gather(1, best.indices).numpy()
 
     return nearest
-
-
-def _by_faiss(keys: np.ndarray, k: int) -> Search:
-    try:
-        import faiss
-    except ImportError as error:
-        raise Img2GeneError("search='faiss' needs faiss: `pip install 'img2gene[faiss]'`.") from error
-    index = faiss.IndexFlatIP(keys.shape[1])
-    index.add(np.ascontiguousarray(keys))
-    return lambda queries: index.search(np.ascontiguousarray(queries), k)
-
-
-_SEARCHES: dict[str, Callable[[np.ndarray, int], Search]] = {"torch": _by_torch, "faiss": _by_faiss}
-SEARCHES = tuple(_SEARCHES)

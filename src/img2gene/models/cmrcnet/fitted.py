@@ -46,7 +46,7 @@ class FittedCMRCNet:
         float32 (G,): mean training label.
     weights
         float64 (3,): of ridge, retrieval and regression.
-    k, weighting, exclude, search
+    k, weighting, exclude
         How the bank is asked.
     """
 
@@ -62,7 +62,6 @@ class FittedCMRCNet:
     k: int
     weighting: str
     exclude: str
-    search: str
 
     def inputs(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> SpotArrays:
         """Inputs of the networks."""
@@ -79,7 +78,7 @@ class FittedCMRCNet:
             queries, labels = self.embed(features, sections, tokens, regress="regression" in used)
             if "retrieval" in used:
                 own = self.bank.own(sections, self.exclude)
-                near = self.bank.nearest(queries, self.k, excluded=own, by=self.exclude, search=self.search)
+                near = self.bank.nearest(queries, self.k, excluded=own, by=self.exclude)
                 found["retrieval"] = self.bank.average(near, self.weighting)
             if "regression" in used:
                 found["regression"] = self.scale * labels
@@ -121,7 +120,6 @@ class FittedCMRCNet:
             "k": self.k,
             "weighting": self.weighting,
             "exclude": self.exclude,
-            "search": self.search,
         }
         return config, arrays
 
@@ -164,7 +162,6 @@ class FittedCMRCNet:
             config["k"],
             config["weighting"],
             config["exclude"],
-            config["search"],
         )
 
 

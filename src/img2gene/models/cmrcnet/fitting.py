@@ -170,7 +170,7 @@ class Fitting(NetworkFitting):
         p = self.parameters
         bank = self._bank(ensemble, references, genes)
         queries, labels = embed(ensemble, self.arrays.take(rows), regress=p.regression > 0)
-        found = bank.average(bank.nearest(queries, min(p.k, len(bank)), search=p.search), p.weighting)
+        found = bank.average(bank.nearest(queries, min(p.k, len(bank))), p.weighting)
         return found, self.scale * labels[:, genes] if p.regression else None
 
     def _blend(self, retrieval: np.ndarray, regression: np.ndarray | None) -> np.ndarray:
@@ -201,7 +201,6 @@ class Fitting(NetworkFitting):
             p.k,
             p.weighting,
             p.exclude,
-            p.search,
         )
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from img2gene._checks import bound_problems, choice_problems, positive_problems, share_problems
 from img2gene._errors import raise_problems
 from img2gene.models.networks.parameters import NetworkParameters
-from img2gene.models.reference_bank import SEARCHES, WEIGHTINGS
+from img2gene.models.reference_bank import WEIGHTINGS
 
 OUTPUTS = ("mixture", "retrieval", "regression")
 KEYS = ("image", "expression", "both")
@@ -30,7 +30,6 @@ class Parameters(NetworkParameters):
     weighting: str = "uniform"
     keys: str = "image"
     exclude: str = "none"
-    search: str = "torch"
     n_gene_tokens: int = 8
     final_learning_rate: float = 1e-4
     n_models: int = field(default=2, kw_only=True)
@@ -44,7 +43,6 @@ class Parameters(NetworkParameters):
             "weighting": WEIGHTINGS,
             "keys": KEYS,
             "exclude": EXCLUSIONS,
-            "search": SEARCHES,
         }
         raise_problems(
             [

@@ -68,8 +68,6 @@ class CMRCNet(NetworkPredictor):
     exclude
         For spots of a section that is in the bank: leave out that ``"section"``, the whole ``"group"`` (usually patient), or
         ``"none"``. Needs two sections or groups to train on.
-    search
-        What searches the bank: ``"torch"``, or ``"faiss"`` where it is installed, which takes two thirds of the time.
     center
         ``"section"`` refers features and labels to the mean of their section; ``"none"`` to that of the training data.
     n_models
@@ -151,7 +149,7 @@ class CMRCNet(NetworkPredictor):
     ) -> Neighbors:
         """The ``k`` spots of the bank nearest to each spot, less what :class:`img2gene.models.ReferenceBank` is to leave out."""
         queries, _ = self.found.embed(features, sections, tokens, regress=False)
-        return self.found.bank.nearest(queries, k, excluded=excluded, by=by, search=self.parameters.search)
+        return self.found.bank.nearest(queries, k, excluded=excluded, by=by)
 
     @classmethod
     def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
@@ -161,7 +159,8 @@ class CMRCNet(NetworkPredictor):
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         """Restore a fitted predictor."""
-        model = cls(**config["parameters"])
+        # Older models also name the library that searched their bank; results are the same.
+        model = cls(**{name: value for name, value in config["parameters"].items() if name != "search"})
         model.report = config["report"]
         model.fitted = FittedCMRCNet.from_state(config, arrays)
         return model
