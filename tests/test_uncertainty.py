@@ -561,7 +561,7 @@ def panels(figure):
 def test_spots_unlike_the_training_data_are_drawn_faintly(doubtful):
     figure = ig.pl.prediction(doubtful, "G00", sections="C1")
     measured, predicted, residual = panels(figure)
-    assert "7 spots unlike the training data" in predicted.get_title()
+    assert "7 out-of-distribution spots" in predicted.get_title()
     assert measured.collections[0].get_alpha() == 0.85
     for ax in (predicted, residual):
         alpha = ax.collections[0].get_alpha()
@@ -594,7 +594,7 @@ def test_a_verdict_fades_only_the_prediction_that_it_is_about(doubtful):
 def test_nothing_fades_unless_wanted(doubtful):
     _, predicted, _ = panels(ig.pl.prediction(doubtful, "G01", sections="A1", fade=False))
     np.testing.assert_allclose(predicted.collections[0].get_alpha(), 0.85)
-    assert "unlike" not in predicted.get_title()
+    assert "out-of-distribution" not in predicted.get_title()
 
 
 def test_sd_has_a_panel_of_its_own(doubtful, snapshot):

@@ -1,9 +1,11 @@
-"""Plots; every function returns the figure or axes and leaves the data as they are."""
+"""Plots; every function returns the figure or axes and does not change the data."""
 
+from img2gene.pl.calibration import calibration
 from img2gene.pl.correlation import gene_correlation
 from img2gene.pl.cross_validation import cross_validation
 from img2gene.pl.learning_curve import learning_curve
 from img2gene.pl.localization import localization
+from img2gene.pl.out_of_distribution import out_of_distribution
 from img2gene.pl.patches import patches
 from img2gene.pl.pathways import pathways
 from img2gene.pl.predictability import predictability
@@ -12,10 +14,12 @@ from img2gene.pl.scores import scores
 from img2gene.pl.training import training
 
 __all__ = [
+    "calibration",
     "cross_validation",
     "gene_correlation",
     "learning_curve",
     "localization",
+    "out_of_distribution",
     "patches",
     "pathways",
     "predictability",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches
 from img2gene._study.expression import labels
 from img2gene._study.predictions import predicted_values
 from img2gene._study.study import Study
@@ -62,16 +62,23 @@ class Predictions:
     model: Model | None = None
 
     @classmethod
-    def of(cls, data: SpatialData | AnnData, key: str, table_key: str) -> Predictions:
-        """Read from a study, or from the kept predictions of a cross-validation."""
-        if hasattr(data, "tables") or not hasattr(data, "layers"):
-            from img2gene.io.model_store import read_model, stored_models
+    def of(cls, data: SpatialData | AnnData, key: str, table_key: str, genes: list[str] | None = None) -> Predictions:
+        """Open a study, or the kept predictions of a cross-validation, and check that they predict ``genes``."""
+        if not hasattr(data, "tables") and hasattr(data, "layers"):
+            predictions = cls.of_kept(data)
+            if genes is not None:
+                predictions._check_genes(genes)
+            return predictions
+        from img2gene.io.model_store import read_model, stored_models
 
-            study = Study.of(data, table_key)
-            model = read_model(study.table, key) if key in stored_models(study.table) else None
-            predicted_values(study, [], key)
-            return cls.of_study(study, key, model)
-        return cls.of_kept(data)
+        study = Study.of(data, table_key)
+        model = read_model(study.table, key) if key in stored_models(study.table) else None
+        predictions = cls.of_study(study, key, model)
+        # Reading one gene refuses a prediction that is not there, with the call that makes it.
+        values = predicted_values(study, predictions.genes[:1] if genes is None else genes, key)
+        if genes is not None:
+            predictions._check_values(genes, values)
+        return predictions
 
     @classmethod
     def of_kept(cls, table: AnnData, level: float = np.nan) -> Predictions:
@@ -98,7 +105,11 @@ class Predictions:
         return cls(
             table,
             study.sections,
-            ["predicted", "measured", *(part for part in _UNCERTAINTY if _schema.uncertainty_keys(key)[part] in layers)],
+            [
+                "predicted",
+                "measured",
+                *(part for part in _UNCERTAINTY if _schema.uncertainty_keys(key)[part] in layers),
+            ],
             [str(gene) for gene in (names if model is None else model.genes) if gene in names],
             _column(table, _schema.ood_key(key)),
             float(record.get("level", getattr(calibration, "level", np.nan))),
@@ -156,6 +167,32 @@ class Predictions:
             raise Img2GeneError("The predictions have no `obsm['spatial']`, so their spots cannot be drawn.")
         xy = np.asarray(self.table.obsm["spatial"], dtype=float)
         return [blank_canvas(name, self.rows(name), xy[self.rows(name)]) for name in sections]
+
+    def out_of_distribution(self, rows: np.ndarray) -> np.ndarray:
+        """Mark spots beyond the threshold, bool (n_rows,); none if distances are not stored."""
+        return np.zeros(len(rows), dtype=bool) if self.ood is None else self.ood[rows] > self.threshold
+
+    def no_uncertainty(self) -> MissingKeyError:
+        """Describe absent standard deviations and intervals."""
+        layers = f"{self.study.name}.layers" if self.study is not None else "the layers of the predictions"
+        name = _schema.uncertainty_keys(self.key)["std"] if self.study is not None else "std"
+        hint = "Run `img2gene.tl.predict` first, with a model that was fitted with `uncertainty=True`."
+        return MissingKeyError(missing(name, layers, self.table.layers, hint))
+
+    def _check_genes(self, genes: list[str]) -> None:
+        absent = [gene for gene in genes if gene not in self.table.var_names]
+        if absent or not genes:
+            raise MissingKeyError(missing(listing(absent), "the genes of the predictions", self.genes))
+
+    def _check_values(self, genes: list[str], values: np.ndarray) -> None:
+        """Raise for genes without a single value in the layer: the model does not know them."""
+        absent = [gene for gene, column in zip(genes, values.T, strict=True) if not np.isfinite(column).any()]
+        if absent and self.table.n_obs:
+            layer = self.table.layers.get(self.key)
+            known = [] if layer is None else self.table.var_names[np.isfinite(np.asarray(layer)).any(axis=0)]
+            raise MissingKeyError(
+                f"{listing(absent)}: not predicted by the model of {self.key!r} ({near_matches(absent, known)})."
+            )
 
     def _measured(self, genes: list[str], rows: np.ndarray) -> np.ndarray | None:
         columns = self._columns(genes)

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene._errors import MissingKeyError, listing, missing
+from img2gene._errors import MissingKeyError, listing
 from img2gene._study.geometry import Geometry, locate
 from img2gene._study.images import thumbnail
 from img2gene._study.study import Study
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
-    from spatialdata import SpatialData
 
-_OVERVIEW_PX = 1200
+_OVERVIEW_PX, _BLANK_PX = 1200, 400
 _CELLS_PER_PITCH = 8
 _RANGE = (1, 99)
 
@@ -61,11 +60,13 @@ def canvases(study: Study, sections: list[str] | None) -> list[Canvas]:
 
 def blank_canvas(name: str, rows: np.ndarray, xy: np.ndarray) -> Canvas:
     """Prepare a section on white, for spots (n, 2) at x and y without an image."""
-    low, span = xy.min(axis=0), max(float(np.ptp(xy, axis=0).max()), 1e-9)
-    places = (xy - low) / span * 0.94 * _BLANK_PX + 0.03 * _BLANK_PX
-    height = int(places[:, 1].max() + 0.03 * _BLANK_PX) + 1
-    white = np.full((height, _BLANK_PX, 3), 255, dtype=np.uint8)
-    return Canvas(name, rows, white, places, 0.65 * _nearest(places))
+    pitch = _nearest(xy)
+    # Half a pitch around the outermost spots, so that their circles are not cut.
+    low, extent = xy.min(axis=0) - 0.5 * pitch, np.ptp(xy, axis=0) + pitch
+    scale = _BLANK_PX / extent.max()
+    width, height = np.ceil(extent * scale).astype(int)
+    white = np.full((height, width, 3), 255, dtype=np.uint8)
+    return Canvas(name, rows, white, (xy - low) * scale - 0.5, 0.65 * pitch * scale)
 
 
 def matched_canvas(canvas: Canvas, names: pd.Index, other_names: pd.Index, rows: np.ndarray) -> Canvas | None:
@@ -152,10 +153,10 @@ def draw(
     return spots
 
 
-def color_limits(values: np.ndarray) -> tuple[float, float]:
-    """1st and 99th percentile of the finite values; the upper limit is larger even if all values are equal."""
+def color_limits(values: np.ndarray, percentiles: tuple[float, float] = _RANGE) -> tuple[float, float]:
+    """Two percentiles of the finite values; the upper limit is larger even if all values are equal."""
     known = values[np.isfinite(values)]
-    low, high = np.percentile(known, _RANGE) if len(known) else (0.0, 1.0)
+    low, high = np.percentile(known, percentiles) if len(known) else (0.0, 1.0)
     return float(low), float(high) if high > low else float(low) + 1
 
 

@@ -1,4 +1,4 @@
-"""What was reached of what could be, gene by gene."""
+"""The correlation that a model reached against the ceiling that noise sets, gene by gene."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def predictability(
     Parameters
     ----------
     result
-        From :func:`img2gene.tl.predictability`, or the study, or ``var``, that it was written to.
+        Result of :func:`img2gene.tl.predictability`, the study that holds it, or the ``var`` of its table.
     n_labels
-        How many genes closest to their ceiling are named, and how many farthest below, among the predictable genes whose
-        ceiling is not below the median.
+        Number of genes to name on each side, closest to their ceiling and farthest below it, among the predictable genes
+        whose ceiling is at least the median.
     panel_size
         Side of a panel in inches.
     table_key
@@ -39,15 +39,15 @@ def predictability(
 
     Returns
     -------
-    Figure with a point for every gene and the line where the ceiling is reached, and a histogram of PCC / ceiling of the
-    predictable genes with their median. Genes without a PCC or a ceiling are counted in the title and not drawn.
+    Figure with a point for every gene and a line where PCC and ceiling are equal, and a histogram of PCC / ceiling of the
+    predictable genes with their median. Genes without a PCC or a ceiling are not drawn; the title counts them.
 
     Raises
     ------
     MissingKeyError
         Columns are absent.
     Img2GeneError
-        No gene has both a PCC and a ceiling, or another model has predicted since the result was written.
+        No gene has both a PCC and a ceiling, or a later prediction replaced the one that the result describes.
 
     Examples
     --------
@@ -59,7 +59,7 @@ def predictability(
     result = _frame(result, table_key)
     known = _known(result)
     figure, (left, right) = plt.subplots(1, 2, figsize=(2.3 * panel_size, 1.05 * panel_size), layout="constrained")
-    _scatter(left, known, n_labels)
+    draw_ceilings(left, known, n_labels)
     undefined = len(result) - len(known)
     left.set_title(f"{len(known)} genes" + (f", {undefined} undefined" if undefined else ""), fontsize=10)
     _histogram(right, known)
@@ -70,7 +70,7 @@ def predictability(
 
 
 def _frame(result: pd.DataFrame | SpatialData, table_key: str) -> pd.DataFrame:
-    """The result itself, or what was written of it and is still about the prediction in the study."""
+    """Return the result, or read it from a study if it still describes the stored prediction."""
     import pandas as pd
 
     if isinstance(result, pd.DataFrame):
@@ -79,14 +79,14 @@ def _frame(result: pd.DataFrame | SpatialData, table_key: str) -> pd.DataFrame:
     record = _schema.read_json(table, _schema.PREDICTABILITY)
     if record is not None and not _schema.judges(table, record["key"]):
         raise Img2GeneError(
-            f"`{table_key}.var` judges predictions {record['key']!r} that another model has replaced since. Run "
+            f"`{table_key}.var` judges predictions {record['key']!r}, which another model has replaced since. Run "
             f"`img2gene.tl.predictability(sdata, key={record['key']!r})` again."
         )
     return table.var
 
 
 def _known(result: pd.DataFrame) -> pd.DataFrame:
-    """Genes that have everything that is drawn."""
+    """Select genes with a PCC, a ceiling and a judgement."""
     absent = [name for name in _COLUMNS if name not in result]
     if absent:
         raise MissingKeyError(
@@ -98,13 +98,13 @@ def _known(result: pd.DataFrame) -> pd.DataFrame:
     return known.astype({"predictable": bool})
 
 
-def _scatter(ax: Axes, known: pd.DataFrame, n_labels: int) -> None:
-    for called in (False, True):
-        part = known[known["predictable"] == called]
+def draw_ceilings(ax: Axes, known: pd.DataFrame, n_labels: int) -> None:
+    """Draw a point for each gene: PCC (``pcc``) against ceiling (``pcc_ceiling``), by ``predictable`` where it is known."""
+    for judgement in (False, True):
+        part = known[known["predictable"] == judgement]
         style: dict[str, Any] = {"s": 12, "alpha": 0.7, "linewidths": 0, "rasterized": True}
-        ax.scatter(
-            part["pcc_ceiling"], part["pcc"], color=_COLORS[called], label=f"{_NAMES[called]} ({len(part)})", **style
-        )
+        label = f"{_NAMES[judgement]} ({len(part)})"
+        ax.scatter(part["pcc_ceiling"], part["pcc"], color=_COLORS[judgement], label=label, **style)
     ax.axline((0, 0), slope=1, color="0.4", linewidth=0.9, zorder=0)
     ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     upper = 1.08 * known[["pcc", "pcc_ceiling"]].to_numpy().max(initial=0.2)
@@ -117,14 +117,14 @@ def _scatter(ax: Axes, known: pd.DataFrame, n_labels: int) -> None:
 
 
 def _name_extremes(ax: Axes, genes: pd.DataFrame, n: int) -> None:
-    """Name the genes closest to their ceiling, left of the points, and those farthest below, right of them."""
+    """Name genes closest to their ceiling at the left of the points, genes farthest below it at the right."""
     genes = genes[genes["pcc_ceiling"] >= genes["pcc_ceiling"].median()]
     headroom = (genes["pcc_ceiling"] - genes["pcc"]).sort_values()
     n = min(n, len(headroom) // 2)
     lower, upper = ax.get_ylim()
     for names, aside in ((headroom.index[:n], -0.1), (headroom.index[len(headroom) - n :], 0.06)):
         chosen = genes.loc[names].sort_values("pcc", ascending=False)
-        # One column of names in the order of their points, so that they never cover each other
+        # One column of names, in the order of the points, so that names never overlap.
         column = (chosen["pcc_ceiling"].min() if aside < 0 else chosen["pcc_ceiling"].max()) + aside * (upper - lower)
         height = np.inf
         for gene, x, y in zip(chosen.index, chosen["pcc_ceiling"], chosen["pcc"], strict=True):
@@ -141,7 +141,7 @@ def _name_extremes(ax: Axes, genes: pd.DataFrame, n: int) -> None:
 
 
 def _histogram(ax: Axes, known: pd.DataFrame) -> None:
-    """Share of the ceiling among predictable genes: for the others it is noise over noise."""
+    """Draw the share of the ceiling that predictable genes reach; for other genes the ratio is noise over noise."""
     genes = known[known["predictable"] & (known["pcc_ceiling"] > 0)]
     ax.set_xlabel("PCC / ceiling of predictable genes", fontsize=9)
     ax.set_ylabel("genes", fontsize=9)

@@ -1,0 +1,103 @@
+"""Distances of spots from the training data, section by section."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from img2gene._errors import MissingKeyError, missing
+from img2gene.pl._predictions import Predictions
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+
+def out_of_distribution(
+    data: SpatialData | AnnData,
+    *,
+    sections: str | Sequence[str] | None = None,
+    ax: Axes | None = None,
+    key: str = "img2gene",
+    table_key: str = "table",
+) -> Axes:
+    """Draw how far the spots of each section lie from the training data.
+
+    Parameters
+    ----------
+    data
+        Study with predictions from :func:`img2gene.tl.predict`, or predictions that a cross-validation kept, such as
+        ``result.predictions["img2gene"]``.
+    sections
+        One or several sections; by default all, also training sections.
+    ax
+        Axes to draw on; by default new ones.
+    key
+        Name of the prediction in the study.
+    table_key
+        Table of the study.
+
+    Returns
+    -------
+    The axes. A box is a section: quartiles over its spots of the percentile 0–100 among the distances of training spots,
+    with whiskers to the farthest spots within 1.5 interquartile ranges. Spots beyond the vertical line are
+    out-of-distribution; their share is written at each section.
+
+    Raises
+    ------
+    MissingKeyError
+        No such prediction or section, or no distances.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=1, n_spots=30, n_genes=60)
+    >>> ig.pp.extract_patches(sdata, patch_um=112)
+    >>> ig.pp.embed_patches(sdata, "color-texture")
+    >>> ig.tl.fit(sdata, "ridge", validate_on=["P3"])
+    >>> ig.tl.predict(sdata)
+    >>> ax = ig.pl.out_of_distribution(sdata)
+    """
+    predictions = Predictions.of(data, key, table_key)
+    if predictions.ood is None:
+        column, where = (
+            ("ood", "the obs of the predictions")
+            if predictions.study is None
+            else (f"{key}_ood", f"{predictions.study.name}.obs")
+        )
+        hint = "Run `img2gene.tl.predict` first, with a model that was fitted with `uncertainty=True`."
+        raise MissingKeyError(missing(column, where, predictions.table.obs.columns, hint))
+    names = predictions.section_names if sections is None else predictions.chosen_sections(sections)
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(figsize=(5.6, 1.3 + 0.28 * len(names)), layout="constrained")[1]
+    return draw_distances(ax, predictions, names)
+
+
+def draw_distances(ax: Axes, predictions: Predictions, sections: list[str]) -> Axes:
+    """Draw a box for each section of predictions with stored distances."""
+    parts, labels = [], []
+    for name in sections:
+        values = predictions.ood[predictions.rows(name)]  # type: ignore[index]
+        parts.append(values[np.isfinite(values)])
+        beyond = f"{(parts[-1] > predictions.threshold).mean():.0%} beyond" if len(parts[-1]) else "no distances"
+        labels.append(f"{name} ({beyond})")
+    ax.boxplot(
+        parts,
+        orientation="horizontal",
+        patch_artist=True,
+        widths=0.6,
+        showfliers=False,
+        boxprops={"facecolor": "#9db7dc", "edgecolor": "#3b6fb6"},
+        medianprops={"color": "black"},
+    )
+    ax.axvline(predictions.threshold, color="#c4673d", linewidth=1.2)
+    ax.set_yticks(range(1, len(sections) + 1), labels, fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlim=(-2, 102), xlabel="percentile of the distance from the training data")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
