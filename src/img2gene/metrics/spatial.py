@@ -8,6 +8,92 @@ import scipy.sparse as sp
 from img2gene.metrics._blocks import columns, per_gene
 from img2gene.metrics.regression import pearson
 
+# Distances on a lattice in float microns differ by about 1e-14 of their size where they ought to be equal.
+_TIE = 1e-9
+# A lattice has at most 12 spots at the same distance up to 8 pitches, so that a second look is rare.
+_EXTRA = 12
+_BLOCK_NEIGHBORS = 2**22
+
+
+def nearest_spots(positions: np.ndarray, k: int) -> np.ndarray:
+    """Find the k nearest other spots of each spot.
+
+    Spots at the same distance are taken by their y, then by their x, never by their row: which neighbours a spot has does
+    not depend on the order of the spots. Only coincident spots, which no position tells apart, are taken by their row.
+
+    Parameters
+    ----------
+    positions
+        (n_spots, 2), x and y.
+    k
+        Neighbours per spot; at most n_spots − 1 are returned.
+
+    Returns
+    -------
+    int (n_spots, k), nearest first. A spot is never its own neighbour.
+    """
+    from scipy.spatial import cKDTree
+
+    points = np.asarray(positions, dtype=np.float64)
+    n = len(points)
+    k = max(0, min(k, n - 1))
+    neighbors = np.empty((n, k), dtype=np.intp)
+    if not k:
+        return neighbors
+    tree, priority = cKDTree(points), position_ranks(points)
+    pending, width = np.arange(n), min(n, k + 1 + _EXTRA)
+    # Spots whose last candidate is as near as the k-th may have further candidates: they are asked for twice as many.
+    while len(pending):
+        size = max(1, _BLOCK_NEIGHBORS // width)
+        cut = []
+        for start in range(0, len(pending), size):
+            rows = pending[start : start + size]
+            distance, candidates = tree.query(points[rows], k=width)
+            neighbors[rows], is_cut = _first_neighbors(priority[rows], distance, priority[candidates], k)
+            cut.append(rows[is_cut & (width < n)])
+        pending, width = np.concatenate(cut), min(n, 2 * width)
+    return np.argsort(priority)[neighbors]
+
+
+def position_ranks(points: np.ndarray) -> np.ndarray:
+    """Ranks 0 … n − 1 of spots by y, then by x; coordinates that differ by rounding count as equal."""
+    tolerance = _TIE * np.ptp(points, axis=0).max(initial=0) if len(points) else 0
+    lines = [_lines(coordinate, tolerance) for coordinate in points.T]
+    ranks = np.empty(len(points), dtype=np.intp)
+    # np.lexsort sorts by its last key first: the lines of a lattice, then the exact coordinates.
+    ranks[np.lexsort([*points.T, *lines])] = np.arange(len(points))
+    return ranks
+
+
+def _lines(coordinate: np.ndarray, tolerance: float) -> np.ndarray:
+    """Number of the lattice line of each spot: values that differ by no more than ``tolerance`` share one."""
+    order = np.argsort(coordinate, kind="stable")
+    lines = np.empty(len(coordinate), dtype=np.intp)
+    lines[order] = np.cumsum(np.diff(coordinate[order], prepend=coordinate[order[:1]]) > tolerance)
+    return lines
+
+
+def _first_neighbors(
+    own: np.ndarray, distance: np.ndarray, candidates: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take the first k of candidates (n, width) that come sorted by distance; ties go to the lower rank.
+
+    ``own`` and ``candidates`` are ranks by position. Returned are the ranks of the neighbours (n, k), and whether the last
+    candidate is as near as the k-th, so that there may be further ones at this distance.
+    """
+    distance = np.where(candidates == own[:, None], -1.0, distance)
+    by_distance = np.argsort(distance, axis=1, kind="stable")
+    distance, candidates = (np.take_along_axis(values, by_distance, axis=1) for values in (distance, candidates))
+    steps = np.diff(distance, axis=1, prepend=distance[:, :1])
+    rings = np.cumsum(steps > _TIE * np.abs(distance), axis=1)
+    order = np.lexsort((candidates, rings))
+    nearest = np.take_along_axis(candidates, order, axis=1)
+    # Among very many coincident spots the spot itself may not be a candidate.
+    start = (nearest[:, 0] == own).astype(np.intp)
+    places = start[:, None] + np.arange(k)
+    is_cut = rings[:, -1] == np.take_along_axis(rings, places, axis=1)[:, -1]
+    return np.take_along_axis(nearest, places, axis=1), is_cut
+
 
 def neighbor_graph(positions: np.ndarray, k: int = 6) -> sp.csr_matrix:
     """Row-normalised graph of the k nearest spots.
@@ -30,19 +116,12 @@ def neighbor_graph(positions: np.ndarray, k: int = 6) -> sp.csr_matrix:
     >>> neighbor_graph(np.array([[0.0, 0], [1, 0], [5, 0]]), k=1).toarray()[2]
     array([0., 1., 0.])
     """
-    from scipy.spatial import cKDTree
-
-    n = len(positions)
-    k = min(k, n - 1)
+    neighbors = nearest_spots(positions, k)
+    n, k = neighbors.shape
     if k < 1:
         return sp.csr_matrix((n, n))
-    # Coincident spots may return each other instead of themselves first, so the own index is removed by name.
-    found = cKDTree(positions).query(positions, k=k + 1)[1]
-    own = found == np.arange(n)[:, None]
-    own[~own.any(axis=1), -1] = True
-    columns = found[~own].reshape(n, k)
     rows = np.repeat(np.arange(n), k)
-    return sp.csr_matrix((np.full(n * k, 1 / k), (rows, columns.ravel())), shape=(n, n))
+    return sp.csr_matrix((np.full(n * k, 1 / k), (rows, neighbors.ravel())), shape=(n, n))
 
 
 def morans_i(values: np.ndarray, graph: sp.spmatrix) -> np.ndarray:
