@@ -15,12 +15,13 @@ from spatialdata.dataloader import ImageTilesDataset
 
 import img2gene as ig
 from img2gene._study.patches import stream_patches
+from img2gene._study.study import Study
 
 PATCH_PX = 224
 
 
 def stream(sdata: SpatialData, num_workers: int) -> int:
-    return sum(len(rows) for rows, _ in stream_patches(sdata, "table", 32, num_workers))
+    return sum(len(rows) for rows, _ in stream_patches(Study.of(sdata), 32, num_workers))
 
 
 def tiles(sdata: SpatialData, n_tiles: int, **kwargs: object) -> Callable[[], int]:

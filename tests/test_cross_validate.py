@@ -677,12 +677,12 @@ def test_columns_that_are_no_scores_are_no_metrics(result, call):
 
 @pytest.mark.parametrize("label", ["training mean", "section mean (oracle)", "permutation null"])
 def test_names_of_baseline_rows_are_reserved(study, label):
-    with pytest.raises(ig.Img2GeneError, match="what a baseline of every result is called"):
+    with pytest.raises(ig.Img2GeneError, match="the label of a baseline of every result"):
         ig.tl.cross_validate(study, {label: {"model": "ridge"}}, baselines=False)
 
 
 def test_label_of_a_baseline_belongs_to_it(study):
-    with pytest.raises(ig.Img2GeneError, match=r"models\['ridge'\] is called like the baseline"):
+    with pytest.raises(ig.Img2GeneError, match=r"models\['ridge'\] has the label of the baseline"):
         ig.tl.cross_validate(study, {"ridge": {"model": "knn"}})
     with pytest.raises(ig.Img2GeneError, match=r"other parameters"):
         ig.tl.cross_validate(study, {"ridge": {"model": "ridge", "n_components": 3}})

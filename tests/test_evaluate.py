@@ -362,7 +362,7 @@ def test_sections_without_labels_are_left_out_and_alone_refused(study, snapshot,
     caplog.set_level("INFO")
     scores = ig.tl.evaluate(study, sections=["B1", "C1"], allow_leakage=True)
     assert scores["section"].unique().tolist() == ["B1"]
-    assert "sections C1 have no labels and are not scored" in caplog.text
+    assert "sections C1 have no counts and are not scored" in caplog.text
     assert study["table"].var["pcc"].notna().all()
 
 

@@ -196,11 +196,12 @@ def test_a_stored_model_predicts_the_same_without_any_embedding(plain, tuned, co
 def test_predictions_are_those_of_the_features_of_the_adapted_encoder(plain, tuned):
     from img2gene._study.embedding import encode
     from img2gene._study.patches import stream_patches
+    from img2gene._study.study import Study
     from img2gene.encoders.trainable import load_adapted
 
     adapted = load_adapted(SPEC, tuned.encoder)
     features = np.empty((plain["table"].n_obs, 8), dtype=np.float32)
-    for rows, windows in stream_patches(plain, "table", 8, 0):
+    for rows, windows in stream_patches(Study.of(plain), 8, 0):
         features[rows] = encode(adapted, windows.fields, SIDE, 2)[0]
     sections = plain["table"].obs["section"].to_numpy().astype(str)
     expected = tuned.predict(features, sections)

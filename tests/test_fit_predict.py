@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError
-from img2gene._study import inputs
+from img2gene._study.study import Study
 from img2gene.metrics import pearson
 
 pytestmark = [
@@ -90,7 +90,7 @@ def test_positions_are_in_microns_whatever_the_resolution_of_the_image(study):
     # spots 20 px apart, the first one at (20, 20)
     mpp = {"A1_spots": 5.0, "A2_spots": 2.5, "B1_spots": 5.0, "C1_spots": 10.0}
     ig.pp.extract_patches(study, patch_um=60, patch_px=32, mpp=mpp)
-    found = inputs.positions(study["table"])
+    found = Study.of(study).positions
     for section, side in (("A1", 5.0), ("A2", 2.5), ("C1", 10.0)):
         of_section = found[rows_of(study, section)]
         np.testing.assert_allclose(of_section[0], [20 * side, 20 * side], atol=side)

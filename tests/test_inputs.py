@@ -8,6 +8,7 @@ from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError
 from img2gene._study import inputs as study_inputs
 from img2gene._study.expression import library_size
+from img2gene._study.study import Study
 from img2gene.models import registry
 
 EXTRAS = [(), ("positions",), ("tokens",), ("positions", "tokens")]
@@ -77,7 +78,7 @@ def test_a_predictor_gets_what_it_declares(sections, curious, inputs):
     kind, table = curious(inputs), sections["table"]
     ig.tl.fit(sections, "curious", validate_on=["C"], uncertainty=False)
     ig.tl.predict(sections)
-    expected = {"positions": study_inputs.positions(table), "tokens": table.obsm["X_color-texture_tokens"]}
+    expected = {"positions": Study.of(sections).positions, "tokens": table.obsm["X_color-texture_tokens"]}
     assert set(kind.given) == set(inputs or ())
     for name, values in kind.given.items():
         np.testing.assert_array_equal(values, expected[name])

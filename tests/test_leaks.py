@@ -1,5 +1,7 @@
 """Leaks that are planted are found and named; honest studies are left in peace."""
 
+from types import SimpleNamespace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -11,10 +13,16 @@ import img2gene as ig
 from img2gene._errors import Img2GeneError, MissingKeyError
 from img2gene._leaks import duplicates, smoothing
 from img2gene._leaks.find import find_leaks
+from img2gene._study.study import Study
 from img2gene.datasets import synthetic
 from img2gene.metrics import neighbor_graph
 
 COLUMNS = ["kind", "severity", "sections", "groups", "value", "threshold", "message"]
+
+
+def leaks_of(table, groups, **options):
+    """Look for leaks in a table alone, without regions and images."""
+    return find_leaks(Study(SimpleNamespace(tables={"table": table})), groups, **options)
 
 
 def cohort(*shape, **changes):
@@ -124,7 +132,7 @@ def kinds(found):
 @pytest.mark.parametrize("batch", [0.25, 0.1, 0.0])
 @pytest.mark.parametrize(("seed", "shape"), [(0, (3, 1, 60)), (1, (4, 2, 60)), (2, (3, 3, 60))])
 def test_honest_studies_have_no_finding(seed, shape, batch):
-    assert find_leaks(cohort(*shape, seed=seed, batch=batch), "patient") == []
+    assert leaks_of(cohort(*shape, seed=seed, batch=batch), "patient") == []
 
 
 def test_an_embedded_honest_study_has_an_empty_result_and_is_left_as_it_was(embedded, snapshot):
@@ -137,28 +145,28 @@ def test_an_embedded_honest_study_has_an_empty_result_and_is_left_as_it_was(embe
 
 def test_a_patient_in_several_groups_is_named():
     table = cohort(3, 2, 40, 40)
-    found = find_leaks(table, "section")
+    found = leaks_of(table, "section")
     assert [(f.kind, f.severity, f.sections, f.value) for f in found] == [
         ("shared patient", "error", f"P{i}_S1, P{i}_S2", 2.0) for i in (1, 2, 3)
     ]
     assert 'groups="patient"' in found[0].message
-    assert find_leaks(table, "patient") == []
+    assert leaks_of(table, "patient") == []
 
 
 def test_where_patients_are_not_recorded_a_section_in_several_groups_is_named(patients):
     table = patients.copy()
     del table.obs["patient"]
     table.obs["fold"] = np.where(np.arange(table.n_obs) < 50, "a", "b")
-    found = find_leaks(table, "fold")
+    found = leaks_of(table, "fold")
     assert [(f.kind, f.sections, f.groups) for f in found if f.kind == "shared patient"] == [
         ("shared patient", "P1_S1", "a, b")
     ]
     with pytest.raises(MissingKeyError, match="Say which donor"):
-        find_leaks(table, "patient")
+        leaks_of(table, "patient")
 
 
 def test_a_copied_section_is_duplicated_and_similar(patients):
-    found = find_leaks(with_copy(patients), "patient")
+    found = leaks_of(with_copy(patients), "patient")
     assert [(f.kind, f.severity, f.sections, f.groups) for f in found] == [
         ("duplicated spots", "error", "P1_S1, Q1", "P1, Q"),
         ("similar sections", "warning", "P1_S1, Q1", "P1, Q"),
@@ -174,10 +182,10 @@ def test_a_copied_section_is_duplicated_and_similar(patients):
 @pytest.mark.parametrize("kept", [0.8, 0.4])
 def test_a_copy_with_thinned_counts_has_doubles_even_where_only_two_sections_can_be_compared(patients, kept):
     two = with_copy(patients[rows_of(patients, "P1_S1")], kept=kept)
-    found = find_leaks(two, "patient")
+    found = leaks_of(two, "patient")
     assert [(f.kind, f.sections) for f in found] == [("similar sections", "P1_S1, Q1")]
     assert found[0].value > 0.9
-    assert [f.sections for f in find_leaks(with_copy(patients, kept=0.1), "patient")] == ["P1_S1, Q1"]
+    assert [f.sections for f in leaks_of(with_copy(patients, kept=0.1), "patient")] == ["P1_S1, Q1"]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -185,7 +193,7 @@ def test_another_section_of_a_patient_under_a_new_name_is_told_by_the_donor(seed
     table = cohort(3, 2, 80, seed=seed)
     table = table[~table.obs["section"].isin(["P2_S2", "P3_S2"])].copy()
     table.obs["patient"] = table.obs["patient"].astype(str).where(table.obs["section"] != "P1_S2", "new")
-    found = find_leaks(table, "patient", seed=seed)
+    found = leaks_of(table, "patient", seed=seed)
     assert [(f.kind, f.sections) for f in found] == [("similar sections", "P1_S1, P1_S2")]
     assert found[0].value < 0.1
 
@@ -194,7 +202,7 @@ def test_doubles_in_the_embedding_are_found_though_none_is_identical(embedded):
     table = with_copy(embedded["table"], noise=0.01)
     table.X = sp.csr_matrix(np.random.default_rng(0).poisson(3, table.shape).astype(np.float32))
     del table.obs["library_size"]
-    found = find_leaks(table, "patient", identity=identity_of(table))
+    found = leaks_of(table, "patient", identity=identity_of(table))
     assert [(f.kind, f.severity, f.sections) for f in found] == [("similar sections", "warning", "P1_S1, Q1")]
     assert "embedding" in found[0].message
 
@@ -206,20 +214,20 @@ def test_identical_embeddings_are_duplicates_but_those_of_blank_patches_are_not(
     first, second = rows_of(table, "P1_S1"), rows_of(table, "P2_S1")
     values[[first[3], first[4], second[5], second[6]]] = values[first[3]]
     table.obsm[key] = values
-    assert find_leaks(table, "patient", identity=identity) == []
+    assert leaks_of(table, "patient", identity=identity) == []
     values = values.copy()
     values[second[9]] = values[first[8]]
     table.obsm[key] = values
-    (found,) = find_leaks(table, "patient", identity=identity)
+    (found,) = leaks_of(table, "patient", identity=identity)
     assert (found.kind, found.value, found.sections) == ("duplicated spots", 1, "P1_S1, P2_S1")
     table.obs["patch_tissue"] = 0.0
-    assert find_leaks(table, "patient", identity=identity) == []
+    assert leaks_of(table, "patient", identity=identity) == []
 
 
 def test_duplicates_within_a_group_are_a_warning(patients):
     table = with_copy(patients)
     table.obs["patient"] = table.obs["patient"].astype(str).replace("Q", "P1")
-    assert [(f.kind, f.severity) for f in find_leaks(table, "patient")] == [("duplicated spots", "warning")]
+    assert [(f.kind, f.severity) for f in leaks_of(table, "patient")] == [("duplicated spots", "warning")]
 
 
 def test_identical_rows_are_counted_as_by_brute_force():
@@ -249,7 +257,7 @@ def test_chance_of_identical_counts_is_that_of_two_poisson_counts():
 def test_sparse_spots_that_are_alike_by_chance_are_no_duplicates(patients):
     table = patients.copy()
     table.X = sp.csr_matrix(np.random.default_rng(0).poisson(0.01, table.shape).astype(np.float32))
-    assert "duplicated spots" not in kinds(find_leaks(table, "patient"))
+    assert "duplicated spots" not in kinds(leaks_of(table, "patient"))
 
 
 def test_donor_distance_is_that_of_the_drawn_effects():
@@ -292,13 +300,13 @@ def check_layers(table, smoothings=SMOOTHINGS):
     """No honest layer is a finding; every smoothed one is."""
     counts, library = dense(table.X).astype(float), table.obs["library_size"].to_numpy(dtype=float).clip(1)
     for name, values in honest_layers(counts, library).items():
-        found = find_leaks(
+        found = leaks_of(
             ad.AnnData(table.X, table.obs, obsm=dict(table.obsm), layers={"y": values}), "patient", layer="y"
         )
         assert found == [], name
     for how in smoothings:
         for name, smoothed, layer in smoothed_tables(table, how):
-            found = find_leaks(smoothed, "patient", layer=layer)
+            found = leaks_of(smoothed, "patient", layer=layer)
             assert kinds(found) == {"smoothed labels"}, (how, name)
             assert {f.severity for f in found} == {"error"}
 
@@ -330,7 +338,7 @@ def test_two_mice_are_not_one(data):
     counts = sp.csr_matrix(np.vstack([frame[genes].to_numpy(dtype=np.float32) for frame in frames]))
     places = np.array([spot.split("x") for frame in frames for spot in frame.index], dtype=float)
     obs = pd.DataFrame({"section": names, "patient": names}, index=[f"s{i}" for i in range(len(names))])
-    assert find_leaks(ad.AnnData(counts, obs, obsm={"spatial": places}), "patient") == []
+    assert leaks_of(ad.AnnData(counts, obs, obsm={"spatial": places}), "patient") == []
 
 
 def test_one_smoothed_section_among_others_is_named(patients):
@@ -340,13 +348,13 @@ def test_one_smoothed_section_among_others_is_named(patients):
     counts[rows] = np.round(smooth(counts[rows], np.asarray(table.obsm["spatial"])[rows], "k6+self"))
     table.X = sp.csr_matrix(counts)
     table.obs["library_size"] = counts.sum(axis=1)
-    smoothed = [f for f in find_leaks(table, "patient") if f.kind == "smoothed labels"]
+    smoothed = [f for f in leaks_of(table, "patient") if f.kind == "smoothed labels"]
     assert [f.sections for f in smoothed] == ["P2_S1"]
 
 
 def test_without_positions_nothing_is_said_about_smoothing(patients, caplog):
     table = ad.AnnData(patients.X, patients.obs)
-    assert find_leaks(table, "patient") == []
+    assert leaks_of(table, "patient") == []
     assert "cannot be checked" in caplog.text
 
 
@@ -356,7 +364,7 @@ def test_a_panel_chosen_on_all_data_is_an_error(study):
     (panel,) = found[found["kind"] == "panel"].itertuples()
     assert (panel.severity, panel.groups, panel.value) == ("error", "A, B, C", 3)
     assert "genes=<number>" in panel.message
-    assert find_leaks(study["table"], "patient", uses_panel=False) == []
+    assert leaks_of(study["table"], "patient", uses_panel=False) == []
 
 
 def test_a_panel_of_one_patient_or_of_unknown_origin_is_a_warning(study):
@@ -372,7 +380,7 @@ def test_a_panel_of_one_patient_or_of_unknown_origin_is_a_warning(study):
 def test_a_panel_of_sections_outside_the_study_is_no_finding(study):
     ig.pp.select_genes(study, 5, sections=["A1", "A2"])
     table = study["table"][study["table"].obs["patient"] != "A"]
-    assert find_leaks(table, "patient") == []
+    assert leaks_of(table, "patient") == []
 
 
 def test_labels_without_counts_are_looked_at_by_themselves(patients):
@@ -382,8 +390,8 @@ def test_labels_without_counts_are_looked_at_by_themselves(patients):
     smoothed[rows] = smooth(values[rows], places[rows], "k8+self")
     obs = patients.obs.drop(columns="library_size")
     table = ad.AnnData(values, obs, obsm={"spatial": places}, layers={"honest": values, "smoothed": smoothed})
-    assert find_leaks(table, "patient") == find_leaks(table, "patient", layer="honest") == []
-    assert [(f.kind, f.sections) for f in find_leaks(table, "patient", layer="smoothed")] == [
+    assert leaks_of(table, "patient") == leaks_of(table, "patient", layer="honest") == []
+    assert [(f.kind, f.sections) for f in leaks_of(table, "patient", layer="smoothed")] == [
         ("smoothed labels", "P1_S1")
     ]
 
@@ -403,12 +411,12 @@ def test_labels_of_a_layer_are_looked_at_where_x_is_empty(patients, centred, cap
         table = ad.AnnData(
             counts, patients.obs.assign(library_size=size), obsm={"spatial": places}, layers=dict(layers)
         )
-        found = find_leaks(table, "patient", layer="smoothed")
+        found = leaks_of(table, "patient", layer="smoothed")
         assert [(f.kind, f.sections) for f in found] == [("smoothed labels", "P1_S1")]
-        assert find_leaks(table, "patient", layer="honest") == []
+        assert leaks_of(table, "patient", layer="honest") == []
     assert "cannot be checked" not in caplog.text
     table.X = empty
-    assert find_leaks(table, "patient", layer="few") == []
+    assert leaks_of(table, "patient", layer="few") == []
     assert 'whether layers["few"] is smoothed cannot be checked' in caplog.text
 
 
@@ -416,13 +424,13 @@ def test_empty_spots_and_small_sections_are_left_out(patients):
     table = patients[: 100 + 10].copy()
     table.X = sp.csr_matrix(table.X.toarray() * (np.arange(table.n_obs) % 5 > 0)[:, None])
     table.obs["library_size"] = np.asarray(table.X.sum(axis=1)).ravel()
-    assert find_leaks(table, "patient") == []
+    assert leaks_of(table, "patient") == []
 
 
 def test_same_seed_same_result_and_errors_come_first(patients):
     table = with_copy(patients, kept=0.5)
     table.obs["fold"] = table.obs["section"].astype(str) + np.where(np.arange(table.n_obs) % 2, "a", "b")
-    one, other = (find_leaks(table, "fold", seed=3) for _ in range(2))
+    one, other = (leaks_of(table, "fold", seed=3) for _ in range(2))
     assert one == other
     severities = [finding.severity for finding in one]
     assert severities == sorted(severities)

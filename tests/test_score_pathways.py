@@ -1,6 +1,7 @@
 """Pathways of a study: scored, selected within a fold, stored, read and drawn."""
 
 import json
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -13,9 +14,8 @@ import matplotlib.pyplot as plt
 import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError
-from img2gene._study.inputs import positions
-from img2gene._study.pathways import enrichment_table, fold_context, log_counts, matching_table, stored_pathways
-from img2gene._study.sections import section_labels
+from img2gene._study.pathways import enrichment_table, fold_context, log_counts, stored_pathways
+from img2gene._study.study import Study
 from img2gene.pathways import aucell, ssgsea, zscore
 
 GENES = tuple(f"G{i:02d}" for i in range(60))
@@ -60,11 +60,10 @@ def record_of(sdata, key="pathways"):
 
 def context_of(sdata, sections, **changes):
     """Context of the fold that trains on ``sections``."""
-    table = sdata["table"]
-    names = section_labels(table)
-    rows = np.flatnonzero(np.isin(names, sections))
-    options = {"labels": None, "features": table.obsm["X_tiny"][rows], "seed": 0} | changes
-    return fold_context(table, rows, sections=names[rows], positions=positions(table)[rows], **options)
+    study = Study.of(sdata)
+    rows = np.flatnonzero(np.isin(study.sections, sections))
+    options = {"labels": None, "features": study.table.obsm["X_tiny"][rows], "seed": 0} | changes
+    return fold_context(study, rows, sections=study.sections[rows], positions=study.positions[rows], **options)
 
 
 def test_scores_and_record_are_written_in_one_order(cohort):
@@ -103,7 +102,7 @@ def test_other_methods_score_the_same_sets(cohort):
     ig.pp.score_pathways(cohort, SETS, method="ssgsea")
     np.testing.assert_array_equal(table.obsm["pathways"], ssgsea(table.X, columns))
     ig.pp.score_pathways(cohort, SETS, method="zscore", sections="S1")
-    first = np.flatnonzero(section_labels(table) == "S1")
+    first = np.flatnonzero(table.obs["section"].to_numpy(dtype=str) == "S1")
     labels = log_counts(table, np.arange(table.n_obs))
     np.testing.assert_array_equal(table.obsm["pathways"], zscore(labels, columns, reference=first))
     np.testing.assert_allclose(table.obsm["pathways"][first].mean(axis=0), 0, atol=1e-5)
@@ -131,7 +130,7 @@ def test_only_the_named_sections_select(cohort):
     table = cohort["table"]
     ig.pp.score_pathways(cohort, SETS, n_top=2, sections=["S1", "S2"])
     before = record_of(cohort)
-    outside = np.flatnonzero(section_labels(table) == "T1")
+    outside = np.flatnonzero(table.obs["section"].to_numpy(dtype=str) == "T1")
     counts = table.X.toarray()
     counts[outside] = np.random.default_rng(0).permutation(counts[outside].T).T
     table.X = sp.csr_matrix(counts)
@@ -165,7 +164,7 @@ def test_empty_spots_are_nan_and_do_not_select(cohort):
 def test_a_pathway_that_no_training_spot_has_a_score_of_is_left_out_of_the_context(cohort, caplog):
     table = cohort["table"]
     counts = table.X.toarray()
-    counts[np.ix_(section_labels(table) != "T1", [int(name[1:]) for name in SETS["noise"]])] = 7
+    counts[np.ix_(table.obs["section"].to_numpy(dtype=str) != "T1", [int(name[1:]) for name in SETS["noise"]])] = 7
     table.X = sp.csr_matrix(counts)
     ig.pp.score_pathways(cohort, SETS, method="zscore")
     context = context_of(cohort, ["S1", "S2"])
@@ -238,7 +237,7 @@ def test_counts_that_are_not_raw_are_refused(cohort):
 
 
 def test_a_table_without_pathways_has_no_context(cohort):
-    assert stored_pathways(cohort["table"]) is None
+    assert stored_pathways(Study.of(cohort)) is None
     assert context_of(cohort, ["S1"]) is None
 
 
@@ -247,7 +246,7 @@ def test_a_fold_sees_its_training_rows_only(cohort, method):
     table = cohort["table"]
     ig.pp.score_pathways(cohort, SETS, n_top=2, method=method)
     before = context_of(cohort, ["S1", "S2"])
-    rows = section_labels(table) == "T1"
+    rows = table.obs["section"].to_numpy(dtype=str) == "T1"
     counts = table.X.toarray()
     counts[rows] = np.random.default_rng(1).poisson(300, (rows.sum(), 60))
     table.X = sp.csr_matrix(counts)
@@ -262,7 +261,7 @@ def test_a_fold_sees_its_training_rows_only(cohort, method):
 
 def test_a_fold_selects_anew_whatever_is_stored(cohort):
     table = cohort["table"]
-    rows = section_labels(table) == "T1"
+    rows = table.obs["section"].to_numpy(dtype=str) == "T1"
     counts = table.X.toarray()
     # In one patient the noise of the others follows the image instead.
     counts[np.ix_(rows, range(2, 60, 3))], counts[np.ix_(rows, range(0, 60, 3))] = (
@@ -296,12 +295,12 @@ def test_a_fold_refuses_labels_of_a_panel(cohort):
 
 def test_a_record_that_no_longer_fits_is_refused(cohort):
     ig.pp.score_pathways(cohort, SETS)
-    fewer = cohort["table"][:, 1:].copy()
+    fewer = SimpleNamespace(tables={"table": cohort["table"][:, 1:].copy()})
     with pytest.raises(Img2GeneError, match="1 genes of the pathways are no longer in the table: G00.*score_pathways"):
-        stored_pathways(fewer)
+        stored_pathways(Study(fewer))
     cohort["table"].obsm["pathways"] = np.zeros((147, 3), dtype=np.float32)
     with pytest.raises(Img2GeneError, match="does not hold the 4 pathways of its record"):
-        stored_pathways(cohort["table"])
+        stored_pathways(Study.of(cohort))
 
 
 def test_sections_that_were_scored_apart_have_to_be_scored_again(make_section):
@@ -329,7 +328,7 @@ def test_pathways_survive_a_store(cohort, tmp_path):
     cohort.write(tmp_path / "study.zarr")
     back = read_zarr(tmp_path / "study.zarr")
     np.testing.assert_array_equal(back["table"].obsm["pathways"], table.obsm["pathways"])
-    assert stored_pathways(back["table"]) == stored_pathways(table)
+    assert stored_pathways(Study.of(back)) == stored_pathways(Study.of(cohort))
     assert ig.get.pathways(back).equals(ig.get.pathways(cohort))
     before, after = (context_of(sdata, ["S1", "S2"]) for sdata in (cohort, back))
     assert before.names == after.names
@@ -348,8 +347,8 @@ def test_get_tells_what_was_matched_and_selected(cohort):
     assert (last["pathway"], last["kept"], last["n_matched"], last["fraction"]) == ("tiny", False, 1, 0.5)
     assert np.isnan(last["nes"])
     assert (np.diff(found["nes"][:4]) <= 0).all()
-    assert enrichment_table(cohort["table"])["pathway"].tolist() == found["pathway"].tolist()[:4]
-    assert matching_table(cohort["table"])["pathway"].tolist() == [*SETS, "tiny"]
+    assert enrichment_table(Study.of(cohort))["pathway"].tolist() == found["pathway"].tolist()[:4]
+    assert set(ig.get.pathways(cohort)["pathway"]) == {*SETS, "tiny"}
 
 
 def test_get_says_what_is_missing(cohort):
@@ -374,7 +373,7 @@ def test_maps_show_the_scores_over_the_tissue(cohort, snapshot):
     before = snapshot(table)
     figure = ig.pl.pathways(cohort, ["noise", "red"], sections=["T1", "S1"])
     assert [ax.get_title() for ax in panels(figure)] == ["T1  noise", "T1  red", "S1  noise", "S1  red"]
-    rows = section_labels(table) == "T1"
+    rows = table.obs["section"].to_numpy(dtype=str) == "T1"
     shown = panels(figure)[1].collections[0]
     np.testing.assert_allclose(shown.get_array(), table.obsm["pathways"][rows, 0])
     assert shown.get_clim() == panels(figure)[3].collections[0].get_clim()
@@ -384,7 +383,7 @@ def test_maps_show_the_scores_over_the_tissue(cohort, snapshot):
 
 def test_bars_show_nes_and_mark_the_fdr(cohort):
     ig.pp.score_pathways(cohort, SETS, n_top=2)
-    table = enrichment_table(cohort["table"])
+    table = enrichment_table(Study.of(cohort))
     limit = float(table["fdr"].iloc[0])
     ax = plt.subplots()[1]
     assert ig.pl.pathways(cohort, kind="enrichment", ax=ax, max_fdr=limit) is ax.figure

@@ -3,6 +3,7 @@
 import sys
 import types
 from dataclasses import replace
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -15,6 +16,7 @@ from img2gene import _schema, encoders
 from img2gene._errors import Img2GeneError, MissingKeyError
 from img2gene._study import inputs
 from img2gene._study.embedding import encode
+from img2gene._study.study import Study
 from img2gene.encoders.base import normalise, resize
 from img2gene.encoders.efficientnet.network import PooledStages, load_network
 from img2gene.encoders.timm_hub import TimmNetwork
@@ -48,7 +50,8 @@ def embedded(section):
 
 def stored(sdata, table_key="table"):
     table = sdata[table_key]
-    return inputs.tokens(table, _schema.read_json(table, "encoder")["color-texture"], table_key)
+    study = Study(SimpleNamespace(tables={table_key: table}), table_key)
+    return inputs.tokens(study, study.record("encoder")["color-texture"])
 
 
 def test_cells_are_those_of_adaptive_pooling():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from img2gene import _schema
+from img2gene._checks import genes_problems
 from img2gene._errors import Img2GeneError, LeakageError, listing, raise_problems
 from img2gene._study.expression import gene_statistics, labels
 from img2gene._study.study import Study
@@ -73,6 +74,9 @@ def check_genes(study: Study, genes: Genes) -> None:
     if isinstance(genes, (int, np.integer)):
         if not 1 <= genes <= len(names):
             raise Img2GeneError(f"genes={genes}: the table has {len(names)} genes.")
+        return
+    if not isinstance(genes, Iterable):
+        raise_problems(genes_problems(genes))
         return
     chosen = named_genes(genes)
     absent = [name for name in chosen if name not in names]

@@ -65,11 +65,6 @@ def enrichment_table(study: Study, key: str = _schema.PATHWAYS) -> pd.DataFrame:
     return from_columns(record["enrichment"])
 
 
-def matching_table(study: Study, key: str = _schema.PATHWAYS) -> pd.DataFrame:
-    """How many genes of every set were measured."""
-    return from_columns(required_pathways(study, key)["matching"])
-
-
 def to_columns(table: pd.DataFrame) -> dict[str, list[Any]]:
     """A data frame as lists that JSON can hold: NaN becomes None."""
     return {str(name): [_plain(value) for value in column.tolist()] for name, column in table.items()}
