@@ -18,7 +18,9 @@ BIN := $(VENV)/bin/python
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed-demo  ## train, predict and evaluate into demo_output/ (DATA=<folder>: on real sections; MODEL=img2gene)
+# Waiting OpenMP threads sleep: on shared cores, spinning ones slow down the demo itself.
+demo: export OMP_WAIT_POLICY ?= passive
+demo: $(VENV)/.installed-demo  ## train img2gene and the ridge, predict, score into demo_output/ (DATA=<folder> for real sections; MODEL=ridge)
 	$(BIN) demo/run.py --out demo_output $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model $(MODEL))
 
 # One thread per process: the processes already fill the cores, and spinning OpenMP threads would only delay each other.
