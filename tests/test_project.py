@@ -111,10 +111,122 @@ def test_packages_below_the_data_contract_know_arrays_only(path):
     assert not wrong
 
 
-@pytest.mark.parametrize("path", [SOURCE / name for name in ("_errors.py", "_schema.py")], ids=name_of)
-def test_the_lowest_floor_imports_only_itself(path):
-    own = {name for name in imported_modules(path) if is_within(name, "img2gene")}
-    assert all(is_within(name, "img2gene._errors") for name in own)
+def module_of(path: Path) -> str:
+    """Dotted name of a source file; a package is named by its folder."""
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """For each module the modules of the package that it imports, lazy and type-only imports included."""
+    modules = {module_of(path): path for path in source_files()}
+
+    def owner(name: str) -> str:
+        while name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {}
+    for module, path in modules.items():
+        names = {name for name in imported_modules(path) if is_within(name, "img2gene")}
+        # `from img2gene import settings` names the module below the package, not the package itself.
+        graph[module] = {owner(name) for name in names} - {module}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of modules that import each other in a loop."""
+
+    def reachable(start: str) -> set[str]:
+        seen, todo = set(), list(graph[start])
+        while todo:
+            module = todo.pop()
+            if module not in seen:
+                seen.add(module)
+                todo += graph[module]
+        return seen
+
+    reach = {module: reachable(module) for module in graph}
+    looped = {module for module in graph if module in reach[module]}
+    return [{other for other in looped if other in reach[one] and one in reach[other]} for one in sorted(looped)]
+
+
+# From the ground up; rooms on one line stand on one floor and do not import each other.
+FLOORS = (
+    ("_errors",),
+    ("_schema", "_checks", "_files", "_docs", "_versions", "settings"),
+    ("metrics", "encoders"),
+    ("models",),
+    ("pathways", "testing"),
+    ("_study",),
+    ("_leaks",),
+    ("io",),
+    ("datasets", "get", "pp"),
+    ("tl",),
+    ("pl",),
+    ("_report", "benchmark"),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def test_every_room_has_its_floor():
+    rooms = {path.stem for path in SOURCE.glob("*.py") if path.stem != "__init__"}
+    rooms |= {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    assert rooms == set(FLOOR)
+
+
+def test_nothing_imports_upward():
+    climbs = [
+        f"{module} -> {other}"
+        for module, others in import_graph().items()
+        for other in others
+        if module != "img2gene"
+        and room_of(module) != room_of(other)
+        and FLOOR[room_of(other)] >= FLOOR[room_of(module)]
+    ]
+    assert not climbs
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circles(import_graph()) == []
+
+
+def test_a_circle_is_seen():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}
+    assert circles(graph) == [{"b", "c"}, {"b", "c"}]
+
+
+def test_rooms_at_the_package_root_stay_few():
+    assert len(list(SOURCE.glob("*.py"))) <= 8
+
+
+@pytest.mark.parametrize("path", source_files(), ids=name_of)
+def test_only_public_functions_take_a_table_key(path):
+    """Everything private takes the study, which knows its table."""
+    tree = ast.parse(path.read_text())
+    public = is_within(module_of(path), "img2gene._study.study") or path.name == "_schema.py"
+    takes = [
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        and "table_key" in {arg.arg for arg in [*node.args.args, *node.args.kwonlyargs]}
+    ]
+    allowed = {getattr(value, "__name__", "") for value in [*PUBLIC.values(), ig.report]}
+    assert public or not [name for name in takes if name not in allowed and name != "read"]
+
+
+@pytest.mark.parametrize("path", source_files(), ids=name_of)
+def test_functions_and_modules_stay_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            assert not body or body[-1].end_lineno - body[0].lineno < 40, node.name
 
 
 @pytest.mark.parametrize("path", [path for path in source_files() if path.name != "__main__.py"], ids=name_of)
