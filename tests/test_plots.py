@@ -1,5 +1,6 @@
 """Plots show the values they claim, leave the data alone, and name what is missing."""
 
+import anndata as ad
 import matplotlib
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import matplotlib.pyplot as plt
 
 import img2gene as ig
 from img2gene import MissingKeyError, _schema
+from img2gene._errors import Img2GeneError
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +133,86 @@ def test_patches_shows_the_pixels_of_the_chosen_spots(study):
         assert ax.get_title() == str(study["table"].obs["section"].iloc[row])
     with pytest.raises(MissingKeyError, match="`weather` not found"):
         ig.pl.patches(study, [0], label="weather")
+
+
+def _kept(predicted):
+    """Predictions of two sections as a cross-validation keeps them, with an SD of 1 and intervals of ± 1."""
+    table = predicted["table"][predicted["table"].obs["section"].isin(["A1", "C1"])]
+    measured = np.log1p(1e4 * table.X.toarray() / table.obs["library_size"].to_numpy()[:, None])
+    kept = ad.AnnData(measured + 0.5, obs=table.obs[["section"]].copy(), var=table.var[[]].copy())
+    kept.layers["measured"], kept.layers["std"] = measured, np.ones_like(measured)
+    kept.layers["lower"], kept.layers["upper"] = measured - 1, measured + 1
+    kept.obsm["spatial"] = table.obsm["spatial"]
+    return kept
+
+
+def test_calibration_draws_the_share_of_errors_within_each_interval(predicted):
+    kept = _kept(predicted)
+    outside = (kept.obs["section"] == "C1").to_numpy()
+    kept.layers["lower"][outside] = kept.layers["measured"][outside] + 0.1
+    ax = ig.pl.calibration(kept, level=0.9)
+    curve = next(line for line in ax.lines if line.get_label() == "normal intervals from the SD")
+    # Every error is half an SD, which central intervals hold from the nominal level 0.383 on.
+    np.testing.assert_array_equal(curve.get_ydata(), (np.asarray(curve.get_xdata()) > 0.3829).astype(float))
+    dots, mean = ax.collections
+    np.testing.assert_allclose(dots.get_offsets(), [[0.9, 1], [0.9, 0]])
+    np.testing.assert_allclose(mean.get_offsets(), [[0.9, 0.5]])
+
+
+def test_calibration_of_a_study_shows_the_sections_that_were_held_out(predicted):
+    ax = plt.subplots()[1]
+    assert ig.pl.calibration(predicted, ax=ax) is ax
+    table = predicted["table"]
+    rows = (table.obs["section"] == "C1").to_numpy()
+    truth = np.log1p(1e4 * table.X.toarray()[rows] / table.obs["library_size"].to_numpy()[rows, None])
+    lower, upper = table.layers["img2gene_lower"][rows], table.layers["img2gene_upper"][rows]
+    np.testing.assert_allclose(
+        ax.collections[0].get_offsets(), [[0.9, ((lower <= truth) & (truth <= upper)).mean()]], atol=0.005
+    )
+    with pytest.raises(MissingKeyError, match="No section named Z9"):
+        ig.pl.calibration(predicted, sections="Z9")
+    ig.tl.predict(predicted, uncertainty=False)
+    with pytest.raises(MissingKeyError, match="uncertainty=True"):
+        ig.pl.calibration(predicted)
+    with pytest.raises(MissingKeyError, match="`other` not found"):
+        ig.pl.calibration(predicted, key="other")
+
+
+def test_distances_of_each_section_are_drawn_with_the_share_beyond(predicted):
+    obs = predicted["table"].obs
+    obs["img2gene_ood"] = np.where(obs["section"] == "C1", 99.9, 40.0)
+    ax = ig.pl.out_of_distribution(predicted)
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == ["A1 (0% beyond)", "A2 (0% beyond)", "B1 (0% beyond)", "C1 (100% beyond)"]
+    medians = [
+        line.get_xdata()[0] for line in ax.lines if line.get_color() == "black" and len(set(line.get_xdata())) == 1
+    ]
+    assert {40.0, 99.9} <= set(medians)
+    assert [label.get_text() for label in ig.pl.out_of_distribution(predicted, sections="B1").get_yticklabels()] == [
+        "B1 (0% beyond)"
+    ]
+    del obs["img2gene_ood"]
+    with pytest.raises(MissingKeyError, match="`img2gene_ood` not found"):
+        ig.pl.out_of_distribution(predicted)
+    with pytest.raises(MissingKeyError, match="`ood` not found"):
+        ig.pl.out_of_distribution(_kept(predicted))
+
+
+def test_kept_predictions_are_drawn_at_the_places_of_their_spots(predicted):
+    kept = _kept(predicted)
+    figure = ig.pl.prediction(kept, "G01", sections="C1", uncertainty=True, residual=False)
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == ["C1  G01 measured", "predicted, PCC 1.00", "SD"]
+    rows = (kept.obs["section"] == "C1").to_numpy()
+    np.testing.assert_allclose(_values(panels[1]), kept.X[rows, 1])
+    xy, places = np.asarray(panels[0].collections[0].get_offsets()), kept.obsm["spatial"][rows]
+    slope = (xy[-1] - xy[0]) / (places[-1] - places[0])
+    np.testing.assert_allclose(slope[0], slope[1])
+    np.testing.assert_allclose(xy - xy[0], (places - places[0]) * slope)
+    height, width = panels[0].images[0].get_array().shape[:2]
+    assert (xy > 0).all() and (xy < [width, height]).all()
+    with pytest.raises(MissingKeyError, match="`G99` not found"):
+        ig.pl.prediction(kept, "G99")
+    del kept.obsm["spatial"]
+    with pytest.raises(Img2GeneError, match="obsm\\['spatial'\\]"):
+        ig.pl.prediction(kept, "G01")

@@ -216,7 +216,7 @@ def test_ceilings_of_another_prediction_are_not_shown(trained_study, copy_of, pa
     study = copy_of(trained_study)
     ig.tl.predictability(study, n_permutations=1)
     study["table"].var["pcc_ceiling"] = 0.9
-    assert "median 0.900" in page(study).text["predictability"]
+    assert "a perfect model to 0.900 (median" in page(study).text["predictability"]
     ig.tl.fit(study, "knn", validate_on=["C"])
     ig.tl.predict(study)
     assert "Not in this report" in page(study).text["predictability"]
@@ -229,7 +229,7 @@ def test_coverage_is_the_share_of_labels_between_the_bounds(cv, page):
     kept.layers["lower"] = np.where(inside, measured - 1, measured + 1)
     kept.layers["upper"] = measured + 2
     found = page(dataclasses.replace(cv, predictions={"ridge": kept}))
-    assert "Intervals of nominally 90% cover 75.0%" in found.text["calibration"]
+    assert "Nominal 90% intervals cover 75.0% of the measured values" in found.text["calibration"]
     assert "too narrow" in found.text["calibration"]
 
 
@@ -289,7 +289,7 @@ def test_a_better_model_is_called_so_whatever_the_metric(bare, page, metric, own
 def test_constant_predictions_are_told_from_constant_genes(shared_study, page):
     cv = ig.tl.cross_validate(shared_study, ["mean", "ridge"], baselines=False, n_permutations=2, keep_predictions=True)
     found = page(cv, label="mean")
-    assert "have no correlation, as its prediction is constant there" in found.text["warnings"]
+    assert "have no correlation, because its prediction is constant there" in found.text["warnings"]
     assert "no predictions were kept" not in found.text["genes"]
     assert "No gene has a score, so these are genes with the highest mean" in found.text["genes"]
     measured = cv.predictions["mean"].layers["measured"]
@@ -299,7 +299,7 @@ def test_constant_predictions_are_told_from_constant_genes(shared_study, page):
     gene = cv.scores["gene"] == "G00"
     nrmse = cv.scores["nrmse"].mask(gene)
     both = page(changed(cv, nrmse=nrmse), label="mean")
-    assert "as the gene is constant there (4) or as its prediction is constant there (44)" in both.text["warnings"]
+    assert "because the gene is constant there (4) or because its prediction is constant there (44)" in both.text["warnings"]
 
 
 def test_a_cross_validation_of_other_data_is_refused_or_marked(full, bare, page, copy_of):
@@ -327,7 +327,7 @@ def test_maps_are_not_drawn_on_tissue_with_other_labels(full, page, copy_of):
     order[rows] = rows[::-1]
     table.X = table.X[order]
     found = page(study, cv=cv, genes="G00", n_sections=4)
-    assert "in A1 the labels that were kept differ" in found.text["warnings"]
+    assert "in A1 its measured expression differs" in found.text["warnings"]
     assert "another study" in found.text["top"]
 
 

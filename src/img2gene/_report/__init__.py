@@ -1,4 +1,4 @@
-"""One page that tells what was predicted, how well, and how far to trust it."""
+"""One page on what was predicted, how well, and how far to trust it."""
 
 from img2gene._report.page import report
 

@@ -1,4 +1,4 @@
-"""What a page is made of: chapters of texts, tables and figures; the template turns them into HTML."""
+"""The parts of a page: chapters of texts, tables and figures, which the template turns into HTML."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 UNDEFINED = "–"
-# The calls that bring standard deviations, intervals and distances from the training data.
+# Calls that add standard deviations, intervals and distances, and the study's own data.
 CALIBRATED = "img2gene.tl.fit(sdata, …); img2gene.tl.predict(sdata)"
+WITH_STUDY = "img2gene.report(sdata, path, cv=result)"
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``kind`` is ``"plain"``, ``"lead"`` for what a chapter comes to, or ``"warning"``."""
+    """A paragraph; ``kind`` is ``"plain"``, ``"lead"`` for the result of a chapter, or ``"warning"``."""
 
     block: ClassVar[str] = "text"
     text: str
@@ -27,7 +28,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Missing:
-    """What is not on the page, why, and the call that would add it."""
+    """A note on what the page lacks, and the call that adds it."""
 
     block: ClassVar[str] = "missing"
     text: str
@@ -36,9 +37,9 @@ class Missing:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, below a caption; ``marks`` say what keeps scores from being honest; ``folded`` hides it at first.
+    """Cells as text with a caption; a ``folded`` table is hidden at first.
 
-    ``strong`` and ``muted`` are numbers of rows that stand out and back.
+    ``marks`` are reasons why scores are no honest estimates, ``strong`` and ``muted`` the numbers of rows in bold and grey.
     """
 
     block: ClassVar[str] = "table"
@@ -92,48 +93,52 @@ class Chapter:
 
 
 def table(
-    frame: pd.DataFrame, caption: str, *, limit: int | None = None, what: str = "rows", note: str = "", **style: Any
+    frame: pd.DataFrame,
+    caption: str,
+    *,
+    limit: int | None = None,
+    what: str = "rows",
+    note: str = "",
+    right: Sequence[str] = (),
+    **style: Any,
 ) -> Table:
-    """A table of a frame's columns; of more than ``limit`` rows the first, and how many there are."""
+    """Turn a frame into a table of its first ``limit`` rows; columns in ``right`` are aligned as numbers."""
     shown = frame if limit is None else frame.head(limit)
     if len(shown) < len(frame):
         note = f"{len(shown)} of {len(frame):,} {what} shown. {note}".strip()
-    numeric = [pd.api.types.is_numeric_dtype(frame[name]) or name in style.get("right", ()) for name in frame]
-    style.pop("right", None)
+    numeric = [pd.api.types.is_numeric_dtype(frame[name]) or name in right for name in frame]
     rows = [[number(value) for value in values] for values in shown.itertuples(index=False, name=None)]
     return Table(caption, [str(name) for name in frame], rows, note=note, numeric=numeric, **style)
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A value as text: whole numbers with thousands separated, others with three digits; a dash if undefined."""
+    """Write whole numbers with separated thousands, other numbers with three digits, and a dash if undefined."""
     if value is None or value is pd.NA or (isinstance(value, numbers.Real) and math.isnan(value)):
         return UNDEFINED
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if not isinstance(value, numbers.Real):
         return str(value)
-    real = float(value)
-    text = (
-        f"{int(value):,}" if isinstance(value, numbers.Integral) else f"{real:,.{digits if abs(real) < 1000 else 0}f}"
-    )
-    # A minus that is as wide as a plus, and none before zeros.
+    digits = 0 if isinstance(value, numbers.Integral) or abs(float(value)) >= 1000 else digits
+    text = f"{value:,.{digits}f}"
+    # A minus as wide as a plus, and no minus before zeros.
     return text.replace("-", "−") if any(digit in "123456789" for digit in text) else text.lstrip("-")
 
 
 def interval(mean: float, low: float, high: float) -> str:
-    """A mean with its confidence interval, as far as they are defined."""
+    """Write a mean, with its confidence interval if that is defined."""
     if not math.isfinite(mean):
         return UNDEFINED
     return number(mean) if not math.isfinite(low) else f"{number(mean)} [{number(low)}, {number(high)}]"
 
 
 def signed(value: float) -> str:
-    """A difference as text, with a plus where it is positive."""
+    """Write a difference, with a plus if it is positive."""
     text = number(float(value))
     return f"+{text}" if value > 0 and text.strip("0.") else text
 
 
 def names(values: Sequence[object], limit: int = 12) -> str:
-    """Names in a line, shortened after ``limit``."""
+    """Write at most ``limit`` names, and how many there are."""
     shown = ", ".join(str(value) for value in values[:limit])
     return shown if len(values) <= limit else f"{shown}, … ({len(values):,} in all)"

@@ -1,10 +1,10 @@
-"""Figures as data URIs, drawn without pyplot: no backend is chosen and no figure stays behind."""
+"""Figures as data URIs, drawn without pyplot, so that no backend is chosen and no figure stays open."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,12 @@ _MAP_DPI = 110
 
 @contextmanager
 def plain_style() -> Iterator[None]:
-    """Matplotlib's own style, whatever the user's, with light lines and the same ids in every run."""
+    """Draw in matplotlib's default style instead of the user's, with light axes and the same SVG ids in every run."""
     from matplotlib import style
 
     ours = {
         "svg.hashsalt": "img2gene",
-        # Names of genes and sections are no formulas.
+        # Matplotlib would read a name with two $ signs as a formula.
         "text.parse_math": False,
         "axes.edgecolor": "0.6",
         "xtick.color": "0.35",
@@ -36,26 +36,24 @@ def plain_style() -> Iterator[None]:
 
 
 def canvas(width: float, height: float) -> Drawing:
-    """An empty figure of so many inches."""
+    """Open an empty figure; width and height are in inches."""
     from matplotlib.figure import Figure as Drawing
 
     return Drawing(figsize=(width, height), layout="constrained")
 
 
-def vector(drawing: Drawing, alt: str, caption: str, marks: list[str] | None = None) -> Figure:
-    """A chart as SVG."""
+def vector(drawing: Drawing, alt: str, caption: str, marks: Sequence[str] = ()) -> Figure:
+    """Store a chart as SVG."""
+    return _figure(drawing, "svg+xml", alt, caption, marks, format="svg", metadata={"Date": None})
+
+
+def raster(drawing: Drawing, alt: str, caption: str, marks: Sequence[str] = ()) -> Figure:
+    """Store a map as PNG."""
+    return _figure(drawing, "png", alt, caption, marks, format="png", dpi=_MAP_DPI)
+
+
+def _figure(drawing: Drawing, kind: str, alt: str, caption: str, marks: Sequence[str], **options: Any) -> Figure:
     out = io.BytesIO()
-    drawing.savefig(out, format="svg", metadata={"Date": None})
-    return _block(drawing, out.getvalue(), "image/svg+xml", alt, caption, marks)
-
-
-def raster(drawing: Drawing, alt: str, caption: str, marks: list[str] | None = None) -> Figure:
-    """A map as PNG."""
-    out = io.BytesIO()
-    drawing.savefig(out, format="png", dpi=_MAP_DPI)
-    return _block(drawing, out.getvalue(), "image/png", alt, caption, marks)
-
-
-def _block(drawing: Drawing, content: bytes, kind: str, alt: str, caption: str, marks: Any) -> Figure:
-    source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-    return Figure(source, alt, caption, round(drawing.get_figwidth() * _PX_PER_INCH), list(marks or []))
+    drawing.savefig(out, **options)
+    source = f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
+    return Figure(source, alt, caption, round(drawing.get_figwidth() * _PX_PER_INCH), list(marks))

@@ -1,4 +1,4 @@
-"""One self-contained page about a study, a cross-validation, or both."""
+"""The page: a report on a study, a cross-validation, or both."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from img2gene._errors import Img2GeneError, raise_problems
+from img2gene._report.blocks import WITH_STUDY
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
@@ -44,18 +45,18 @@ def report(
     table_key: str = "table",
     overwrite: bool = True,
 ) -> Path:
-    """Write one HTML page: data, splits, scores with baselines, genes with maps, uncertainty, warnings, settings.
+    """Write one HTML page: data, splits, scores with baselines, gene maps, uncertainty, warnings, settings.
 
-    The page needs nothing else: images are inside it, it runs no script and loads nothing. What is not there is said to be
-    missing, with the call that adds it. Scores that say nothing about new patients (within one patient, with leakage, on
-    smoothed labels) are marked at the top and at every table and figure.
+    The page is a single file: images are inside it, it runs no script and loads nothing. A part that cannot be shown is named,
+    with the call that adds it. Scores that do not apply to new patients (within one patient, with leakage, on smoothed
+    expression) are marked at the top and at every table and figure.
 
     Parameters
     ----------
     data
-        ReportedStudy with what :func:`img2gene.tl.fit` and :func:`img2gene.tl.predict` wrote: its model is scored on the sections that
-        it was not trained on. Or the result of :func:`img2gene.tl.cross_validate`, for maps and calibration with
-        ``keep_predictions``.
+        Study with a model from :func:`img2gene.tl.fit` and predictions from :func:`img2gene.tl.predict`: the model is scored on
+        the sections that it was not trained on. Or the result of :func:`img2gene.tl.cross_validate`, for maps and calibration
+        with ``keep_predictions``.
     path
         File to write; ``.html`` is appended if it has no suffix.
     cv
@@ -63,7 +64,7 @@ def report(
     model
         The model that predicted in the study, as in :func:`img2gene.tl.evaluate`; by default the one stored under ``key``.
     label
-        Model of the result whose genes, maps and calibration are shown; by default the first, of those with predictions.
+        Model of the result whose genes, maps and calibration are shown; by default the first one with predictions.
     metric
         Score that models and genes are compared by; any of :meth:`img2gene.tl.CrossValidation.by_unit`.
     genes
@@ -83,17 +84,17 @@ def report(
     table_key
         Table of the study.
     overwrite
-        Replace an existing file: a report can always be made again.
+        Replace an existing file. True by default, because a report can always be made again.
 
     Returns
     -------
-    Path of the file. It is there as a whole or not at all; nothing else is changed.
+    Path of the file. An interrupted report leaves no file; nothing else is changed.
 
     Raises
     ------
     Img2GeneError
         Neither a study nor a cross-validation, a cross-validation that shares no section or no gene with the study, a folder
-        that does not exist, a file that must not be replaced, or numbers and names that cannot be used.
+        that does not exist, a file that must not be replaced, or unusable numbers and names.
     MissingKeyError
         No such model, label, metric, gene or section.
 
@@ -114,7 +115,7 @@ def report(
     from img2gene._report.sources import ReportedStudy
     from img2gene._report.subject import Subject
 
-    asked = {name: value for name, value in locals().items() if name in _RECORDED}
+    options = {name: value for name, value in locals().items() if name in _RECORDED}
     path = _target(path, overwrite)
     sdata, result = _inputs(data, cv)
     chosen = {"genes": _listed(genes), "sections": _listed(sections)}
@@ -124,7 +125,7 @@ def report(
     subject = Subject.of(study, result, label, metric, seed)
     choice = Choice(**chosen, n_genes=n_genes, n_sections=n_sections)
     with plain_style():
-        page = _render(subject, choice, title, asked)
+        page = _render(subject, choice, title, options)
     return _write(path, page)
 
 
@@ -132,9 +133,10 @@ _RECORDED = {"metric", "label", "genes", "sections", "n_genes", "n_sections", "s
 
 
 def _target(path: str | Path, overwrite: bool) -> Path:
-    """The file to write, checked before anything is computed."""
-    given = Path(path)
-    path = given if given.suffix or not given.name else given.with_suffix(".html")
+    """Check the file to write before anything is computed."""
+    path = Path(path)
+    if path.name and not path.suffix:
+        path = path.with_suffix(".html")
     if not path.parent.is_dir():
         raise Img2GeneError(f"Folder {path.parent} does not exist; make it first (`os.makedirs`).")
     if path.is_dir():
@@ -149,9 +151,7 @@ def _inputs(data: Any, cv: Any) -> tuple[SpatialData | None, CrossValidation | N
 
     if isinstance(data, CrossValidation):
         if cv is not None:
-            raise Img2GeneError(
-                "Two cross-validations; pass the study first: `img2gene.report(sdata, path, cv=result)`."
-            )
+            raise Img2GeneError(f"Two cross-validations; pass the study first: `{WITH_STUDY}`.")
         return None, data
     if not hasattr(data, "tables"):
         raise Img2GeneError(f"Expected a SpatialData or a CrossValidation, got {type(data).__name__}.")
@@ -178,14 +178,13 @@ def _listed(values: str | Sequence[str] | None) -> list[str] | None:
     return None if values is None else [values] if isinstance(values, str) else list(values)
 
 
-def _render(subject: Subject, choice: Choice, title: str, asked: dict[str, Any]) -> str:
+def _render(subject: Subject, choice: Choice, title: str, options: dict[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from img2gene._report.chapters import data, scores
-    from img2gene._report.chapters.notes import warnings_of
-    from img2gene._report.subject import marks
+    from img2gene._report.chapters import data, notes, scores
 
-    found = warnings_of(subject)
+    result, held_out = subject.result, subject.held_out
+    warnings = notes.warnings_of(subject)
     environment = Environment(
         loader=PackageLoader("img2gene._report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -193,25 +192,26 @@ def _render(subject: Subject, choice: Choice, title: str, asked: dict[str, Any])
         title=title,
         version=version("img2gene"),
         date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        marks=marks(subject.result) or marks(subject.held_out),
-        notice=None if subject.result is None else subject.result.notice,
-        no_score=subject.no_score if subject.result is None else "",
-        summary=[data.counted(subject), *([] if subject.result is None else [scores.verdict(subject)])],
+        marks=subject.marks or ([] if held_out is None else held_out.marks),
+        notice=None if result is None else result.notice,
+        no_score=subject.no_score if result is None else "",
+        summary=[data.counted(subject), *([] if result is None else [scores.verdict(subject)])],
         mismatch=_mismatch(subject),
-        n_warnings=len(found),
-        chapters=_chapters(subject, choice, asked, found),
+        n_warnings=len(warnings),
+        chapters=_chapters(subject, choice, options, warnings),
     )
 
 
 def _mismatch(subject: Subject) -> bool:
-    """Whether the cross-validation is, at least in part, of another study."""
+    """Whether the cross-validation used, at least in part, other data than the study."""
     from img2gene._report.agreement import disagreements
 
-    both = subject.study is not None and subject.cv is not None
-    return both and bool(subject.unlike or disagreements(subject.study, subject.cv))  # type: ignore[arg-type]
+    if subject.study is None or subject.cv is None:
+        return False
+    return bool(subject.unlike or disagreements(subject.study, subject.cv))
 
 
-def _chapters(subject: Subject, choice: Choice, asked: dict[str, Any], found: list[str]) -> list[Chapter]:
+def _chapters(subject: Subject, choice: Choice, options: dict[str, Any], warnings: list[str]) -> list[Chapter]:
     from img2gene._report.chapters import calibration, data, genes, notes, ood, predictability, scores, structure
 
     return [
@@ -223,8 +223,8 @@ def _chapters(subject: Subject, choice: Choice, asked: dict[str, Any], found: li
         structure.structure_chapter(subject),
         ood.ood_chapter(subject),
         predictability.predictability_chapter(subject),
-        notes.warnings_chapter(found),
-        notes.settings_chapter(subject, asked),
+        notes.warnings_chapter(warnings),
+        notes.settings_chapter(subject, options),
     ]
 
 
@@ -232,7 +232,7 @@ def _write(path: Path, page: str) -> Path:
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(page, encoding="utf-8")
-        # Renamed when complete, so that an interruption never leaves half a page behind.
+        # Renamed when complete, so that an interruption never leaves half a page.
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Everything the chapters draw from: sources, scores on held-out sections, and what keeps those from being honest."""
+"""What all chapters read: the study, the scores on held-out sections, and the predictions to draw."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from img2gene import _schema
 from img2gene._errors import MissingKeyError, near
 from img2gene._report.agreement import check_same_study, unlike_sections
-from img2gene._report.sources import HELD_OUT, NEW, TRAINED, ReportedStudy, Values, readable
+from img2gene._report.sources import HELD_OUT, NEW, TRAINED, ReportedStudy, readable
 from img2gene.metrics.catalog import direction
+from img2gene.pl._predictions import OOD_THRESHOLD, Predictions
 
 if TYPE_CHECKING:
     from img2gene.tl import CrossValidation
 
+# The first that was run is compared with, from the strongest to the weakest.
 _REFERENCES = ("ridge", "ridge, not centred", "feature k-NN", "permutation null")
 FOLD = "held out"
-THRESHOLD = 99.0
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is reported on.
+    """What a report describes.
 
     Attributes
     ----------
     study, cv
-        One of them or both.
+        A study, a cross-validation, or both.
     held_out
-        Scores of the study's own model on sections that it was not trained on, as a cross-validation of one fold.
+        Scores of the stored model on sections that it was not trained on, as a cross-validation of one fold.
     no_score
-        Why there is none.
+        Why ``held_out`` is None.
     label
-        The model of :attr:`result` whose genes, maps and calibration are shown.
+        Model of :attr:`result` whose genes, maps and calibration are shown.
     metric
         Score that models and genes are compared by.
     seed
-        Of permutations and samples.
+        Seed of permutations and samples.
     """
 
     study: ReportedStudy | None
@@ -55,7 +55,7 @@ class Subject:
     def of(
         cls, study: ReportedStudy | None, cv: CrossValidation | None, label: str | None, metric: str, seed: int
     ) -> Subject:
-        """Score what can be scored; ``label`` and ``metric`` have to be in the result."""
+        """Score the stored model; ``label`` and ``metric`` must be in the result."""
         if study is not None and cv is not None:
             check_same_study(study, cv)
         held_out, why = (None, "") if study is None else _evaluate(study, seed)
@@ -65,134 +65,136 @@ class Subject:
         if label is not None and label not in result.models:
             raise MissingKeyError(f"No model labelled {label!r} in the scores ({near(label, result.models)}).")
         if metric not in result.by_unit():
-            known = [name for name in result.by_unit() if name not in ("model", result.unit)]
-            raise MissingKeyError(f"metric={metric!r} is not a score of the result ({near(metric, known)}).")
+            scores = [name for name in result.by_unit() if name not in ("model", result.unit)]
+            raise MissingKeyError(f"metric={metric!r} is not a score of the result ({near(metric, scores)}).")
         first = next((name for name in result.models if name in result.predictions), result.models[0])
         return cls(study, cv, held_out, why, label or first, metric, seed)
 
     @property
     def result(self) -> CrossValidation | None:
-        """The cross-validation if there is one, else the scores of the study's own model."""
+        """The cross-validation if there is one, else the scores of the stored model."""
         return self.cv if self.cv is not None else self.held_out
 
     @property
-    def reference(self) -> str | None:
-        """The strongest kind of baseline that was run, other than the model itself."""
-        known = [] if self.result is None else self.result.models
-        return next((name for name in _REFERENCES if name in known and name != self.label), None)
+    def marks(self) -> list[str]:
+        """Reasons why the scores are no honest estimates for new patients."""
+        return [] if self.result is None else self.result.marks
 
     @property
-    def keeps_values(self) -> bool:
+    def reference(self) -> str | None:
+        """The strongest baseline that was run, other than the model itself."""
+        models = [] if self.result is None else self.result.models
+        return next((name for name in _REFERENCES if name in models and name != self.label), None)
+
+    @property
+    def gene_metric(self) -> str:
+        """Score that genes are compared by: the metric if it has a value for each gene, else the PCC."""
+        return self.metric if self.result is not None and self.metric in self.result.scores else "pcc"
+
+    def better(self, metric: str) -> str | None:
+        """Say what a better score is; None if that is unknown, such as for coverage without a recorded level."""
+        level = None if self.result is None else self.result.settings.get("level")
+        if metric == "coverage" and level is not None:
+            return f"nearer to {level:.0%}"
+        best = direction(metric)
+        return "nearer to 0" if best == "zero" else best
+
+    @property
+    def gene_group(self) -> str:
+        """The group that maps and matrices of genes come from: HVG, else the first one."""
+        groups = [] if self.result is None else self.result.groups
+        return "HVG" if "HVG" in groups else next(iter(groups[1:]), "all")
+
+    @property
+    def keeps_predictions(self) -> bool:
         """Whether the cross-validation kept the model's held-out predictions."""
         return self.cv is not None and self.label in self.cv.predictions
 
     @cached_property
-    def values(self) -> Values | None:
-        """Held-out predictions of the model: those that the cross-validation kept, else those of the study's model."""
-        if self.cv is not None and self.keeps_values:
-            return Values.of_predictions(self.cv.predictions[self.label])
-        if self.study is None or self.held_out is None:
-            return None
-        return Values.of_study(self.study, list(dict.fromkeys(self.held_out.scores["section"])))
+    def predictions(self) -> Predictions | None:
+        """Held-out predictions of the model: kept ones of the cross-validation, else the stored model's."""
+        if self.cv is not None and self.keeps_predictions:
+            return Predictions.of_kept(self.cv.predictions[self.label], self.level, self.threshold)
+        return None if self.study is None or self.held_out is None else self.study.predictions
+
+    @cached_property
+    def sections(self) -> list[str]:
+        """Held-out sections with predictions."""
+        if self.predictions is None:
+            return []
+        if self.keeps_predictions or self.held_out is None:
+            return self.predictions.section_names
+        return list(dict.fromkeys(self.held_out.scores["section"]))
+
+    @cached_property
+    def distances(self) -> Predictions | None:
+        """Predictions with distances from the training data: all of the study's, else the kept ones."""
+        sources = [None if self.study is None else self.study.predictions, self.predictions]
+        return next((source for source in sources if source is not None and source.ood is not None), None)
 
     @cached_property
     def unlike(self) -> frozenset[str]:
-        """Sections whose kept predictions stand beside other labels than those of the study."""
-        if self.study is None or self.cv is None or self.values is None or not self.keeps_values:
+        """Sections in which the cross-validation kept other measured expression than the study has."""
+        if self.study is None or self.cv is None or self.predictions is None or not self.keeps_predictions:
             return frozenset()
-        return unlike_sections(self.study, self.cv, self.values)
+        return unlike_sections(self.study, self.cv, self.predictions)
 
     @property
-    def values_of(self) -> str:
-        """Which predictions these are."""
-        if self.keeps_values or self.cv is None:
+    def predictions_name(self) -> str:
+        """What the shown predictions are called in captions."""
+        if self.keeps_predictions or self.cv is None:
             return f"held-out predictions of “{self.label}”"
-        return (
-            "the stored model on the sections that it was not trained on, as the cross-validation kept no predictions"
-        )
+        return "predictions of the stored model on sections that it was not trained on (the cross-validation kept none)"
 
     @property
-    def values_marks(self) -> list[str]:
-        """Marks of what is made of :attr:`values`."""
-        return marks(self.cv if self.keeps_values else self.held_out)
+    def predictions_marks(self) -> list[str]:
+        """Marks of everything that is drawn from :attr:`predictions`."""
+        return self.marks if self.keeps_predictions or self.held_out is None else self.held_out.marks
 
     @property
-    def gene_group(self) -> str:
-        """The group that maps and matrices of genes come from: HVG, else the first there is."""
-        groups = [] if self.result is None else self.result.groups
-        return "HVG" if "HVG" in groups else next(iter(groups[1:]), "all")
+    def level(self) -> float:
+        """Nominal coverage of the intervals; NaN if it is not recorded."""
+        level = np.nan if self.study is None else self.study.predictions.level
+        return float(self.cv.settings.get("level", level)) if self.cv is not None and self.keeps_predictions else level
 
-
-def marks(result: CrossValidation | None) -> list[str]:
-    """What keeps the scores of a result, if there is one, from being honest estimates for new patients."""
-    return [] if result is None else result.marks
+    @property
+    def threshold(self) -> float:
+        """Percentile beyond which a spot is out-of-distribution."""
+        return OOD_THRESHOLD if self.study is None else self.study.predictions.threshold
 
 
 def _evaluate(study: ReportedStudy, seed: int) -> tuple[CrossValidation | None, str]:
-    """Scores on the sections with labels that the model was not trained on, or why there are none."""
+    """Score the model on measured sections that it was not trained on, or say why that is impossible."""
     if study.model is None:
-        return None, f"No model is stored under {study.key!r} (argument model names another), so nothing can be scored."
+        return None, f"No model is stored under {study.key!r} (`model=` names another), so nothing can be scored."
     if not study.has_predictions:
         return None, f"There are no predictions in layers[{study.key!r}]."
-    fresh = study.with_role(HELD_OUT, NEW)
-    if not fresh:
-        trained = set(study.with_role(TRAINED)) - set(study.unmeasured)
-        return None, (
-            "The model was trained on every section that was measured, so no honest score is possible."
-            if trained
-            else "No section was measured, so there is nothing to score against."
-        )
-    found, why = readable(_scores, study, fresh, seed)
-    return found, why
+    sections = study.with_role(HELD_OUT, NEW)
+    if sections:
+        return readable(_scores, study, sections, seed)
+    if set(study.with_role(TRAINED)) - set(study.unmeasured):
+        return None, "The model was trained on every measured section, so no honest score is possible."
+    return None, "No section was measured, so there is nothing to score against."
 
 
-def _scores(study: ReportedStudy, fresh: list[str], seed: int) -> CrossValidation:
+def _scores(study: ReportedStudy, sections: list[str], seed: int) -> CrossValidation:
     from img2gene.tl import CrossValidation, evaluate
     from img2gene.tl._cross_validation.result import BETWEEN, UNKNOWN, WITHIN
 
-    scores = evaluate(
-        study.sdata,
-        study.model,
-        sections=fresh,
-        key=study.key,
-        table_key=study.table_key,
-        seed=seed,
-        # Sections that were trained on are not among them; those of the same patient are scored and marked.
-        allow_leakage=True,
-        inplace=False,
-    )
+    model: Any = study.model
+    options: dict[str, Any] = {"key": study.key, "table_key": study.table_key, "seed": seed, "inplace": False}
+    # Other sections of training patients are scored, and marked as leakage.
+    scores = evaluate(study.sdata, model, sections=sections, allow_leakage=True, **options)
     leaked = scores["leakage"]
     scope = WITHIN if leaked.fillna(False).any() else UNKNOWN if leaked.isna().any() else BETWEEN
-    columns = ["model", "fold", "section", "patient", "genes", "structure", "structure_rmse", "n_genes"]
-    return CrossValidation(
-        scores.assign(fold=FOLD, scope=scope), pd.DataFrame(columns=columns), _fold(study, fresh), scope
-    )
-
-
-def _fold(study: ReportedStudy, fresh: list[str]) -> pd.DataFrame:
-    model: Any = study.model
-    patients = list(dict.fromkeys(filter(None, (study.section_patients[name] for name in fresh))))
-    facts: dict[str, Any] = {"fold": FOLD, "sections": ", ".join(fresh), "patients": ", ".join(patients) or None}
-    facts |= {"n_train_spots": model.report.get("n_spots"), "n_test_spots": int(np.isin(study.sections, fresh).sum())}
-    facts |= {"n_train_sections": len(model.report.get("sections", [])), "n_genes": len(model.genes)}
-    return pd.DataFrame([facts])
-
-
-def better_is(result: CrossValidation, metric: str) -> str | None:
-    """What a better score is, in words; None where that is not known, as of coverage without its level."""
-    if metric == "coverage":
-        level = result.settings.get("level")
-        return None if level is None else f"nearer to {level:.0%}"
-    way = direction(metric)
-    return "nearer to 0" if way == "zero" else way
-
-
-def uncertainty_facts(subject: Subject) -> tuple[float, float]:
-    """Nominal level of the intervals, and percentile beyond which a spot is unlike the training data."""
-    study = subject.study
-    found = {} if study is None else _schema.read_json(study.table, "uncertainty", default={}).get(study.key, {})
-    calibration = None if study is None else getattr(study.model, "calibration", None)
-    level = found.get("level", getattr(calibration, "level", np.nan))
-    if subject.keeps_values:
-        level = subject.cv.settings.get("level", level)  # type: ignore[union-attr]
-    return float(level), float(found.get("ood_threshold", getattr(calibration, "threshold", THRESHOLD)))
+    patients = dict.fromkeys(filter(None, (study.section_patients[name] for name in sections)))
+    fold = {
+        "fold": FOLD,
+        "sections": ", ".join(sections),
+        "patients": ", ".join(patients) or None,
+        "n_train_spots": model.report.get("n_spots"),
+        "n_test_spots": int(np.isin(study.sections, sections).sum()),
+        "n_train_sections": len(model.report.get("sections", [])),
+        "n_genes": len(model.genes),
+    }
+    return CrossValidation(scores.assign(fold=FOLD, scope=scope), pd.DataFrame(), pd.DataFrame([fold]), scope)

@@ -81,7 +81,7 @@ class Predictions:
         return predictions
 
     @classmethod
-    def of_kept(cls, table: AnnData, level: float = np.nan) -> Predictions:
+    def of_kept(cls, table: AnnData, level: float = np.nan, threshold: float = OOD_THRESHOLD) -> Predictions:
         """Read the predictions that a cross-validation kept."""
         if _schema.SECTION not in table.obs:
             raise MissingKeyError(
@@ -90,7 +90,7 @@ class Predictions:
             )
         sections = table.obs[_schema.SECTION].astype(str).to_numpy(dtype=str)
         parts = ["predicted", *(name for name in ("measured", *_UNCERTAINTY) if name in table.layers)]
-        return cls(table, sections, parts, list(map(str, table.var_names)), _column(table, "ood"), level)
+        return cls(table, sections, parts, list(map(str, table.var_names)), _column(table, "ood"), level, threshold)
 
     @classmethod
     def of_study(cls, study: Study, key: str, model: Model | None) -> Predictions:
@@ -123,6 +123,12 @@ class Predictions:
     def section_names(self) -> list[str]:
         """Names of all sections."""
         return list(dict.fromkeys(self.section_of.tolist()))
+
+    @property
+    def measured_genes(self) -> list[str]:
+        """Names of the predicted genes that the table has, too."""
+        measured = set(self.table.var_names)
+        return [gene for gene in self.genes if gene in measured]
 
     @property
     def layer(self) -> str | None:

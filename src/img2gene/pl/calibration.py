@@ -102,7 +102,7 @@ def section_calibration(predictions: Predictions, sections: list[str], seed: int
     ``error_correlation`` of the SD, and ``curve``: coverage of normal intervals at each of the nominal :data:`LEVELS`.
     """
     rng, rows = np.random.default_rng(seed), []
-    genes = predictions.genes
+    genes = predictions.measured_genes
     if len(genes) > MAX_GENES:
         genes = [genes[i] for i in np.linspace(0, len(genes) - 1, MAX_GENES).astype(int)]
     for name in sections:

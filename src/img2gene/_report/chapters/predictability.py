@@ -1,55 +1,53 @@
-"""The chapter on which genes can be predicted at all."""
+"""The chapter on how well each gene can be predicted at all."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._report.blocks import Chapter, Figure, Missing, Row, Table, Text, table
+from img2gene._report.blocks import Chapter, Missing, Row, Text, table
 from img2gene._report.figures import canvas, vector
-from img2gene._report.subject import Subject, marks
+from img2gene._report.subject import Subject
+from img2gene.pl.predictability import draw_ceilings
+
+_CEILING, _LISTED = "img2gene.tl.predictability(sdata)", 15
 
 
 def predictability_chapter(subject: Subject) -> Chapter:
-    """What a perfect model could reach, gene by gene, beside what was reached."""
-    ceiling, title = _ceiling(subject), "What is predictable at all"
-    if ceiling is None or not ceiling.notna().any():
-        return Chapter("predictability", title, [Missing("the highest correlation that noise allows", _CEILING)])
+    """Compare the PCC of each gene with the PCC of a perfect model."""
+    genes, title = _ceilings(subject), "How well genes can be predicted at all"
+    if genes is None or not genes["pcc_ceiling"].notna().any():
+        missing = Missing("the ceiling: the highest correlation that noise allows", _CEILING)
+        return Chapter("predictability", title, [missing])
     if subject.result is None:
-        frame = ceiling.dropna().sort_values(ascending=False).rename("ceiling").rename_axis("gene").reset_index()
-        return Chapter("predictability", title, [table(frame, "Ceiling of the PCC", limit=15, what="genes")])
-    own = subject.result.genes(subject.label)["pcc"].rename("PCC").to_frame()
-    frame = own.join(ceiling.rename("ceiling"), how="inner").dropna()
+        frame = genes["pcc_ceiling"].dropna().sort_values(ascending=False).rename("ceiling")
+        part = table(frame.rename_axis("gene").reset_index(), "Ceiling of the PCC", limit=_LISTED, what="genes")
+        return Chapter("predictability", title, [part])
+    frame = subject.result.genes(subject.label)[["pcc"]].join(genes, how="inner").dropna(subset=["pcc", "pcc_ceiling"])
     if not len(frame):
-        return Chapter("predictability", title, [Missing("a ceiling for a gene that was scored", _CEILING)])
-    frame["left to gain"] = frame["ceiling"] - frame["PCC"]
-    far = frame.sort_values("left to gain", ascending=False).rename_axis("gene").reset_index()
-    text = f"The ceiling is what noise of the measurement leaves: median {frame['ceiling'].median():.3f}; reached were "
-    text += f"{frame['PCC'].median():.3f} in the median over {len(frame):,} genes."
-    part = table(far.head(15), "Genes with most left to gain", note=f"15 of {len(far):,} genes." * (len(far) > 15))
-    part = Table(**{**part.__dict__, "marks": marks(subject.result)})
-    return Chapter("predictability", title, [Text(text, "lead"), Row([_ceiling_figure(frame, subject), part])])
-
-
-_CEILING = "img2gene.tl.predictability(sdata)"
-
-
-def _ceiling(subject: Subject) -> pd.Series | None:
-    """Ceilings of the study, where they were made for the prediction that is in it, or of what was kept."""
-    study = subject.study
-    tables = [study.table] if study is not None and _schema.judges(study.table, study.key) else []
-    if subject.values is not None and subject.values.study is None:
-        tables.append(subject.values.table)
-    return next((table.var["pcc_ceiling"] for table in tables if "pcc_ceiling" in table.var), None)
-
-
-def _ceiling_figure(frame: pd.DataFrame, subject: Subject) -> Figure:
+        return Chapter("predictability", title, [Missing("a ceiling of a scored gene", _CEILING)])
+    lead = f"Measurement noise limits the PCC of a perfect model to {frame['pcc_ceiling'].median():.3f} (median over "
+    lead += f"{len(frame):,} genes). “{subject.label}” reached {frame['pcc'].median():.3f}."
     drawing = canvas(4.6, 4.2)
-    ax = drawing.add_subplot()
-    ax.axline((0, 0), slope=1, color="0.6", linewidth=1, linestyle="--")
-    ax.axhline(0, color="0.85", linewidth=0.8)
-    ax.scatter(frame["ceiling"], frame["PCC"], s=10, alpha=0.5, linewidths=0, color="#3b6fb6", rasterized=True)
-    ax.set(xlabel="highest PCC that noise allows", ylabel=f"PCC of {subject.label}")
-    ax.spines[["top", "right"]].set_visible(False)
-    caption = "A dot is a gene; on the diagonal nothing is left to gain."
-    return vector(drawing, "PCC of each gene against its ceiling", caption, marks(subject.result))
+    draw_ceilings(drawing.add_subplot(), frame, n_labels=3)
+    caption = "A dot is a gene. On the diagonal nothing is left to gain."
+    figure = vector(drawing, "PCC of each gene against its ceiling", caption, subject.marks)
+    columns = {"pcc": "PCC", "pcc_ceiling": "ceiling"}
+    gains = frame[list(columns)].rename(columns=columns).assign(**{"left to gain": frame["pcc_ceiling"] - frame["pcc"]})
+    gains = gains.sort_values("left to gain", ascending=False).rename_axis("gene").reset_index()
+    part = table(gains, "Genes with most left to gain", limit=_LISTED, what="genes", marks=subject.marks)
+    return Chapter("predictability", title, [Text(lead, "lead"), Row([figure, part])])
+
+
+def _ceilings(subject: Subject) -> pd.DataFrame | None:
+    """Ceilings of genes, if they describe the stored prediction or came with the kept ones; None if there are none."""
+    study, predictions = subject.study, subject.predictions
+    tables = [study.table] if study is not None and _schema.judges(study.table, study.key) else []
+    if predictions is not None and predictions.study is None:
+        tables.append(predictions.table)
+    var = next((table.var for table in tables if "pcc_ceiling" in table.var), None)
+    if var is None:
+        return None
+    # Without a judgement, genes are drawn as predictable.
+    judged = var["predictable"].astype("boolean").fillna(True) if "predictable" in var else True
+    return var[["pcc_ceiling"]].assign(predictable=judged).astype({"predictable": bool})

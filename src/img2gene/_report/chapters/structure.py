@@ -9,59 +9,59 @@ import pandas as pd
 
 from img2gene._report.blocks import Chapter, Missing, Text, table
 from img2gene._report.figures import canvas, raster
-from img2gene._report.sources import Values
-from img2gene._report.subject import Subject, marks
+from img2gene._report.subject import Subject
+from img2gene.pl._predictions import Predictions
 
-_MOST_SPOTS, _MOST_MATRIX = 2000, 40
+_MAX_SPOTS, _MAX_GENES, _TITLE = 2000, 40, "Gene–gene structure"
 
 
 def structure_chapter(subject: Subject) -> Chapter:
-    """Whether genes vary together as they do in the measurement."""
-    blocks: list[Any] = [Text("Single genes may score well while the predictions lose which genes vary together.")]
-    result, values = subject.result, subject.values
+    """Compare how genes vary together in the measurement and in the predictions."""
+    blocks: list[Any] = [Text("Single genes can score well although the predictions lose which genes vary together.")]
+    result, predictions = subject.result, subject.predictions
     if result is not None and len(result.structure):
-        frame = result.structure.groupby(["model", "genes"], sort=False)[["structure", "structure_rmse"]].mean()
-        frame = frame.unstack("genes")["structure"].reset_index().rename(columns={"all": "all genes"})
+        frame = result.structure.groupby(["model", "genes"], sort=False)["structure"].mean()
+        frame = frame.unstack("genes").reset_index().rename(columns={"all": "all genes"})
         caption = "Structure PCC: agreement of measured and predicted gene–gene correlations, mean over sections"
         strong = frozenset(np.flatnonzero(frame["model"] == subject.label).tolist())
-        blocks.append(table(frame, caption, marks=marks(result), strong=strong))
-    if values is not None and "measured" in values.layers:
-        return Chapter("structure", "Gene–gene structure", [*blocks, *_matrices(subject, values)])
+        blocks.append(table(frame, caption, marks=subject.marks, strong=strong))
+    if predictions is not None and "measured" in predictions.parts:
+        return Chapter("structure", _TITLE, [*blocks, _matrices(subject, predictions)])
     call = "img2gene.tl.cross_validate(sdata, keep_predictions=True)" if subject.cv else "img2gene.tl.predict(sdata)"
-    return Chapter("structure", "Gene–gene structure", [*blocks, Missing("matrices of held-out predictions", call)])
+    return Chapter("structure", _TITLE, [*blocks, Missing("matrices of held-out predictions", call)])
 
 
-def _matrices(subject: Subject, values: Values) -> list[Any]:
+def _matrices(subject: Subject, predictions: Predictions) -> Any:
     from img2gene.pl.correlation import draw_correlation
     from img2gene.tl.correlation import correlate
 
-    genes = _group_genes(subject, values)
+    genes = _group_genes(subject, predictions)
     if len(genes) < 3:
-        return [Missing("matrices: fewer than three genes are predicted")]
+        return Missing("matrices, because fewer than three genes are predicted")
     sections = []
-    for name in dict.fromkeys(values.sections.tolist()):
-        rows = np.flatnonzero(values.sections == name)[:_MOST_SPOTS]
-        pair: Any = [values.read(layer, genes, rows) for layer in ("measured", "predicted")]
+    for name in subject.sections:
+        rows = predictions.rows(name)[:_MAX_SPOTS]
+        pair: Any = [predictions.read(part, genes, rows) for part in ("measured", "predicted")]
         known = np.isfinite(pair[0]).all(axis=1) & np.isfinite(pair[1]).all(axis=1)
         if known.sum() > 2:
             facts = {"section": name, "patient": None}
             sections.append((facts, (pair[0][known], pair[1][known]), {"leakage": pd.NA}))
     if not sections:
-        return [Missing("matrices: no section has three spots with labels and predictions of these genes")]
-    found, _ = correlate(subject.label, subject.label, genes, sections)
-    if not np.isfinite(found.overall["pcc"]):
-        return [Missing("matrices: the correlations are undefined")]
-    drawing = draw_correlation(canvas(11, 4.1), found, cluster=True, limit=1.0, cmap="RdBu_r", panel_size=3.1)
-    caption = f"Correlations within sections of {len(genes)} genes, measured and predicted, and every pair of them "
-    caption += f"({subject.values_of}). Structure PCC {found.overall['pcc']:.3f}."
-    return [raster(drawing, "Matrices of gene–gene correlations", caption, subject.values_marks)]
+        return Missing("matrices, because no section has three spots with measured and predicted values of these genes")
+    result, _ = correlate(subject.label, subject.label, genes, sections)
+    if not np.isfinite(result.overall["pcc"]):
+        return Missing("matrices, because the correlations are undefined")
+    drawing = draw_correlation(canvas(11, 4.1), result, cluster=True, limit=1.0, cmap="RdBu_r", panel_size=3.1)
+    caption = f"Correlations within sections of {len(genes)} genes: measured, predicted, and all pairs of genes "
+    caption += f"({subject.predictions_name}). Structure PCC {result.overall['pcc']:.3f}."
+    return raster(drawing, "Matrices of gene–gene correlations", caption, subject.predictions_marks)
 
 
-def _group_genes(subject: Subject, values: Values) -> list[str]:
-    """At most 40 genes of the group of variable genes, or the first by name of the panel."""
-    result: Any = subject.result
-    known, group = set(values.genes), subject.gene_group
-    if result is None or group == "all":
-        return values.genes[:_MOST_MATRIX]
-    members = result.scores.loc[(result.scores[group] == True).to_numpy(dtype=bool), "gene"]  # noqa: E712
-    return [gene for gene in dict.fromkeys(members) if gene in known][:_MOST_MATRIX]
+def _group_genes(subject: Subject, predictions: Predictions) -> list[str]:
+    """Choose at most 40 genes: highly variable ones, or the first of the panel."""
+    scores, group = None if subject.result is None else subject.result.scores, subject.gene_group
+    genes = predictions.measured_genes
+    if scores is not None and group != "all":
+        members = set(scores.loc[(scores[group] == True).to_numpy(dtype=bool), "gene"])  # noqa: E712 - NaN is no member
+        genes = [gene for gene in genes if gene in members]
+    return genes[:_MAX_GENES]
