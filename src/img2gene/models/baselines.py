@@ -9,6 +9,9 @@ import numpy as np
 from img2gene._errors import Img2GeneError, listing
 from img2gene.models.data import TrainingData
 
+# References beyond the k nearest that are looked at for ties in distance: a ring of a lattice has 4 to 12 spots.
+_TIES = 12
+
 
 class TrainingMean:
     """Predicts each gene's mean over the training spots, whatever the image shows."""
@@ -72,6 +75,7 @@ class CoordinateKNN:
 
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Keep the training spots."""
+        data = data.in_canonical_order()
         names, number = np.unique(data.sections, return_inverse=True)
         self.sections = names.tolist()
         self.arrays = {
@@ -82,8 +86,6 @@ class CoordinateKNN:
 
     def predict(self, features: np.ndarray, sections: np.ndarray, *, positions: np.ndarray) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
-        from scipy.spatial import cKDTree
-
         unknown = sorted(set(sections.tolist()) - set(self.sections))
         if unknown:
             raise Img2GeneError(
@@ -94,8 +96,7 @@ class CoordinateKNN:
         for name in np.unique(sections):
             rows = sections == name
             known = np.flatnonzero(self.arrays["section"] == self.sections.index(name))
-            k = min(self.k, len(known))
-            near = cKDTree(self.arrays["positions"][known]).query(positions[rows], k=list(range(1, k + 1)))[1]
+            near = _nearest_references(self.arrays["positions"][known], positions[rows], min(self.k, len(known)))
             out[rows] = self.arrays["labels"][known][near].mean(axis=1)
         return out
 
@@ -113,3 +114,20 @@ class CoordinateKNN:
     def summary(self) -> dict[str, Any]:
         """How many spots it knows."""
         return {"k": self.k, "n_references": len(self.arrays["labels"])}
+
+
+def _nearest_references(references: np.ndarray, positions: np.ndarray, k: int) -> np.ndarray:
+    """Indices (n, k) of the references nearest to each position; of equally near ones the first in ``references``.
+
+    References come sorted by position, so ties in distance are broken by position.
+    """
+    from scipy.spatial import cKDTree
+
+    tree, width = cKDTree(references), min(k + _TIES, len(references))
+    distances, indices = (
+        np.asarray(values).reshape(len(positions), width) for values in tree.query(positions, k=width)
+    )
+    # On a lattice the same distance differs by rounding from spot to spot.
+    rings = np.cumsum(np.diff(distances, axis=1, prepend=0) > 1e-9 * distances, axis=1)
+    order = np.lexsort((indices, rings))[:, :k]
+    return np.take_along_axis(indices, order, axis=1)

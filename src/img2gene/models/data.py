@@ -59,6 +59,22 @@ class TrainingData:
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
+    def canonical_order(self) -> np.ndarray:
+        """Rows sorted by section, then by position: an order that does not depend on the order of the rows.
+
+        Random draws and sums follow the order of the rows, so predictors fit to the spots in this one. Coincident spots of
+        one section are sorted by the sums of their labels and features.
+        """
+        section = np.unique(self.sections, return_inverse=True)[1]
+        sums = (values.sum(axis=1, dtype=np.float64) for values in (self.features, self.labels))
+        # np.lexsort sorts by its last key first.
+        return np.lexsort([*sums, self.positions[:, 1], self.positions[:, 0], section])
+
+    def in_canonical_order(self) -> TrainingData:
+        """The spots in their canonical order, without a copy where they are in it already."""
+        order = self.canonical_order()
+        return self if np.array_equal(order, np.arange(len(order))) else self.take(order)
+
 
 def n_faulty(values: np.ndarray) -> int:
     """Number of rows that hold NaN or infinity."""

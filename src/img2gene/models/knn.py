@@ -59,6 +59,7 @@ class FeatureKNN:
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Keep the training spots; choose ``k`` where none is given."""
         check_centring(data.sections, self.center)
+        data = data.in_canonical_order()
         if self.k is not None:
             check_size(self.k, len(data.labels))
         chosen = self._choose(data, seed) if self.k is None else self.k

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -14,7 +14,9 @@ from img2gene.models.data import n_faulty
 
 WEIGHTINGS = ("uniform", "similarity")
 _KINDS = ("group", "section")
-_QUERIES, _REFERENCES, _AVERAGED = 512, 2**16, 512
+_QUERIES, _REFERENCES, _SORTED, _AVERAGED = 512, 2**16, 64, 512
+# Cosines that differ by less may be equal but for rounding; so many candidates beyond the k-th are looked at for these.
+_TIE, _SPARE = 1e-6, 16
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class ReferenceBank:
         excluded: np.ndarray | None = None,
         by: str = "group",
     ) -> Neighbors:
-        """The ``k`` reference spots of the highest cosine, exactly.
+        """Find the ``k`` reference spots of the highest cosine, exactly; of equal ones those of the lowest row come first.
 
         Memory is bounded by blocks of 512 queries by 65,536 references, whatever the size of either, and by a copy of the keys
         where something is excluded.
@@ -126,9 +128,11 @@ class ReferenceBank:
         barred, codes = (None, None) if excluded is None else self._barred(excluded, by, len(queries), k)
         found = Neighbors(np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32))
         for asked, kept in _alike(barred, codes, len(queries)):
-            nearest = _search(self.keys if kept is None else self.keys[kept], k)
+            keys = self.keys if kept is None else self.keys[kept]
+            # Stored arrays are read-only, which PyTorch warns about.
+            search = _Search(keys if keys.flags.writeable else keys.copy(), k)
             for rows in _blocks(len(asked), _QUERIES):
-                similarity, index = nearest(unit_rows(queries[asked[rows]]))
+                similarity, index = search(unit_rows(queries[asked[rows]]))
                 found.similarity[asked[rows]] = similarity
                 found.rows[asked[rows]] = index if kept is None else kept[index]
         return found
@@ -315,21 +319,46 @@ def _alike(
         yield np.flatnonzero(barred == code), None if code < 0 else np.flatnonzero(codes != code)
 
 
-def _search(keys: np.ndarray, k: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """A function from unit queries (B, d) to the k largest cosines and their rows, (B, k) each."""
-    import torch
+@dataclass(frozen=True)
+class _Search:
+    """Exact search for the ``k`` keys (n, d) of the highest cosine; equal cosines are sorted by row."""
 
-    # Stored arrays are read-only, which PyTorch warns about.
-    references = torch.from_numpy(keys if keys.flags.writeable else keys.copy())
+    keys: np.ndarray
+    k: int
 
-    def nearest(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, queries: np.ndarray, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and rows, (B, k) each, of unit queries (B, d), sorted among the best ``width`` or more."""
+        n, k = len(self.keys), self.k
+        width = min(width or k + _SPARE, n)
+        similarity, rows = self._best(queries, width)
+        close = np.flatnonzero((np.diff(similarity[:, : k + 1]) > -_TIE).any(axis=1))
+        for part in _blocks(len(close), _SORTED):
+            chosen = close[part]
+            similarity[chosen], rows[chosen] = self._sorted(queries[chosen], rows[chosen])
+        cut = similarity[:, k - 1] - similarity[:, -1] <= _TIE
+        if width < n and cut.any():
+            # As near as the k-th are more keys than were looked at, as many copies of one spot are.
+            similarity[cut, :k], rows[cut, :k] = self(queries[cut], 2 * width)
+        return similarity[:, :k], rows[:, :k]
+
+    def _best(self, queries: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ``width`` largest products in single precision."""
+        import torch
+
         block, parts = torch.from_numpy(queries), []
-        for start in range(0, len(references), _REFERENCES):
-            found = block @ references[start : start + _REFERENCES].T
-            values, index = found.topk(min(k, found.shape[1]), dim=1)
+        for start in range(0, len(self.keys), _REFERENCES):
+            products = block @ torch.from_numpy(self.keys[start : start + _REFERENCES]).T
+            values, index = products.topk(min(width, products.shape[1]), dim=1)
             parts.append((values, index + start))
         values, index = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-        best = values.topk(k, dim=1)
+        best = values.topk(width, dim=1)
         return best.values.numpy(), index.gather(1, best.indices).numpy()
 
-    return nearest
+    def _sorted(self, queries: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (B, width) by falling cosine in double precision, then by row, and the cosines.
+
+        A product in single precision is rounded differently from block to block, so that it may not decide between copies.
+        """
+        cosines = np.einsum("qd,qkd->qk", queries.astype(np.float64), self.keys[rows].astype(np.float64))
+        order = np.lexsort((rows, -cosines), axis=-1)
+        return np.take_along_axis(cosines, order, axis=1), np.take_along_axis(rows, order, axis=1)

@@ -88,6 +88,7 @@ class Ridge:
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Choose the penalties inside the training data, then fit to all of it."""
         check_centring(data.sections, self.center)
+        data = data.in_canonical_order()
         bins = _gene_bins(data.labels)
         chosen = self._choose_penalties(data, bins, seed)
         penalties = np.empty(data.labels.shape[1])
@@ -111,10 +112,12 @@ class Ridge:
 
     def fit_held_out(self, data: TrainingData, *, seed: int) -> HeldOut:
         """Fit, and predict all training spots by ridges without their group (section, block), at most five of them."""
+        order, data = data.canonical_order(), data.in_canonical_order()
         self.fit(data, seed=seed)
         folds = inner_folds(data, seed=seed, n_max=N_FOLDS)
-        predicted = self.held_out(data, folds, seed=seed)
-        return HeldOut(np.arange(len(predicted)), predicted, folds.kind, unit_labels(data, folds))
+        back = np.argsort(order)
+        predicted = self.held_out(data, folds, seed=seed)[back]
+        return HeldOut(np.arange(len(predicted)), predicted, folds.kind, unit_labels(data, folds)[back])
 
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """Labels float32 (n_spots, n_genes); spots go through in blocks, so that little memory is taken beside them."""

@@ -8,15 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from img2gene._errors import listing, raise_problems
+from img2gene.metrics.spatial import nearest_spots
 
 # Spots of a batch that lie together share most of their neighbours, which are encoded once.
 _LEAF = 16
-# Spots beyond the nearest that are looked at for ties in distance: a ring of a lattice has 4 to 12.
-_TIES = 12
 
 
 @dataclass(frozen=True)
@@ -88,22 +86,15 @@ def split_sections(sections: np.ndarray, positions: np.ndarray, k: int, *, pad: 
         rows = np.flatnonzero(number == index)
         place = np.asarray(positions, dtype=np.float64)[rows]
         centred = (place - place.mean(axis=0)).astype(np.float32)
-        found.append(Section(str(names[index]), rows, centred, _nearest(place, k)))
+        found.append(Section(str(names[index]), rows, centred, _neighbors(place, k)))
     return found
 
 
-def _nearest(positions: np.ndarray, k: int) -> np.ndarray:
-    """The k nearest other spots, (n, k); repeated where there are fewer."""
-    n = len(positions)
-    available = min(k, n - 1)
-    distances, found = cKDTree(positions).query(positions, k=min(n, available + 1 + _TIES))
-    distances[found == np.arange(n)[:, None]] = -1
-    # On a lattice many are equally near: which are taken must not depend on the order of the spots.
-    order = np.lexsort((positions[found, 1], positions[found, 0], distances))
-    found = np.take_along_axis(found, order, axis=1)
-    # Of many coincident spots one may not find itself.
-    others = np.where(found[:, :1] == np.arange(n)[:, None], found[:, 1 : available + 1], found[:, :available])
-    return others[:, np.arange(k) % available]
+def _neighbors(positions: np.ndarray, k: int) -> np.ndarray:
+    """The k nearest other spots, (n, k), of positions (row, column); repeated where there are fewer."""
+    # nearest_spots takes x before y, which decides between equally near spots.
+    nearest = nearest_spots(positions[:, ::-1], k)
+    return nearest[:, np.arange(k) % nearest.shape[1]]
 
 
 class Batch(NamedTuple):

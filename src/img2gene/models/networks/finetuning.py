@@ -162,6 +162,8 @@ class FineTuning:
         genes = np.sort(np.argsort(-self.data.labels.mean(axis=0), kind="stable")[:_N_GENES])
         self.data = replace(self.data, labels=self.data.labels[:, genes], tokens=None, pathways=None)
         self.names = np.unique(self.data.sections)
+        # The pixels are not sorted, as a copy of them may not fit into memory.
+        self.order = self.data.canonical_order()
         self.targets = self.data.labels
 
     def run(self) -> Adapted:
@@ -208,7 +210,8 @@ class FineTuning:
         rng = np.random.default_rng([self.seed, epoch])
         chunks: list[tuple[int, np.ndarray]] = []
         for number, name in enumerate(self.names):
-            rows = rng.permutation(np.flatnonzero(fitted & (self.data.sections == name)))
+            chosen = fitted & (self.data.sections == name)
+            rows = rng.permutation(self.order[chosen[self.order]])
             n_chunks = max(-(-len(rows) // self.options.batch_size), 1)
             chunks += [(number, part) for part in np.array_split(rows, n_chunks) if len(part)]
         for i in rng.permutation(len(chunks)):

@@ -38,7 +38,8 @@ _CALIBRATIONS = 3
 class NetworkFitting(ABC):
     """One fit of networks on frozen embeddings to training data: what does not depend on the network.
 
-    The fit itself leaves behind its validations, the weights of the candidates, and the number of epochs.
+    ``data`` become the spots in their canonical order, and ``order`` their rows in the data that were passed. The fit sets
+    its validations, the weights of the candidates, and the number of epochs.
     """
 
     parameters: NetworkParameters
@@ -47,10 +48,12 @@ class NetworkFitting(ABC):
     trials: list[Any] = field(init=False, default_factory=list)
     weights: np.ndarray = field(init=False, default_factory=lambda: np.empty(0))
     epochs: int = field(init=False, default=0)
+    order: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        """Refuse a device that is not there before anything is computed or written."""
+        """Refuse a device that is not there before anything is computed or written; sort the spots."""
         resolve_accelerator(self.parameters.accelerator, self.parameters.devices)
+        self.order, self.data = self.data.canonical_order(), self.data.in_canonical_order()
 
     @cached_property
     def ridge(self) -> Ridge:
@@ -112,7 +115,8 @@ class NetworkFitting(ABC):
         for weight, (name, values) in zip(self.weights.astype(np.float32), candidates.items(), strict=True):
             if values is not None and weight > 0:
                 predicted += weight * (values - means if name == "ridge" else values)
-        return HeldOut(rows, predicted, folds.kind, unit_labels(data, folds)[rows], self._spread(trials))
+        units = unit_labels(data, folds)[rows]
+        return HeldOut(self.order[rows], predicted, folds.kind, units, self._spread(trials))
 
     @abstractmethod
     def _validate(

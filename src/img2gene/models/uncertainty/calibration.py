@@ -117,7 +117,10 @@ class Calibration:
     ) -> tuple[Calibration, dict[str, Any]]:
         """Calibrate on held-out predictions of training spots, above 20,000 on as many from all groups alike, and report on it."""
         most = max(min(_MOST_ROWS, _MOST_VALUES // max(held_out.predicted.shape[1], 1)), _LEAST_ROWS)
-        chosen = sample_rows(held_out.units, most, seed)
+        # Rows are drawn from the canonical order of the spots, so that the draw does not depend on the order of the rows.
+        order = data.canonical_order()
+        by_position = np.argsort(np.argsort(order)[held_out.rows])
+        chosen = by_position[sample_rows(held_out.units[by_position], most, seed)]
         units, rows = held_out.units[chosen], held_out.rows[chosen]
         weights = unit_weights(units)
         found: dict[str, list[np.ndarray]] = {name: [] for name in cls.per_gene}
@@ -139,8 +142,9 @@ class Calibration:
         arrays: dict[str, Any] = {name: np.concatenate(values).astype(np.float32) for name, values in found.items()}
         arrays |= {name: arrays[name] * np.float32(factor) for name in ("below", "above")}
         folds = inner_folds(data, seed=seed)
-        names = folds.centred_in(data.sections)
-        novelty = Novelty.fit(data.features, names, unit_labels(data, folds), seed=seed)
+        novelty = Novelty.fit(
+            data.features, folds.centred_in(data.sections), unit_labels(data, folds), seed=seed, order=order
+        )
         facts = {"factor": factor, "coverage_without_factor": covered, "ood_threshold": THRESHOLD}
         report = {"level": level, "left_out": held_out.kind, "units": np.unique(units).tolist(), "n_spots": len(units)}
         return cls(level, data.library is not None, **arrays, novelty=novelty), report | facts

@@ -49,7 +49,7 @@ def inner_folds(data: TrainingData, *, seed: int, n_max: int = 10) -> InnerFolds
         names = np.unique(labels)
         if len(names) > 1:
             return InnerFolds(kind, _deal(labels, names, n_max, seed))
-    return InnerFolds("block", _blocks(data.positions, seed))
+    return InnerFolds("block", _blocks(data, seed))
 
 
 def _deal(labels: np.ndarray, names: np.ndarray, n_max: int, seed: int) -> np.ndarray:
@@ -60,9 +60,12 @@ def _deal(labels: np.ndarray, names: np.ndarray, n_max: int, seed: int) -> np.nd
     return np.array([f"fold{number[name]}" for name in labels])
 
 
-def _blocks(positions: np.ndarray, seed: int) -> np.ndarray:
+def _blocks(data: TrainingData, seed: int) -> np.ndarray:
     """Compact blocks by k-means on the positions: random spots would leak through their neighbours."""
     from sklearn.cluster import KMeans
 
-    n_blocks = min(N_BLOCKS, max(len(positions) // _MIN_BLOCK, 2), len(positions))
-    return KMeans(n_blocks, n_init=10, random_state=seed).fit_predict(positions).astype(str)
+    # k-means draws its first centres by row, so the rows must come in an order of their own.
+    order = data.canonical_order()
+    n_blocks = min(N_BLOCKS, max(len(order) // _MIN_BLOCK, 2), len(order))
+    blocks = KMeans(n_blocks, n_init=10, random_state=seed).fit_predict(data.positions[order])
+    return blocks[np.argsort(order)].astype(str)

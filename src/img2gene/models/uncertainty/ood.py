@@ -121,9 +121,21 @@ class Novelty:
     }
 
     @classmethod
-    def fit(cls, features: np.ndarray, sections: np.ndarray, units: np.ndarray, *, seed: int) -> Novelty:
-        """Learn what training embeddings are like; ``units`` (n,) are left out in turn, in at most five parts."""
-        rows = sample_rows(units, _MOST_ROWS, seed)
+    def fit(
+        cls,
+        features: np.ndarray,
+        sections: np.ndarray,
+        units: np.ndarray,
+        *,
+        seed: int,
+        order: np.ndarray | None = None,
+    ) -> Novelty:
+        """Learn what training embeddings are like; ``units`` (n,) are left out in turn, in at most five parts.
+
+        Spots are drawn in ``order`` (n,), a permutation of the rows; without it as they come.
+        """
+        order = np.arange(len(units)) if order is None else order
+        rows = order[sample_rows(units[order], _MOST_ROWS, seed)]
         features, sections, units = features[rows], sections[rows], units[rows]
         whole, parts = Ellipsoid.fit(features, seed=seed), deal(units, _PARTS, seed)
         distances = np.empty(len(features))
