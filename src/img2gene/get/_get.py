@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from img2gene import _schema
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing
 from img2gene._study.patches import stream_patches
 from img2gene._study.study import Study
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from img2gene.models import Model
 
 
+@fill_parameters
 def patches(
     sdata: SpatialData, index: int | slice | np.ndarray | list, *, field: int = 0, table_key: str = "table"
 ) -> np.ndarray:
@@ -24,8 +26,7 @@ def patches(
 
     Parameters
     ----------
-    sdata
-        Study on which :func:`img2gene.pp.extract_patches` was run.
+    %(sdata_patches)s
     index
         Rows of the table: positions, a slice, a boolean mask, or names from ``obs_names``. All chosen spots must lie in
         sections with the same patch size in pixels.
@@ -87,6 +88,7 @@ def _rows(table: object, index: object) -> np.ndarray:
     return np.asarray(chosen, dtype=np.int64) % max(len(names), 1)
 
 
+@fill_parameters
 def model(sdata: SpatialData, key: str = "img2gene", *, table_key: str = "table") -> Model:
     """The trained model that :func:`img2gene.tl.fit` stored in an object.
 
@@ -96,8 +98,7 @@ def model(sdata: SpatialData, key: str = "img2gene", *, table_key: str = "table"
         Study that holds the model.
     key
         The ``key_added`` it was stored under.
-    table_key
-        Table it was trained on.
+    %(table_key_trained)s
 
     Raises
     ------

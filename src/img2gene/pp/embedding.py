@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema, encoders
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing
 from img2gene._study.embedding import VIEWS, embedding_identity, input_side, stream_embedding
 from img2gene._study.study import Study
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _MIN_GRID = 3
 
 
+@fill_parameters
 def embed_patches(
     sdata: SpatialData,
     encoder: str = "default",
@@ -61,8 +63,7 @@ def embed_patches(
         Threads that decode pixels ahead; None takes ``img2gene.settings.num_workers``, 0 decodes in this thread.
     device, amp, backend
         As in :func:`img2gene.encoders.load`.
-    inplace
-        If False, nothing is written and the update is returned.
+    %(inplace_update)s
 
     Returns
     -------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing
 from img2gene._study.expression import gene_statistics, labels, layer_problems, name_problems
 from img2gene._study.study import Study
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _RANKINGS = {"mean": "mean", "variable": "dispersion", "spatial": "moran"}
 
 
+@fill_parameters
 def select_genes(
     sdata: SpatialData,
     n_genes: int = 250,
@@ -37,8 +39,7 @@ def select_genes(
 
     Parameters
     ----------
-    sdata
-        Study with raw counts.
+    %(sdata_counts)s
     n_genes
         Size of the panel.
     by
@@ -50,12 +51,10 @@ def select_genes(
         Sections that decide; by default all.
     layer
         Layer with labels; by default counts in X are normalised.
-    table_key
-        Table with the counts.
+    %(table_key_counts)s
     key_added
         Column of var that is written.
-    inplace
-        If False, nothing is written and the update is returned.
+    %(inplace_update)s
 
     Returns
     -------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, raise_problems
 from img2gene._study.geometry import Geometry, locate
 from img2gene._study.images import scale0, thumbnail
@@ -24,6 +25,7 @@ DEFAULT_FIELDS_UM = (100.0, 200.0, 400.0, 800.0)
 _THUMBNAIL_PX = 600
 
 
+@fill_parameters
 def extract_patches(
     sdata: SpatialData,
     *,
@@ -57,8 +59,7 @@ def extract_patches(
         Image element, for all regions or by region. By default the largest image in the region's coordinate system.
     table_key
         Table whose rows get a patch.
-    inplace
-        If False, nothing is written and the update is returned.
+    %(inplace_update)s
 
     Returns
     -------

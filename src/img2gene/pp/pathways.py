@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
 from img2gene._study.expression import layer_problems, library_size, name_problems
 from img2gene._study.inputs import choose_encoder, embedding, has_embedding
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl")
 
 
+@fill_parameters
 def score_pathways(
     sdata: SpatialData,
     gene_sets: Mapping[str, list[str]] | pd.DataFrame | str | Path = "tissue",
@@ -56,8 +58,7 @@ def score_pathways(
 
     Parameters
     ----------
-    sdata
-        Study with raw counts.
+    %(sdata_counts)s
     gene_sets
         ``"tissue"``, ``"hallmark"``, ``"reactome"``, ``"go_bp"``, a library of Enrichr, a GMT path, a dict, or a network:
         see :func:`img2gene.pathways.read_gene_sets`.
@@ -79,12 +80,10 @@ def score_pathways(
         Sets with fewer measured genes are dropped.
     seed
         Seed of the selection; None takes ``img2gene.settings.seed``.
-    table_key
-        Table with the counts.
+    %(table_key_counts)s
     key_added
         Name the pathways are stored under.
-    inplace
-        If False, nothing is written and the update is returned.
+    %(inplace_update)s
 
     Returns
     -------

@@ -1,0 +1,125 @@
+"""Descriptions of parameters that several functions share, written once and filled into their docstrings."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+from img2gene._errors import MissingKeyError, missing
+
+T = TypeVar("T")
+
+# Each text is a whole entry of a "Parameters" section: the name, then its description indented by four spaces.
+PARAMETERS = {
+    "allow_leakage": """\
+allow_leakage
+    Score patients or sections that the model was trained on; the result is marked.""",
+    "ax": """\
+ax
+    Axes to draw on; by default new ones.""",
+    "encoder": """\
+encoder
+    Which embedding, if several are stored.""",
+    "inplace_result": """\
+inplace
+    If False, only the result is returned and nothing is written.""",
+    "inplace_update": """\
+inplace
+    If False, nothing is written and the update is returned.""",
+    "key_model": """\
+key
+    Name of the model in this table.""",
+    "key_prediction": """\
+key
+    Layer with the predictions.""",
+    "key_study": """\
+key
+    Name of the prediction in the study.""",
+    "layer": """\
+layer
+    Layer with training labels on a scale of your own; by default counts in X are normalised.""",
+    "model_any": """\
+model
+    A model, the path of one, or the key it is stored under; by default ``key``.""",
+    "model_predicted": """\
+model
+    The model that predicted: itself, its file, or its key; by default the one stored under ``key``.""",
+    "n_jobs": """\
+n_jobs
+    Processes that train at the same time; −1 for one per core. Results do not depend on it.""",
+    "sdata_counts": """\
+sdata
+    Study with raw counts.""",
+    "sdata_embedded": """\
+sdata
+    Study on which :func:`img2gene.pp.embed_patches` was run.""",
+    "sdata_patches": """\
+sdata
+    Study on which :func:`img2gene.pp.extract_patches` was run.""",
+    "sdata_predictions": """\
+sdata
+    Study with measured counts and predictions in ``layers[key]``.""",
+    "sections_held_out": """\
+sections
+    Sections to score; by default those that the model was not trained on.""",
+    "seed": """\
+seed
+    Seed of all random draws; None takes ``img2gene.settings.seed``.""",
+    "table_key_counts": """\
+table_key
+    Table with the counts.""",
+    "table_key_embedding": """\
+table_key
+    Table with counts and embedding.""",
+    "table_key_predictions": """\
+table_key
+    Table with counts and predictions.""",
+    "table_key_trained": """\
+table_key
+    Table that the model was trained on.""",
+}
+
+_PLACEHOLDER = re.compile(r"^( *)%\((\w+)\)s$", flags=re.MULTILINE)
+
+
+def fill_parameters(documented: T) -> T:
+    """Replace each line ``%(name)s`` in a docstring by the text of :data:`PARAMETERS`, indented like the line.
+
+    Parameters
+    ----------
+    documented
+        Function or class. Without a docstring, as under ``python -OO``, it is left alone.
+
+    Returns
+    -------
+    The same object.
+
+    Raises
+    ------
+    MissingKeyError
+        A placeholder has no text.
+
+    Examples
+    --------
+    >>> from img2gene._docs import fill_parameters
+    >>> def count(table_key):
+    ...     '''Count spots.
+    ...
+    ...     Parameters
+    ...     ----------
+    ...     %(table_key_counts)s
+    ...     '''
+    >>> print(fill_parameters(count).__doc__.splitlines()[5])
+            Table with the counts.
+    """
+    if documented.__doc__ is not None:
+        documented.__doc__ = _PLACEHOLDER.sub(_indented_text, documented.__doc__)
+    return documented
+
+
+def _indented_text(placeholder: re.Match[str]) -> str:
+    """Look up the text of a placeholder and indent each of its lines."""
+    indent, name = placeholder.groups()
+    if name not in PARAMETERS:
+        raise MissingKeyError(missing(name, "img2gene._docs.PARAMETERS", PARAMETERS))
+    return "\n".join(indent + line for line in PARAMETERS[name].splitlines())
