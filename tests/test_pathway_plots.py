@@ -233,7 +233,7 @@ def test_training_names_what_is_missing(fitted):
         ig.pl.training(fitted, key="ridge")
     with pytest.raises(MissingKeyError, match=r"holds no speed \(available: loss, labels"):
         ig.pl.training(fitted, "speed")
-    with pytest.raises(Img2GeneError, match="`ax` takes one value, here are 7"):
+    with pytest.raises(Img2GeneError, match="`ax` takes one value, but there are 7"):
         ig.pl.training(fitted, ax=plt.subplots()[1])
     with pytest.raises(MissingKeyError, match="`other` not found"):
         ig.pl.training(fitted, key="other")

@@ -405,5 +405,5 @@ def test_plots_name_what_is_missing(cohort):
         ig.pl.pathways(cohort, kind="pie")
     with pytest.raises(Img2GeneError, match=r"All 4 pathways were taken \(n_top=50\).*fewer than 4"):
         ig.pl.pathways(cohort, kind="enrichment")
-    with pytest.raises(Img2GeneError, match="`ax` takes one map, here are 2 pathways in 1 sections"):
+    with pytest.raises(Img2GeneError, match="`ax` takes one map, but 2 pathways in 1 sections"):
         ig.pl.pathways(cohort, ["red", "green"], sections="S1", ax=plt.subplots()[1])

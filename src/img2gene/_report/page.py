@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from img2gene._checks import whole_problems
 from img2gene._errors import Img2GeneError, raise_problems
+from img2gene._files import write_bytes
 from img2gene._report.blocks import WITH_STUDY
 from img2gene.settings import settings
 
@@ -118,14 +118,13 @@ def report(
     options = {name: value for name, value in locals().items() if name in _RECORDED}
     path = _target(path, overwrite)
     sdata, result = _inputs(data, cv)
-    chosen = {"genes": _listed(genes), "sections": _listed(sections)}
-    _check_choice({"n_genes": n_genes, "n_sections": n_sections}, chosen)
+    names = {"genes": _listed(genes), "sections": _listed(sections)}
+    _check_choice({"n_genes": n_genes, "n_sections": n_sections}, names)
     seed = settings.seed if seed is None else seed
     study = None if sdata is None else ReportedStudy.read(sdata, model, key, table_key)
     subject = Subject.of(study, result, label, metric, seed)
-    choice = Choice(**chosen, n_genes=n_genes, n_sections=n_sections)
     with plain_style():
-        page = _render(subject, choice, title, options)
+        page = _render(subject, Choice(**names, n_genes=n_genes, n_sections=n_sections), title, options)
     return _write(path, page)
 
 
@@ -160,18 +159,12 @@ def _inputs(data: Any, cv: Any) -> tuple[SpatialData | None, CrossValidation | N
     return data, cv
 
 
-def _check_choice(numbers: dict[str, Any], chosen: dict[str, list[str] | None]) -> None:
-    problems = [
-        f"{name}={value!r}: expected a whole number of 1 or more."
-        for name, value in numbers.items()
-        if not isinstance(value, Integral) or value < 1
-    ]
-    problems += [
-        f"{name}=[]: name at least one, or leave the choice to the report (None)."
-        for name, value in chosen.items()
-        if value == []
-    ]
-    raise_problems(problems)
+def _check_choice(numbers: dict[str, Any], names: dict[str, list[str] | None]) -> None:
+    problems = [problem for name, value in numbers.items() for problem in whole_problems(name, value, 1)]
+    empty = [name for name, value in names.items() if value == []]
+    raise_problems(
+        problems + [f"{name}=[]: name at least one, or pass None to let the report choose." for name in empty]
+    )
 
 
 def _listed(values: str | Sequence[str] | None) -> list[str] | None:
@@ -229,12 +222,6 @@ def _chapters(subject: Subject, choice: Choice, options: dict[str, Any], warning
 
 
 def _write(path: Path, page: str) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        # Renamed when complete, so that an interruption never leaves half a page.
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, page.encode())
     logger.info("wrote %s", path)
     return path

@@ -129,8 +129,10 @@ class Subject:
     @cached_property
     def distances(self) -> Predictions | None:
         """Predictions with distances from the training data: all of the study's, else the kept ones."""
-        sources = [None if self.study is None else self.study.predictions, self.predictions]
-        return next((source for source in sources if source is not None and source.ood is not None), None)
+        for source in (None if self.study is None else self.study.predictions, self.predictions):
+            if source is not None and source.ood is not None:
+                return source
+        return None
 
     @cached_property
     def unlike(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Measured and predicted correlation of genes, side by side."""
+"""Measured and predicted gene–gene correlations side by side."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def gene_correlation(
     cmap: str = "RdBu_r",
     panel_size: float = 4.2,
 ) -> Figure:
-    """Draw how genes vary together, measured and predicted, and how the two agree.
+    """Draw measured and predicted gene–gene correlations, and their agreement.
 
     Parameters
     ----------
     result
         From :func:`img2gene.tl.gene_correlation`.
     cluster
-        Order the genes as the clustering of the measured correlations does, and frame its modules; otherwise they keep
-        the order of ``result.genes``.
+        Order genes by the clustering of their measured correlations, and frame its modules; otherwise genes keep the order of
+        ``result.genes``.
     limit
-        Correlation at which the colours end: they run from ``-limit`` to ``limit``, for both matrices.
+        Colours of both matrices run from ``-limit`` to ``limit``.
     cmap
         Diverging colours.
     panel_size
@@ -46,9 +46,9 @@ def gene_correlation(
 
     Returns
     -------
-    Figure with the measured matrix, the predicted one in the same order, and a point for every pair of genes, coloured by
-    the module that both genes are in. Genes without a correlation are grey, and last in a clustered figure. Names are shown
-    where they fit.
+    Figure with the measured matrix, the predicted matrix in the same order, and a point for every pair of genes, coloured by
+    the module of both genes. Genes without a correlation are grey, and last in a clustered figure. Names of genes are shown if
+    they fit.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def draw_correlation(
 
 
 def _name_genes(ax: Axes, genes: list[str], panel_size: float) -> None:
-    """Names at both axes, as large as rows allow; none where they would be too small to read."""
+    """Write names at both axes, as large as rows allow, unless they would be too small to read."""
     size = 0.8 * 72 * panel_size / max(len(genes), 1)
     if size < _MIN_FONT:
         ax.set_xticks([])
@@ -110,7 +110,7 @@ def _frame_modules(ax: Axes, sizes: list[int]) -> None:
 
 
 def _scatter(ax: Axes, result: GeneCorrelation) -> None:
-    """Predicted against measured correlation of every pair."""
+    """Draw predicted against measured correlation of every pair of genes."""
     pairs = result.pairs.dropna()
     module = {gene: number for number, genes in enumerate(result.modules["genes"]) for gene in genes}
     one, two = (pairs[name].map(module).to_numpy() for name in ("gene_a", "gene_b"))

@@ -1,4 +1,4 @@
-"""Scores of a cross-validation, patient by patient."""
+"""Scores of a cross-validation for each patient."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ def cross_validation(
 
     Returns
     -------
-    The axes. A row is a model; a dot is the mean over genes and sections of one patient (or of one section, where patients
-    are not the unit), at the same height in every row; the diamond is the mean over them with its 95 % interval. What keeps
-    scores from being honest estimates for new patients (:attr:`img2gene.tl.CrossValidation.marks`) is in the title. Models without a defined score are marked.
+    The axes. A row is a model. A dot is the mean over genes and sections of one patient (or over genes of one section, if
+    patients are not the unit), at the same height in every row. The diamond is the mean over dots with its 95 % interval. The
+    title gives the reasons why scores are no honest estimates for new patients
+    (:attr:`img2gene.tl.CrossValidation.marks`). Models without a defined score are marked.
 
     Raises
     ------
@@ -74,7 +75,7 @@ def cross_validation(
 
 
 def _dots(ax: Axes, values: pd.DataFrame, unit: str) -> None:
-    """A dot for each unit (rows of ``values``) in each model (columns); colours only for as many as can be told apart."""
+    """Draw a dot for each unit (rows of ``values``) and model (columns); more than 10 units share one colour."""
     import matplotlib as mpl
 
     few = 1 < len(values) <= _MOST_COLORS

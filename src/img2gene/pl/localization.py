@@ -1,4 +1,4 @@
-"""Where a tissue is: its marker score over the image, with the outlines of what was called inside and of an annotation."""
+"""Marker score of a tissue over the image, with the outlines of the called and of the annotated region."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _COLUMNS = 3
-# The dashes of the annotation lie on the wider line of the called region, so that both show where they agree.
+# The annotation is dashed on top of a wider line, so that both show where they agree.
 _LINES: dict[str, dict[str, Any]] = {
     "called": {"color": "#00b8d4", "linestyle": "solid", "linewidth": 2.6},
     "annotated": {"color": "black", "linestyle": "dashed", "linewidth": 1.2},
@@ -45,24 +45,24 @@ def localization(
     size: float = 1.3,
     panel_size: float = 3.6,
 ) -> Figure:
-    """Draw the marker score of a tissue, the outline of the spots inside, and that of an annotation.
+    """Draw the marker score of a tissue, the outline of the called region, and the outline of an annotation.
 
     Parameters
     ----------
     sdata
         Study on which :func:`img2gene.tl.localize` was run.
     tissue
-        One of the tissues that were looked for.
+        Name of a localised tissue.
     sections
         One or several scored sections; by default all.
     annotation
-        Column of obs to compare with; by default that which ``localize`` compared with, if any.
+        Column of obs to compare with; by default the one that ``localize`` used, if any.
     positive
-        Values of the annotation that mean the tissue; by default those of ``localize``, else as there.
+        Values of the annotation that mean the tissue; by default chosen as by :func:`img2gene.tl.localize`.
     key_added
-        Name the localisation is stored under.
+        Name under which the localisation is stored.
     table_key
-        Table that was scored.
+        Table with the scored spots.
     cmap
         Colours of the score.
     alpha
@@ -74,8 +74,8 @@ def localization(
 
     Returns
     -------
-    Figure with a panel per section; all share the colours of the score (1st to 99th percentile). Outlines follow the cells of
-    the nearest spot. Titles give AUROC and Dice against the annotation.
+    Figure with a panel per section; all panels share a colour scale (1st to 99th percentile). A spot covers the area that is
+    nearer to it than to other spots. Titles give AUROC and Dice coefficient against the annotation.
 
     Raises
     ------
@@ -122,11 +122,11 @@ def localization(
 
 
 def _sections(record: dict[str, Any], sections: str | list[str] | None) -> list[str]:
-    asked = record["sections"] if sections is None else [sections] if isinstance(sections, str) else list(sections)
-    absent = [name for name in asked if name not in record["sections"]]
-    if absent or not asked:
+    names = record["sections"] if sections is None else [sections] if isinstance(sections, str) else list(sections)
+    absent = [name for name in names if name not in record["sections"]]
+    if absent or not names:
         raise MissingKeyError(f"Section {listing(absent)} was not scored (scored: {listing(record['sections'])}).")
-    return asked
+    return names
 
 
 def _truth(
@@ -136,7 +136,7 @@ def _truth(
     annotation: str | None,
     positive: str | list[str] | None,
 ) -> np.ndarray:
-    """1 inside the annotated tissue, 0 outside, NaN where nothing is known."""
+    """Read the annotation: 1 inside the tissue, 0 outside, NaN if it is unknown."""
     table = study.table
     column = record["annotation"] if annotation is None else annotation
     if column is None:
@@ -156,8 +156,8 @@ def _panel(
     title = f"{canvas.name}  {tissue}"
     if np.isfinite(truth).any():
         outline(ax, canvas, truth == 1, _LINES["annotated"])
-        found = agreement(truth, scores, inside)
-        parts = [f"{label} {_text(found[key])}" for label, key in (("AUROC", "auroc"), ("Dice", "dice"))]
+        scored = agreement(truth, scores, inside)
+        parts = [f"{label} {_text(scored[key])}" for label, key in (("AUROC", "auroc"), ("Dice", "dice"))]
         title += "\n" + ", ".join(parts)
     ax.set_title(title, fontsize=9)
     return drawn

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from img2gene._errors import MissingKeyError, missing
 from img2gene.pl._predictions import Predictions
@@ -78,14 +79,34 @@ def out_of_distribution(
     return draw_distances(ax, predictions, names)
 
 
+def section_distances(predictions: Predictions, sections: list[str]) -> pd.DataFrame:
+    """Summarise the stored distances of each section.
+
+    Returns
+    -------
+    DataFrame with ``section``, ``spots`` (spots with a distance), ``share beyond`` the threshold and ``median percentile``.
+    """
+    rows = []
+    for name in sections:
+        values = _distances(predictions, name)
+        beyond = float((values > predictions.threshold).mean()) if len(values) else np.nan
+        median = float(np.median(values)) if len(values) else np.nan
+        rows.append({"section": name, "spots": len(values), "share beyond": beyond, "median percentile": median})
+    return pd.DataFrame(rows)
+
+
+def _distances(predictions: Predictions, section: str) -> np.ndarray:
+    values = predictions.ood[predictions.rows(section)]  # type: ignore[index]
+    return values[np.isfinite(values)]
+
+
 def draw_distances(ax: Axes, predictions: Predictions, sections: list[str]) -> Axes:
     """Draw a box for each section of predictions with stored distances."""
-    parts, labels = [], []
-    for name in sections:
-        values = predictions.ood[predictions.rows(name)]  # type: ignore[index]
-        parts.append(values[np.isfinite(values)])
-        beyond = f"{(parts[-1] > predictions.threshold).mean():.0%} beyond" if len(parts[-1]) else "no distances"
-        labels.append(f"{name} ({beyond})")
+    shares = section_distances(predictions, sections).set_index("section")["share beyond"]
+    labels = [
+        f"{name} ({'no distances' if np.isnan(share) else f'{share:.0%} beyond'})" for name, share in shares.items()
+    ]
+    parts = [_distances(predictions, name) for name in sections]
     ax.boxplot(
         parts,
         orientation="horizontal",

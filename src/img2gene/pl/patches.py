@@ -35,7 +35,7 @@ def patches(
     index
         Rows of the table, as in :func:`img2gene.get.patches`; by default ``n`` rows spread over the table.
     n
-        Number of patches when ``index`` is not given.
+        Number of patches without ``index``.
     n_columns
         Patches per row.
     field
@@ -75,9 +75,9 @@ def patches(
     elif isinstance(index, slice):
         rows = everything[index]
     else:
-        given = np.asarray(index)
-        rows = table.obs_names.get_indexer(given) if given.dtype.kind in "UO" else everything[given]
-    # One call per patch: sections may differ in pixels per micron.
+        labels = np.asarray(index)
+        rows = table.obs_names.get_indexer(labels) if labels.dtype.kind in "UO" else everything[labels]
+    # One call per patch, because sections may differ in pixels per micron.
     pictures = [get.patches(sdata, [row], field=field, table_key=table_key)[0] for row in rows]
     n_columns = min(n_columns, len(rows))
     n_rows = -(-len(rows) // n_columns)

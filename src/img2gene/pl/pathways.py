@@ -1,4 +1,4 @@
-"""Pathway scores over the tissue, which pathways vary with it, and what they add to the prediction of a gene."""
+"""Pathway scores over the tissue, their enrichment, and their contributions to the prediction of a gene."""
 
 from __future__ import annotations
 
@@ -42,30 +42,31 @@ def pathways(
     size: float = 1.3,
     panel_size: float = 3.2,
 ) -> Figure:
-    """Draw pathway scores over the tissue, the enrichment that selected them, or what they add to the prediction of a gene.
+    """Draw pathway scores over the tissue, their enrichment, or their contributions to the prediction of a gene.
 
     Parameters
     ----------
     sdata
         Study with pathways from :func:`img2gene.pp.score_pathways`; for contributions, with a model trained on them.
     pathways
-        One or several. By default the first 4 selected ones as maps, the 20 with the highest NES or contribution as bars.
+        One or several. By default maps show the first 4 selected pathways, and bars the 20 with the highest NES or
+        contribution.
     kind
-        ``"maps"``: scores over the tissue image. ``"enrichment"``: a bar for each NES. ``"contribution"``: what each pathway
-        adds to the prediction of ``gene`` (:func:`img2gene.tl.pathway_contributions`): a bar for each, or, where ``pathways``
-        are named, maps of theirs.
+        ``"maps"``: scores over the tissue image. ``"enrichment"``: a bar for each NES. ``"contribution"``: how much each
+        pathway adds to the prediction of ``gene`` (:func:`img2gene.tl.pathway_contributions`), as bars, or as maps if
+        ``pathways`` are named.
     gene
-        Gene whose prediction is taken apart, for contributions.
+        Gene whose prediction is decomposed; needed for contributions.
     sections
-        Sections to map, or to average contributions over; by default all. Enrichment has none: it is of all spots that were
-        scored together.
+        Sections to map, or to average contributions over; by default all. Enrichment takes none, because all scored
+        spots enter it together.
     ax
         Axes for the bars, or for a single map; by default new ones.
     key
-        Name the pathways are stored under, by default ``"pathways"``; for contributions that of the model, by default
-        ``"img2gene"``. Enrichment is drawn for either.
+        Name the pathways are stored under, by default ``"pathways"``; for contributions the name of the model, by
+        default ``"img2gene"``. Enrichment accepts both.
     table_key
-        Table they were scored in.
+        Table in which pathways were scored.
     max_fdr
         Bars with a higher false discovery rate are grey.
     cmap
@@ -89,8 +90,8 @@ def pathways(
     MissingKeyError
         No pathways, no such pathway, section, model or gene.
     Img2GeneError
-        No enrichment, as all pathways were taken; a model without pathway context; ``gene`` without contributions or these
-        without a gene; ``sections`` of enrichment; ``ax`` for several maps; unknown kind.
+        No enrichment, because all pathways were taken; a model without pathway context; ``gene`` for another kind, or none for
+        contributions; ``sections`` for enrichment; ``ax`` for several maps; unknown kind.
 
     Examples
     --------
@@ -100,38 +101,40 @@ def pathways(
     >>> figure = ig.pl.pathways(sdata, "hypoxia")
     """
     study = Study.of(sdata, table_key)
-    asked = [pathways] if isinstance(pathways, str) else pathways
+    names = [pathways] if isinstance(pathways, str) else pathways
     chosen = [sections] if isinstance(sections, str) else sections
     if kind not in KINDS:
         raise Img2GeneError(f"kind={kind!r}: choose {listing(KINDS)}.")
     if kind == "enrichment" and sections is not None:
-        raise Img2GeneError(f"kind='enrichment', sections={sections!r}: enrichment is that of all sections together.")
+        raise Img2GeneError(
+            f"kind='enrichment', sections={sections!r}: enrichment is computed from all sections together."
+        )
     if (gene is not None) != (kind == "contribution"):
-        raise Img2GeneError(f"kind={kind!r}, gene={gene!r}: contributions, and only they, are those to a `gene`.")
+        raise Img2GeneError(f"kind={kind!r}, gene={gene!r}: contributions need `gene=`, other kinds take none.")
     if kind == "enrichment":
-        return _enrichment(_enrichment_of(study, key or _schema.PATHWAYS), asked, ax, max_fdr)
+        return _enrichment(_enrichment_of(study, key or _schema.PATHWAYS), names, ax, max_fdr)
     style = {"cmap": cmap, "alpha": alpha, "size": size}
     if kind == "maps":
-        names, values = _scores(study, asked, key or _schema.PATHWAYS)
+        names, values = _scores(study, names, key or _schema.PATHWAYS)
         return _maps(canvases(study, chosen), names, values, ax, panel_size, style)
-    found = pathway_contributions(sdata, str(gene), key=key or "img2gene", table_key=table_key)
-    if asked is None:
+    contributions = pathway_contributions(sdata, str(gene), key=key or "img2gene", table_key=table_key)
+    if names is None:
         rows = _rows_of(study, chosen)
-        return _contributions(found.iloc[rows], str(gene), ax)
-    _check_known(asked, list(found.columns))
+        return _contributions(contributions.iloc[rows], str(gene), ax)
+    _check_known(names, list(contributions.columns))
     style["cmap"] = "RdBu_r"
     drawn = canvases(study, chosen)
-    return _maps(drawn, asked, found[asked].to_numpy(dtype=float), ax, panel_size, style, f" → {gene}")
+    return _maps(drawn, names, contributions[names].to_numpy(dtype=float), ax, panel_size, style, f" → {gene}")
 
 
 def _enrichment_of(study: Study, key: str) -> pd.DataFrame:
     """The enrichment of the stored pathways, or of a model."""
     if stored_pathways(study, key) is not None or key not in stored_models(study.table):
         return enrichment_table(study, key)
-    found = get.pathways(study.sdata, key=key, table_key=study.table_key)
-    if found["nes"].isna().all():
-        raise Img2GeneError(f"The model took all {len(found)} pathways, so no enrichment was computed.")
-    return found.sort_values(["nes", "pathway"], ascending=[False, True], ignore_index=True)
+    sets = get.pathways(study.sdata, key=key, table_key=study.table_key)
+    if sets["nes"].isna().all():
+        raise Img2GeneError(f"The model took all {len(sets)} pathways, so no enrichment was computed.")
+    return sets.sort_values(["nes", "pathway"], ascending=[False, True], ignore_index=True)
 
 
 def _rows_of(study: Study, sections: list[str] | None) -> np.ndarray:
@@ -142,10 +145,10 @@ def _rows_of(study: Study, sections: list[str] | None) -> np.ndarray:
     return np.flatnonzero(np.isin(study.sections, known if sections is None else sections))
 
 
-def _scores(study: Study, asked: list[str] | None, key: str) -> tuple[list[str], np.ndarray]:
+def _scores(study: Study, names: list[str] | None, key: str) -> tuple[list[str], np.ndarray]:
     """Names and scores (n_obs, n) of the pathways to map."""
     known = required_pathways(study, key)["names"]
-    names = known[:_N_MAPS] if asked is None else asked
+    names = known[:_N_MAPS] if names is None else names
     _check_known(names, known)
     return names, np.asarray(study.table.obsm[key], dtype=float)[:, [known.index(name) for name in names]]
 
@@ -175,7 +178,7 @@ def _maps(
     elif n_rows * n_columns == 1:
         grid = np.array([[ax]])
     else:
-        raise Img2GeneError(f"`ax` takes one map, here are {n_columns} pathways in {n_rows} sections.")
+        raise Img2GeneError(f"`ax` takes one map, but {n_columns} pathways in {n_rows} sections are to be drawn.")
     everything = np.concatenate([canvas.rows for canvas in shown])
     for column, name in enumerate(names):
         low, high = color_limits(values[everything, column])
@@ -190,13 +193,13 @@ def _maps(
     return grid[0, 0].figure
 
 
-def _enrichment(table: pd.DataFrame, asked: list[str] | None, ax: Axes | None, max_fdr: float) -> Figure:
+def _enrichment(table: pd.DataFrame, names: list[str] | None, ax: Axes | None, max_fdr: float) -> Figure:
     import matplotlib.pyplot as plt
 
-    if asked is not None:
-        _check_known(asked, table["pathway"].tolist())
+    if names is not None:
+        _check_known(names, table["pathway"].tolist())
     defined = table[table["nes"].notna()]
-    chosen = defined.head(_N_BARS) if asked is None else defined[defined["pathway"].isin(asked)]
+    chosen = defined.head(_N_BARS) if names is None else defined[defined["pathway"].isin(names)]
     if ax is None:
         ax = plt.subplots(figsize=(6, 1 + 0.25 * len(chosen)), layout="constrained")[1]
     sure = (chosen["fdr"] <= max_fdr).tolist()
@@ -212,12 +215,12 @@ def _enrichment(table: pd.DataFrame, asked: list[str] | None, ax: Axes | None, m
     return ax.figure  # type: ignore[return-value]
 
 
-def _contributions(found: pd.DataFrame, gene: str, ax: Axes | None) -> Figure:
+def _contributions(contributions: pd.DataFrame, gene: str, ax: Axes | None) -> Figure:
     """Bars of the mean absolute contribution, largest at the top."""
     import matplotlib.pyplot as plt
 
-    size = found.abs().mean().sort_values(ascending=False, kind="stable").head(_N_BARS)
-    raising = found[size.index].mean() >= 0
+    size = contributions.abs().mean().sort_values(ascending=False, kind="stable").head(_N_BARS)
+    raising = contributions[size.index].mean() >= 0
     if ax is None:
         ax = plt.subplots(figsize=(6, 1.2 + 0.25 * len(size)), layout="constrained")[1]
     heights = np.arange(len(size), dtype=float)

@@ -113,6 +113,7 @@ def draw_ceilings(ax: Axes, known: pd.DataFrame, n_labels: int) -> None:
     ax.set_xlabel("ceiling: PCC of a perfect model", fontsize=9)
     ax.set_ylabel("PCC reached, within section", fontsize=9)
     ax.legend(fontsize=8, frameon=False, loc="upper left")
+    ax.spines[["top", "right"]].set_visible(False)
     _name_extremes(ax, known[known["predictable"]], n_labels)
 
 

@@ -1,4 +1,4 @@
-"""The distribution of per-gene scores, with the baselines."""
+"""Distributions of scores over genes, for models and baselines."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def scores(
     genes
         Gene group, a column of truth values such as ``"HVG"``; by default all genes.
     by
-        Column that makes a violin: ``"model"``, or ``"section"`` for the sections of one model.
+        Column with one violin per value: ``"model"``, or ``"section"`` for the sections of one model.
     ax
         Axes to draw on; by default new ones.
 
     Returns
     -------
-    The axes. Each gene counts once, averaged over sections; the line is the mean. Scores that are undefined, such as the
-    correlation of the constant training mean, are stated below the name.
+    The axes. Each gene counts once, averaged over sections; the line is the mean. The number of undefined scores, such as
+    correlations of the constant training mean, is written below the name.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def scores(
 
 
 def _violin(ax: Axes, place: int, name: str, values: np.ndarray) -> str:
-    """Draw one distribution; returns its label with the mean and the number of undefined genes."""
+    """Draw one distribution, and return its label with the mean and the number of undefined genes."""
     defined = values[np.isfinite(values)]
     if not len(defined):
         return f"{name}\nundefined"

@@ -1,4 +1,4 @@
-"""Losses and validation scores of a training."""
+"""Losses and validation scores by epoch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def training(
     model
         A model, or the study that holds it under ``key``.
     values
-        One or several of what the history holds: ``"loss"`` and its parts (unweighted), ``"validation"``. By default all.
+        One or several values of the history: ``"loss"`` and its parts (unweighted), ``"validation"``. By default all.
     ax
         Axes for a single value; by default new ones.
     key
@@ -50,16 +50,16 @@ def training(
 
     Returns
     -------
-    Figure with a panel for each value and a line for each training run: one for each inner validation, and the last one on
-    all training data, which is not validated. Dotted lines and a point in the panel of the validation score mark the epoch
-    at which a run validated best.
+    Figure with a panel for each value and a line for each training run: one run for each inner validation, and a last run on
+    all training data, which is not validated. Dotted lines, and a point in the panel of the validation score, mark the epoch
+    with the best validation score of each run.
 
     Raises
     ------
     MissingKeyError
         No such model or value.
     Img2GeneError
-        The model is not trained in epochs, as the ridge; ``ax`` for several values.
+        The model is not trained in epochs, such as the ridge; ``ax`` for several values.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def training(
     panels = _panels(names, panel_size) if ax is None else [ax]
     if len(panels) < len(names):
         raise Img2GeneError(
-            f"`ax` takes one value, here are {len(names)}: pass `values=` with one of {listing(names)}."
+            f"`ax` takes one value, but there are {len(names)}: pass `values=` with one of {listing(names)}."
         )
     for panel, name in zip(panels, names, strict=True):
         _draw(panel, name, runs)
@@ -95,18 +95,18 @@ def _history(model: Model | SpatialData, key: str, table_key: str) -> list[dict]
     from img2gene.io.model_store import read_model
     from img2gene.models import Model
 
-    found = model if isinstance(model, Model) else read_model(_schema.get_table(model, table_key), key)
-    history = getattr(found.predictor, "history_", None)
+    model = model if isinstance(model, Model) else read_model(_schema.get_table(model, table_key), key)
+    history = getattr(model.predictor, "history_", None)
     if not history:
         raise Img2GeneError(
-            f"The model `{found.name}` is not trained in epochs and has no history to draw. "
+            f"The model `{model.name}` is not trained in epochs and has no history to draw. "
             "Networks have one: `img2gene.tl.fit(sdata, 'img2gene')`."
         )
     return history
 
 
 def _runs(history: list[dict]) -> dict[str, list[dict]]:
-    """Entries of each training run, in their order."""
+    """Group the entries of the history by training run."""
     runs: dict[str, list[dict]] = {}
     for entry in history:
         runs.setdefault(str(entry.get("run", "fit")), []).append(entry)
@@ -114,18 +114,18 @@ def _runs(history: list[dict]) -> dict[str, list[dict]]:
 
 
 def _names(runs: dict[str, list[dict]], values: str | list[str] | None) -> list[str]:
-    found = dict.fromkeys(name for run in runs.values() for entry in run for name in entry)
-    losses = [name for name in found if name not in ("run", "epoch", _VALIDATION)]
-    known = [*losses, *([_VALIDATION] if _VALIDATION in found else [])]
-    asked = known if values is None else [values] if isinstance(values, str) else list(values)
-    absent = [name for name in asked if name not in known]
-    if absent or not asked:
+    recorded = dict.fromkeys(name for run in runs.values() for entry in run for name in entry)
+    losses = [name for name in recorded if name not in ("run", "epoch", _VALIDATION)]
+    known = [*losses, *([_VALIDATION] if _VALIDATION in recorded else [])]
+    names = known if values is None else [values] if isinstance(values, str) else list(values)
+    absent = [name for name in names if name not in known]
+    if absent or not names:
         raise MissingKeyError(f"The history holds no {listing(absent)} (available: {listing(known)}).")
-    return asked
+    return names
 
 
 def _best_epoch(run: list[dict]) -> float | None:
-    """Epoch of the best validation, the first of equals; None where nothing was validated."""
+    """Find the epoch with the best validation score, the first of equals; None without validation."""
     scored = [entry for entry in run if _VALIDATION in entry]
     return float(max(scored, key=lambda entry: entry[_VALIDATION])["epoch"]) if scored else None
 

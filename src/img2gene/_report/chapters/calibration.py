@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from img2gene._report.blocks import CALIBRATED, Chapter, Figure, Missing, Table, Text, table
+from img2gene._report.blocks import CALIBRATED, Chapter, Figure, Missing, Row, Table, Text, table
 from img2gene._report.figures import canvas, vector
 from img2gene._report.subject import Subject
 from img2gene.pl.calibration import MAX_GENES, MAX_SPOTS, draw_calibration, section_calibration
@@ -29,7 +29,7 @@ def calibration_chapter(subject: Subject) -> Chapter:
         frame = section_calibration(predictions, subject.sections, subject.seed)
     if not len(frame):
         return Chapter("calibration", "Calibration of the uncertainty", _scored_calibration(subject))
-    blocks: list[Any] = [_reliability(frame, subject), _section_table(frame, subject)]
+    blocks: list[Any] = [Row([_reliability(frame, subject), _section_table(frame, subject)])]
     if "coverage" in frame:
         blocks.insert(0, Text(_coverage_text(frame["coverage"], subject.level), "lead"))
     else:
@@ -53,7 +53,7 @@ def _section_table(frame: pd.DataFrame, subject: Subject) -> Table:
     genes = f"all {n:,}" if n <= MAX_GENES else f"{MAX_GENES} of {n:,}"
     return table(
         frame.drop(columns="curve", errors="ignore").rename(columns=_TITLES),
-        f"Sections, {subject.predictions_name}",
+        f"Calibration of {subject.predictions_name}",
         limit=_MAX_ROWS,
         what="sections",
         note=f"Mean over {genes} genes and at most {MAX_SPOTS:,} spots of each section.",

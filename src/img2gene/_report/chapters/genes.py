@@ -70,7 +70,9 @@ def _ranking(subject: Subject) -> list[Any]:
         frame = part.rename(columns=title).rename_axis("gene").reset_index()
         note = f"{len(part)} of {len(genes):,} genes."
         tables.append(table(frame, f"{end.capitalize()} genes", note=note, marks=subject.marks))
-    note = "The best genes flatter the model, because their scores chose them. Name genes with the argument `genes`."
+    note = (
+        "The best genes flatter the model, because they were chosen by their scores. The argument genes chooses others."
+    )
     return [Text(f"{text}.", "lead"), Text(note), Row(tables)]
 
 

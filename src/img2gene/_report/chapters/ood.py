@@ -10,7 +10,7 @@ from img2gene._report.figures import canvas, vector
 from img2gene._report.sources import TRAINED
 from img2gene._report.subject import Subject
 from img2gene.pl._predictions import Predictions
-from img2gene.pl.out_of_distribution import draw_distances
+from img2gene.pl.out_of_distribution import draw_distances, section_distances
 
 _MAX_BOXES, _MAX_ROWS = 40, 60
 
@@ -36,18 +36,12 @@ def ood_chapter(subject: Subject) -> Chapter:
 
 def ood_shares(subject: Subject) -> pd.DataFrame | None:
     """Share of spots beyond the threshold in each section, the highest first; None without distances."""
-    distances, rows = subject.distances, []
-    if distances is None or distances.ood is None:
+    if subject.distances is None:
         return None
-    roles = {} if subject.study is None else subject.study.roles
-    for name in distances.section_names:
-        values = distances.ood[distances.rows(name)]
-        values = values[np.isfinite(values)]
-        facts = {"section": name, "role": roles.get(name), "spots": len(values)}
-        beyond = float((values > subject.threshold).mean()) if len(values) else np.nan
-        rows.append(facts | {"share beyond": beyond, "median percentile": np.median(values) if len(values) else np.nan})
-    frame = pd.DataFrame(rows).sort_values("share beyond", ascending=False, kind="stable", ignore_index=True)
-    return frame if roles else frame.drop(columns="role")
+    frame = section_distances(subject.distances, subject.distances.section_names)
+    if subject.study is not None:
+        frame.insert(1, "role", [subject.study.roles.get(name) for name in frame["section"]])
+    return frame.sort_values("share beyond", ascending=False, kind="stable", ignore_index=True)
 
 
 def _boxes(distances: Predictions) -> Figure:

@@ -27,7 +27,17 @@ from img2gene.pl.scores import METRIC_LABELS
 if TYPE_CHECKING:
     from img2gene.tl import CrossValidation
 
-_TITLES = {"structure": "structure PCC", "structure_rmse": "structure RMSE", "n_nan": "undefined"}
+# Shorter than in figures, so that tables stand side by side.
+_TITLES = {
+    **METRIC_LABELS,
+    "moran": "Moran’s I difference",
+    "pcc_pooled": "PCC, pooled",
+    "structure": "structure PCC",
+    "structure_rmse": "structure RMSE",
+    "width": "interval width",
+    "error_correlation": "|error| with SD",
+    "n_nan": "undefined",
+}
 _HOW = "A score is the mean over genes within each section, then over the sections of a patient, then over patients."
 _FIXED = {"training mean", "section mean (oracle)", "permutation null"}
 _MAX_VIOLINS = 8
@@ -35,7 +45,7 @@ _MAX_VIOLINS = 8
 
 def title(metric: str) -> str:
     """Name of a metric or of another column in tables."""
-    return METRIC_LABELS.get(metric, _TITLES.get(metric, metric))
+    return _TITLES.get(metric, metric)
 
 
 def scores_chapter(subject: Subject) -> Chapter:

@@ -53,7 +53,7 @@ def _matrices(subject: Subject, predictions: Predictions) -> Any:
         return Missing("matrices, because the correlations are undefined")
     drawing = draw_correlation(canvas(11, 4.1), result, cluster=True, limit=1.0, cmap="RdBu_r", panel_size=3.1)
     caption = f"Correlations within sections of {len(genes)} genes: measured, predicted, and all pairs of genes "
-    caption += f"({subject.predictions_name}). Structure PCC {result.overall['pcc']:.3f}."
+    caption += f"({subject.predictions_name}). Structure PCC of these means over sections: {result.overall['pcc']:.3f}."
     return raster(drawing, "Matrices of gene–gene correlations", caption, subject.predictions_marks)
 
 
