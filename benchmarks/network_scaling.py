@@ -54,11 +54,11 @@ def named(took: np.ndarray) -> dict[str, float]:
 def epoch(n_spots: int, n_genes: int, effect: str) -> dict[str, float]:
     """Seconds of an epoch as training runs it; of a part of its batches, extrapolated, where it takes long."""
     from img2gene.models import create
-    from img2gene.models.img2gene.fitting import Fitting, n_batches
+    from img2gene.models.img2gene.fitting import Img2GeneFitting, n_batches
     from img2gene.models.networks.train import train
-    from img2gene.models.networks.training_task import Schedule
+    from img2gene.models.networks.training_task import TrainingSchedule
 
-    fitting = Fitting(
+    fitting = Img2GeneFitting(
         create("img2gene", effect=effect, accelerator="cpu").parameters, training_data(n_spots, n_genes), 0
     )
     task = fitting._task(fitting.arrays, fitting._new_ensemble())
@@ -67,7 +67,7 @@ def epoch(n_spots: int, n_genes: int, effect: str) -> dict[str, float]:
     def seconds(n: int) -> np.ndarray:
         part = dataclasses.replace(task, batches=lambda number: itertools.islice(task.batches(number), n))
         start = clocks()
-        train(part, Schedule(max_epochs=1))
+        train(part, TrainingSchedule(max_epochs=1))
         return clocks() - start
 
     seconds(_WARM_UP)

@@ -245,13 +245,13 @@ def test_a_killed_fit_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, 
 def test_the_learning_rate_falls_along_a_cosine(monkeypatch):
     from img2gene.models.networks import lightning_module
 
-    seen, step = [], lightning_module.Plan.on_train_epoch_start
+    seen, step = [], lightning_module.TrainingModule.on_train_epoch_start
 
     def watched(self):
         seen.append(self.optimizers().param_groups[0]["lr"])
         step(self)
 
-    monkeypatch.setattr(lightning_module.Plan, "on_train_epoch_start", watched)
+    monkeypatch.setattr(lightning_module.TrainingModule, "on_train_epoch_start", watched)
     trained(n_validations=0, max_epochs=5, learning_rate=0.01, final_learning_rate=0.001)
     expected = 0.001 + 0.009 * (1 + np.cos(np.pi * np.arange(5) / 5)) / 2
     np.testing.assert_allclose(seen, expected, rtol=1e-6)

@@ -21,9 +21,9 @@ from img2gene.io.sections import build_section
 from img2gene.metrics import pearson
 from img2gene.models.networks import finetuning
 from img2gene.models.networks.ensemble import Single
-from img2gene.models.networks.finetuning import Batch, FineTuning, Options, Regressor, _turned
+from img2gene.models.networks.finetuning import Batch, FineTuning, FineTuningParameters, Regressor, _turned
 from img2gene.models.networks.train import train
-from img2gene.models.networks.training_task import Schedule, Task
+from img2gene.models.networks.training_task import TrainingSchedule, TrainingTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*num_workers.*:UserWarning")
 
@@ -328,13 +328,13 @@ def test_what_needs_no_gradient_is_left_alone_by_training():
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     network[0].requires_grad_(False)
     before = state(network)
-    task = Task(
+    task = TrainingTask(
         Single(network),
         lambda epoch: iter([torch.ones(4, 2)] * 3),
         lambda net, batch: {"loss": (net(batch) - 3).square().mean()},
         validate=lambda found: -float((found.network(torch.ones(1, 2)) - 3).abs()),
     )
-    train(task, Schedule(max_epochs=3, learning_rate=0.1))
+    train(task, TrainingSchedule(max_epochs=3, learning_rate=0.1))
     torch.testing.assert_close(network[0].weight, before["0.weight"], rtol=0, atol=0)
     assert (network[1].weight != before["1.weight"]).any()
 
@@ -395,7 +395,7 @@ def test_a_batch_is_of_one_section_and_an_epoch_holds_every_spot_once(plain):
     features = rng.normal(size=(14, 8)).astype(np.float32)
     data = ig.models.TrainingData(features, labels, sections, sections, np.zeros((14, 2)))
     pixels = rng.integers(0, 255, (14, 1, 3, SIDE, SIDE), dtype=np.uint8)
-    tuning = FineTuning(load_trainable(SPEC), SPEC, pixels, data, Options("all", batch_size=4), 0)
+    tuning = FineTuning(load_trainable(SPEC), SPEC, pixels, data, FineTuningParameters("all", batch_size=4), 0)
     everything = np.ones(14, dtype=bool)
     tuning._regressor(everything)
     batches = list(tuning._batches(everything, 0))

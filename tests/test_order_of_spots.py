@@ -176,11 +176,11 @@ def test_coincident_spots_are_sorted_by_their_values():
 
 
 def test_fine_tuning_takes_the_same_batches():
-    from img2gene.models.networks.finetuning import Options
+    from img2gene.models.networks.finetuning import FineTuningParameters
 
     def batches(data):
         pixels = np.zeros((len(data.labels), 1, 3, 2, 2), dtype=np.uint8)
-        tuning = FineTuning(None, None, pixels, data, Options("last", batch_size=16), 0)
+        tuning = FineTuning(None, None, pixels, data, FineTuningParameters("last", batch_size=16), 0)
         return [batch.labels.numpy() for batch in tuning._batches(np.ones(len(data.labels), dtype=bool), 0)]
 
     for one, two in zip(batches(TRAIN), batches(SHUFFLED), strict=True):

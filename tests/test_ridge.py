@@ -15,7 +15,7 @@ from img2gene.models import TrainingData
 from img2gene.models import ridge as ridge_module
 from img2gene.models.decomposition import decompose
 from img2gene.models.ridge import Ridge, _gene_bins, _inverse_sd, _one_standard_error
-from img2gene.models.uncertainty.inner_folds import inner_folds
+from img2gene.models.uncertainty.inner_folds import deal, inner_folds
 
 
 def linear_data(n=240, width=12, n_genes=6, *, noise=0.5, n_sections=4, shift=0.0, seed=0):
@@ -280,6 +280,16 @@ def test_a_section_of_few_spots_still_has_spots_left_to_fit_to():
     report = fitted(linear_data(15, n_sections=1)).report
     assert report["inner_folds"] == "block"
     assert len(set(report["inner_error"][0])) > 1
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(3, [3, 2, 2]), (7, [1] * 7), (20, [1] * 7)])
+def test_names_are_dealt_in_turn_from_a_random_order(n, sizes):
+    names = list("ABCDEFG")
+    parts = deal(names, n, seed=4)
+    assert [len(part) for part in parts] == sizes
+    assert sorted(np.concatenate(parts)) == names
+    shuffled = np.random.default_rng(4).permutation(names)
+    assert [part.tolist() for part in parts] == [shuffled[i::n].tolist() for i in range(len(sizes))]
 
 
 def test_many_groups_are_dealt_into_ten_folds_that_never_split_a_group():

@@ -16,7 +16,7 @@ from img2gene.models.networks import train as training
 from img2gene.models.networks.ensemble import Ensemble
 from img2gene.models.networks.layers import FeedForward, Linear
 from img2gene.models.networks.train import LAST, train
-from img2gene.models.networks.training_task import Schedule, Task
+from img2gene.models.networks.training_task import TrainingSchedule, TrainingTask
 
 WIDTH, N_GENES, N_BATCHES = 4, 2, 4
 RNG = np.random.default_rng(0)
@@ -54,11 +54,11 @@ def score(ensemble):
 
 def task(**changes):
     values = {"batches": batches, "loss": loss, "validate": score, "describe": lambda batch: f"{len(batch[0])} rows"}
-    return Task(Ensemble(network, 2, seed=0), **(values | changes))
+    return TrainingTask(Ensemble(network, 2, seed=0), **(values | changes))
 
 
 def schedule(**changes):
-    return Schedule(**({"max_epochs": 6, "learning_rate": 0.02, "averaging": 0.8} | changes))
+    return TrainingSchedule(**({"max_epochs": 6, "learning_rate": 0.02, "averaging": 0.8} | changes))
 
 
 def weights(found):
@@ -253,13 +253,13 @@ import torch
 from img2gene import settings
 from img2gene.models.networks.ensemble import Ensemble
 from img2gene.models.networks.layers import Linear
-from img2gene.models.networks.training_task import Schedule, Task
+from img2gene.models.networks.training_task import TrainingSchedule, TrainingTask
 from img2gene.models.networks.train import train
 
 settings.progress = False
 ensemble = Ensemble(lambda: Linear(2, 1), 1, seed=0)
 data = [torch.ones(3, 2)] * 2
-train(Task(ensemble, lambda epoch: iter(data), lambda net, x: {"loss": net(x).square().mean()}), Schedule(2))
+train(TrainingTask(ensemble, lambda epoch: iter(data), lambda net, x: {"loss": net(x).square().mean()}), TrainingSchedule(2))
 """
 
 

@@ -20,7 +20,7 @@ from img2gene.metrics import auroc
 from img2gene.models import HeldOut, TrainingData
 from img2gene.models.uncertainty.calibration import Calibration, _factor, _nested_means, _quantiles, predictive_sd
 from img2gene.models.uncertainty.held_out import cross_fit, fit_held_out
-from img2gene.models.uncertainty.ood import Ellipsoid, Novelty, deal, sample_rows, unit_weights
+from img2gene.models.uncertainty.ood import Ellipsoid, Novelty, part_numbers, sample_rows, unit_weights
 
 PARTS = ("img2gene_std", "img2gene_lower", "img2gene_upper")
 
@@ -395,7 +395,7 @@ def test_rows_are_sampled_from_all_units_alike():
     rows = sample_rows(units, 40, 0)
     assert [(units[rows] == name).sum() for name in "ABC"] == [15, 10, 15]
     np.testing.assert_array_equal(sample_rows(units, 160, 0), np.arange(160))
-    assert len(np.unique(deal(np.arange(30).astype(str), 10, 0))) == 10
+    assert len(np.unique(part_numbers(np.arange(30).astype(str), 10, 0))) == 10
 
 
 # What is written

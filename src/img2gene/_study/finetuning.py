@@ -1,4 +1,4 @@
-"""Fine-tuning within a study: pixels of the training spots, and their embedding by the adapted encoder."""
+"""Fine-tune an encoder within a study: read the pixels of the training spots, and embed them with the adapted encoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from img2gene.settings import settings
 
 if TYPE_CHECKING:
     from img2gene.encoders.base import TorchEncoder
-    from img2gene.models.networks.finetuning import Options
+    from img2gene.models.networks.finetuning import FineTuningParameters
 
 _MEMORY_BYTES = 4 * 2**30
 _ORIENTATIONS = 2
@@ -31,7 +31,7 @@ class StudyFineTuning:
 
     study: Study
     identity: dict[str, Any]
-    options: Options
+    options: FineTuningParameters
 
     def run(
         self,
@@ -43,7 +43,7 @@ class StudyFineTuning:
         *,
         seed: int,
     ) -> Inputs:
-        """Train the encoder on ``rows``, of which labels, sections, groups and positions are given, and embed them anew."""
+        """Train the encoder on ``rows``, with their labels, sections, groups and positions, and embed these rows again."""
         from img2gene.encoders.base import resolve_amp, resolve_device
         from img2gene.encoders.trainable import load_trainable
         from img2gene.models.networks.finetuning import FineTuning
@@ -73,35 +73,35 @@ class StudyFineTuning:
         return Inputs(identity, features, tokens, adapted.weights, adapted.report)
 
     def _read(self, encoder: TorchEncoder, rows: np.ndarray, file: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels uint8 (n, n_fields, 3, side, side) as the network takes them, and the frozen features."""
+        """Read pixels, uint8 (n, n_fields, 3, side, side), and compute the features before fine-tuning."""
         from img2gene.encoders.base import resize
 
         side, n_fields = self.identity["input_px"], len(self.identity["patch_um"])
         shape = (len(rows), n_fields, 3, side, side)
-        # Every epoch shuffles, so that pixels that do not fit are kept decoded in a file rather than decoded again.
+        # Every epoch reads all pixels in a new order. Decoding them once into a file is faster than decoding them every time.
         large = np.prod(shape, dtype=np.int64) > _MEMORY_BYTES
         pixels: np.ndarray = np.memmap(file, np.uint8, "w+", shape=shape) if large else np.empty(shape, dtype=np.uint8)
         features = np.empty((len(rows), self.identity["width"]), dtype=np.float32)
         order = np.argsort(rows)
         batches = stream_patches(self.study, settings.batch_size, settings.num_workers, rows)
-        for found, windows in progress(batches, len(rows), "read patches"):
-            at = order[np.searchsorted(rows, found, sorter=order)]
+        for batch_rows, windows in progress(batches, len(rows), "read patches"):
+            index = order[np.searchsorted(rows, batch_rows, sorter=order)]
             for number, field_ in enumerate(windows.fields):
-                pixels[at, number] = resize(field_, side).numpy()
-            features[at] = encode(encoder, windows.fields, side, self.identity["orientations"])[0]
+                pixels[index, number] = resize(field_, side).numpy()
+            features[index] = encode(encoder, windows.fields, side, self.identity["orientations"])[0]
         return pixels, features
 
 
 def embed(
     study: Study, encoder: TorchEncoder, identity: dict[str, Any], rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Features and tokens of all rows, or of some, by an adapted encoder."""
+    """Embed all rows, or ``rows`` only, with an adapted encoder; return features and tokens."""
     encoder.network.eval()
     return stream_embedding(study, encoder, identity, settings.batch_size, settings.num_workers, rows)
 
 
 def embed_adapted(study: Study, identity: dict[str, Any], weights: dict[str, np.ndarray]) -> Inputs:
-    """All rows embedded by the encoder with changed weights."""
+    """Embed all rows with the encoder whose weights fine-tuning changed."""
     from img2gene.encoders.trainable import load_adapted
 
     encoder = load_adapted(encoders.get(identity["name"]), weights)
@@ -109,9 +109,9 @@ def embed_adapted(study: Study, identity: dict[str, Any], weights: dict[str, np.
 
 
 def identity_for(study: Study, encoder: str | None, *, tokens: bool) -> dict[str, Any]:
-    """Identity of the embedding that an encoder makes of the patches: the one named, the only one stored, or the default.
+    """Return the embedding identity for the named encoder, else for the only one stored, else for the default.
 
-    Orientations, and the number of tokens where they are trained, are those of a stored embedding by this encoder.
+    Orientations, and the number of tokens if the model uses them, come from a stored embedding by this encoder if there is one.
     """
     patches, known = study.patches, study.record("encoder", {})
     if encoder is None and len(known) > 1:
@@ -124,13 +124,13 @@ def identity_for(study: Study, encoder: str | None, *, tokens: bool) -> dict[str
 
 
 def current_identity(study: Study, trained: dict[str, Any]) -> dict[str, Any]:
-    """Identity of the embedding that the patches of a study give where a fine-tuned model asks for ``trained``."""
+    """Return the identity that the patches of this study give with the settings of a fine-tuned model, ``trained``."""
     spec = encoders.get(trained["name"])
     return embedding_identity(spec, study.patches, trained["orientations"], trained.get("tokens"))
 
 
 def check_images(study: Study) -> None:
-    """Raise if an image of the patches is gone."""
+    """Raise if an image that the patches refer to is no longer in the study."""
     recorded, images = study.patches["regions"], study.sdata.images
     for name in (recorded[region]["image"] for region in study.regions):
         if name not in images:

@@ -68,7 +68,7 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of all that predictions depend on, the same for a model and its copy in a file."""
-        from img2gene.models.networks.checkpoints import fingerprint
+        from img2gene._files import fingerprint
 
         config, arrays = self.state()
         facts = {name: config[name] for name in ("model", "genes", "inputs", "labels")}

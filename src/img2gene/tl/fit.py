@@ -207,11 +207,11 @@ def _finetuning(
 ) -> StudyFineTuning:
     """Prepare fine-tuning; check that the encoder can be fine-tuned and that the images are there."""
     from img2gene.encoders.trainable import check_trainable
-    from img2gene.models.networks.finetuning import Options
+    from img2gene.models.networks.finetuning import FineTuningParameters
 
     problems = Problems()
     with problems.collect():
-        options = Options(*how)
+        options = FineTuningParameters(*how)
     with problems.collect():
         identity = identity_for(study, encoder, tokens="tokens" in declared_inputs(predictor))
         check_trainable(encoders.get(identity["name"]))

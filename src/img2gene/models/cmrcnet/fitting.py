@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from img2gene._files import ResumableFolder
 from img2gene.models.centring import centre
 from img2gene.models.cmrcnet.fitted import (
     PARTS,
@@ -22,12 +23,11 @@ from img2gene.models.cmrcnet.fitted import (
 )
 from img2gene.models.cmrcnet.network import Architecture, Pairs
 from img2gene.models.cmrcnet.objective import Objective
-from img2gene.models.cmrcnet.parameters import Parameters
+from img2gene.models.cmrcnet.parameters import CMRCNetParameters
 from img2gene.models.components import project_tokens
-from img2gene.models.networks.checkpoints import Progress
 from img2gene.models.networks.ensemble import Ensemble
 from img2gene.models.networks.fitting import NetworkFitting, train_stage, weigh
-from img2gene.models.networks.training_task import Run, Schedule, Task
+from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
 from img2gene.models.reference_bank import ReferenceBank
 from img2gene.models.validation import mean_correlation, scored_genes
 
@@ -43,14 +43,14 @@ class _Trial:
     rows: np.ndarray
     retrieval: np.ndarray
     regression: np.ndarray | None
-    run: Run
+    run: TrainingRun
 
 
 @dataclass
-class Fitting(NetworkFitting):
+class CMRCNetFitting(NetworkFitting):
     """One fit of CMRCNet to training data."""
 
-    parameters: Parameters
+    parameters: CMRCNetParameters
 
     def run(self) -> tuple[FittedCMRCNet, dict[str, Any]]:
         """The fitted model, and the report on it."""
@@ -112,7 +112,7 @@ class Fitting(NetworkFitting):
             regression=p.regression > 0,
         )
 
-    def _schedule(self, n_spots: int) -> Schedule:
+    def _schedule(self, n_spots: int) -> TrainingSchedule:
         p = self.parameters
         found = self.schedule(self._n_batches(n_spots), _STEPS)
         return dataclasses.replace(found, final_learning_rate=min(p.final_learning_rate, p.learning_rate))
@@ -123,7 +123,7 @@ class Fitting(NetworkFitting):
     def _new_ensemble(self) -> Ensemble:
         return build_ensemble(self.architecture, self.parameters.n_models, self.seed)
 
-    def _task(self, rows: np.ndarray, ensemble: Ensemble) -> Task:
+    def _task(self, rows: np.ndarray, ensemble: Ensemble) -> TrainingTask:
         """Training on some spots, in random batches over all their sections."""
         p = self.parameters
         targets = self.labels / np.float32(self.scale)
@@ -136,14 +136,14 @@ class Fitting(NetworkFitting):
                 yield Pairs(*map(torch.from_numpy, parts))
 
         objective = Objective(p.contrast, p.reconstruction, p.regression, p.temperature)
-        return Task(ensemble, batches, objective, describe=self._describe)
+        return TrainingTask(ensemble, batches, objective, describe=self._describe)
 
     def _describe(self, batch: Pairs) -> str:
         largest = float(batch.labels.abs().max()), float(batch.features.abs().max())
         return f"{len(batch.labels)} spots, labels up to {largest[0]:.3g} and components up to {largest[1]:.3g} in size"
 
     def _validate(
-        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress, epochs: int | None = None
+        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: ResumableFolder, epochs: int | None = None
     ) -> _Trial:
         """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
         fitted, held = (np.flatnonzero(part) for part in split)

@@ -16,7 +16,7 @@ _LEAST = {"k": 1, "n_gene_tokens": 1, "contrast": 0, "reconstruction": 0, "regre
 
 
 @dataclass(frozen=True)
-class Parameters(NetworkParameters):
+class CMRCNetParameters(NetworkParameters):
     """Parameters of :class:`~img2gene.models.cmrcnet.CMRCNet`, which documents them."""
 
     output: str = "mixture"

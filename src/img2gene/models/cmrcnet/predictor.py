@@ -10,8 +10,8 @@ import numpy as np
 from img2gene._errors import Img2GeneError
 from img2gene.models.centring import check_centring
 from img2gene.models.cmrcnet.fitted import FittedCMRCNet
-from img2gene.models.cmrcnet.fitting import Fitting
-from img2gene.models.cmrcnet.parameters import Parameters
+from img2gene.models.cmrcnet.fitting import CMRCNetFitting
+from img2gene.models.cmrcnet.parameters import CMRCNetParameters
 from img2gene.models.data import TrainingData
 from img2gene.models.networks.fitting import NetworkPredictor
 from img2gene.models.reference_bank import Neighbors, ReferenceBank, check_size
@@ -29,7 +29,7 @@ _BLEEP: dict[str, Any] = {
 
 def with_defaults(changes: dict[str, Any]) -> inspect.Signature:
     """The signature of the parameters with some other defaults."""
-    found = inspect.signature(Parameters)
+    found = inspect.signature(CMRCNetParameters)
     parameters = [part.replace(default=changes.get(name, part.default)) for name, part in found.parameters.items()]
     return found.replace(parameters=parameters)
 
@@ -94,10 +94,10 @@ class CMRCNet(NetworkPredictor):
 
     name: ClassVar[str] = "cmrcnet"
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
-    __signature__: ClassVar[inspect.Signature] = inspect.signature(Parameters)
+    __signature__: ClassVar[inspect.Signature] = inspect.signature(CMRCNetParameters)
 
     def __init__(self, *args: Any, **parameters: Any) -> None:
-        self.parameters = Parameters(*args, **parameters)
+        self.parameters = CMRCNetParameters(*args, **parameters)
         self.parameters.check()
         self.fitted: FittedCMRCNet | None = None
         self.report: dict[str, Any] = {}
@@ -110,11 +110,11 @@ class CMRCNet(NetworkPredictor):
         """Fit, and predict the spots that were validated on; with less than three folds of them, others are left out, too."""
         return self._fit(data, seed).held_out()
 
-    def _fit(self, data: TrainingData, seed: int) -> Fitting:
+    def _fit(self, data: TrainingData, seed: int) -> CMRCNetFitting:
         check_centring(data.sections, self.parameters.center)
         check_size(self.parameters.k, len(data.labels))
         self._check_exclusion(data)
-        fitting = Fitting(self.parameters, data, seed)
+        fitting = CMRCNetFitting(self.parameters, data, seed)
         self.fitted, self.report = fitting.run()
         return fitting
 

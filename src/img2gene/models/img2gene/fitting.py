@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from img2gene._files import ResumableFolder
 from img2gene.models.centring import section_means
 from img2gene.models.components import project_tokens
 from img2gene.models.img2gene.fitted import (
@@ -26,15 +27,14 @@ from img2gene.models.img2gene.fitted import (
 from img2gene.models.img2gene.inference import SpotArrays, embed, predictions, update_references
 from img2gene.models.img2gene.network import Architecture
 from img2gene.models.img2gene.objective import Objective, Targets
-from img2gene.models.img2gene.parameters import Parameters
+from img2gene.models.img2gene.parameters import Img2GeneParameters
 from img2gene.models.img2gene.targets import TargetArrays
-from img2gene.models.networks.batches import Batch, Section, gather, split_sections, training_chunks
-from img2gene.models.networks.checkpoints import Progress
+from img2gene.models.networks.batches import Batch, SectionSpots, gather, split_sections, training_chunks
 from img2gene.models.networks.debiasing import confounder_dictionary
 from img2gene.models.networks.ensemble import Ensemble
 from img2gene.models.networks.fitting import NetworkFitting, train_stage, weigh
 from img2gene.models.networks.section_shift import shift
-from img2gene.models.networks.training_task import Run, Schedule, Task
+from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
 from img2gene.models.reference_bank import ReferenceBank
 from img2gene.models.validation import mean_correlation, scored_genes
 
@@ -61,16 +61,16 @@ class _Trial:
     retrieved: np.ndarray
     own_sd: np.ndarray
     full_sd: np.ndarray
-    run: Run
+    run: TrainingRun
     ensemble: Ensemble
     readout: Readout
 
 
 @dataclass
-class Fitting(NetworkFitting):
+class Img2GeneFitting(NetworkFitting):
     """One fit of Img2Gene to training data."""
 
-    parameters: Parameters
+    parameters: Img2GeneParameters
 
     def run(self) -> tuple[FittedImg2Gene, dict[str, Any]]:
         """The fitted model, and the report on it."""
@@ -154,7 +154,7 @@ class Fitting(NetworkFitting):
                 buffer.copy_(torch.from_numpy(values).expand_as(buffer))
         return ensemble
 
-    def _task(self, arrays: SpotArrays, ensemble: Ensemble) -> Task:
+    def _task(self, arrays: SpotArrays, ensemble: Ensemble) -> TrainingTask:
         """Training on the sections of ``arrays``."""
         p = self.parameters
         objective = Objective(p.objective, p.distillation, p.pathway, p.pathway_coherence, p.coherence)
@@ -166,7 +166,7 @@ class Fitting(NetworkFitting):
                 yield spot_batch, self.targets.batch(section, section.rows[spots])
 
         prepare = None if p.effect == "none" else lambda found: update_references(found, arrays)
-        return Task(ensemble, batches, objective, prepare=prepare, describe=self._describe)
+        return TrainingTask(ensemble, batches, objective, prepare=prepare, describe=self._describe)
 
     def _describe(self, batch: tuple[Batch, Targets]) -> str:
         spots, targets = batch
@@ -177,7 +177,7 @@ class Fitting(NetworkFitting):
         )
 
     def _validate(
-        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress, epochs: int | None = None
+        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: ResumableFolder, epochs: int | None = None
     ) -> _Trial:
         """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
         fitted, held = split
@@ -238,7 +238,7 @@ class Fitting(NetworkFitting):
         names = np.repeat([section.name for section in arrays.sections], [len(s.rows) for s in arrays.sections])
         return mean_correlation(self.data.labels[rows][:, genes], found[rows], names)
 
-    def _refit(self, schedule: Schedule, progress: Progress) -> tuple[Ensemble, Run]:
+    def _refit(self, schedule: TrainingSchedule, progress: ResumableFolder) -> tuple[Ensemble, TrainingRun]:
         ensemble = self._new_ensemble()
         run = train_stage("fit", self._task(self.arrays, ensemble), schedule, progress)
         if self.parameters.effect != "none":
@@ -325,6 +325,6 @@ def _unvalidated(ridge: str, retrieval: bool) -> np.ndarray:
     return weights
 
 
-def n_batches(sections: list[Section], batch_size: int) -> int:
+def n_batches(sections: list[SectionSpots], batch_size: int) -> int:
     """Batches of an epoch."""
     return sum(max(round(len(section.rows) / batch_size), 1) for section in sections)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from img2gene.models.img2gene.network import Outputs
-from img2gene.models.networks.batches import Section
+from img2gene.models.networks.batches import SectionSpots
 from img2gene.models.networks.debiasing import Views
 from img2gene.models.networks.ensemble import Ensemble, unit_members
 
@@ -30,12 +30,12 @@ class SpotArrays:
         float (n, m, w): components of the patch tokens; m is 0 where there are none.
     """
 
-    sections: list[Section]
+    sections: list[SectionSpots]
     features: np.ndarray
     tokens: np.ndarray
 
 
-def section_views(ensemble: Ensemble, arrays: SpotArrays, section: Section) -> Iterator[tuple[np.ndarray, Views]]:
+def section_views(ensemble: Ensemble, arrays: SpotArrays, section: SectionSpots) -> Iterator[tuple[np.ndarray, Views]]:
     """Views of all spots of a section, in blocks: (rows of the study, views with the members first).
 
     The section's latents come from all of its spots, so a prediction does not depend on the blocks.

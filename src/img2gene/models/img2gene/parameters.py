@@ -22,7 +22,7 @@ _LEAST = {
 
 
 @dataclass(frozen=True)
-class Parameters(NetworkParameters):
+class Img2GeneParameters(NetworkParameters):
     """Parameters of :class:`~img2gene.models.img2gene.Img2Gene`, which documents them."""
 
     effect: str = "none"

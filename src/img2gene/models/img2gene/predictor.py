@@ -12,8 +12,8 @@ import numpy as np
 from img2gene._errors import raise_problems
 from img2gene.models.data import TrainingData
 from img2gene.models.img2gene.fitted import FittedImg2Gene
-from img2gene.models.img2gene.fitting import Fitting
-from img2gene.models.img2gene.parameters import Parameters
+from img2gene.models.img2gene.fitting import Img2GeneFitting
+from img2gene.models.img2gene.parameters import Img2GeneParameters
 from img2gene.models.networks.batches import split_sections
 from img2gene.models.networks.fitting import NetworkPredictor
 from img2gene.models.reference_bank import Neighbors, ReferenceBank
@@ -91,10 +91,10 @@ class Img2Gene(NetworkPredictor):
     name: ClassVar[str] = "img2gene"
     inputs: ClassVar[tuple[str, ...]] = ("positions", "tokens")
 
-    __signature__: ClassVar[inspect.Signature] = inspect.signature(Parameters)
+    __signature__: ClassVar[inspect.Signature] = inspect.signature(Img2GeneParameters)
 
     def __init__(self, *args: Any, **parameters: Any) -> None:
-        self.parameters = Parameters(*args, **parameters)
+        self.parameters = Img2GeneParameters(*args, **parameters)
         self.parameters.check()
         self.context: dict[str, Any] = {}
         self.fitted: FittedImg2Gene | None = None
@@ -117,11 +117,11 @@ class Img2Gene(NetworkPredictor):
         """Fit, and predict the spots that were validated on; with less than three folds of them, others are left out, too."""
         return self._fit(data, seed).held_out()
 
-    def _fit(self, data: TrainingData, seed: int) -> Fitting:
+    def _fit(self, data: TrainingData, seed: int) -> Img2GeneFitting:
         self._check(data)
         if not self.parameters.pathways:
             data = dataclasses.replace(data, pathways=None)
-        fitting = Fitting(self.parameters, data, seed)
+        fitting = Img2GeneFitting(self.parameters, data, seed)
         self.fitted, self.report = fitting.run()
         return fitting
 

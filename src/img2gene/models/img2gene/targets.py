@@ -10,8 +10,8 @@ import torch
 from img2gene.models.centring import centre
 from img2gene.models.data import TARGET_SUM, TrainingData
 from img2gene.models.img2gene.objective import Targets
-from img2gene.models.img2gene.parameters import Parameters
-from img2gene.models.networks.batches import Section
+from img2gene.models.img2gene.parameters import Img2GeneParameters
+from img2gene.models.networks.batches import SectionSpots
 from img2gene.models.networks.imbalance import density_weights
 
 
@@ -46,7 +46,7 @@ class TargetArrays:
     scale: float
 
     @classmethod
-    def build(cls, parameters: Parameters, data: TrainingData, base: np.ndarray | None) -> TargetArrays:
+    def build(cls, parameters: Img2GeneParameters, data: TrainingData, base: np.ndarray | None) -> TargetArrays:
         """Targets of training data; ``base`` is what the ridge predicts of spots it was not fitted to."""
         left = data.labels if base is None else data.labels - base
         mean = None if parameters.center == "section" else left.mean(axis=0, dtype=np.float64)
@@ -78,7 +78,7 @@ class TargetArrays:
             scale,
         )
 
-    def batch(self, section: Section, rows: np.ndarray) -> Targets:
+    def batch(self, section: SectionSpots, rows: np.ndarray) -> Targets:
         """The targets of some spots of a section."""
         rate = self.log_rates.get(section.name, self.log_rate_mean)
         parts = (self.labels, self.weights, self.pathways, self.scored, self.counts, self.library)

@@ -18,7 +18,7 @@ _LEAF = 16
 
 
 @dataclass(frozen=True)
-class Section:
+class SectionSpots:
     """One section's spots.
 
     Attributes
@@ -43,7 +43,7 @@ class Section:
         return self.positions[self.neighbors[spots]] - self.positions[spots, None]
 
 
-def split_sections(sections: np.ndarray, positions: np.ndarray, k: int, *, pad: bool) -> list[Section]:
+def split_sections(sections: np.ndarray, positions: np.ndarray, k: int, *, pad: bool) -> list[SectionSpots]:
     """The sections of a study with the ``k`` nearest spots of each spot.
 
     Parameters
@@ -86,7 +86,7 @@ def split_sections(sections: np.ndarray, positions: np.ndarray, k: int, *, pad: 
         rows = np.flatnonzero(number == index)
         place = np.asarray(positions, dtype=np.float64)[rows]
         centred = (place - place.mean(axis=0)).astype(np.float32)
-        found.append(Section(str(names[index]), rows, centred, _neighbors(place, k)))
+        found.append(SectionSpots(str(names[index]), rows, centred, _neighbors(place, k)))
     return found
 
 
@@ -121,7 +121,9 @@ class Batch(NamedTuple):
     offsets: Tensor
 
 
-def gather(section: Section, spots: np.ndarray, anchors: np.ndarray, features: np.ndarray, tokens: np.ndarray) -> Batch:
+def gather(
+    section: SectionSpots, spots: np.ndarray, anchors: np.ndarray, features: np.ndarray, tokens: np.ndarray
+) -> Batch:
     """The batch of chosen spots of a section; ``features`` (n, q) and ``tokens`` (n, m, w) are the whole study's."""
     around = section.neighbors[spots]
     seen, places = np.unique(np.concatenate([spots, around.ravel(), anchors]), return_inverse=True)
@@ -138,8 +140,8 @@ def gather(section: Section, spots: np.ndarray, anchors: np.ndarray, features: n
 
 
 def training_chunks(
-    sections: list[Section], batch_size: int, n_anchors: int, rng: np.random.Generator
-) -> Iterator[tuple[Section, np.ndarray, np.ndarray]]:
+    sections: list[SectionSpots], batch_size: int, n_anchors: int, rng: np.random.Generator
+) -> Iterator[tuple[SectionSpots, np.ndarray, np.ndarray]]:
     """Every spot once in random batches of one section each: (section, spots, anchors).
 
     A batch is made of small parts that lie together, taken from all over the section.

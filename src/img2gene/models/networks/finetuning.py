@@ -26,7 +26,7 @@ from img2gene.models.centring import centre
 from img2gene.models.data import TrainingData
 from img2gene.models.networks.ensemble import Single
 from img2gene.models.networks.train import train
-from img2gene.models.networks.training_task import Run, Schedule, Task
+from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
 from img2gene.models.ridge import Ridge
 from img2gene.models.uncertainty.inner_folds import inner_folds
 
@@ -41,7 +41,7 @@ _PATIENCE = 5
 
 
 @dataclass(frozen=True)
-class Options:
+class FineTuningParameters:
     """How to fine-tune.
 
     Attributes
@@ -141,7 +141,7 @@ class FineTuning:
         uint8 (n_spots, n_fields, 3, side, side).
     data
         The training spots with their frozen features.
-    options, seed
+    parameters, seed
         How to train.
     device
         Torch device.
@@ -153,7 +153,7 @@ class FineTuning:
     spec: EncoderSpec
     pixels: np.ndarray
     data: TrainingData
-    options: Options
+    parameters: FineTuningParameters
     seed: int
     device: str = "cpu"
     precision: str = "32-true"
@@ -169,10 +169,10 @@ class FineTuning:
     def run(self) -> Adapted:
         """Train until validation stops improving."""
         before = {name: value.detach().clone() for name, value in self.encoder.network.named_parameters()}
-        n_trained = len(select_stage(self.encoder.network, self.spec, last=self.options.mode == "last"))
+        n_trained = len(select_stage(self.encoder.network, self.spec, last=self.parameters.mode == "last"))
         fitted, held, places = self._validation()
         single = Single(self._regressor(fitted).to(self.device)).train()
-        task = Task(single, lambda epoch: self._batches(fitted, epoch), loss, describe=self._describe)
+        task = TrainingTask(single, lambda epoch: self._batches(fitted, epoch), loss, describe=self._describe)
         frozen = float("nan")
         if held.any():
             task.validate = lambda found: self._score(found.network, held, places)
@@ -212,7 +212,7 @@ class FineTuning:
         for number, name in enumerate(self.names):
             chosen = fitted & (self.data.sections == name)
             rows = rng.permutation(self.order[chosen[self.order]])
-            n_chunks = max(-(-len(rows) // self.options.batch_size), 1)
+            n_chunks = max(-(-len(rows) // self.parameters.batch_size), 1)
             chunks += [(number, part) for part in np.array_split(rows, n_chunks) if len(part)]
         for i in rng.permutation(len(chunks)):
             number, rows = chunks[i]
@@ -225,7 +225,7 @@ class FineTuning:
         scores = []
         for name in np.unique(places[held]):
             rows = np.flatnonzero(held & (places == name))
-            parts = np.split(rows, range(self.options.batch_size, len(rows), self.options.batch_size))
+            parts = np.split(rows, range(self.parameters.batch_size, len(rows), self.parameters.batch_size))
             features = torch.cat([network.features(torch.from_numpy(self.pixels[part])) for part in parts])
             found = network(features).float().cpu().numpy()
             scores.append(pearson(self.data.labels[rows], found))
@@ -236,12 +236,12 @@ class FineTuning:
         name = self.names[int(batch.section)]
         return f"{len(batch.labels)} spots of section {name}, labels up to {float(batch.labels.abs().max()):.3g} SD"
 
-    def _schedule(self) -> Schedule:
+    def _schedule(self) -> TrainingSchedule:
         kind, _, number = self.device.partition(":")
-        return Schedule(
-            max_epochs=int(self.options.max_epochs),
+        return TrainingSchedule(
+            max_epochs=int(self.parameters.max_epochs),
             patience=_PATIENCE,
-            learning_rate=self.options.learning_rate,
+            learning_rate=self.parameters.learning_rate,
             accelerator={"cuda": "gpu"}.get(kind, kind),
             # With the comma it is the number of a device, not how many of them.
             devices=f"{number}," if number and kind == "cuda" else 1,
@@ -249,7 +249,7 @@ class FineTuning:
             seed=self.seed,
         )
 
-    def _report(self, run: Run, frozen: float, held: np.ndarray, n_trained: int) -> dict[str, Any]:
+    def _report(self, run: TrainingRun, frozen: float, held: np.ndarray, n_trained: int) -> dict[str, Any]:
         finite = held.any()
         return {
             "epochs": run.best_epoch,

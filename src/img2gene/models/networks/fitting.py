@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from img2gene._errors import Img2GeneError, listing
+from img2gene._files import ResumableFolder, fingerprint
 from img2gene.models.centring import centre
 from img2gene.models.components import Components
 from img2gene.models.data import TrainingData
-from img2gene.models.networks.checkpoints import Progress, fingerprint
 from img2gene.models.networks.parameters import NetworkParameters
 from img2gene.models.networks.stacking import stack_weights
 from img2gene.models.networks.train import accelerators, train
-from img2gene.models.networks.training_task import Run, Schedule, Task
+from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
 from img2gene.models.ridge import Ridge
 from img2gene.models.uncertainty.held_out import HeldOut, unit_labels
 from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
@@ -120,7 +120,7 @@ class NetworkFitting(ABC):
 
     @abstractmethod
     def _validate(
-        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: Progress, epochs: int | None = None
+        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: ResumableFolder, epochs: int | None = None
     ) -> Any:
         """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
 
@@ -132,21 +132,21 @@ class NetworkFitting(ABC):
         """SD over the members on these rows; None without."""
         return None
 
-    def open_progress(self) -> Progress:
+    def open_progress(self) -> ResumableFolder:
         """The folder of finished parts, which belongs to this fit alone."""
         kept = dataclasses.asdict(self.parameters)
         for name in ("checkpoint_dir", "accelerator", "devices"):
             kept.pop(name)
         names = [part.name for part in dataclasses.fields(self.data)]
         facts = {**kept, "seed": self.seed, **fingerprint(**{name: getattr(self.data, name) for name in names})}
-        return Progress.open(self.parameters.checkpoint_dir, facts)
+        return ResumableFolder.open(self.parameters.checkpoint_dir, facts)
 
-    def schedule(self, n_batches: int, n_steps: int) -> Schedule:
+    def schedule(self, n_batches: int, n_steps: int) -> TrainingSchedule:
         """The training's, with about ``n_steps`` steps where no number of epochs is given."""
         p = self.parameters
         most = p.max_epochs or int(np.clip(math.ceil(n_steps / n_batches), *_EPOCHS))
         accelerator, devices = resolve_accelerator(p.accelerator, p.devices)
-        return Schedule(
+        return TrainingSchedule(
             max_epochs=most,
             validate_every=max(most // _VALIDATIONS, 1),
             patience=p.patience,
@@ -158,7 +158,7 @@ class NetworkFitting(ABC):
             seed=self.seed,
         )
 
-    def report(self, runs: Mapping[str, Run], weights: Mapping[str, float], **facts: Any) -> dict[str, Any]:
+    def report(self, runs: Mapping[str, TrainingRun], weights: Mapping[str, float], **facts: Any) -> dict[str, Any]:
         """What was chosen and how it went; ``runs`` are the validations and, where there was one, the final ``fit``."""
         trials = [run for name, run in runs.items() if name != "fit"]
         return {
@@ -204,14 +204,14 @@ class NetworkPredictor:
         return {name: value for name, value in self.report.items() if name != "history"}
 
 
-def train_stage(name: str, task: Task, schedule: Schedule, progress: Progress) -> Run:
+def train_stage(name: str, task: TrainingTask, schedule: TrainingSchedule, progress: ResumableFolder) -> TrainingRun:
     """Train, or take up what was finished before under this name."""
     done = progress.load(name)
     if done is not None:
         facts, arrays = done
         task.ensemble.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
         task.ensemble.eval()
-        return Run(**facts)
+        return TrainingRun(**facts)
     run = train(task, schedule, folder=progress.part(name), label=name)
     progress.save(
         name, dataclasses.asdict(run), {key: value.numpy() for key, value in task.ensemble.state_dict().items()}

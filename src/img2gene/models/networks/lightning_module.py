@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from img2gene._errors import Img2GeneError
-from img2gene.models.networks.training_task import Run, Schedule, Task
+from img2gene._files import atomic_path
+from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
 
 # Weights start at order one and stay there; beyond this they have run away.
 _LARGE_WEIGHT = 1e4
@@ -22,17 +22,17 @@ _LARGE_WEIGHT = 1e4
 class Epoch(Iterable[Any]):
     """The batches of one epoch."""
 
-    def __init__(self, task: Task, number: int) -> None:
+    def __init__(self, task: TrainingTask, number: int) -> None:
         self.task, self.number = task, number
 
     def __iter__(self) -> Iterator[Any]:
         return self.task.batches(self.number)
 
 
-class Plan(pl.LightningModule):
+class TrainingModule(pl.LightningModule):
     """Trains the members of an ensemble side by side; keeps the weights of the best validation."""
 
-    def __init__(self, task: Task, schedule: Schedule) -> None:
+    def __init__(self, task: TrainingTask, schedule: TrainingSchedule) -> None:
         super().__init__()
         self.task, self.schedule, self.ensemble = task, schedule, task.ensemble
         self.history: list[dict[str, float]] = []
@@ -44,17 +44,17 @@ class Plan(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over all members, of which no parameter is shared; its learning rate stays, or falls along a cosine."""
-        plan = self.schedule
+        schedule = self.schedule
         optimizer = torch.optim.AdamW(
             [value for _, value in self._trained()],
-            lr=plan.learning_rate,
-            weight_decay=plan.weight_decay,
+            lr=schedule.learning_rate,
+            weight_decay=schedule.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        if plan.final_learning_rate is None:
+        if schedule.final_learning_rate is None:
             return optimizer
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, T_max=plan.decay_epochs or plan.max_epochs, eta_min=plan.final_learning_rate
+            optimizer, T_max=schedule.decay_epochs or schedule.max_epochs, eta_min=schedule.final_learning_rate
         )
         return {"optimizer": optimizer, "lr_scheduler": decay}
 
@@ -184,14 +184,14 @@ class Plan(pl.LightningModule):
         if found["stopped"]:
             self.trainer.fit_loop.max_epochs = len(self.history)
 
-    def finish(self) -> Run:
+    def finish(self) -> TrainingRun:
         """Put the best weights into the ensemble, the averaged ones where there was no validation."""
         if self.best:
             self.ensemble.load_state_dict(self.best, strict=False)
         else:
             self._set(self.average)
         self.ensemble.cpu().eval()
-        return Run(self.best_epoch or len(self.history), self.best_score, self.history)
+        return TrainingRun(self.best_epoch or len(self.history), self.best_score, self.history)
 
 
 class LastEpoch(pl.callbacks.Checkpoint):
@@ -202,12 +202,11 @@ class LastEpoch(pl.callbacks.Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write it; callbacks of this base class come after the module's own hook."""
-        partial = self.path.with_name(self.path.name + ".partial")
-        trainer.save_checkpoint(partial)
-        os.replace(partial, self.path)
+        with atomic_path(self.path) as temporary:
+            trainer.save_checkpoint(temporary)
 
 
-class Progress(pl.Callback):
+class EpochBar(pl.Callback):
     """One bar over the epochs."""
 
     def __init__(self, label: str) -> None:

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 
 from img2gene._errors import Img2GeneError
-from img2gene.models.networks.training_task import Run, Schedule, Task
+from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
 from img2gene.settings import settings
 
 logger = logging.getLogger(__name__)
 LAST = "last.ckpt"
 
 
-def train(task: Task, schedule: Schedule, *, folder: Path | None = None, label: str = "train") -> Run:
+def train(
+    task: TrainingTask, schedule: TrainingSchedule, *, folder: Path | None = None, label: str = "train"
+) -> TrainingRun:
     """Train an ensemble; its weights are those of the best validation afterwards.
 
     With a ``folder``, a checkpoint is written there after each epoch, and a run that was interrupted goes on from it to the
@@ -36,19 +38,19 @@ def train(task: Task, schedule: Schedule, *, folder: Path | None = None, label: 
     # All devices are named, as leaving them out warns where there are several.
     devices = range(torch.cuda.device_count())
     with _quiet(), torch.random.fork_rng(devices), _memory_advice(schedule):
-        plan, trainer = _build(task, schedule, folder, label)
+        module, trainer = _build(task, schedule, folder, label)
         last = folder / LAST if folder is not None and (folder / LAST).is_file() else None
         try:
-            trainer.fit(plan, ckpt_path=last, weights_only=True if last else None)
+            trainer.fit(module, ckpt_path=last, weights_only=True if last else None)
         except SystemExit as exit_:
             # What Lightning makes of an interruption from the keyboard would end a notebook's kernel.
             raise KeyboardInterrupt from exit_
-    return plan.finish()
+    return module.finish()
 
 
-def _build(task: Task, schedule: Schedule, folder: Path | None, label: str) -> tuple[Any, Any]:
+def _build(task: TrainingTask, schedule: TrainingSchedule, folder: Path | None, label: str) -> tuple[Any, Any]:
     lightning = import_lightning()
-    from img2gene.models.networks.lightning_module import LastEpoch, Plan, Progress
+    from img2gene.models.networks.lightning_module import EpochBar, LastEpoch, TrainingModule
 
     callbacks: list[Any] = []
     if task.validate is not None:
@@ -57,7 +59,7 @@ def _build(task: Task, schedule: Schedule, folder: Path | None, label: str) -> t
         folder.mkdir(parents=True, exist_ok=True)
         callbacks.append(LastEpoch(folder / LAST))
     if settings.progress:
-        callbacks.append(Progress(label))
+        callbacks.append(EpochBar(label))
     hardware = {"accelerator": schedule.accelerator, "devices": schedule.devices, "precision": schedule.precision}
     trainer = _trainer(
         hardware,
@@ -72,7 +74,7 @@ def _build(task: Task, schedule: Schedule, folder: Path | None, label: str) -> t
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
     )
-    return Plan(task, schedule), trainer
+    return TrainingModule(task, schedule), trainer
 
 
 def _trainer(hardware: dict[str, Any], **options: Any) -> Any:
@@ -128,7 +130,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _memory_advice(schedule: Schedule) -> Iterator[None]:
+def _memory_advice(schedule: TrainingSchedule) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -12,7 +12,7 @@ from img2gene.models.networks.ensemble import Ensemble, Single
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingSchedule:
     """How long and how fast to train.
 
     Attributes
@@ -50,7 +50,7 @@ class Schedule:
 
 
 @dataclass
-class Task:
+class TrainingTask:
     """What is to be learnt, in terms that training needs.
 
     Attributes
@@ -78,7 +78,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """What came of a training run.
 
     Attributes

@@ -10,7 +10,7 @@ import numpy as np
 from img2gene.models.data import TrainingData, with_prefix
 from img2gene.models.uncertainty.held_out import HeldOut, unit_labels
 from img2gene.models.uncertainty.inner_folds import inner_folds
-from img2gene.models.uncertainty.ood import Novelty, deal, sample_rows, unit_weights
+from img2gene.models.uncertainty.ood import Novelty, part_numbers, sample_rows, unit_weights
 
 # Spots beyond this percentile of the training distances are unlike the training data.
 THRESHOLD = 99.0
@@ -138,7 +138,7 @@ class Calibration:
             for name, values in curve.items():
                 found[name].append(values)
             normals.append(normal[sample, :: max(held_out.predicted.shape[1] // _FACTOR_GENES, 1)].astype(np.float32))
-        factor, covered = _factor(np.hstack(normals), deal(units, _PARTS, seed)[sample], weights[sample], level)
+        factor, covered = _factor(np.hstack(normals), part_numbers(units, _PARTS, seed)[sample], weights[sample], level)
         arrays: dict[str, Any] = {name: np.concatenate(values).astype(np.float32) for name, values in found.items()}
         arrays |= {name: arrays[name] * np.float32(factor) for name in ("below", "above")}
         folds = inner_folds(data, seed=seed)

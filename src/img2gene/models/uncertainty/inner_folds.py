@@ -48,16 +48,29 @@ def inner_folds(data: TrainingData, *, seed: int, n_max: int = 10) -> InnerFolds
     for kind, labels in (("group", data.groups), ("section", data.sections)):
         names = np.unique(labels)
         if len(names) > 1:
-            return InnerFolds(kind, _deal(labels, names, n_max, seed))
+            return InnerFolds(kind, _fold_labels(labels, names, n_max, seed))
     return InnerFolds("block", _blocks(data, seed))
 
 
-def _deal(labels: np.ndarray, names: np.ndarray, n_max: int, seed: int) -> np.ndarray:
+def deal(names: np.ndarray | list[str], n: int, seed: int) -> list[np.ndarray]:
+    """Divide distinct names at random into at most ``n`` parts of similar size, like cards that are dealt in turn.
+
+    Examples
+    --------
+    >>> from img2gene.models.uncertainty.inner_folds import deal
+    >>> [len(part) for part in deal(["A", "B", "C", "D", "E"], 2, seed=0)]
+    [3, 2]
+    """
+    shuffled = np.random.default_rng(seed).permutation(names)
+    return [shuffled[i::n] for i in range(min(n, len(shuffled)))]
+
+
+def _fold_labels(labels: np.ndarray, names: np.ndarray, n_max: int, seed: int) -> np.ndarray:
+    """Name of the fold of each spot: its own label, or where there are more than ``n_max`` the part that it was dealt to."""
     if len(names) <= n_max:
         return labels
-    shuffled = np.random.default_rng(seed).permutation(names)
-    number = {name: i % n_max for i, name in enumerate(shuffled)}
-    return np.array([f"fold{number[name]}" for name in labels])
+    number = {name: i for i, part in enumerate(deal(names, n_max, seed)) for name in part.tolist()}
+    return np.array([f"fold{number[name]}" for name in labels.tolist()])
 
 
 def _blocks(data: TrainingData, seed: int) -> np.ndarray:

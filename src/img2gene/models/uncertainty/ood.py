@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from img2gene.models.centring import section_means
+from img2gene.models.uncertainty.inner_folds import deal
 
 _COMPONENTS = 256
 _MOST_ROWS = 5000
@@ -137,7 +138,7 @@ class Novelty:
         order = np.arange(len(units)) if order is None else order
         rows = order[sample_rows(units[order], _MOST_ROWS, seed)]
         features, sections, units = features[rows], sections[rows], units[rows]
-        whole, parts = Ellipsoid.fit(features, seed=seed), deal(units, _PARTS, seed)
+        whole, parts = Ellipsoid.fit(features, seed=seed), part_numbers(units, _PARTS, seed)
         distances = np.empty(len(features))
         for name in np.unique(parts):
             held = parts == name
@@ -197,7 +198,9 @@ def sample_rows(units: np.ndarray, most: int, seed: int) -> np.ndarray:
     return np.sort(shuffled[np.argsort(rank[shuffled], kind="stable")[:most]])
 
 
-def deal(units: np.ndarray, most: int, seed: int) -> np.ndarray:
+def part_numbers(units: np.ndarray, most: int, seed: int) -> np.ndarray:
     """Number (n,) of the part of each row: one for each unit, or above ``most`` units dealt at random into as many."""
     names, number = np.unique(units, return_inverse=True)
-    return np.random.default_rng(seed).permutation(len(names))[number] % most
+    # Dealt into one part each, the numbers of the names come back in random order: the place that each name gets.
+    places = np.concatenate(deal(np.arange(len(names)), len(names), seed))
+    return places[number] % most
