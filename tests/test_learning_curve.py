@@ -304,7 +304,7 @@ def test_the_fraction_that_is_named_is_possible(shared_study):
 
 def test_too_few_groups_are_named_with_what_to_do(make_study, study):
     pair = make_study([("A1", "A"), ("B1", "B")])
-    with pytest.raises(Img2GeneError, match='needs two groups or more to train on, here is B: pass `by="spots"`'):
+    with pytest.raises(Img2GeneError, match='needs at least two groups to train on, but there is only B: pass `by="spots"`'):
         ig.tl.learning_curve(pair, "mean")
     assert len(ig.tl.learning_curve(pair, "mean", by="spots", fractions=(1,), n_repeats=1)) == 2 * 4
     study["table"].obs["donor"] = "A"
@@ -390,3 +390,34 @@ def test_errors_name_the_fold_and_the_model(study, seen):
     assert error.value.__notes__ == ["This was the model 'mine', trained without B."]
     with pytest.raises(Img2GeneError, match="Without B, 'mine': "):
         ig.tl.learning_curve(study, {"mine": {"model": "knn", "k": 10**6}}, fractions=(1,), n_repeats=1, test_on=["B"])
+
+
+def test_processes_change_nothing(study, curve):
+    parallel = ig.tl.learning_curve(study, ["mean", "ridge"], fractions=(0.5, 1), n_repeats=2, n_jobs=2)
+    pd.testing.assert_frame_equal(parallel.drop(columns=TIMING), curve.drop(columns=TIMING))
+
+
+def test_an_interrupted_curve_goes_on_from_its_folder(study, tmp_path, seen):
+    options = {"fractions": (0.5, 1), "n_repeats": 1, "folder": tmp_path / "curve"}
+    with pytest.raises(RuntimeError, match="gave up"):
+        ig.tl.learning_curve(study, {"spy": {"model": "spy", "fail_at": 3}}, **options)
+    assert len(seen) == 3
+    whole = ig.tl.learning_curve(study, {"spy": {"model": "spy", "fail_at": 99}}, fractions=(0.5, 1), n_repeats=1)
+    with pytest.raises(Img2GeneError, match="models"):
+        ig.tl.learning_curve(study, {"spy": {"model": "spy", "fail_at": 99}}, **options)
+    seen.clear()
+    resumed = ig.tl.learning_curve(study, {"spy": {"model": "spy", "fail_at": 3}}, **options)
+    assert len(seen) == 3
+    pd.testing.assert_frame_equal(resumed.drop(columns=TIMING), whole.drop(columns=TIMING))
+
+
+def test_a_folder_of_a_cross_validation_is_no_folder_of_a_curve(study, tmp_path):
+    ig.tl.cross_validate(study, "mean", baselines=False, n_permutations=0, folder=tmp_path / "cv")
+    with pytest.raises(Img2GeneError, match="results of two are never mixed"):
+        ig.tl.learning_curve(study, "mean", fractions=(1,), n_repeats=1, folder=tmp_path / "cv")
+
+
+@pytest.mark.parametrize("n_jobs", [0, 1.5, None, True])
+def test_the_number_of_processes_is_checked(study, n_jobs):
+    with pytest.raises(Img2GeneError, match="n_jobs="):
+        ig.tl.learning_curve(study, "mean", n_jobs=n_jobs)

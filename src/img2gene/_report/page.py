@@ -115,6 +115,7 @@ def report(
     from img2gene._report.sources import ReportedStudy
     from img2gene._report.subject import Subject
 
+    # Before other local variables exist: the page lists the arguments as they were passed.
     options = {name: value for name, value in locals().items() if name in _RECORDED}
     path = _target(path, overwrite)
     sdata, result = _inputs(data, cv)

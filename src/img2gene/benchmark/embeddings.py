@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
+from img2gene._files import atomic_path
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -118,7 +118,5 @@ def _digest(section: Section, identity: dict[str, Any]) -> str:
 
 def _save(path: Path, features: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, features)
-    os.replace(partial, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
+from img2gene._files import write_bytes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -101,18 +101,15 @@ def save_model(
 
     from img2gene.models import Model
 
-    found = model if isinstance(model, Model) else read_model(_schema.get_table(model, table_key), key)
+    trained = model if isinstance(model, Model) else read_model(_schema.get_table(model, table_key), key)
     path = Path(path)
     path = path if path.suffix else path.with_suffix(SUFFIX)
     if path.exists() and not overwrite:
         raise Img2GeneError(f"{path} exists; pass `overwrite=True` to replace it.")
     if not path.parent.is_dir():
         raise Img2GeneError(f"Folder {path.parent} does not exist.")
-    config, arrays = found.state()
-    partial = path.with_name(path.name + ".partial")
-    # Renamed when complete, so that an interruption never leaves half a model behind.
-    partial.write_bytes(save(arrays, metadata={"img2gene": json.dumps(config, allow_nan=False)}))
-    os.replace(partial, path)
+    config, arrays = trained.state()
+    write_bytes(path, save(arrays, metadata={"img2gene": json.dumps(config, allow_nan=False)}))
     return path
 
 

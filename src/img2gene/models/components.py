@@ -43,11 +43,11 @@ class Components:
             rows = np.sort(np.random.default_rng(seed).choice(len(flat), 20_000, replace=False))
             flat, names = flat[rows], names[rows]
         centred = centre(flat, names, None if center == "section" else mean)
-        found = decompose(centred, np.zeros((len(centred), 0)), k, seed)
+        decomposition = decompose(centred, np.zeros((len(centred), 0)), k, seed)
         return cls(
             mean.astype(np.float32),
-            found.scale.astype(np.float32),
-            (found.components / np.sqrt(found.energy)).astype(np.float32),
+            decomposition.scale.astype(np.float32),
+            (decomposition.components / np.sqrt(decomposition.energy)).astype(np.float32),
             center,
         )
 
@@ -82,9 +82,9 @@ def project_tokens(components: Components | None, tokens: np.ndarray | None, sec
 def stored_components(**named: Components | None) -> dict[str, np.ndarray]:
     """The arrays of components under their names, those that there are."""
     return {
-        f"{name}.{key}": getattr(found, key)
-        for name, found in named.items()
-        if found is not None
+        f"{name}.{key}": getattr(components, key)
+        for name, components in named.items()
+        if components is not None
         for key in ("mean", "scale", "axes")
     }
 

@@ -43,11 +43,11 @@ class Decomposition:
 
     def coefficients(self, penalties: np.ndarray) -> np.ndarray:
         """Ridge solution float32 (k, n_genes) with a penalty for each gene (n_genes,)."""
-        found = np.empty(self.projected.shape, dtype=np.float32)
+        coefficients = np.empty(self.projected.shape, dtype=np.float32)
         for penalty in np.unique(penalties):
             genes = penalties == penalty
-            found[:, genes] = self.shrinkage(penalty)[:, None] * self.projected[:, genes]
-        return found
+            coefficients[:, genes] = self.shrinkage(penalty)[:, None] * self.projected[:, genes]
+        return coefficients
 
 
 def decompose(features: np.ndarray, labels: np.ndarray, n_components: int, seed: int) -> Decomposition:

@@ -68,11 +68,11 @@ class FeatureKNN:
         self.report |= {"k": int(chosen), "n_references": len(data.labels)}
 
     def _reference(self, data: TrainingData, seed: int) -> tuple[Components, ReferenceBank]:
-        found = Components.fit(data.features, data.sections, self.n_components, center=self.center, seed=seed)
+        components = Components.fit(data.features, data.sections, self.n_components, center=self.center, seed=seed)
         mean = None if self.center == "section" else data.labels.mean(axis=0, dtype=np.float64)
         values = centre(data.labels, data.sections, mean).astype(np.float32)
-        keys = unit_rows(found(data.features, data.sections))
-        return found, ReferenceBank(keys, values, data.sections, data.groups, data.positions.astype(np.float32))
+        keys = unit_rows(components(data.features, data.sections))
+        return components, ReferenceBank(keys, values, data.sections, data.groups, data.positions.astype(np.float32))
 
     def _choose(self, data: TrainingData, seed: int) -> int:
         """The number of neighbours with the highest mean correlation over inner folds."""
@@ -84,9 +84,9 @@ class FeatureKNN:
             most = min(max(_CANDIDATES), len(bank))
             near = bank.nearest(components(data.features[held], names[held]), most)
             for k in (k for k in _CANDIDATES if k <= most):
-                found = bank.average(Neighbors(near.rows[:, :k], near.similarity[:, :k]), self.weighting)
+                predicted = bank.average(Neighbors(near.rows[:, :k], near.similarity[:, :k]), self.weighting)
                 truth = data.labels[held][:, genes]
-                scores.setdefault(k, []).append(mean_correlation(truth, found[:, genes], names[held]))
+                scores.setdefault(k, []).append(mean_correlation(truth, predicted[:, genes], names[held]))
         means = {k: float(np.mean(values)) for k, values in scores.items()}
         self.report |= {"inner_folds": folds.kind, "inner_pcc": {str(k): round(v, 6) for k, v in means.items()}}
         return max(means, key=lambda k: means[k]) if means else 1

@@ -124,7 +124,7 @@ class Model:
         return Prediction(values, *bounds, self.calibration.novelty.percentile(features, np.asarray(sections)))
 
     def _checked(
-        self, features: np.ndarray, sections: np.ndarray, given: dict[str, np.ndarray | None]
+        self, features: np.ndarray, sections: np.ndarray, extra_inputs: dict[str, np.ndarray | None]
     ) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
         """Features and extra inputs for the predictor; everything that does not fit is named."""
         features = np.asarray(features, dtype=np.float32)
@@ -135,7 +135,7 @@ class Model:
             problems.append(f"{bad} spots have NaN or infinite features.")
         if len(sections) != len(features):
             problems.append(f"{len(sections)} section names for {len(features)} spots.")
-        extra = {name: given[name] for name in self.extra_inputs}
+        extra = {name: extra_inputs[name] for name in self.extra_inputs}
         for name, values in extra.items():
             problems += self._extra_problems(name, values, len(features))
         raise_problems(problems)
@@ -194,7 +194,7 @@ class Model:
                 "Train it again, or install the version it was trained with."
             )
         kind = registry.get(config["model"])
-        own = with_prefix(arrays, "predictor")
+        predictor_arrays = with_prefix(arrays, "predictor")
         statistics = with_prefix(arrays, "statistics")
         shapes: dict[str, Any] = (
             kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
@@ -202,14 +202,14 @@ class Model:
         encoder = with_prefix(arrays, "encoder")
         # The network itself is compared when it is loaded, which may take a download.
         declared = dict(shapes) | {f"encoder.{name}": tuple(axes) for name, axes in config.get("encoder", {}).items()}
-        stored = own | {f"encoder.{name}": value for name, value in encoder.items()}
+        stored = predictor_arrays | {f"encoder.{name}": value for name, value in encoder.items()}
         calibration, facts = with_prefix(arrays, "calibration"), config.get("calibration")
         if facts is not None:
             declared |= {f"calibration.{name}": axes for name, axes in Calibration.array_shapes().items()}
         stored |= {f"calibration.{name}": value for name, value in calibration.items()}
         _check_arrays(declared, stored, statistics, len(config["genes"]), config["inputs"]["width"])
         return cls(
-            kind.from_state(config["predictor"], own),
+            kind.from_state(config["predictor"], predictor_arrays),
             list(config["genes"]),
             statistics,
             config["inputs"],
@@ -262,13 +262,13 @@ def _check_arrays(
     declared |= {f"statistics.{name}": ("genes",) for name in statistics}
     stored = {**arrays, **{f"statistics.{name}": value for name, value in statistics.items()}}
     for name, axes in declared.items():
-        found = stored[name].shape
+        shape = stored[name].shape
         expected = tuple(
-            axis if isinstance(axis, int) else sizes.setdefault(axis, found[i] if i < len(found) else -1)
+            axis if isinstance(axis, int) else sizes.setdefault(axis, shape[i] if i < len(shape) else -1)
             for i, axis in enumerate(axes)
         )
-        if found != expected:
-            problems.append(f"Array `{name}` has shape {found}, expected {expected} ({', '.join(map(str, axes))}).")
+        if shape != expected:
+            problems.append(f"Array `{name}` has shape {shape}, expected {expected} ({', '.join(map(str, axes))}).")
         elif not np.isfinite(stored[name]).all() and not name.startswith("statistics."):
             problems.append(f"Array `{name}` holds NaN or infinite values.")
     raise_problems(problems)

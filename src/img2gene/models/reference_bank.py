@@ -126,16 +126,16 @@ class ReferenceBank:
         self._check_queries(queries)
         check_size(k, len(self))
         barred, codes = (None, None) if excluded is None else self._barred(excluded, by, len(queries), k)
-        found = Neighbors(np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32))
-        for asked, kept in _alike(barred, codes, len(queries)):
+        neighbors = Neighbors(np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32))
+        for chosen, kept in _alike(barred, codes, len(queries)):
             keys = self.keys if kept is None else self.keys[kept]
             # Stored arrays are read-only, which PyTorch warns about.
             search = _Search(keys if keys.flags.writeable else keys.copy(), k)
-            for rows in _blocks(len(asked), _QUERIES):
-                similarity, index = search(unit_rows(queries[asked[rows]]))
-                found.similarity[asked[rows]] = similarity
-                found.rows[asked[rows]] = index if kept is None else kept[index]
-        return found
+            for rows in _blocks(len(chosen), _QUERIES):
+                similarity, index = search(unit_rows(queries[chosen[rows]]))
+                neighbors.similarity[chosen[rows]] = similarity
+                neighbors.rows[chosen[rows]] = index if kept is None else kept[index]
+        return neighbors
 
     def own(self, sections: np.ndarray, by: str) -> np.ndarray | None:
         """What :meth:`nearest` is to leave out for queries of sections that the bank may hold.
@@ -157,8 +157,8 @@ class ReferenceBank:
         """Names (JSON) and arrays."""
         names, codes = {}, {}
         for kind, labels in (("section", self.sections), ("group", self.groups)):
-            found, number = np.unique(labels, return_inverse=True)
-            names[kind], codes[kind] = found.tolist(), number.astype(np.int32)
+            unique, number = np.unique(labels, return_inverse=True)
+            names[kind], codes[kind] = unique.tolist(), number.astype(np.int32)
         return names, {"keys": self.keys, "values": self.values, **codes, "positions": self.positions}
 
     @classmethod
@@ -201,24 +201,24 @@ class ReferenceBank:
         )
         return barred, codes
 
-    def average(self, found: Neighbors, weighting: str = "uniform") -> np.ndarray:
-        """Mean of the values of the spots found, float32 (n_queries, G).
+    def average(self, neighbors: Neighbors, weighting: str = "uniform") -> np.ndarray:
+        """Mean of the values of the spots neighbors, float32 (n_queries, G).
 
         Parameters
         ----------
-        found
+        neighbors
             Result of :meth:`nearest`.
         weighting
             ``"uniform"``, or ``"similarity"``: weights in proportion to the cosine where it is positive, else 0 (uniform where
             none is).
         """
-        weights = neighbor_weights(found.similarity, weighting)
-        out = np.empty((len(found.rows), self.values.shape[1]), dtype=np.float32)
-        n, k = found.rows.shape
+        weights = neighbor_weights(neighbors.similarity, weighting)
+        out = np.empty((len(neighbors.rows), self.values.shape[1]), dtype=np.float32)
+        n, k = neighbors.rows.shape
         for rows in _blocks(n, _AVERAGED):
-            size = len(found.rows[rows])
+            size = len(neighbors.rows[rows])
             picked = sp.csr_matrix(
-                (weights[rows].ravel(), found.rows[rows].ravel(), np.arange(size + 1) * k), shape=(size, len(self))
+                (weights[rows].ravel(), neighbors.rows[rows].ravel(), np.arange(size + 1) * k), shape=(size, len(self))
             )
             out[rows] = picked @ self.values
         return out

@@ -43,8 +43,8 @@ def register(predictor: type[Predictor]) -> type[Predictor]:
     >>> ig.models.register(Stiff).name
     'stiff'
     """
-    own = f"{predictor.__module__}:{predictor.__qualname__}"
-    if _BUILT_IN.get(predictor.name, own) != own or _REGISTRY.get(predictor.name, predictor) is not predictor:
+    path = f"{predictor.__module__}:{predictor.__qualname__}"
+    if _BUILT_IN.get(predictor.name, path) != path or _REGISTRY.get(predictor.name, predictor) is not predictor:
         raise Img2GeneError(f"A model named `{predictor.name}` is registered already; choose another name.")
     unknown = [name for name in declared_inputs(predictor) if name not in EXTRA_INPUTS]
     if unknown:

@@ -95,19 +95,19 @@ class Ridge:
         for genes, penalty in zip(bins, chosen, strict=True):
             penalties[genes] = penalty
         features, labels = self._centred(data.features, data.sections), self._centred(data.labels, data.sections)
-        found = decompose(features, labels, self.n_components, seed)
-        self._fitted = _Fitted(found, penalties)
+        decomposition = decompose(features, labels, self.n_components, seed)
+        self._fitted = _Fitted(decomposition, penalties)
         self.arrays = {
             "feature_mean": data.features.mean(axis=0, dtype=np.float64).astype(np.float32),
-            "scale": found.scale.astype(np.float32),
-            "components": found.components.astype(np.float32),
-            "coefficients": found.coefficients(penalties),
+            "scale": decomposition.scale.astype(np.float32),
+            "components": decomposition.components.astype(np.float32),
+            "coefficients": decomposition.coefficients(penalties),
             "label_mean": data.labels.mean(axis=0, dtype=np.float64).astype(np.float32),
         }
         self.report |= {
             "penalty": chosen,
             "genes_per_penalty": [len(genes) for genes in bins],
-            "n_components": len(found.singular),
+            "n_components": len(decomposition.singular),
         }
 
     def fit_held_out(self, data: TrainingData, *, seed: int) -> HeldOut:
@@ -130,13 +130,13 @@ class Ridge:
         else:
             means, number = self.arrays["feature_mean"][None].astype(np.float64), np.zeros(len(features), dtype=int)
         projection = (self.arrays["components"] / self.arrays["scale"].astype(np.float64)).T
-        found = np.empty((len(features), len(self.arrays["label_mean"])), dtype=np.float32)
+        predicted = np.empty((len(features), len(self.arrays["label_mean"])), dtype=np.float32)
         for start in range(0, len(features), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
             scores = _project(features[rows], means[number[rows]], projection)
-            np.matmul(scores, self.arrays["coefficients"], out=found[rows])
-            found[rows] += self.arrays["label_mean"]
-        return found
+            np.matmul(scores, self.arrays["coefficients"], out=predicted[rows])
+            predicted[rows] += self.arrays["label_mean"]
+        return predicted
 
     def held_out(self, data: TrainingData, folds: InnerFolds, *, seed: int) -> np.ndarray:
         """Prediction of every training spot by a ridge fitted without its fold, float32 (n_spots, n_genes).
@@ -147,9 +147,9 @@ class Ridge:
         penalties = self._left_behind("held_out").penalties
         predicted = np.empty(data.labels.shape, dtype=np.float32)
         for fitted, held in folds.splits():
-            found, scores = self._left_out(data, (fitted, held), folds, seed)
+            decomposition, scores = self._left_out(data, (fitted, held), folds, seed)
             mean = data.labels[fitted].mean(axis=0, dtype=np.float64).astype(np.float32)
-            predicted[held] = scores.astype(np.float32) @ found.coefficients(penalties) + mean
+            predicted[held] = scores.astype(np.float32) @ decomposition.coefficients(penalties) + mean
         return predicted
 
     def stiffened(self, factor: float) -> Self:
@@ -214,12 +214,12 @@ class Ridge:
         |Y|² − 2 d · diag(Zᵀ Y Pᵀ) + dᵀ (ZᵀZ ∘ PPᵀ) d, so all penalties and genes cost one product with the labels.
         """
         fitted, held = split
-        found, scores = self._left_out(data, split, folds, seed)
+        decomposition, scores = self._left_out(data, split, folds, seed)
         outside = folds.centred_in(data.sections)[held]
         truth = centre(data.labels[held], outside, self._reference(data.labels[fitted]))
         truth *= weights.astype(truth.dtype)
-        projected, varies = found.projected * weights, _varies(data.labels[held], outside)
-        shrinkages = [found.shrinkage(penalty) for penalty in self.penalties]
+        projected, varies = decomposition.projected * weights, _varies(data.labels[held], outside)
+        shrinkages = [decomposition.shrinkage(penalty) for penalty in self.penalties]
         covariance, products = scores.T @ scores, scores.T @ truth
         errors = []
         for genes in (genes[varies[genes]] for genes in bins):
@@ -236,8 +236,8 @@ class Ridge:
         fitted, held = split
         inside, outside = data.sections[fitted], folds.centred_in(data.sections)[held]
         features, labels = self._centred(data.features[fitted], inside), self._centred(data.labels[fitted], inside)
-        found = decompose(features, labels, self.n_components, seed)
-        return found, found.scores(centre(data.features[held], outside, self._reference(data.features[fitted])))
+        decomposition = decompose(features, labels, self.n_components, seed)
+        return decomposition, decomposition.scores(centre(data.features[held], outside, self._reference(data.features[fitted])))
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Settings and fitted arrays."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._files import write_bytes
 from img2gene.settings import settings
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,5 @@ def _download(name: str, library: str, organism: str, packaged: Iterable[str]) -
 def _write_gmt(path: Path, sets: dict[str, list[str]], description: str) -> None:
     """Write at once, so that an interrupted download leaves no half of a library."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
     lines = ["\t".join([title, description, *genes]) for title, genes in sets.items()]
-    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_bytes(path, ("\n".join(lines) + "\n").encode())

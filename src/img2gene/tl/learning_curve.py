@@ -15,6 +15,7 @@ import pandas as pd
 
 from img2gene._checks import genes_problems, jobs_problems, whole_problems
 from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
+from img2gene._files import fingerprint
 from img2gene._study.expression import labels, layer_problems, library_size, name_problems
 from img2gene._study.panel import (
     Genes,
@@ -29,7 +30,6 @@ from img2gene._study.splits import named_groups, split
 from img2gene._study.study import Study
 from img2gene._study.subsets import UNITS, nested_samples, sample_problems, subset
 from img2gene.metrics.catalog import METRICS
-from img2gene.models.networks.checkpoints import fingerprint
 from img2gene.settings import settings
 from img2gene.tl._cross_validation.candidates import Candidate, ModelsGiven, model_candidates
 from img2gene.tl._cross_validation.checkpoint import Part, ResultsFolder

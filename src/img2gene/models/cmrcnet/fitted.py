@@ -71,18 +71,18 @@ class FittedCMRCNet:
     def parts(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> dict[str, np.ndarray]:
         """Labels relative to the training mean, float32 (n, G), of each part that has a weight."""
         used = {name for name, weight in zip(PARTS, self.weights, strict=True) if weight > 0}
-        found: dict[str, np.ndarray] = {}
+        parts: dict[str, np.ndarray] = {}
         if self.ridge is not None and "ridge" in used:
-            found["ridge"] = self.ridge.predict(features, sections) - self.label_mean
+            parts["ridge"] = self.ridge.predict(features, sections) - self.label_mean
         if used & {"retrieval", "regression"}:
             queries, labels = self.embed(features, sections, tokens, regress="regression" in used)
             if "retrieval" in used:
                 own = self.bank.own(sections, self.exclude)
                 near = self.bank.nearest(queries, self.k, excluded=own, by=self.exclude)
-                found["retrieval"] = self.bank.average(near, self.weighting)
+                parts["retrieval"] = self.bank.average(near, self.weighting)
             if "regression" in used:
-                found["regression"] = self.scale * labels
-        return found
+                parts["regression"] = self.scale * labels
+        return parts
 
     def predict(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
@@ -97,9 +97,9 @@ class FittedCMRCNet:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Places of spots in the shared space, and what the regression head says (:func:`embed`)."""
         self.ensemble.to(resolve_device(None)).eval()
-        found = embed(self.ensemble, self.inputs(features, sections, tokens), regress=regress)
+        embedded = embed(self.ensemble, self.inputs(features, sections, tokens), regress=regress)
         self.ensemble.cpu()
-        return found
+        return embedded
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Facts (JSON) and arrays."""
@@ -146,8 +146,8 @@ class FittedCMRCNet:
         """Restore it."""
         architecture = Architecture(**config["architecture"])
         ensemble = build_ensemble(architecture, config["n_models"], 0)
-        found = with_prefix(arrays, "network")
-        ensemble.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in found.items()})
+        weights = with_prefix(arrays, "network")
+        ensemble.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
         tokens, center = with_prefix(arrays, "tokens"), config["center"]
         return cls(
             architecture,
@@ -184,8 +184,8 @@ def embed(ensemble: Ensemble, arrays: SpotArrays, *, regress: bool) -> tuple[np.
         tokens = torch.from_numpy(np.asarray(arrays.tokens[rows], dtype=np.float32)).to(device)
         images = ensemble.call(lambda net, x, t: net.image_embedding(net.image_tokens(x, t)), features, tokens)
         embeddings.append(unit_members(images))
-        found = ensemble.call(lambda net, u: net.regress(u), paired=(images,)) if regress else images[..., :0]
-        labels.append(found.mean(dim=0).float().cpu().numpy())
+        outputs = ensemble.call(lambda net, u: net.regress(u), paired=(images,)) if regress else images[..., :0]
+        labels.append(outputs.mean(dim=0).float().cpu().numpy())
     return np.concatenate(embeddings), np.concatenate(labels)
 
 

@@ -114,8 +114,8 @@ class CMRCNetFitting(NetworkFitting):
 
     def _schedule(self, n_spots: int) -> TrainingSchedule:
         p = self.parameters
-        found = self.schedule(self._n_batches(n_spots), _STEPS)
-        return dataclasses.replace(found, final_learning_rate=min(p.final_learning_rate, p.learning_rate))
+        schedule = self.schedule(self._n_batches(n_spots), _STEPS)
+        return dataclasses.replace(schedule, final_learning_rate=min(p.final_learning_rate, p.learning_rate))
 
     def _n_batches(self, n_spots: int) -> int:
         return max(round(n_spots / self.parameters.batch_size), 1)
@@ -154,8 +154,8 @@ class CMRCNetFitting(NetworkFitting):
         few = np.random.default_rng(self.seed).permutation(fitted)[:_SCORED_REFERENCES]
         schedule = self._schedule(len(fitted))
         if epochs is None:
-            task.validate = lambda found: mean_correlation(
-                self.data.labels[held][:, genes], self._blend(*self._held_out(found, few, held, genes)), names
+            task.validate = lambda trained: mean_correlation(
+                self.data.labels[held][:, genes], self._blend(*self._held_out(trained, few, held, genes)), names
             )
         else:
             schedule = dataclasses.replace(schedule, max_epochs=epochs, decay_epochs=schedule.max_epochs)
@@ -170,8 +170,8 @@ class CMRCNetFitting(NetworkFitting):
         p = self.parameters
         bank = self._bank(ensemble, references, genes)
         queries, labels = embed(ensemble, self.arrays.take(rows), regress=p.regression > 0)
-        found = bank.average(bank.nearest(queries, min(p.k, len(bank))), p.weighting)
-        return found, self.scale * labels[:, genes] if p.regression else None
+        retrieved = bank.average(bank.nearest(queries, min(p.k, len(bank))), p.weighting)
+        return retrieved, self.scale * labels[:, genes] if p.regression else None
 
     def _blend(self, retrieval: np.ndarray, regression: np.ndarray | None) -> np.ndarray:
         """What epochs are chosen by: the mean of both parts, or the one that is asked for."""
@@ -215,8 +215,8 @@ class CMRCNetFitting(NetworkFitting):
         used = self._used
         if sum(used.values()) == 1 or not trials:
             return np.array([used[name] for name in PARTS]) / sum(used.values())
-        rows, found = self._candidates(trials)
-        return weigh(found, self.data.labels[rows], self.folds.centred_in(self.data.sections)[rows])
+        rows, candidates = self._candidates(trials)
+        return weigh(candidates, self.data.labels[rows], self.folds.centred_in(self.data.sections)[rows])
 
     def _candidates(self, trials: list[_Trial]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
         """Held-out predictions of the parts that may be used, and the rows that they are of."""

@@ -135,10 +135,10 @@ class CMRCNetNetwork(nn.Module):
         """r, (B, dim): image tokens, masked element by element, that looked at the tokens made of the labels."""
         a = self.architecture
         genes = self.gene_tokens(labels).unflatten(-1, (a.n_gene_tokens, a.dim))
-        found = mask_elements(tokens, a.mask)
+        restored = mask_elements(tokens, a.mask)
         for _ in range(_FUSION_PASSES):
-            found = self.fusion(found, genes)
-        return found.mean(dim=-2)
+            restored = self.fusion(restored, genes)
+        return restored.mean(dim=-2)
 
     def regress(self, images: Tensor) -> Tensor:
         """Labels (B, G) of image embeddings (B, dim), relative to their mean; none without a head."""

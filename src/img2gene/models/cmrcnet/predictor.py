@@ -29,9 +29,9 @@ _BLEEP: dict[str, Any] = {
 
 def with_defaults(changes: dict[str, Any]) -> inspect.Signature:
     """The signature of the parameters with some other defaults."""
-    found = inspect.signature(CMRCNetParameters)
-    parameters = [part.replace(default=changes.get(name, part.default)) for name, part in found.parameters.items()]
-    return found.replace(parameters=parameters)
+    signature = inspect.signature(CMRCNetParameters)
+    parameters = [part.replace(default=changes.get(name, part.default)) for name, part in signature.parameters.items()]
+    return signature.replace(parameters=parameters)
 
 
 class CMRCNet(NetworkPredictor):

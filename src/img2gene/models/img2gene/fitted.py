@@ -54,8 +54,8 @@ class Readout:
 
     def spread(self, outputs: Tensor, own: bool) -> np.ndarray:
         """SD over members (B, G) of their outputs (n_models, B, G); NaN for a single one."""
-        found = self.members(outputs, own).numpy()
-        return found.std(axis=0, ddof=1) if len(found) > 1 else np.full(found.shape[1:], np.nan, dtype=np.float32)
+        labels = self.members(outputs, own).numpy()
+        return labels.std(axis=0, ddof=1) if len(labels) > 1 else np.full(labels.shape[1:], np.nan, dtype=np.float32)
 
     def members(self, outputs: Tensor, own: bool) -> Tensor:
         """Labels (n_models, B, G) that the members stand for."""
@@ -174,19 +174,19 @@ class FittedImg2Gene:
     def _add_networks(
         self, out: np.ndarray, arrays: SpotArrays, shares: np.ndarray, spread: np.ndarray | None = None
     ) -> None:
-        """Add what the networks predict to ``out``, in place, and set ``spread`` to what members differ by."""
+        """Add what the networks predict to ``out``, in place, and set ``spread`` to what members sd by."""
         device = _device()
         self.ensemble.to(device).eval()
         known = SpotArrays([s for s in arrays.sections if shares[s.rows[0]] > 0], arrays.features, arrays.tokens)
-        for rows, found in predictions(self.ensemble, known):
-            mixed = self.weights[2] * self.readout(found.genes, own=False)
-            mixed += self.weights[1] * self.readout(found.views[:, 0], own=True)
+        for rows, outputs in predictions(self.ensemble, known):
+            mixed = self.weights[2] * self.readout(outputs.genes, own=False)
+            mixed += self.weights[1] * self.readout(outputs.views[:, 0], own=True)
             if self.retrieval is not None:
-                mixed += self.weights[3] * self.retrieval(found.embedding)
+                mixed += self.weights[3] * self.retrieval(outputs.embedding)
             out[rows] += mixed * shares[rows, None]
             if spread is not None:
-                differ = self.weights[2] * self.readout.spread(found.genes, own=False)
-                spread[rows] = (differ + self.weights[1] * self.readout.spread(found.views[:, 0], own=True)) * shares[
+                sd = self.weights[2] * self.readout.spread(outputs.genes, own=False)
+                spread[rows] = (sd + self.weights[1] * self.readout.spread(outputs.views[:, 0], own=True)) * shares[
                     rows, None
                 ]
         self.ensemble.cpu()
@@ -198,9 +198,9 @@ class FittedImg2Gene:
         for section in arrays.sections:
             share = float(shares[section.rows[0]])
             if share > 0:
-                found = self.stiff.predict(features[section.rows], sections[section.rows]) - self.readout.label_mean
-                around = sum(found[section.neighbors[:, i]] for i in range(section.neighbors.shape[1]))
-                smooth = (1 - self.smoothing) * found + self.smoothing / section.neighbors.shape[1] * around
+                deviations = self.stiff.predict(features[section.rows], sections[section.rows]) - self.readout.label_mean
+                around = sum(deviations[section.neighbors[:, i]] for i in range(section.neighbors.shape[1]))
+                smooth = (1 - self.smoothing) * deviations + self.smoothing / section.neighbors.shape[1] * around
                 out[section.rows] += share * smooth
 
     @property
@@ -240,10 +240,10 @@ class FittedImg2Gene:
         self.ensemble.to(_device()).eval()
         for section in arrays.sections:
             for rows, views in section_views(self.ensemble, arrays, section):
-                found = self.ensemble.call(
+                contributions = self.ensemble.call(
                     lambda net, *x: net.pathway_contributions(Views(*x), gene), paired=tuple(views)
                 )
-                out[rows] = found.mean(dim=0).float().cpu().numpy() * (factor * (1 - shifts[section.name][1]))
+                out[rows] = contributions.mean(dim=0).float().cpu().numpy() * (factor * (1 - shifts[section.name][1]))
         self.ensemble.cpu()
         return out
 

@@ -148,8 +148,8 @@ class Img2GeneFitting(NetworkFitting):
     def _new_ensemble(self) -> Ensemble:
         ensemble = build_ensemble(self.architecture, self.parameters.n_models, self.seed)
         if self.parameters.n_confounders:
-            found = confounder_dictionary(self.arrays.features, self.parameters.n_confounders, seed=self.seed)
-            for name, values in zip(("centroids", "frequency"), found, strict=True):
+            dictionary = confounder_dictionary(self.arrays.features, self.parameters.n_confounders, seed=self.seed)
+            for name, values in zip(("centroids", "frequency"), dictionary, strict=True):
                 buffer = ensemble.get_buffer(f"backdoor/{name}")
                 buffer.copy_(torch.from_numpy(values).expand_as(buffer))
         return ensemble
@@ -165,7 +165,7 @@ class Img2GeneFitting(NetworkFitting):
                 spot_batch = gather(section, spots, anchors, arrays.features, arrays.tokens)
                 yield spot_batch, self.targets.batch(section, section.rows[spots])
 
-        prepare = None if p.effect == "none" else lambda found: update_references(found, arrays)
+        prepare = None if p.effect == "none" else lambda trained: update_references(trained, arrays)
         return TrainingTask(ensemble, batches, objective, prepare=prepare, describe=self._describe)
 
     def _describe(self, batch: tuple[Batch, Targets]) -> str:
@@ -188,7 +188,7 @@ class Img2GeneFitting(NetworkFitting):
         genes = scored_genes(self.data.labels)
         schedule = self.schedule(n_batches(inside.sections, self.parameters.batch_size), _STEPS)
         if epochs is None:
-            task.validate = lambda found: self._score(found, outside, genes)
+            task.validate = lambda trained: self._score(trained, outside, genes)
         else:
             schedule = dataclasses.replace(schedule, max_epochs=epochs)
         name = f"{'validation' if epochs is None else 'calibration'}{number + 1}"
@@ -215,9 +215,9 @@ class Img2GeneFitting(NetworkFitting):
         """Retrieval from the spots of ``arrays``, or from some of them drawn at random where there are very many."""
         data, targets = self.data, self.targets
         rows = np.concatenate([section.rows for section in arrays.sections])
-        wanted = np.zeros(len(data.labels), dtype=bool)
-        wanted[np.random.default_rng(self.seed).permutation(rows)[:_REFERENCES]] = True
-        rows, keys = embed(ensemble, arrays, wanted)
+        kept = np.zeros(len(data.labels), dtype=bool)
+        kept[np.random.default_rng(self.seed).permutation(rows)[:_REFERENCES]] = True
+        rows, keys = embed(ensemble, arrays, kept)
         values = targets.labels[rows] * np.float32(targets.scale)
         places = data.positions[rows].astype(np.float32)
         return Retrieval(ReferenceBank(keys, values, data.sections[rows], data.groups[rows], places), self.parameters.k)
@@ -225,18 +225,18 @@ class Img2GeneFitting(NetworkFitting):
     def _part(self, rows: np.ndarray, sections: np.ndarray) -> SpotArrays:
         """Inputs of some spots, each section with the neighbours that are left; arrays stay those of all spots."""
         index = np.flatnonzero(rows)
-        found = split_sections(sections[index], self.data.positions[index], self.parameters.n_neighbors, pad=True)
-        moved = [dataclasses.replace(section, rows=index[section.rows]) for section in found]
+        spots = split_sections(sections[index], self.data.positions[index], self.parameters.n_neighbors, pad=True)
+        moved = [dataclasses.replace(section, rows=index[section.rows]) for section in spots]
         return SpotArrays(moved, self.arrays.features, self.arrays.tokens)
 
     def _score(self, ensemble: Ensemble, arrays: SpotArrays, genes: np.ndarray) -> float:
         """Mean correlation over genes and sections of the members' mean prediction."""
-        found = np.full((len(self.data.labels), len(genes)), np.nan, dtype=np.float32)
+        predicted = np.full((len(self.data.labels), len(genes)), np.nan, dtype=np.float32)
         for rows, outputs in predictions(ensemble, arrays):
-            found[rows] = outputs.genes.mean(dim=0)[:, genes].float().cpu().numpy()
+            predicted[rows] = outputs.genes.mean(dim=0)[:, genes].float().cpu().numpy()
         rows = np.concatenate([section.rows for section in arrays.sections])
         names = np.repeat([section.name for section in arrays.sections], [len(s.rows) for s in arrays.sections])
-        return mean_correlation(self.data.labels[rows][:, genes], found[rows], names)
+        return mean_correlation(self.data.labels[rows][:, genes], predicted[rows], names)
 
     def _refit(self, schedule: TrainingSchedule, progress: ResumableFolder) -> tuple[Ensemble, TrainingRun]:
         ensemble = self._new_ensemble()
@@ -307,9 +307,9 @@ def _mean_outputs(ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) 
     parts = [
         [
             (count_labels(part, log_rate) if len(log_rate) else part.cpu()).sum(dim=1)
-            for part in (found.genes, found.views[:, 0])
+            for part in (outputs.genes, outputs.views[:, 0])
         ]
-        for _, found in predictions(ensemble, arrays)
+        for _, outputs in predictions(ensemble, arrays)
     ]
     n_spots = sum(len(section.rows) for section in arrays.sections)
     genes, own = (torch.stack(part).sum(dim=0).div(n_spots).numpy() for part in zip(*parts, strict=True))

@@ -68,19 +68,19 @@ def predictions(ensemble: Ensemble, arrays: SpotArrays) -> Iterator[tuple[np.nda
 
 
 @torch.no_grad()
-def embed(ensemble: Ensemble, arrays: SpotArrays, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings z of the spots that are ``wanted`` (bool (n,)), those of all members side by side (:func:`unit_members`).
+def embed(ensemble: Ensemble, arrays: SpotArrays, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings z of the spots that are ``chosen`` (bool (n,)), those of all members side by side (:func:`unit_members`).
 
     Returns
     -------
     Rows of the study in the order of ``arrays.sections``, and float32 (n_wanted, n_models · dim).
     """
-    found = []
+    blocks = []
     for section in arrays.sections:
         for rows, views in section_views(ensemble, arrays, section):
             keys = unit_members(ensemble.call(lambda net, *x: net.embed(Views(*x)), paired=tuple(views)))
-            found.append((rows[wanted[rows]], keys[wanted[rows]]))
-    rows, keys = (np.concatenate(part) for part in zip(*found, strict=True))
+            blocks.append((rows[chosen[rows]], keys[chosen[rows]]))
+    rows, keys = (np.concatenate(part) for part in zip(*blocks, strict=True))
     return rows, keys
 
 

@@ -77,16 +77,16 @@ class Objective:
     def __call__(self, network: Img2GeneNetwork, batch: tuple[Batch, Targets]) -> dict[str, Tensor]:
         """The total, ``loss``, and its parts without their weights."""
         spots, targets = batch
-        found = network(spots)
-        parts = {"labels": self._fit(network, found.genes, targets), "views": self._views(network, found, targets)}
+        outputs = network(spots)
+        parts = {"labels": self._fit(network, outputs.genes, targets), "views": self._views(network, outputs, targets)}
         total = parts["labels"] + parts["views"]
         if targets.pathways.shape[-1]:
             known = targets.scored[:, 0] if targets.scored.shape[-1] else None
-            parts["pathways"] = losses.pathway(found.pathways, targets.pathways, known)
-            parts["pathway coherence"] = losses.coherence(found.embedding, targets.pathways, known)
+            parts["pathways"] = losses.pathway(outputs.pathways, targets.pathways, known)
+            parts["pathway coherence"] = losses.coherence(outputs.embedding, targets.pathways, known)
             total = total + self.pathway * parts["pathways"] + self.pathway_coherence * parts["pathway coherence"]
         if self.coherence:
-            parts["coherence"] = losses.coherence(found.embedding, targets.labels)
+            parts["coherence"] = losses.coherence(outputs.embedding, targets.labels)
             total = total + self.coherence * parts["coherence"]
         return {"loss": total, **parts}
 
@@ -99,13 +99,13 @@ class Objective:
             return losses.balanced_mse(predicted, targets.labels, self.noise)
         return losses.weighted_mse(predicted, targets.labels, targets.weights if targets.weights.shape[-1] else None)
 
-    def _views(self, network: Img2GeneNetwork, found: Outputs, targets: Targets) -> Tensor:
+    def _views(self, network: Img2GeneNetwork, outputs: Outputs, targets: Targets) -> Tensor:
         if self.kind == "gaussian" and not targets.weights.shape[-1]:
-            return losses.distillation(list(found.views), found.genes, targets.labels, self.distillation)
-        teacher = found.genes.detach()
+            return losses.distillation(list(outputs.views), outputs.genes, targets.labels, self.distillation)
+        teacher = outputs.genes.detach()
         alpha = self.distillation
         each = [
             (1 - alpha) * self._fit(network, view, targets) + alpha * torch.nn.functional.mse_loss(view, teacher)
-            for view in found.views
+            for view in outputs.views
         ]
         return torch.stack(each).sum()

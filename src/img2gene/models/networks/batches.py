@@ -68,7 +68,7 @@ def split_sections(sections: np.ndarray, positions: np.ndarray, k: int, *, pad: 
     >>> split_sections(np.array(["a"] * 3), line, k=1, pad=False)[0].neighbors.ravel()
     array([1, 0, 1])
     """
-    found, problems = [], []
+    split, problems = [], []
     names, first, number = np.unique(sections, return_index=True, return_inverse=True)
     sizes = np.bincount(number, minlength=len(names))
     lonely = [str(name) for name, size in zip(names, sizes, strict=True) if size < 2]
@@ -86,8 +86,8 @@ def split_sections(sections: np.ndarray, positions: np.ndarray, k: int, *, pad: 
         rows = np.flatnonzero(number == index)
         place = np.asarray(positions, dtype=np.float64)[rows]
         centred = (place - place.mean(axis=0)).astype(np.float32)
-        found.append(SectionSpots(str(names[index]), rows, centred, _neighbors(place, k)))
-    return found
+        split.append(SectionSpots(str(names[index]), rows, centred, _neighbors(place, k)))
+    return split
 
 
 def _neighbors(positions: np.ndarray, k: int) -> np.ndarray:

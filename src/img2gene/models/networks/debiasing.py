@@ -356,10 +356,10 @@ class Backdoor(nn.Module):
         self.combine = nn.Linear(dim + width, dim)
 
     def _check(self) -> None:
-        k, found = tuple(self.centroids.shape), tuple(self.frequency.shape)
+        k, frequencies = tuple(self.centroids.shape), tuple(self.frequency.shape)
         problems = []
-        if len(k) != 2 or found != k[:1]:
-            problems.append(f"centroids {k} and frequency {found}: expected (k, width) and (k,).")
+        if len(k) != 2 or frequencies != k[:1]:
+            problems.append(f"centroids {k} and frequency {frequencies}: expected (k, width) and (k,).")
         # On the meta device, where only shapes exist, there are no values to look at.
         known = not self.frequency.is_meta
         if known and (bool((self.frequency < 0).any()) or abs(float(self.frequency.sum()) - 1) > 1e-3):

@@ -70,8 +70,8 @@ class Ensemble(nn.Module):
         """
         template = self.template
 
-        def one(state: tuple[dict[str, Tensor], dict[str, Tensor]], own: tuple[Any, ...]) -> Any:
-            return functional_call(_Method(template, function), _prefixed(*state), (*inputs, *own))
+        def one(state: tuple[dict[str, Tensor], dict[str, Tensor]], member_inputs: tuple[Any, ...]) -> Any:
+            return functional_call(_Method(template, function), _prefixed(*state), (*inputs, *member_inputs))
 
         return vmap(one, randomness="different")(self.arrays(), paired)
 

@@ -114,8 +114,8 @@ class Regressor(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """Features (b, n_fields · width) of uint8 pixels (b, n_fields, 3, side, side)."""
         images = normalise(pixels.to(self.scale.device).flatten(0, 1), self.mean, self.std)
-        found = self.encoder(images.contiguous(memory_format=torch.channels_last))
-        return found.reshape(len(pixels), -1).float()
+        features = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        return features.reshape(len(pixels), -1).float()
 
     def forward(self, features: Tensor) -> Tensor:
         """Labels (b, n_genes) as they deviate from the mean over these spots."""
@@ -125,8 +125,8 @@ class Regressor(nn.Module):
 
 def loss(network: Any, batch: Batch) -> dict[str, Tensor]:
     """Mean squared error of how labels deviate from their mean over the batch."""
-    found = network(network.features(batch.pixels))
-    return {"loss": (found - (batch.labels - batch.labels.mean(dim=0))).square().mean()}
+    predicted = network(network.features(batch.pixels))
+    return {"loss": (predicted - (batch.labels - batch.labels.mean(dim=0))).square().mean()}
 
 
 @dataclass
@@ -175,7 +175,7 @@ class FineTuning:
         task = TrainingTask(single, lambda epoch: self._batches(fitted, epoch), loss, describe=self._describe)
         frozen = float("nan")
         if held.any():
-            task.validate = lambda found: self._score(found.network, held, places)
+            task.validate = lambda trained: self._score(trained.network, held, places)
             frozen = task.validate(single.eval())
             single.train()
         run = train(task, self._schedule(), label="fine-tune")
@@ -227,8 +227,8 @@ class FineTuning:
             rows = np.flatnonzero(held & (places == name))
             parts = np.split(rows, range(self.parameters.batch_size, len(rows), self.parameters.batch_size))
             features = torch.cat([network.features(torch.from_numpy(self.pixels[part])) for part in parts])
-            found = network(features).float().cpu().numpy()
-            scores.append(pearson(self.data.labels[rows], found))
+            predicted = network(features).float().cpu().numpy()
+            scores.append(pearson(self.data.labels[rows], predicted))
         known = np.concatenate(scores)
         return float(np.nanmean(known)) if np.isfinite(known).any() else 0.0
 
@@ -250,23 +250,23 @@ class FineTuning:
         )
 
     def _report(self, run: TrainingRun, frozen: float, held: np.ndarray, n_trained: int) -> dict[str, Any]:
-        finite = held.any()
+        validated = held.any()
         return {
             "epochs": run.best_epoch,
             "n_weights": n_trained,
             "n_genes": self.data.labels.shape[1],
             "validated_on": sorted(set(self.data.sections[held].tolist())),
-            "validation": run.score if finite else None,
-            "validation_before": frozen if finite else None,
+            "validation": run.score if validated else None,
+            "validation_before": frozen if validated else None,
             "history": run.history,
         }
 
 
 def _turned(pixels: np.ndarray, views: np.ndarray) -> np.ndarray:
     """Patches (b, n_fields, 3, side, side), each in one of the eight orientations of the square: tissue has none."""
-    found = np.empty_like(pixels)
+    turned = np.empty_like(pixels)
     for view in np.unique(views):
         rows = views == view
         chosen = pixels[rows].swapaxes(3, 4) if view >= 4 else pixels[rows]
-        found[rows] = np.rot90(chosen, view % 4, axes=(3, 4))
-    return found
+        turned[rows] = np.rot90(chosen, view % 4, axes=(3, 4))
+    return turned

@@ -76,8 +76,8 @@ class NetworkFitting(ABC):
     @property
     def token_shape(self) -> tuple[int, int]:
         """Number of patch tokens that networks look at, and of their components; zeros where there are none."""
-        found, tokens = self.token_components, self.data.tokens
-        return (0, 0) if found is None or tokens is None else (tokens.shape[1], len(found.axes))
+        components, tokens = self.token_components, self.data.tokens
+        return (0, 0) if components is None or tokens is None else (tokens.shape[1], len(components.axes))
 
     def _components(self, values: np.ndarray, k: int) -> Components:
         return Components.fit(values, self.data.sections, k, center=self.parameters.center, seed=self.seed)
@@ -223,14 +223,14 @@ def weigh(candidates: Mapping[str, np.ndarray | None], labels: np.ndarray, secti
     """Weights of held-out predictions (n, G), all centred in ``sections`` here; candidates that are None get 0."""
     known = {name: centre(values, sections) for name, values in candidates.items() if values is not None}
     truth = centre(labels, sections)
-    found = dict(zip(known, stack_weights([*known.values()], truth, truth.var(axis=0)), strict=True))
-    weights = np.array([found.get(name, 0.0) for name in candidates])
+    stacked = dict(zip(known, stack_weights([*known.values()], truth, truth.var(axis=0)), strict=True))
+    weights = np.array([stacked.get(name, 0.0) for name in candidates])
     # Networks that were stopped at once predict next to nothing, which weights must not blow up.
     return weights * min(1, _MOST_WEIGHT / max(weights.sum(), 1e-12))
 
 
 def resolve_accelerator(accelerator: str, devices: int | str) -> tuple[str, int | str]:
-    """The accelerator asked for; ``"auto"`` takes the device of the settings. One that is not there is an error."""
+    """The accelerator setting for; ``"auto"`` takes the device of the settings. One that is not there is an error."""
     from img2gene.encoders.base import resolve_device
     from img2gene.settings import settings
 
@@ -241,13 +241,13 @@ def resolve_accelerator(accelerator: str, devices: int | str) -> tuple[str, int 
     if kind != "cpu":
         there = accelerators()
         if not there.get(kind, False):
-            asked = (
+            setting = (
                 f"accelerator={accelerator!r}"
                 if accelerator != "auto"
                 else f"img2gene.settings.device={settings.device!r}"
             )
             raise Img2GeneError(
-                f"{asked}: this computer has no such device (available: {listing(name for name in there if there[name])}). "
+                f"{setting}: this computer has no such device (available: {listing(name for name in there if there[name])}). "
                 "Take another, or 'auto'."
             )
     return kind, devices

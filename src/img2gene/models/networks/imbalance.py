@@ -51,9 +51,9 @@ def density_weights(
     step = max(1, _WORKING_SIZE // len(labels))
     for start in range(0, labels.shape[1], step):
         genes = slice(start, start + step)
-        found = 1 / np.sqrt(_density(labels[:, genes].astype(np.float64), n_bins, sigma))
-        found = np.clip(found / found.mean(axis=0), *clip)
-        weights[:, genes] = found / found.mean(axis=0)
+        rarity = 1 / np.sqrt(_density(labels[:, genes].astype(np.float64), n_bins, sigma))
+        rarity = np.clip(rarity / rarity.mean(axis=0), *clip)
+        weights[:, genes] = rarity / rarity.mean(axis=0)
     return weights
 
 

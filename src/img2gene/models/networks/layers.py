@@ -80,8 +80,8 @@ class Attention(nn.Module):
     def _each_head(self, x: Tensor, weight: Tensor) -> Tensor:
         """(…, heads, n, a) times the heads' parts (heads · a, b) of a weight, (…, heads, n, b)."""
         flat = x.reshape(-1, *x.shape[-3:])
-        found = torch.einsum("shna,hab->shnb", flat, weight.unflatten(0, (self.heads, -1)))
-        return found.reshape(*x.shape[:-1], weight.shape[-1])
+        products = torch.einsum("shna,hab->shnb", flat, weight.unflatten(0, (self.heads, -1)))
+        return products.reshape(*x.shape[:-1], weight.shape[-1])
 
 
 class RelativePosition(nn.Module):

@@ -160,8 +160,8 @@ class TrainingModule(pl.LightningModule):
         )
 
     def _kept(self) -> Path | None:
-        found = [callback.path for callback in self.trainer.callbacks if isinstance(callback, LastEpoch)]  # type: ignore[attr-defined]
-        return next((path for path in found if path.is_file()), None)
+        paths = [callback.path for callback in self.trainer.callbacks if isinstance(callback, LastEpoch)]  # type: ignore[attr-defined]
+        return next((path for path in paths if path.is_file()), None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to go on: the best weights so far, and the history."""
@@ -177,11 +177,11 @@ class TrainingModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it up again."""
-        found = checkpoint["img2gene"]
-        self.best, self.history = found["best"], list(found["history"])
-        self.best_epoch, self.best_score = found["best_epoch"], found["best_score"]
-        self.average, self.n_steps = found["average"], found["n_steps"]
-        if found["stopped"]:
+        stored = checkpoint["img2gene"]
+        self.best, self.history = stored["best"], list(stored["history"])
+        self.best_epoch, self.best_score = stored["best_epoch"], stored["best_score"]
+        self.average, self.n_steps = stored["average"], stored["n_steps"]
+        if stored["stopped"]:
             self.trainer.fit_loop.max_epochs = len(self.history)
 
     def finish(self) -> TrainingRun:

@@ -354,5 +354,5 @@ def _same_shape(**tensors: Tensor) -> None:
     """Refuse what would broadcast silently."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1:
-        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise Img2GeneError(f"Shapes differ: {found}. Expected the same spots and columns in each.")
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise Img2GeneError(f"Shapes differ: {listed}. Expected the same spots and columns in each.")

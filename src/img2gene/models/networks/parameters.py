@@ -15,16 +15,16 @@ _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 def training_problems(accelerator: object, precision: object) -> list[str]:
     """An accelerator or a precision that Lightning does not have; whether there is such a device shows when it is used."""
-    found = []
+    problems = []
     if str(precision) not in PRECISIONS:
-        found.append(f"precision={precision!r}: choose one of {listing(PRECISIONS)}.")
+        problems.append(f"precision={precision!r}: choose one of {listing(PRECISIONS)}.")
     if accelerator not in _ACCELERATORS:
         from img2gene.models.networks.train import accelerators
 
         known = sorted({*_ACCELERATORS, *accelerators()})
         if accelerator not in known:
-            found.append(f"accelerator={accelerator!r}: choose one of {listing(known)}.")
-    return found
+            problems.append(f"accelerator={accelerator!r}: choose one of {listing(known)}.")
+    return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class NetworkParameters:
         """What is wrong with these."""
         least = {"n_models": 1, "n_components": 1, "dim": 1, "heads": 1, "batch_size": 2}
         least |= {"max_epochs": 1, "patience": 1, "n_validations": 0, "weight_decay": 0}
-        found = [
+        problems = [
             *choice_problems(self, {"center": ("section", "none")}),
             *bound_problems(self, least),
             *share_problems(self, ("dropout",)),
@@ -61,5 +61,5 @@ class NetworkParameters:
         ]
         whole = isinstance(self.heads, _WHOLE) and isinstance(self.dim, _WHOLE)
         if whole and self.heads > 0 and self.dim % self.heads:
-            found.append(f"dim={self.dim} is not divisible by heads={self.heads}.")
-        return found
+            problems.append(f"dim={self.dim} is not divisible by heads={self.heads}.")
+        return problems

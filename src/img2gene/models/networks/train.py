@@ -83,8 +83,8 @@ def _trainer(hardware: dict[str, Any], **options: Any) -> Any:
     try:
         return import_lightning().Trainer(**hardware, **options)
     except (MisconfigurationException, TypeError, ValueError) as error:
-        found = ", ".join(f"{name}={value!r}" for name, value in hardware.items())
-        raise Img2GeneError(f"Networks cannot be trained with {found}: {error}") from error
+        requested = ", ".join(f"{name}={value!r}" for name, value in hardware.items())
+        raise Img2GeneError(f"Networks cannot be trained with {requested}: {error}") from error
 
 
 def accelerators() -> dict[str, bool]:
@@ -92,8 +92,8 @@ def accelerators() -> dict[str, bool]:
     import_lightning()
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
-    found = {name: AcceleratorRegistry[name]["accelerator"].is_available() for name in AcceleratorRegistry}
-    return found | {"gpu": found.get("cuda", False) or found.get("mps", False)}
+    available = {name: AcceleratorRegistry[name]["accelerator"].is_available() for name in AcceleratorRegistry}
+    return available | {"gpu": available.get("cuda", False) or available.get("mps", False)}
 
 
 def import_lightning() -> Any:
@@ -115,9 +115,9 @@ def _quiet() -> Iterator[None]:
     """Lightning's banners and its advice about data loaders, which does not apply to arrays in memory."""
     names = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric")
     loggers = [logging.getLogger(name) for name in names]
-    levels = [found.level for found in loggers]
-    for found in loggers:
-        found.setLevel(logging.ERROR)
+    levels = [logger_.level for logger_ in loggers]
+    for logger_ in loggers:
+        logger_.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
@@ -125,8 +125,8 @@ def _quiet() -> Iterator[None]:
         try:
             yield
         finally:
-            for found, level in zip(loggers, levels, strict=True):
-                found.setLevel(level)
+            for logger_, level in zip(loggers, levels, strict=True):
+                logger_.setLevel(level)
 
 
 @contextlib.contextmanager

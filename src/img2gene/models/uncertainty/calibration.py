@@ -123,7 +123,7 @@ class Calibration:
         chosen = by_position[sample_rows(held_out.units[by_position], most, seed)]
         units, rows = held_out.units[chosen], held_out.rows[chosen]
         weights = unit_weights(units)
-        found: dict[str, list[np.ndarray]] = {name: [] for name in cls.per_gene}
+        curves: dict[str, list[np.ndarray]] = {name: [] for name in cls.per_gene}
         sample = sample_rows(units, _FACTOR_ROWS, seed)
         normals = []
         for start in range(0, held_out.predicted.shape[1], _GENE_BLOCK):
@@ -136,10 +136,10 @@ class Calibration:
             normal = np.divide(residuals, sd, out=np.zeros_like(sd), where=sd > 0)
             curve |= dict(zip(("median", "below", "above"), _quantiles(normal, weights, level), strict=True))
             for name, values in curve.items():
-                found[name].append(values)
+                curves[name].append(values)
             normals.append(normal[sample, :: max(held_out.predicted.shape[1] // _FACTOR_GENES, 1)].astype(np.float32))
         factor, covered = _factor(np.hstack(normals), part_numbers(units, _PARTS, seed)[sample], weights[sample], level)
-        arrays: dict[str, Any] = {name: np.concatenate(values).astype(np.float32) for name, values in found.items()}
+        arrays: dict[str, Any] = {name: np.concatenate(values).astype(np.float32) for name, values in curves.items()}
         arrays |= {name: arrays[name] * np.float32(factor) for name in ("below", "above")}
         folds = inner_folds(data, seed=seed)
         novelty = Novelty.fit(
@@ -236,8 +236,8 @@ def _quantiles(normal: np.ndarray, weights: np.ndarray, level: float) -> tuple[n
     order = np.argsort(normal, axis=0)
     share = np.cumsum(weights[order], axis=0)
     share /= max(float(weights.sum()), 1e-300)
-    wanted = ((1 - level) / 2, 0.5, (1 + level) / 2)
-    at = [np.minimum((share < part - 1e-9).sum(axis=0), len(normal) - 1) for part in wanted]
+    levels = ((1 - level) / 2, 0.5, (1 + level) / 2)
+    at = [np.minimum((share < part - 1e-9).sum(axis=0), len(normal) - 1) for part in levels]
     low, middle, high = (np.take_along_axis(normal, order[rows, range(len(rows))][None], axis=0)[0] for rows in at)
     return middle, np.maximum(middle - low, _LEAST_WIDTH), np.maximum(high - middle, _LEAST_WIDTH)
 
@@ -259,9 +259,9 @@ def _factor(normal: np.ndarray, parts: np.ndarray, weights: np.ndarray, level: f
     values, share = np.concatenate(needed), np.concatenate(shares)
     order = np.argsort(values)
     cumulative = np.cumsum(share[order]) / share.sum()
-    found = float(values[order][min(int(np.searchsorted(cumulative, level - 1e-9)), len(values) - 1)])
+    factor = float(values[order][min(int(np.searchsorted(cumulative, level - 1e-9)), len(values) - 1)])
     covered = float(share[values <= 1].sum() / share.sum())
-    return round(min(1 + (max(found, 1) - 1) * (n - 1) / n, _MOST_FACTOR), 4), round(covered, 4)
+    return round(min(1 + (max(factor, 1) - 1) * (n - 1) / n, _MOST_FACTOR), 4), round(covered, 4)
 
 
 def _nested_means(means: np.ndarray, left: int) -> np.ndarray:
@@ -271,8 +271,8 @@ def _nested_means(means: np.ndarray, left: int) -> np.ndarray:
     parts sum to about 0, and the one left out would always lie opposite to those it is to be covered by.
     """
     n = len(means)
-    own = means * ((n - 1) / n)
-    rest = (own.sum(axis=0) - own[left]) / (n - 1)
-    nested = (own - rest) * ((n - 1) / (n - 2))
+    offsets = means * ((n - 1) / n)
+    rest = (offsets.sum(axis=0) - offsets[left]) / (n - 1)
+    nested = (offsets - rest) * ((n - 1) / (n - 2))
     nested[left] = means[left]
     return nested

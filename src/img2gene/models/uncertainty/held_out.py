@@ -132,10 +132,10 @@ def cross_fit(fresh: Predictor, data: TrainingData, *, seed: int) -> HeldOut:
 
 
 def predict_spread(
-    predictor: Predictor, features: np.ndarray, sections: np.ndarray, **given: np.ndarray | None
+    predictor: Predictor, features: np.ndarray, sections: np.ndarray, **inputs: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Prediction and SD over members; None for predictors without members. Inputs that it did not declare are left out."""
-    extra = {name: given[name] for name in declared_inputs(predictor) if given.get(name) is not None}
+    extra = {name: inputs[name] for name in declared_inputs(predictor) if inputs.get(name) is not None}
     if isinstance(predictor, HasMembers):
         return predictor.predict_spread(features, sections, **extra)
     return predictor.predict(features, sections, **extra), None

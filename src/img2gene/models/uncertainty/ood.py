@@ -54,15 +54,15 @@ class Ellipsoid:
         if k < 1:
             return cls._single(mean, scale, np.zeros((0, len(mean))), np.ones(1))
         solver = "covariance_eigh" if len(mean) <= _EXACT_WIDTH else "randomized"
-        found = PCA(k, svd_solver=solver, random_state=seed).fit(scaled)
+        pca = PCA(k, svd_solver=solver, random_state=seed).fit(scaled)
         rest = max(int(known.sum()) - k, 1)
         total = float(scaled.var(axis=0, ddof=1).sum())
-        noise = max(total - float(found.explained_variance_.sum()), 0) / rest
-        share = float(ledoit_wolf_shrinkage(found.transform(scaled), assume_centered=True))
-        variance = (1 - share) * np.append(found.explained_variance_, noise) + share * total / int(known.sum())
+        noise = max(total - float(pca.explained_variance_.sum()), 0) / rest
+        share = float(ledoit_wolf_shrinkage(pca.transform(scaled), assume_centered=True))
+        variance = (1 - share) * np.append(pca.explained_variance_, noise) + share * total / int(known.sum())
         # A direction in which training spots do not vary at all must not make every other spot infinitely far.
         variance = np.maximum(variance, 1e-4 * total / int(known.sum()))
-        return cls._single(mean, scale, found.components_, variance)
+        return cls._single(mean, scale, pca.components_, variance)
 
     @classmethod
     def _single(cls, mean: np.ndarray, scale: np.ndarray, axes: np.ndarray, variance: np.ndarray) -> Ellipsoid:
@@ -72,14 +72,14 @@ class Ellipsoid:
 
     def distances(self, features: np.ndarray) -> np.ndarray:
         """Mahalanobis distance float64 (n,) of each row, in blocks."""
-        found = np.empty(len(features))
+        distances = np.empty(len(features))
         for start in range(0, len(features), _BLOCK_ROWS):
             scaled = (features[start : start + _BLOCK_ROWS] - self.mean) / self.scale
             scores = scaled @ self.axes.T
             off = np.maximum(np.square(scaled).sum(axis=1) - np.square(scores).sum(axis=1), 0)
             along = (np.square(scores) / self.variance[:-1]).sum(axis=1)
-            found[start : start + _BLOCK_ROWS] = np.sqrt(along + off / self.variance[-1])
-        return found
+            distances[start : start + _BLOCK_ROWS] = np.sqrt(along + off / self.variance[-1])
+        return distances
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,11 @@ class Novelty:
 
     def percentile(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """Percentile 0–100, float64 (n,), of each row of features (n, width), whose ``sections`` (n,) should be whole."""
-        found, last = _distances(self.ellipsoid, self.length, features, sections), float(self.reference[-1])
+        distances, last = _distances(self.ellipsoid, self.length, features, sections), float(self.reference[-1])
         top = 100 * self.n_reference / (self.n_reference + 1)
-        inside = np.interp(found, self.reference, _GRID * top)
+        inside = np.interp(distances, self.reference, _GRID * top)
         span = max(last - float(np.median(self.reference)), 1e-12)
-        return np.where(found > last, 100 - (100 - top) / (1 + np.maximum(found - last, 0) / span), inside)
+        return np.where(distances > last, 100 - (100 - top) / (1 + np.maximum(distances - last, 0) / span), inside)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Facts (JSON) and arrays."""

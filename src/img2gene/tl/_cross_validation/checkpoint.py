@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import zipfile
 import zlib
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene._errors import Img2GeneError
-from img2gene.models.networks.checkpoints import Progress, read_record
+from img2gene._files import ResumableFolder, atomic_path, read_record, write_bytes
 
 logger = logging.getLogger(__name__)
 FORMAT = 2
@@ -90,7 +89,7 @@ class ResultsFolder:
                     f"folder={str(folder)!r} was written by img2gene {written['img2gene']} (format {written['format']}); this "
                     f"is {own['img2gene']} (format {FORMAT}). Name another folder, or install the version that wrote it."
                 )
-        return cls(Progress.open(folder, own | facts, what=what, argument="folder").folder)
+        return cls(ResumableFolder.open(folder, own | facts, what=what, argument="folder").folder)
 
     def load(self, name: str, label: str) -> Part | None:
         """A finished part with scores of a model, or None; one that cannot be read counts as missing."""
@@ -121,17 +120,10 @@ class ResultsFolder:
         if self.folder is None:
             return
         for table in ("scores", "structure"):
-            path = self.folder / f"{name}-{table}.parquet"
-            getattr(part, table).to_parquet(partial := _partial(path))
-            os.replace(partial, path)
+            with atomic_path(self.folder / f"{name}-{table}.parquet") as temporary:
+                getattr(part, table).to_parquet(temporary)
         if part.layers:
-            with open(partial := _partial(self.folder / f"{name}.npz"), "wb") as file:
+            with atomic_path(self.folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
                 np.savez(file, **part.layers)  # type: ignore[arg-type]
-            os.replace(partial, self.folder / f"{name}.npz")
-        path = self.folder / f"{name}.json"
-        (partial := _partial(path)).write_text(json.dumps({"layers": list(part.layers), "seconds": part.seconds}))
-        os.replace(partial, path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
+        facts = {"layers": list(part.layers), "seconds": part.seconds}
+        write_bytes(self.folder / f"{name}.json", json.dumps(facts).encode())

@@ -16,13 +16,13 @@ import scipy.sparse as sp
 from img2gene import _schema
 from img2gene import models as registry
 from img2gene._errors import LeakageError, listing, raise_problems
+from img2gene._files import fingerprint
 from img2gene._leaks.find import Finding, find_leaks
 from img2gene._study.expression import library_size
 from img2gene._study.inputs import choose_encoder, embedding
 from img2gene._study.panel import Genes, check_genes, check_panel, choose_genes, is_named, named_genes, panel_genes
 from img2gene._study.study import Study
 from img2gene._versions import versions
-from img2gene.models.networks.checkpoints import fingerprint
 from img2gene.settings import settings
 from img2gene.tl._cross_validation.assemble import Assembly, Parts
 from img2gene.tl._cross_validation.candidates import Candidate

@@ -1,0 +1,183 @@
+"""Files that are whole or absent: atomic writes, and folders from which an interrupted run resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from img2gene._errors import Img2GeneError, listing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+logger = logging.getLogger(__name__)
+
+# Describes the run that a folder belongs to; no part of a run has this name.
+RECORD = "identity.json"
+_TEMPORARY = ".partial"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder that replaces ``path`` at the end, or is removed after an error.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from img2gene._files import atomic_path
+    >>> target = Path(tempfile.mkdtemp()) / "numbers.txt"
+    >>> with atomic_path(target) as temporary:
+    ...     _ = temporary.write_text("1 2 3")
+    >>> target.read_text(), len(list(target.parent.iterdir()))
+    ('1 2 3', 1)
+    """
+    # A unique name: two processes that write the same file must not write into each other's.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=_TEMPORARY)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            # Without this a power cut can leave a renamed but empty file.
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner can read.
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file at once: readers see the old content or the new one, never a part."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _umask() -> int:
+    """Read the process's umask, which the system only returns when it is set."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def fingerprint(**arrays: np.ndarray | None) -> dict[str, str]:
+    """Compute a digest of the shape and values of each array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene._files import fingerprint
+    >>> fingerprint(labels=np.zeros(3)) == fingerprint(labels=np.zeros(4))
+    False
+    """
+    import numpy as np
+
+    digests = {}
+    for name, values in arrays.items():
+        digest = hashlib.sha256()
+        if values is not None:
+            plain = values.astype("U") if values.dtype.kind in "OT" else values
+            digest.update(f"{plain.dtype}{plain.shape}".encode())
+            digest.update(np.ascontiguousarray(plain).view(np.uint8))
+        digests[name] = digest.hexdigest()[:16]
+    return digests
+
+
+def read_record(folder: Path, argument: str) -> dict[str, Any] | None:
+    """Read what a run recorded about itself in a folder; None if it recorded nothing, an unreadable record is refused."""
+    if folder.exists() and not folder.is_dir():
+        raise Img2GeneError(f"{argument}={str(folder)!r} is a file; name a folder.")
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        record = None
+    if not isinstance(record, dict):
+        raise Img2GeneError(
+            f"{str(path)!r} cannot be read, so these files cannot be matched to a run. Remove the folder, or name another one "
+            f"as `{argument}`."
+        )
+    return record
+
+
+@dataclass(frozen=True)
+class ResumableFolder:
+    """A folder that keeps the finished parts of a run; without a folder nothing is kept.
+
+    Examples
+    --------
+    >>> from img2gene._files import ResumableFolder
+    >>> ResumableFolder(None).load("fold0") is None
+    True
+    """
+
+    folder: Path | None
+
+    @classmethod
+    def open(
+        cls, folder: str | Path | None, facts: dict[str, Any], *, what: str = "fit", argument: str = "checkpoint_dir"
+    ) -> ResumableFolder:
+        """Open a folder for the run that ``facts`` (JSON) describe; the folder of another run is refused.
+
+        ``what`` names the kind of run in messages, ``argument`` the argument that takes the folder.
+        """
+        if folder is None:
+            return cls(None)
+        path = Path(folder)
+        record = read_record(path, argument)
+        if record is not None:
+            differ = [name for name in sorted({*record, *facts}) if record.get(name) != facts.get(name)]
+            if differ:
+                raise Img2GeneError(
+                    f"{argument}={str(path)!r} holds a {what} with other {listing(differ)}; results of two are never mixed. "
+                    "Name another folder, or remove this one."
+                )
+            return cls(path)
+        # An interrupted first write leaves a temporary file, which is no reason to refuse the folder.
+        if path.is_dir() and any(file.suffix != _TEMPORARY for file in path.iterdir()):
+            raise Img2GeneError(f"{argument}={str(path)!r} is not empty and holds no {what}; name another folder.")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Img2GeneError(f"{argument}={str(path)!r} cannot be made ({error}); name another folder.") from error
+        write_bytes(path / RECORD, json.dumps(facts, indent=1).encode())
+        return cls(path)
+
+    def part(self, name: str) -> Path | None:
+        """Path of a part, for what a part keeps in a folder of its own."""
+        return None if self.folder is None else self.folder / name
+
+    def load(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """Load facts and arrays of a finished part; None if it is absent or unreadable."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        if self.folder is None or not (self.folder / f"{name}.json").is_file():
+            return None
+        try:
+            facts = json.loads((self.folder / f"{name}.json").read_bytes())
+            return facts, load_file(self.folder / f"{name}.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            logger.warning("%s in %s cannot be read (%s) and is computed again", name, self.folder, error)
+            return None
+
+    def save(self, name: str, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Keep a finished part; the facts are written last, so that they stand for a complete one."""
+        import numpy as np
+        from safetensors.numpy import save
+
+        if self.folder is not None:
+            content = save({key: np.ascontiguousarray(values) for key, values in arrays.items()})
+            write_bytes(self.folder / f"{name}.safetensors", content)
+            write_bytes(self.folder / f"{name}.json", json.dumps(facts).encode())

@@ -1,0 +1,80 @@
+"""Files are whole or absent, whatever happens while they are written; folders resume only the run they belong to."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from img2gene import Img2GeneError
+from img2gene._files import RECORD, ResumableFolder, atomic_path, write_bytes
+
+
+def test_a_write_that_fails_midway_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "model.bin"
+    write_bytes(path, b"old")
+    with pytest.raises(RuntimeError, match="power"), atomic_path(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError("power")
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.bin"]
+
+
+def test_a_failed_first_write_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "model.bin"):
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_writers_of_one_file_do_not_mix(tmp_path):
+    path, contents = tmp_path / "model.bin", [bytes([i]) * 200_000 for i in range(8)]
+    threads = [threading.Thread(target=write_bytes, args=(path, content)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() in contents
+    assert [file.name for file in tmp_path.iterdir()] == ["model.bin"]
+
+
+def test_others_may_read_what_is_written(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"")
+    write_bytes(tmp_path / "atomic", b"")
+    assert (tmp_path / "atomic").stat().st_mode == plain.stat().st_mode
+
+
+def test_parts_come_back_and_damaged_ones_count_as_absent(tmp_path):
+    folder = ResumableFolder.open(tmp_path / "run", {"seed": 0})
+    folder.save("fold0", {"score": 0.5}, {"weights": np.arange(3.0)})
+    facts, arrays = ResumableFolder.open(tmp_path / "run", {"seed": 0}).load("fold0")
+    assert facts == {"score": 0.5}
+    np.testing.assert_array_equal(arrays["weights"], np.arange(3.0))
+    (tmp_path / "run" / "fold0.safetensors").write_bytes(b"damaged")
+    assert folder.load("fold0") is None
+    assert folder.load("fold1") is None
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    ResumableFolder.open(tmp_path / "run", {"seed": 0, "dim": 4})
+    with pytest.raises(Img2GeneError, match="holds a fit with other dim, seed"):
+        ResumableFolder.open(tmp_path / "run", {"seed": 1, "dim": 8})
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.docx").write_bytes(b"")
+    with pytest.raises(Img2GeneError, match="is not empty and holds no fit"):
+        ResumableFolder.open(tmp_path, {})
+
+
+def test_an_unreadable_record_is_refused(tmp_path):
+    (tmp_path / RECORD).write_text("{")
+    with pytest.raises(Img2GeneError, match="cannot be matched to a run"):
+        ResumableFolder.open(tmp_path, {})
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Img2GeneError, match="is a file; name a folder"):
+        ResumableFolder.open(tmp_path / "file", {})
+    with pytest.raises(Img2GeneError, match="cannot be made"):
+        ResumableFolder.open(tmp_path / "file" / "run", {})
