@@ -63,6 +63,7 @@ def unlike_sections(study: ReportedStudy, cv: CrossValidation, kept: Predictions
     # The study does not hold smoothed expression, and a layer may have been removed.
     if "measured" not in kept.parts or not genes or cv.settings.get("smooth") or (layer and layer not in table.layers):
         return frozenset()
+    # A swapped or rescaled section shows in any gene, so a few suffice.
     genes = [genes[i] for i in np.linspace(0, len(genes) - 1, min(len(genes), _MAX_GENES)).astype(int)]
     columns, unlike = table.var_names.get_indexer(genes), set()
     for name in kept.section_names:
@@ -70,6 +71,7 @@ def unlike_sections(study: ReportedStudy, cv: CrossValidation, kept: Predictions
         order = table.obs_names[rows].get_indexer(kept.table.obs_names[kept_rows])
         in_study = labels(table, rows[order[order >= 0]], columns, layer=layer)
         in_cv: Any = kept.read("measured", genes, kept_rows[order >= 0])
+        # Kept values are float32, so they differ from recomputed ones in the last digits.
         if not np.allclose(in_study, in_cv, rtol=1e-3, atol=1e-4, equal_nan=True):
             unlike.add(name)
     return frozenset(unlike)

@@ -35,6 +35,7 @@ class ReportedStudy(Study):
         """Open a study; a model that was named must exist, the default one need not."""
         from img2gene.tl.predict import resolve_model
 
+        # Opened first, so that a missing table is not taken for a missing model.
         study = Study.of(sdata, table_key)
         try:
             return cls(sdata, table_key, key, resolve_model(study, model, key))
@@ -52,6 +53,7 @@ class ReportedStudy(Study):
     def measured(self) -> np.ndarray:
         """Rows with measured expression."""
         layer = None if self.model is None else self.model.labels["layer"]
+        # Values of a layer are on the user's scale, where 0 counts can be a measurement.
         return self.library > 0 if layer is None else np.full(self.n_obs, layer in self.table.layers)
 
     @cached_property

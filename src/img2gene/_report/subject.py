@@ -67,6 +67,7 @@ class Subject:
         if metric not in result.by_unit():
             scores = [name for name in result.by_unit() if name not in ("model", result.unit)]
             raise MissingKeyError(f"metric={metric!r} is not a score of the result ({near(metric, scores)}).")
+        # Maps and calibration need predictions, so a model that kept them is shown by default.
         first = next((name for name in result.models if name in result.predictions), result.models[0])
         return cls(study, cv, held_out, why, label or first, metric, seed)
 

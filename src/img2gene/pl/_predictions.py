@@ -139,6 +139,7 @@ class Predictions:
         """Names of the chosen sections; by default the sections that the model was not trained on."""
         available = self.section_names
         if sections is None:
+            # Fits on training sections look better than predictions of new ones.
             trained = [] if self.model is None else self.model.report.get("sections", [])
             return [name for name in available if name not in trained] or available
         names = [sections] if isinstance(sections, str) else list(sections)
@@ -161,6 +162,7 @@ class Predictions:
             return self._measured(genes, rows)
         name = self.key if part == "predicted" else _schema.uncertainty_keys(self.key)[part]
         columns = self._columns(genes)
+        # Reads only the needed rows; a separate table is read as a whole.
         if name in self.table.layers and (columns >= 0).all():
             return _values(self.table.layers[name], rows, columns)
         return predicted_values(self.study, genes, self.key, part=None if part == "predicted" else part)[rows]

@@ -136,6 +136,7 @@ def _normal_coverage(error: np.ndarray, std: np.ndarray) -> np.ndarray:
     """Share of errors within the central normal interval of each level."""
     from scipy.stats import norm
 
+    # An SD of 0 promises no error at all, so it has no place on a normal scale.
     ratio = (error / np.where(std > 0, std, np.nan)).ravel()
     ratio = ratio[np.isfinite(ratio)]
     return np.array([(ratio <= norm.ppf(0.5 + level / 2)).mean() if len(ratio) else np.nan for level in LEVELS])
@@ -154,6 +155,7 @@ def draw_calibration(ax: Axes, frame: pd.DataFrame, level: float) -> Axes:
         ax.scatter(level, mean, marker="D", s=40, color="#c4673d", zorder=4, label="stored intervals")
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="nominal coverage", ylabel="measured coverage")
     ax.set_aspect("equal")
+    # Without SD and level only the diagonal is drawn, and an empty legend would warn.
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize=8, loc="upper left")
     ax.spines[["top", "right"]].set_visible(False)

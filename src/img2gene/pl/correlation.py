@@ -66,6 +66,7 @@ def draw_correlation(
 ) -> Figure:
     """Draw :func:`gene_correlation` on an empty figure."""
     axes = figure.subplots(1, 3)
+    # Both matrices in one order, so that a module is at the same place in both.
     order = result.order if cluster else np.arange(len(result.genes))
     style: dict[str, Any] = {"cmap": cmap, "vmin": -limit, "vmax": limit}
     for ax, title, matrix in zip(axes, ("measured", "predicted"), (result.true, result.predicted), strict=False):

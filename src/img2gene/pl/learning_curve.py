@@ -92,6 +92,7 @@ def _scale(ax: Axes, x: str) -> None:
 def _line(ax: Axes, name: str, part: pd.DataFrame, metric: str, x: str, color: str) -> None:
     points = part.groupby("fraction")
     places, values = points[x].mean(), points[metric]
+    # One held-out group has no SD, so its band has no width.
     mean, spread = values.mean(), values.std().fillna(0)
     label = name if mean.notna().any() else f"{name} (undefined)"
     ax.plot(places, mean, "o-", color=color, markersize=4, linewidth=1.5, label=label)

@@ -182,6 +182,7 @@ def _maps(
     everything = np.concatenate([canvas.rows for canvas in shown])
     for column, name in enumerate(names):
         low, high = color_limits(values[everything, column])
+        # Symmetric limits make white mean "no contribution".
         if target:
             low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
         for row, canvas in enumerate(shown):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _RANGE = (1, 99)
+# Share of the opacity of predictions that should not be trusted: visible, but never mistaken for the others.
 _FADED = 0.3
 _COLORBARS = {"predicted": "expression", "std": "predictive SD", "residual": "measured − predicted"}
 
@@ -198,6 +199,7 @@ def _draw_map(ax: Axes, name: str, row: MapRow, scale: tuple[float, float], styl
     if name != "measured":
         style["alpha"] = style["alpha"] * np.where(row.faint, _FADED, 1.0)
     if name == "residual":
+        # The 99th percentile keeps a single extreme spot from bleaching all others.
         span = float(np.nanpercentile(np.abs(values), _RANGE[1])) if np.isfinite(values).any() else 1.0
         scale, style["cmap"] = (-span, span), "RdBu_r"
     elif name == "std":

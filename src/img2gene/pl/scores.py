@@ -87,6 +87,7 @@ def _violin(ax: Axes, place: int, name: str, values: np.ndarray) -> str:
     if not len(defined):
         return f"{name}\nundefined"
     color = _COLORS[place % len(_COLORS)]
+    # A density of equal values is undefined.
     if len(defined) > 1 and np.ptp(defined) > 0:
         body = ax.violinplot(defined, [place], widths=0.75, showextrema=False)["bodies"][0]  # type: ignore[index]
         body.set_facecolor(color)

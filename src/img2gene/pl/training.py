@@ -134,6 +134,7 @@ def _draw(ax: Axes, name: str, runs: dict[str, list[dict]]) -> None:
     for number, (label, run) in enumerate(runs.items()):
         known = [entry for entry in run if name in entry]
         best = _best_epoch(run)
+        # Only the last run, on all training data, is not validated.
         color = _REFIT_COLOR if best is None else LINE_COLORS[number % len(LINE_COLORS)]
         epochs = np.array([entry["epoch"] for entry in known], dtype=float)
         heights = np.array([entry[name] for entry in known], dtype=float)

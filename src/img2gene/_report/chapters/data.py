@@ -112,6 +112,7 @@ def _folds(folds: pd.DataFrame) -> Table:
     shown = folds[[name for name in _FOLD_TITLES if name in folds]].copy()
     for name in ("sections", "patients", "absent"):
         if name in shown:
+            # A panel of thousands of genes can be absent from one fold.
             shown[name] = [None if text is None else names(str(text).split(", "), _MAX_ABSENT) for text in shown[name]]
     if "absent" in shown and not (shown["absent"] != "").any():
         shown = shown.drop(columns="absent")

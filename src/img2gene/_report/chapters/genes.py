@@ -102,9 +102,7 @@ def _no_maps(subject: Subject) -> Missing:
         call = f"img2gene.tl.cross_validate(sdata, keep_predictions={models})"
         return Missing("maps, because no predictions were kept", call)
     if subject.study is not None and subject.study.has_predictions and subject.no_score:
-        text = (
-            f"maps of held-out sections. {subject.no_score} Maps of training sections would look better than new ones"
-        )
+        text = f"maps of held-out sections. {subject.no_score} Maps of training sections would look better than maps of new sections"
         return Missing(text, 'img2gene.tl.fit(sdata, validate_on=["P4"]); img2gene.tl.predict(sdata)')
     return Missing("maps of held-out sections", "img2gene.tl.predict(sdata)")
 
@@ -114,6 +112,7 @@ def _drawn_genes(subject: Subject, predictions: Predictions, choice: Choice) -> 
     predicted = set(predictions.genes)
     if choice.genes is not None:
         return dict.fromkeys((gene for gene in choice.genes if gene in predicted), ""), "that were named"
+    # The stored model can know fewer genes than the cross-validation scored.
     order = [gene for gene in _ranked(subject).index if gene in predicted]
     if not order:
         leading, which = _leading(subject, predictions)
@@ -147,6 +146,7 @@ def _drawn_sections(subject: Subject, predictions: Predictions, choice: Choice) 
         if absent:
             raise MissingKeyError(f"No held-out section named {listing(absent)} (available: {listing(names)}).")
         return list(choice.sections)
+    # Sections of one patient look alike, so different patients show more.
     obs = predictions.table.obs
     if "patient" not in obs:
         return names[: choice.n_sections]
@@ -169,5 +169,6 @@ def _image_only_maps(subject: Subject, choice: Choice) -> list[Any]:
     shown = section_canvases(subject, study.predictions, sections)
     text = f"{len(names)} section{'s have' if len(names) > 1 else ' has'} only an image. Maps show predictions without "
     text += f"scores, of genes {which}."
+    # Nothing is scored here, so only the best genes of other sections are worth a map.
     drawn = list(genes)[: None if choice.genes is not None else choice.n_genes] if shown else []
     return [Text(text), Row([gene_maps(gene, study.predictions, shown, ["no score"]) for gene in drawn])]

@@ -20,7 +20,7 @@ from img2gene._versions import versions
 if TYPE_CHECKING:
     from img2gene.tl import CrossValidation
 
-# Fewer than 5 units: the t quantile alone makes an interval of the mean 1.4 times wider than with many units, or more.
+# With 4 units the t quantile alone makes intervals 1.6 times as wide as with many units.
 _FAR_SHARE, _FEW_UNITS, _MAX_NAMES = 0.2, 5, 12
 
 

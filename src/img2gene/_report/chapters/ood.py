@@ -23,6 +23,7 @@ def ood_chapter(subject: Subject) -> Chapter:
     threshold, trained = subject.threshold, [] if subject.study is None else subject.study.with_role(TRAINED)
     others = ~np.isin(distances.section_of, trained)
     where = " in sections that the model was not trained on" if trained and others.any() else ""
+    # Training spots lie near themselves and would hide how far new sections are.
     values = distances.ood[others if others.any() else ~others]  # type: ignore[index]
     beyond = np.mean(values[np.isfinite(values)] > threshold)
     lead = f"{beyond:.1%} of spots{where} lie beyond the {threshold:g}th percentile of the distances among training "

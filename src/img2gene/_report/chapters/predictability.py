@@ -17,7 +17,7 @@ def predictability_chapter(subject: Subject) -> Chapter:
     """Compare the PCC of each gene with the PCC of a perfect model."""
     genes, title = _ceilings(subject), "How well genes can be predicted at all"
     if genes is None or not genes["pcc_ceiling"].notna().any():
-        missing = Missing("the ceiling: the highest correlation that noise allows", _CEILING)
+        missing = Missing("the highest correlation of each gene that noise allows", _CEILING)
         return Chapter("predictability", title, [missing])
     if subject.result is None:
         frame = genes["pcc_ceiling"].dropna().sort_values(ascending=False).rename("ceiling")

@@ -55,7 +55,7 @@ def scores_chapter(subject: Subject) -> Chapter:
         return Chapter("scores", "Scores", [Text(subject.no_score, "warning"), _no_scores(subject)])
     groups = list(dict.fromkeys(["all", subject.gene_group]))
     blocks: list[Any] = [Text(f"{_HOW} {result.notice}")]
-    blocks += [_overview(result, subject, f"{title(subject.metric)} of every gene group")]
+    blocks += [_overview(result, subject, f"Mean {title(subject.metric)} of every gene group")]
     blocks += [Row([_by_unit(result, subject, group) for group in groups]), _distribution(result, subject)]
     blocks += _comparison(result, subject)
     blocks += [_all_metrics(result, subject, group) for group in result.groups]
@@ -80,6 +80,7 @@ def verdict(subject: Subject) -> str:
     """Summarise the scores in two sentences."""
     result: Any = subject.result
     means = result.summary("all", metric=subject.metric).set_index("model").loc[subject.label]
+    # An interval over genes would be narrow and say nothing about new patients, so only units count.
     n_units = int(means[f"n_{result.unit}s"])
     units = f"{n_units} {result.unit}{'s' if n_units != 1 else ''}"
     text = f"“{subject.label}”: mean {title(subject.metric)} {number(means[subject.metric])} over {units}"
@@ -136,7 +137,7 @@ def _by_unit(result: CrossValidation, subject: Subject, group: str) -> Figure:
 
     drawing = canvas(6.6, 1.2 + 0.42 * len(result.models))
     pl.cross_validation(result, metric=subject.metric, genes=group, ax=drawing.add_subplot())
-    alt = f"{title(subject.metric)} of {_named(group)} for each model and {result.unit}"
+    alt = f"Mean {title(subject.metric)} of {_named(group)} for each model and {result.unit}"
     caption = f"{alt}. Dots are {result.unit}s, at the same height in every row. The diamond and its line are the mean "
     return vector(drawing, alt, f"{caption}and its 95% interval.", result.marks)
 
@@ -145,6 +146,7 @@ def _distribution(result: CrossValidation, subject: Subject) -> Figure:
     from img2gene import pl
 
     metric = subject.gene_metric
+    # A model without a defined score, such as the training mean, would be an empty violin.
     defined = result.scores.groupby("model")[metric].count()
     shown = [name for name in result.models if defined[name]]
     order = sorted(shown, key=lambda name: name != subject.label)[:_MAX_VIOLINS]
@@ -168,11 +170,11 @@ def _comparison(result: CrossValidation, subject: Subject) -> list[Any]:
     shown["difference"] = [interval(*values) for values in differences]
     shown[f"{subject.better(subject.metric) or 'higher'} in {unit}"] = [f"{better} of {n}" for better, n in pairs]
     shown[f"p over {unit}"] = frame[f"p_{unit}"]
+    note = f"Signed-rank tests. With n {unit} the smallest possible p over {unit} is 2 / 2ⁿ."
     if "p_genes" in frame:
         shown["p over genes"] = ["< 0.001" if value < 0.001 else number(value) for value in frame["p_genes"]]
-    note = "Signed-rank tests. Genes are correlated, so the test over genes gives p-values that are too small. With n "
-    note += f"{unit} the smallest possible p over {unit} is 2 / 2ⁿ."
-    caption = f"{title(subject.metric)}: paired difference from “{subject.reference}”"
+        note += " Genes are correlated, so p-values over genes are too small."
+    caption = f"Paired difference in {title(subject.metric)} from “{subject.reference}”"
     style = {"marks": result.marks, "strong": _style(shown, subject)["strong"]}
     return [table(shown, caption, note=note, right=("difference", "p over genes"), **style)]
 

@@ -40,6 +40,7 @@ def _matrices(subject: Subject, predictions: Predictions) -> Any:
         return Missing("matrices, because fewer than three genes are predicted")
     sections = []
     for name in subject.sections:
+        # With 2,000 spots the standard error of a correlation is about 0.02; more only take time.
         rows = predictions.rows(name)[:_MAX_SPOTS]
         pair: Any = [predictions.read(part, genes, rows) for part in ("measured", "predicted")]
         known = np.isfinite(pair[0]).all(axis=1) & np.isfinite(pair[1]).all(axis=1)
