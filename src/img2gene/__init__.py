@@ -11,10 +11,23 @@ from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError
 from img2gene.settings import Settings, settings
 
 if TYPE_CHECKING:
-    from img2gene import benchmark, datasets, encoders, get, io, metrics, models, pathways, pl, pp, tl
+    from img2gene import benchmark, datasets, encoders, get, io, metrics, models, pathways, pl, pp, testing, tl
     from img2gene._report import report
 
-_SUBPACKAGES = ["benchmark", "datasets", "encoders", "get", "io", "metrics", "models", "pathways", "pl", "pp", "tl"]
+_SUBPACKAGES = [
+    "benchmark",
+    "datasets",
+    "encoders",
+    "get",
+    "io",
+    "metrics",
+    "models",
+    "pathways",
+    "pl",
+    "pp",
+    "testing",
+    "tl",
+]
 _OWN = ["Img2GeneError", "LeakageError", "MissingKeyError", "Settings", "__version__", "report", "settings"]
 __all__ = [*_OWN, *_SUBPACKAGES]
 __version__ = version("img2gene")
