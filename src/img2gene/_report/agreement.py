@@ -57,7 +57,7 @@ def disagreements(study: ReportedStudy, cv: CrossValidation) -> list[str]:
 
 
 def unlike_sections(study: ReportedStudy, cv: CrossValidation, kept: Predictions) -> frozenset[str]:
-    """Find sections of kept predictions whose measured expression differs from the study at spots with the same names."""
+    """Find sections in which the cross-validation kept other measured expression than the study has at these spots."""
     table, layer = study.table, cv.settings.get("layer")
     genes = [gene for gene in kept.genes if gene in table.var_names]
     # The study does not hold smoothed expression, and a layer may have been removed.

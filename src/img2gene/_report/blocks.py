@@ -39,7 +39,8 @@ class Missing:
 class Table:
     """Cells as text with a caption; a ``folded`` table is hidden at first.
 
-    ``marks`` are reasons why scores are no honest estimates, ``strong`` and ``muted`` the numbers of rows in bold and grey.
+    ``marks`` are reasons why scores are no honest estimates, ``strong`` and ``muted`` the numbers of rows in bold and
+    grey.
     """
 
     block: ClassVar[str] = "table"

@@ -47,22 +47,23 @@ def report(
 ) -> Path:
     """Write one HTML page: data, splits, scores with baselines, gene maps, uncertainty, warnings, settings.
 
-    The page is a single file: images are inside it, it runs no script and loads nothing. A part that cannot be shown is named,
-    with the call that adds it. Scores that do not apply to new patients (within one patient, with leakage, on smoothed
-    expression) are marked at the top and at every table and figure.
+    The page is a single file: images are inside it, it runs no script and loads nothing. A part that cannot be shown is
+    named, with the call that adds it. Scores that do not apply to new patients (within one patient, with leakage, on
+    smoothed expression) are marked at the top and at every table and figure.
 
     Parameters
     ----------
     data
-        Study with a model from :func:`img2gene.tl.fit` and predictions from :func:`img2gene.tl.predict`: the model is scored on
-        the sections that it was not trained on. Or the result of :func:`img2gene.tl.cross_validate`, for maps and calibration
-        with ``keep_predictions``.
+        Study with a model from :func:`img2gene.tl.fit` and predictions from :func:`img2gene.tl.predict`: the model is
+        scored on the sections that it was not trained on. Or the result of :func:`img2gene.tl.cross_validate`, for maps
+        and calibration with ``keep_predictions``.
     path
         File to write; ``.html`` is appended if it has no suffix.
     cv
         Cross-validation of the study ``data``: its scores come first, and its predictions are drawn on the tissue.
     model
-        The model that predicted in the study, as in :func:`img2gene.tl.evaluate`; by default the one stored under ``key``.
+        The model that predicted in the study, as in :func:`img2gene.tl.evaluate`; by default the one stored under
+        ``key``.
     label
         Model of the result whose genes, maps and calibration are shown; by default the first one with predictions.
     metric
@@ -93,8 +94,8 @@ def report(
     Raises
     ------
     Img2GeneError
-        Neither a study nor a cross-validation, a cross-validation that shares no section or no gene with the study, a folder
-        that does not exist, a file that must not be replaced, or unusable numbers and names.
+        Neither a study nor a cross-validation, a cross-validation that shares no section or no gene with the study, a
+        folder that does not exist, a file that must not be replaced, or unusable numbers and names.
     MissingKeyError
         No such model, label, metric, gene or section.
 

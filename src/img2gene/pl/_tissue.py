@@ -174,7 +174,7 @@ def outline(ax: Axes, canvas: Canvas, inside: np.ndarray, style: dict[str, Any])
     low, high = canvas.xy.min(axis=0) - 2 * pitch, canvas.xy.max(axis=0) + 2 * pitch
     across, down = (np.arange(start, stop, step) for start, stop in zip(low, high, strict=True))
     grid = np.stack(np.meshgrid(across, down), axis=-1)
-    # 0.75 exceeds 1 / √2, the distance to the corner of a cell on a square lattice, and little more: empty space stays empty.
+    # Just above 1 / √2, the distance to the corner of a cell on a square lattice, so that empty space stays empty.
     distance, nearest = cKDTree(canvas.xy).query(grid, distance_upper_bound=0.75 * pitch)
     mask = np.append(inside, False)[nearest] & np.isfinite(distance)
     lines = {f"{name}s": value for name, value in style.items()}

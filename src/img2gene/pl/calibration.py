@@ -43,10 +43,11 @@ def calibration(
         Study with predictions from :func:`img2gene.tl.predict`, or predictions that a cross-validation kept, such as
         ``result.predictions["img2gene"]``.
     sections
-        One or several sections with measured spots; by default all that the stored model was not trained on.
+        One or several sections with measured spots; by default all that the stored model was not
+        trained on, or all sections if there are none.
     level
-        Nominal coverage of the intervals; by default the recorded one. Kept predictions of a cross-validation do not record
-        it: pass ``result.settings["level"]``.
+        Nominal coverage of the intervals; by default the recorded one. Kept predictions of a cross-validation do not
+        record it: pass ``result.settings["level"]``.
     ax
         Axes to draw on; by default new ones.
     seed
@@ -58,9 +59,10 @@ def calibration(
 
     Returns
     -------
-    The axes. A thin line is a section, the thick one the mean over sections: the share of spots and genes whose absolute
-    error lies within the central interval of a normal distribution with the predicted SD. Dots show the coverage of the
-    stored intervals in each section, the diamond the mean over sections. At most 300 genes are used, spread over the panel.
+    The axes. A thin line is a section, the thick one the mean over sections: the share of spots and genes whose
+    absolute error lies within the central interval of a normal distribution with the predicted SD. Dots show the
+    coverage of the stored intervals in each section, the diamond the mean over sections. At most 300 genes are used,
+    spread over the panel.
 
     Raises
     ------

@@ -35,8 +35,8 @@ def gene_correlation(
     result
         From :func:`img2gene.tl.gene_correlation`.
     cluster
-        Order genes by the clustering of their measured correlations, and frame its modules; otherwise genes keep the order of
-        ``result.genes``.
+        Order genes by the clustering of their measured correlations, and frame its modules; otherwise genes keep the
+        order of ``result.genes``.
     limit
         Colours of both matrices run from ``-limit`` to ``limit``.
     cmap
@@ -46,9 +46,9 @@ def gene_correlation(
 
     Returns
     -------
-    Figure with the measured matrix, the predicted matrix in the same order, and a point for every pair of genes, coloured by
-    the module of both genes. Genes without a correlation are grey, and last in a clustered figure. Names of genes are shown if
-    they fit.
+    Figure with the measured matrix, the predicted matrix in the same order, and a point for every pair of genes,
+    coloured by the module of both genes. Genes without a correlation are grey, and last in a clustered figure. Names of
+    genes are shown if they fit.
 
     Examples
     --------

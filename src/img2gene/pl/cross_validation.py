@@ -27,7 +27,8 @@ def cross_validation(
     cv
         From :func:`img2gene.tl.cross_validate`.
     metric
-        Any score of :meth:`img2gene.tl.CrossValidation.by_unit`: ``"pcc"``, ``"spearman"``, ``"mse"``, ``"structure"``, ….
+        Any score of :meth:`img2gene.tl.CrossValidation.by_unit`: ``"pcc"``, ``"spearman"``, ``"mse"``, ``"structure"``,
+        ….
     genes
         Gene group, such as ``"HVG"``; by default all genes.
     ax
@@ -35,9 +36,9 @@ def cross_validation(
 
     Returns
     -------
-    The axes. A row is a model. A dot is the mean over genes and sections of one patient (or over genes of one section, if
-    patients are not the unit), at the same height in every row. The diamond is the mean over dots with its 95 % interval. The
-    title gives the reasons why scores are no honest estimates for new patients
+    The axes. A row is a model. A dot is the mean over genes and sections of one patient (or over genes of one section,
+    if patients are not the unit), at the same height in every row. The diamond is the mean over dots with its 95 %
+    interval. The title gives the reasons why scores are no honest estimates for new patients
     (:attr:`img2gene.tl.CrossValidation.marks`). Models without a defined score are marked.
 
     Raises

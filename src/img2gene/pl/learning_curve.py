@@ -36,9 +36,9 @@ def learning_curve(
 
     Returns
     -------
-    The axes. A point is the mean over held-out groups and repeats at one fraction of the training data; its x is a mean, too.
-    The band is ± 1 SD over the same groups and repeats. The legend marks models without a defined score, such as the
-    correlation of the constant training mean.
+    The axes. A point is the mean over held-out groups and repeats at one fraction of the training data; its x is a
+    mean, too. The band is ± 1 SD over the same groups and repeats. The legend marks models without a defined score,
+    such as the correlation of the constant training mean.
 
     Raises
     ------

@@ -74,8 +74,8 @@ def localization(
 
     Returns
     -------
-    Figure with a panel per section; all panels share a colour scale (1st to 99th percentile). A spot covers the area that is
-    nearer to it than to other spots. Titles give AUROC and Dice coefficient against the annotation.
+    Figure with a panel per section; all panels share a colour scale (1st to 99th percentile). A spot covers the area
+    that is nearer to it than to other spots. Titles give AUROC and Dice coefficient against the annotation.
 
     Raises
     ------

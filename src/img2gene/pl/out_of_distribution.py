@@ -43,8 +43,8 @@ def out_of_distribution(
 
     Returns
     -------
-    The axes. A box is a section: quartiles over its spots of the percentile 0–100 among the distances of training spots,
-    with whiskers to the farthest spots within 1.5 interquartile ranges. Spots beyond the vertical line are
+    The axes. A box is a section: quartiles over its spots of the percentile 0–100 among the distances of training
+    spots, with whiskers to the farthest spots within 1.5 interquartile ranges. Spots beyond the vertical line are
     out-of-distribution; their share is written at each section.
 
     Raises
@@ -84,7 +84,8 @@ def section_distances(predictions: Predictions, sections: list[str]) -> pd.DataF
 
     Returns
     -------
-    DataFrame with ``section``, ``spots`` (spots with a distance), ``share beyond`` the threshold and ``median percentile``.
+    DataFrame with ``section``, ``spots`` (spots with a distance), ``share beyond`` the threshold and ``median
+    percentile``.
     """
     rows = []
     for name in sections:

@@ -52,9 +52,9 @@ def pathways(
         One or several. By default maps show the first 4 selected pathways, and bars the 20 with the highest NES or
         contribution.
     kind
-        ``"maps"``: scores over the tissue image. ``"enrichment"``: a bar for each NES. ``"contribution"``: how much each
-        pathway adds to the prediction of ``gene`` (:func:`img2gene.tl.pathway_contributions`), as bars, or as maps if
-        ``pathways`` are named.
+        ``"maps"``: scores over the tissue image. ``"enrichment"``: a bar for each NES. ``"contribution"``: how much
+        each pathway adds to the prediction of ``gene`` (:func:`img2gene.tl.pathway_contributions`), as bars, or as maps
+        if ``pathways`` are named.
     gene
         Gene whose prediction is decomposed; needed for contributions.
     sections
@@ -80,18 +80,18 @@ def pathways(
 
     Returns
     -------
-    Figure. Maps: a row per section, a column per pathway; all sections share a pathway's colours (1st to 99th percentile),
-    spots without counts are left out. Bars: highest NES at the top, an asterisk where the FDR is at most ``max_fdr``.
-    Contributions: bars are the mean over spots of the absolute contribution, coloured by the sign of the mean; maps are
-    blue where a pathway lowers the prediction and red where it raises it.
+    Figure. Maps: a row per section, a column per pathway; all sections share a pathway's colours (1st to 99th
+    percentile), spots without counts are left out. Bars: highest NES at the top, an asterisk where the FDR is at most
+    ``max_fdr``. Contributions: bars are the mean over spots of the absolute contribution, coloured by the sign of the
+    mean; maps are blue where a pathway lowers the prediction and red where it raises it.
 
     Raises
     ------
     MissingKeyError
         No pathways, no such pathway, section, model or gene.
     Img2GeneError
-        No enrichment, because all pathways were taken; a model without pathway context; ``gene`` for another kind, or none for
-        contributions; ``sections`` for enrichment; ``ax`` for several maps; unknown kind.
+        No enrichment, because all pathways were taken; a model without pathway context; ``gene`` for another kind, or
+        none for contributions; ``sections`` for enrichment; ``ax`` for several maps; unknown kind.
 
     Examples
     --------

@@ -30,8 +30,8 @@ def predictability(
     result
         Result of :func:`img2gene.tl.predictability`, the study that holds it, or the ``var`` of its table.
     n_labels
-        Number of genes to name on each side, closest to their ceiling and farthest below it, among the predictable genes
-        whose ceiling is at least the median.
+        Number of genes to name on each side, closest to their ceiling and farthest below it, among the predictable
+        genes whose ceiling is at least the median.
     panel_size
         Side of a panel in inches.
     table_key
@@ -39,8 +39,8 @@ def predictability(
 
     Returns
     -------
-    Figure with a point for every gene and a line where PCC and ceiling are equal, and a histogram of PCC / ceiling of the
-    predictable genes with their median. Genes without a PCC or a ceiling are not drawn; the title counts them.
+    Figure with a point for every gene and a line where PCC and ceiling are equal, and a histogram of PCC / ceiling of
+    the predictable genes with their median. Genes without a PCC or a ceiling are not drawn; the title counts them.
 
     Raises
     ------
@@ -90,7 +90,8 @@ def _known(result: pd.DataFrame) -> pd.DataFrame:
     absent = [name for name in _COLUMNS if name not in result]
     if absent:
         raise MissingKeyError(
-            f"No columns {listing(absent)} (available: {listing(result.columns)}). Run `img2gene.tl.predictability` first."
+            f"No columns {listing(absent)} (available: {listing(result.columns)}). "
+            "Run `img2gene.tl.predictability` first."
         )
     known = result[list(_COLUMNS)].dropna()
     if not len(known):
@@ -99,7 +100,7 @@ def _known(result: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_ceilings(ax: Axes, known: pd.DataFrame, n_labels: int) -> None:
-    """Draw a point for each gene: PCC (``pcc``) against ceiling (``pcc_ceiling``), by ``predictable`` where it is known."""
+    """Draw a point for each gene: ``pcc`` against ``pcc_ceiling``, coloured by ``predictable``."""
     for judgement in (False, True):
         part = known[known["predictable"] == judgement]
         style: dict[str, Any] = {"s": 12, "alpha": 0.7, "linewidths": 0, "rasterized": True}

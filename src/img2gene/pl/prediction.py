@@ -41,8 +41,8 @@ def prediction(
 ) -> Figure:
     """Draw measured expression, prediction and residual over the tissue image.
 
-    Predictions that should not be trusted are drawn faintly, and the title says so: out-of-distribution spots, and genes that
-    are not predictable.
+    Predictions that should not be trusted are drawn faintly, and the title says so: out-of-distribution spots, and
+    genes that are not predictable.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ def prediction(
     residual
         Draw measured − predicted, too.
     fade
-        Draw spots with ``obs["<key>_ood"]`` beyond the recorded threshold, and genes with False in ``var["predictable"]``,
-        faintly; genes only if :func:`img2gene.tl.predictability` judged the stored prediction.
+        Draw spots with ``obs["<key>_ood"]`` beyond the recorded threshold, and genes with False in
+        ``var["predictable"]``, faintly; genes only if :func:`img2gene.tl.predictability` judged the stored prediction.
     cmap
         Colours of expression.
     alpha
@@ -76,8 +76,9 @@ def prediction(
     Returns
     -------
     Figure with one row per gene and section and the columns measured, predicted, SD (with ``uncertainty``) and residual
-    (measured − predicted). Measured and predicted share the colour scale (1st to 99th percentile of both); each title gives
-    the Pearson correlation in the section. A section without measured spots shows only the prediction, and its SD.
+    (measured − predicted). Measured and predicted share the colour scale (1st to 99th percentile of both); each title
+    gives the Pearson correlation in the section. A section without measured spots shows only the prediction, and its
+    SD.
 
     Raises
     ------
@@ -116,7 +117,8 @@ class MapRow:
     canvas
         The section.
     values
-        Value of each spot, by column: ``measured``, ``predicted``, ``std`` and ``residual``, or some of them, in this order.
+        Value of each spot, by column: ``measured``, ``predicted``, ``std`` and ``residual``, or some of them, in this
+        order.
     faint
         Spots with a prediction that should not be trusted.
     doubts

@@ -48,8 +48,8 @@ def scores(
 
     Returns
     -------
-    The axes. Each gene counts once, averaged over sections; the line is the mean. The number of undefined scores, such as
-    correlations of the constant training mean, is written below the name.
+    The axes. Each gene counts once, averaged over sections; the line is the mean. The number of undefined scores, such
+    as correlations of the constant training mean, is written below the name.
 
     Raises
     ------

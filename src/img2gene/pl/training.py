@@ -50,9 +50,9 @@ def training(
 
     Returns
     -------
-    Figure with a panel for each value and a line for each training run: one run for each inner validation, and a last run on
-    all training data, which is not validated. Dotted lines, and a point in the panel of the validation score, mark the epoch
-    with the best validation score of each run.
+    Figure with a panel for each value and a line for each training run: one run for each inner validation, and a last
+    run on all training data, which is not validated. Dotted lines, and a point in the panel of the validation score,
+    mark the epoch with the best validation score of each run.
 
     Raises
     ------

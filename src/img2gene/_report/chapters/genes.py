@@ -70,10 +70,8 @@ def _ranking(subject: Subject) -> list[Any]:
         frame = part.rename(columns=title).rename_axis("gene").reset_index()
         note = f"{len(part)} of {len(genes):,} genes."
         tables.append(table(frame, f"{end.capitalize()} genes", note=note, marks=subject.marks))
-    note = (
-        "The best genes flatter the model, because they were chosen by their scores. The argument genes chooses others."
-    )
-    return [Text(f"{text}.", "lead"), Text(note), Row(tables)]
+    note = Text("The best genes flatter the model: their scores chose them. The argument genes chooses others.")
+    return [Text(f"{text}.", "lead"), note, Row(tables)]
 
 
 def _held_out_maps(subject: Subject, choice: Choice) -> list[Any]:
@@ -102,7 +100,9 @@ def _no_maps(subject: Subject) -> Missing:
         call = f"img2gene.tl.cross_validate(sdata, keep_predictions={models})"
         return Missing("maps, because no predictions were kept", call)
     if subject.study is not None and subject.study.has_predictions and subject.no_score:
-        text = f"maps of held-out sections. {subject.no_score} Maps of training sections would look better than maps of new sections"
+        text = (
+            f"maps of held-out sections. {subject.no_score} Maps of training sections would look better than new ones"
+        )
         return Missing(text, 'img2gene.tl.fit(sdata, validate_on=["P4"]); img2gene.tl.predict(sdata)')
     return Missing("maps of held-out sections", "img2gene.tl.predict(sdata)")
 
@@ -127,8 +127,9 @@ def _drawn_genes(subject: Subject, predictions: Predictions, choice: Choice) -> 
 def _leading(subject: Subject, predictions: Predictions) -> tuple[list[str], str]:
     """Order the genes if none has a score, and say how."""
     genes, model = predictions.genes, None if subject.study is None else subject.study.model
-    if model is not None and set(genes) & set(model.genes):
-        order = [gene for gene in model.top_genes("moran", len(model.genes)) if gene in set(genes)]
+    predicted = set(genes)
+    if model is not None and predicted & set(model.genes):
+        order = [gene for gene in model.top_genes("moran", len(model.genes)) if gene in predicted]
         return order, "that varied most over the tissue in training"
     if predictions.study is not None or "measured" not in predictions.parts:
         return genes, "in the order of the table"

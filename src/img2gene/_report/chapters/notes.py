@@ -31,7 +31,7 @@ def warnings_chapter(texts: list[str]) -> Chapter:
 
 
 def warnings_of(subject: Subject) -> list[str]:
-    """Collect leaks, smoothing, few patients, models that do not beat a baseline, and sections far from the training data."""
+    """Collect leaks, smoothing, few patients, unbeaten baselines, and sections far from the training data."""
     texts = [] if subject.result is None else _score_warnings(subject, subject.result)
     if subject.study is not None:
         texts += _study_warnings(subject.study)
@@ -116,7 +116,7 @@ def _far_sections(subject: Subject) -> list[str]:
         f"Sections with many spots beyond the {subject.threshold:g}th percentile of distances from the training data: "
     )
     return [
-        f"{text}{names(shares, _MAX_NAMES)}. Stain, scanner or tissue may differ, so scores of other sections do not apply."
+        f"{text}{names(shares, _MAX_NAMES)}. Stain, scanner or tissue may differ, so other scores do not apply to them."
     ]
 
 
