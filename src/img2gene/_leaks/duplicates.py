@@ -1,4 +1,4 @@
-"""Spots and sections that occur twice: identical values, matching spots, and the same donor."""
+"""Find spots and sections that occur twice: identical values, matching spots, and the same donor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from scipy.special import i0e
 
 MIN_SPOTS = 20
-# Identical count vectors are a finding only if chance makes one in a study as large less often than this.
+# Identical count vectors are a finding only if the expected number of chance pairs in the study is below this.
 MAX_CHANCE = 1e-6
 _BLOCK = 4096
 _QUERIES = 100
@@ -19,8 +19,8 @@ _COMPONENT_SPOTS = 200
 
 
 def digests(matrix: Any) -> np.ndarray:
-    """A 128-bit hash of the non-zero values of each row and their places; bytes (n_rows,)."""
-    found = []
+    """Hash the non-zero values of each row and their columns to 128 bits; bytes (n_rows,)."""
+    hashes = []
     for start in range(0, matrix.shape[0], _BLOCK):
         block = sp.csr_matrix(matrix[start : start + _BLOCK])
         block.sum_duplicates()
@@ -28,12 +28,12 @@ def digests(matrix: Any) -> np.ndarray:
         columns, values, ends = block.indices.astype(np.int32), block.data, block.indptr
         for one, other in zip(ends[:-1], ends[1:], strict=True):
             content = columns[one:other].tobytes() + values[one:other].tobytes()
-            found.append(hashlib.blake2b(content, digest_size=16).digest())
-    return np.array(found, dtype="V16")
+            hashes.append(hashlib.blake2b(content, digest_size=16).digest())
+    return np.array(hashes, dtype="V16")
 
 
 def identical_rows(matrix: Any, parts: np.ndarray, usable: np.ndarray | None = None) -> sp.csr_matrix:
-    """Number of different row vectors that two parts of a matrix share.
+    """Count the different row vectors that each two parts of a matrix share.
 
     Parameters
     ----------
@@ -57,11 +57,11 @@ def identical_rows(matrix: Any, parts: np.ndarray, usable: np.ndarray | None = N
 
 
 def beyond_chance(counts: Any) -> np.ndarray:
-    r"""Rows of counts that no other row equals by chance; bool (n_rows,).
+    r"""Mark rows of counts that no other row equals by chance; bool (n_rows,).
 
-    Two Poisson counts of mean μ are equal with probability :math:`e^{-2\mu} I_0(2\mu)`. With each count for its mean, the
-    product over genes times the number of pairs of rows is the expected number of chance pairs, which has to stay below 1e-6.
-    Genes without a count are taken to be equal for certain, so that the true number is smaller still.
+    Two Poisson counts of mean μ are equal with probability :math:`e^{-2\mu} I_0(2\mu)`. With each count as its mean, the
+    product over genes times the number of pairs of rows is the expected number of chance pairs, which must be below 1e-6.
+    Genes without a count are treated as certainly equal, so the true number is even smaller.
     """
     n_rows = counts.shape[0]
     limit = np.log(MAX_CHANCE) - np.log(max(n_rows * (n_rows - 1) / 2, 1))
@@ -76,10 +76,10 @@ def beyond_chance(counts: Any) -> np.ndarray:
 def matching_share(
     values: np.ndarray, sections: np.ndarray, units: np.ndarray, closer: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Share of the spots of one section that have a double in another.
+    """Compute the share of spots in one section that have a double in another.
 
-    A spot has a double if its nearest spot there is much closer than the second nearest, as the same spot is, and a similar
-    one is not. Every section is centred before; doubles of several spots count once.
+    A spot has a double if its nearest spot there is much closer than the second nearest. This holds for the same spot, but not
+    for a similar one. Every section is centred first. A double of several spots counts once.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def matching_share(
     sections
         (n_spots,) section of each spot, whole numbers from 0.
     units
-        (n_sections,) patient (or group) of each section; only sections of different ones are compared.
+        (n_sections,) patient (or group) of each section; only sections of different patients are compared.
     closer
         Largest ratio of the squared distances to nearest and second nearest spot.
     rng
@@ -107,21 +107,21 @@ def matching_share(
         queries = rng.choice(centred[one], min(_QUERIES, len(centred[one])), replace=False)
         for other in large:
             if units[one] != units[other]:
-                found = _n_doubles(queries, centred[other], closer) / len(queries)
-                share[one, other] = np.fmax(share[one, other], found)
+                doubles = _n_doubles(queries, centred[other], closer) / len(queries)
+                share[one, other] = np.fmax(share[one, other], doubles)
                 share[other, one] = share[one, other]
     return share
 
 
 def _n_doubles(queries: np.ndarray, values: np.ndarray, closer: float) -> int:
-    """Number of ``values`` that are the double of a query."""
+    """Count the ``values`` that are the double of a query."""
     squares = np.square(queries).sum(axis=1)[:, None] + np.square(values).sum(axis=1) - 2 * (queries @ values.T)
     first, second = np.partition(squares.clip(0), 1, axis=1)[:, :2].T
     return len(np.unique(squares.argmin(axis=1)[first < closer * second]))
 
 
 def donor_distances(counts: Any, sections: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    r"""Squared difference between sections in log expression that neither tissue nor noise explains.
+    r"""Compute squared differences between sections in log expression that neither tissue nor noise explains.
 
     With the log pseudobulk :math:`y_s` of each half of a section's spots, genes weighted by :math:`w_g \propto` (share of the
     transcripts)\ :sup:`1/4`, and P the projection that removes a common factor and the 10 leading components of the variation
@@ -129,8 +129,8 @@ def donor_distances(counts: Any, sections: np.ndarray, rng: np.random.Generator)
 
     .. math:: D_{ab} = \langle P w (y_a - y_b),\, P w (y'_a - y'_b) \rangle / \sum_g w_g^2
 
-    where y and y' are of different halves: their noise is independent, so that it adds nothing in the mean. Averaged over
-    10 random halvings.
+    where y and y' come from different halves. Their noise is independent, so it adds nothing on average. The result is the mean
+    over 10 random halvings.
 
     Parameters
     ----------
@@ -157,16 +157,16 @@ def donor_distances(counts: Any, sections: np.ndarray, rng: np.random.Generator)
     library = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     chosen = sp.csr_matrix(counts[:, genes], dtype=np.float64)
     removed = _tissue_directions(chosen, library, sections, weight, rng)
-    found = np.zeros((n_sections, n_sections))
+    distances = np.zeros((n_sections, n_sections))
     for _ in range(_HALVINGS):
         one, other = (_profiles(chosen, half, removed, weight) for half in _halves(sections, rng))
         cross = one @ other.T
-        found += np.diag(cross)[:, None] + np.diag(cross) - cross - cross.T
-    return found / (_HALVINGS * np.square(weight).sum())
+        distances += np.diag(cross)[:, None] + np.diag(cross) - cross - cross.T
+    return distances / (_HALVINGS * np.square(weight).sum())
 
 
 def _halves(sections: np.ndarray, rng: np.random.Generator) -> list[sp.csr_matrix]:
-    """Two random halves of the spots of each section, as sums over spots (n_sections, n_spots)."""
+    """Split the spots of each section into random halves; each half is a matrix (n_sections, n_spots) that sums over its spots."""
     order = np.lexsort([rng.random(len(sections)), sections])
     starts = np.searchsorted(sections[order], np.arange(sections.max() + 1))
     second = np.empty(len(sections), dtype=bool)
@@ -177,7 +177,7 @@ def _halves(sections: np.ndarray, rng: np.random.Generator) -> list[sp.csr_matri
 
 
 def _profiles(counts: sp.csr_matrix, half: sp.csr_matrix, removed: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Weighted log pseudobulks (n_sections, n_genes) without the removed directions."""
+    """Compute weighted log pseudobulks (n_sections, n_genes) without the removed directions."""
     profiles = np.log(np.asarray((half @ counts).todense()) + 0.5) * weight
     return profiles - (profiles @ removed) @ removed.T
 
@@ -185,7 +185,7 @@ def _profiles(counts: sp.csr_matrix, half: sp.csr_matrix, removed: np.ndarray, w
 def _tissue_directions(
     counts: sp.csr_matrix, library: np.ndarray, sections: np.ndarray, weight: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Orthonormal directions (n_genes, k) of the weights themselves and of the variation within sections."""
+    """Find orthonormal directions (n_genes, k): the weights, and the leading components of variation within sections."""
     gram = np.zeros((len(weight), len(weight)))
     for section in range(int(sections.max()) + 1):
         rows = np.flatnonzero(sections == section)

@@ -1,4 +1,4 @@
-"""Leaks between the groups of a split: looked for in names, values and noise of a study's table."""
+"""Look for leaks between the groups of a split, in the names, values and noise of a study's table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_NOISE_AUTOCORRELATION = 0.08
 MAX_EXPLAINED = 0.1
 # Squared distances to the nearest and the second nearest spot: expression has its noise twice, an embedding has none.
 _CLOSER = {"expression": 0.5, "embedding": 0.25}
-# Patients less than this apart (an SD of some 0.07 in log expression) cannot be told from one.
+# Patients closer than this (an SD of about 0.07 in log expression) cannot be distinguished.
 _MIN_TYPICAL_DISTANCE = 0.01
 _MATCHED_GENES, _MIN_MATCHED_GENES = 500, 10
 _MAX_SPOTS = 5000
@@ -44,13 +44,13 @@ class Finding:
     kind
         ``"shared patient"``, ``"similar sections"``, ``"duplicated spots"``, ``"smoothed labels"`` or ``"panel"``.
     severity
-        ``"error"`` if scores of the split cannot be honest, ``"warning"`` if somebody has to look.
+        ``"error"`` if scores of the split cannot be honest, ``"warning"`` if it needs a manual check.
     sections, groups
-        Whom it concerns, as text.
+        Names of the sections and groups concerned, joined to one text.
     value, threshold
-        The number that shows the leak, and what it was compared with.
+        The number that shows the leak, and the limit that it was compared with.
     message
-        What was found where, and what to do.
+        Description of the leak and the next step.
     """
 
     kind: str
@@ -84,7 +84,7 @@ def find_leaks(
     identity
         Which embedding is compared, see :func:`img2gene._study.inputs.choose_encoder`; None compares none.
     uses_panel
-        Whether the genes of ``var["panel"]`` are the ones that are predicted.
+        Whether the predicted genes are those of ``var["panel"]``.
     seed
         Seed of the spots that are drawn from large sections.
 
@@ -119,15 +119,15 @@ class _Subject:
     study: Study
     column: str
     groups: np.ndarray
-    counted: bool
+    has_counts: bool
 
     @classmethod
     def of(cls, study: Study, column: str) -> _Subject:
         groups, table = study.groups(column), study.table
         if study.patients is None:
             logger.warning('no obs["patient"]: only the data can show whether one patient is in several groups')
-        counted = not count_problems(table.X, "X") and bool((library_size(table) > 0).any() and table.X.sum() > 0)
-        return cls(study, column, groups, counted)
+        has_counts = not count_problems(table.X, "X") and bool((library_size(table) > 0).any() and table.X.sum() > 0)
+        return cls(study, column, groups, has_counts)
 
     @property
     def table(self) -> AnnData:
@@ -141,9 +141,9 @@ class _Subject:
     def patients(self) -> np.ndarray | None:
         return self.study.patients
 
-    def filled(self) -> np.ndarray:
+    def filled_rows(self) -> np.ndarray:
         """Rows with counts, in the order of the study; all rows if X holds none, or nothing but zeros."""
-        if not self.counted:
+        if not self.has_counts:
             return self.study.order
         return self.study.ordered((np.asarray(self.table.X.sum(axis=1)).ravel() > 0) & (library_size(self.table) > 0))
 
@@ -159,29 +159,31 @@ class _Subject:
         return self.study.ordered(np.isin(self.sections, names))
 
 
-def _shared(study: _Subject) -> Iterator[Finding]:
-    """Patients, or sections where patients are not recorded, that are in several groups."""
-    units, what = (study.sections, "section") if study.patients is None else (study.patients, "patient")
+def _shared(subject: _Subject) -> Iterator[Finding]:
+    """Find patients that are in several groups; if patients are not recorded, sections."""
+    units, what = (subject.sections, "section") if subject.patients is None else (subject.patients, "patient")
     for name in np.unique(units):
         rows = np.flatnonzero(units == name)
-        members = np.unique(study.groups[rows])
+        members = np.unique(subject.groups[rows])
         if len(members) > 1:
             text = (
-                f"The {what} {name} is in {len(members)} groups of `{study.column}` ({listing(members)}): training and test sets "
+                f"The {what} {name} is in {len(members)} groups of `{subject.column}` ({listing(members)}): training and test sets "
                 f'share it. Split with `groups="{what}"`.'
             )
-            yield study.finding("shared patient", "error", rows, len(members), 1, text)
+            yield subject.finding("shared patient", "error", rows, len(members), 1, text)
 
 
-def _duplicated(study: _Subject, identity: dict[str, Any] | None) -> Iterator[Finding]:
-    """Count vectors and embeddings that occur in two places."""
-    names, parts = np.unique(np.column_stack([study.sections, study.groups]), axis=0, return_inverse=True)
+def _duplicated(subject: _Subject, identity: dict[str, Any] | None) -> Iterator[Finding]:
+    """Find count vectors and embeddings that occur in two sections or groups."""
+    names, parts = np.unique(np.column_stack([subject.sections, subject.groups]), axis=0, return_inverse=True)
     parts = parts.ravel()
-    counts = study.table.X
+    counts = subject.table.X
     shared = {"counts": duplicates.identical_rows(counts, parts, duplicates.beyond_chance(counts))}
     if identity is not None:
-        values = embedding(study.study, identity)
-        shared["embeddings"] = duplicates.identical_rows(values, parts, _telling(study.table, values, study.sections))
+        values = embedding(subject.study, identity)
+        shared["embeddings"] = duplicates.identical_rows(
+            values, parts, _distinctive(subject.table, values, subject.sections)
+        )
     for what, matrix in shared.items():
         pairs = sp.triu(matrix, 1).tocoo()
         for one, other, n in zip(pairs.row, pairs.col, pairs.data, strict=True):
@@ -192,65 +194,65 @@ def _duplicated(study: _Subject, identity: dict[str, Any] | None) -> Iterator[Fi
             )
             severity = "error" if group != other_group else "warning"
             rows = np.flatnonzero(np.isin(parts, [one, other]))
-            yield study.finding("duplicated spots", severity, rows, n, 0, text)
+            yield subject.finding("duplicated spots", severity, rows, n, 0, text)
 
 
-def _telling(table: AnnData, values: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    """Embeddings that only the same patch can have: with tissue, varying, and only once in their section."""
-    telling = values.std(axis=1) > 0
+def _distinctive(table: AnnData, values: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """Mark embeddings that only the same patch can have: with tissue, not constant, and unique in their section."""
+    distinctive = values.std(axis=1) > 0
     if _schema.PATCH_TISSUE in table.obs:
-        telling &= table.obs[_schema.PATCH_TISSUE].to_numpy(dtype=float) >= 0.1
+        distinctive &= table.obs[_schema.PATCH_TISSUE].to_numpy(dtype=float) >= 0.1
     # Blank patches are alike within a section too.
     keys = np.rec.fromarrays([np.unique(sections, return_inverse=True)[1].ravel(), duplicates.digests(values)])
     _, codes, times = np.unique(keys, return_inverse=True, return_counts=True)
-    return telling & (times == 1)[codes.ravel()]
+    return distinctive & (times == 1)[codes.ravel()]
 
 
-def _similar(study: _Subject, identity: dict[str, Any] | None, seed: int) -> Iterator[Finding]:
-    """Sections of different patients (of different groups, where patients are not recorded) that look like the same."""
-    filled = study.filled()
-    names, sections = np.unique(study.sections, return_inverse=True)
-    known = study.groups if study.patients is None else study.patients
+def _similar(subject: _Subject, identity: dict[str, Any] | None, seed: int) -> Iterator[Finding]:
+    """Find sections of different patients that look like one patient; if patients are not recorded, of different groups."""
+    filled = subject.filled_rows()
+    names, sections = np.unique(subject.sections, return_inverse=True)
+    known = subject.groups if subject.patients is None else subject.patients
     units = np.array([listing(np.unique(known[sections == s])) for s in range(len(names))])
     different = np.triu(units[:, None] != units, 1)
     if not different.any():
         return
     rng = np.random.default_rng(seed)
     sources = {}
-    if study.counted and study.table.n_vars >= _MIN_MATCHED_GENES:
-        sources["expression"] = (_stabilised(study.table, filled), filled)
+    if subject.has_counts and subject.table.n_vars >= _MIN_MATCHED_GENES:
+        sources["expression"] = (_stabilised(subject.table, filled), filled)
     if identity is not None:
-        sources["embedding"] = (_scaled(embedding(study.study, identity))[study.study.order], study.study.order)
+        sources["embedding"] = (_scaled(embedding(subject.study, identity))[subject.study.order], subject.study.order)
     for what, (values, rows) in sources.items():
         share = duplicates.matching_share(values, sections[rows], units, _CLOSER[what], rng)
         for one, other in np.argwhere(different & (np.nan_to_num(share) >= MAX_MATCHING)):
             evidence = f"{share[one, other]:.0%} of the spots of one have a near-identical {what} in the other"
-            yield _similar_finding(study, names[[one, other]], share[one, other], MAX_MATCHING, evidence)
-    if study.counted:
-        yield from _same_donor(study, filled, sections, names, different, rng)
+            yield _similar_finding(subject, names[[one, other]], share[one, other], MAX_MATCHING, evidence)
+    if subject.has_counts:
+        yield from _same_donor(subject, filled, sections, names, different, rng)
 
 
-def _similar_finding(study: _Subject, names: np.ndarray, value: float, threshold: float, evidence: str) -> Finding:
+def _similar_finding(subject: _Subject, names: np.ndarray, value: float, threshold: float, evidence: str) -> Finding:
     text = (
         f"`{names[0]}` and `{names[1]}` look like the same patient: {evidence}. If they are, give both the same "
-        f'`{study.study.name}.obs["patient"]` and split with `groups="patient"`.'
+        f'`{subject.study.name}.obs["patient"]` and split with `groups="patient"`.'
     )
-    return study.finding("similar sections", "warning", study.of_sections(names), value, threshold, text)
+    return subject.finding("similar sections", "warning", subject.of_sections(names), value, threshold, text)
 
 
 def _same_donor(
-    study: _Subject,
+    subject: _Subject,
     filled: np.ndarray,
     sections: np.ndarray,
     names: np.ndarray,
     different: np.ndarray,
     rng: np.random.Generator,
 ) -> Iterator[Finding]:
-    """Pairs of sections whose pseudobulks are much closer than is usual between patients; needs three such pairs."""
+    """Find sections whose pseudobulks are much closer than usual between patients; needs three pairs of patients' sections."""
     n_spots = np.bincount(sections[filled], minlength=len(names))
     if different.sum() < 3 or n_spots.min() < duplicates.MIN_SPOTS:
         return
-    distances = duplicates.donor_distances(study.table.X[filled], sections[filled], rng)
+    distances = duplicates.donor_distances(subject.table.X[filled], sections[filled], rng)
     if distances is None:
         return
     typical = np.median(distances[different])
@@ -259,11 +261,11 @@ def _same_donor(
     for one, other in np.argwhere(different & (distances < MIN_DONOR_DISTANCE * typical)):
         ratio = max(distances[one, other] / typical, 0.0)
         evidence = f"beyond tissue and noise, their expression differs by {ratio:.2f} of what is usual between patients"
-        yield _similar_finding(study, names[[one, other]], ratio, MIN_DONOR_DISTANCE, evidence)
+        yield _similar_finding(subject, names[[one, other]], ratio, MIN_DONOR_DISTANCE, evidence)
 
 
 def _stabilised(table: AnnData, rows: np.ndarray) -> np.ndarray:
-    """Square roots of depth-corrected counts, so that noise is alike for all genes."""
+    """Take square roots of depth-corrected counts, so that all genes have similar noise."""
     library = library_size(table)[rows]
     order = np.argsort(-np.asarray(table.X.mean(axis=0)).ravel(), kind="stable")[:_MATCHED_GENES]
     values = _dense(table.X[rows][:, np.sort(order)]) * (np.median(library) / library[:, None])
@@ -271,28 +273,29 @@ def _stabilised(table: AnnData, rows: np.ndarray) -> np.ndarray:
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
+    """Scale each feature to unit standard deviation; drop constant ones."""
     spread = values.std(axis=0)
     return (values[:, spread > 0] / spread[spread > 0]).astype(np.float32)
 
 
-def _smoothed(study: _Subject, layer: str | None, seed: int) -> Iterator[Finding]:
-    """Sections whose counts or labels carry the noise of their neighbours."""
-    table = study.table
-    places = study.study.places
+def _smoothed(subject: _Subject, layer: str | None, seed: int) -> Iterator[Finding]:
+    """Find sections in which counts or labels of neighbouring spots share their noise."""
+    table = subject.table
+    places = subject.study.places
     if places is None:
         logger.warning("no patches and no obsm['spatial']: whether labels are smoothed cannot be checked")
         return
     rng = np.random.default_rng(seed)
-    filled = study.filled()
+    filled = subject.filled_rows()
     measured: dict[str, dict[str, float]] = {}
-    for name in np.unique(study.sections):
-        rows, counted = filled[study.sections[filled] == name], study.counted
+    for name in np.unique(subject.sections):
+        rows, has_counts = filled[subject.sections[filled] == name], subject.has_counts
         if layer is not None and not len(rows):
-            rows, counted = study.of_sections([name]), False
-        rows = _patch_of(rows, places, rng)
+            rows, has_counts = subject.of_sections([name]), False
+        rows = _nearby_rows(rows, places, rng)
         if len(rows) < smoothing.MIN_SPOTS:
             continue
-        for test, value in _noise_of(table, rows, places[rows], layer, counted).items():
+        for test, value in _noise_of(table, rows, places[rows], layer, has_counts).items():
             measured.setdefault(test, {})[str(name)] = value
     if layer is not None and not _any_known(measured, ("labels", "explained")):
         logger.warning('too few spots or genes: whether layers["%s"] is smoothed cannot be checked', layer)
@@ -303,10 +306,10 @@ def _smoothed(study: _Subject, layer: str | None, seed: int) -> Iterator[Finding
         if failed:
             worst = max((values[name] for name in failed), key=lambda value: sign * value)
             message = (
-                f"The labels of {listing(failed)} were averaged over neighbouring spots: {text.format(worst)}. Spots then tell "
-                "of each other, and scores are those of an easier problem. Use the raw counts."
+                f"The labels of {listing(failed)} were averaged over neighbouring spots: {text.format(worst)}. Neighbours "
+                "then share information, so scores are higher than for the measured expression. Use the raw counts."
             )
-            yield study.finding("smoothed labels", "error", study.of_sections(failed), worst, threshold, message)
+            yield subject.finding("smoothed labels", "error", subject.of_sections(failed), worst, threshold, message)
 
 
 def _any_known(measured: dict[str, dict[str, float]], tests: tuple[str, ...]) -> bool:
@@ -314,67 +317,72 @@ def _any_known(measured: dict[str, dict[str, float]], tests: tuple[str, ...]) ->
 
 
 def _tests(labels: str) -> dict[str, tuple[float, int, str]]:
-    """Threshold, side on which it fails, and wording of each test of noise."""
+    """Return threshold, side on which it fails (−1 below, 1 above), and wording of each test of noise."""
     return {
         "ratio": (MIN_NOISE_RATIO, -1, "counts of neighbours in X differ by {:.2f} of what Poisson counts must"),
         "counts": (MAX_NOISE_AUTOCORRELATION, 1, "the noise of single genes in X has a Moran's I of {:.2f}"),
         "labels": (MAX_NOISE_AUTOCORRELATION, 1, f"the noise of single genes in {labels} has a Moran's I of {{:.2f}}"),
-        "explained": (MAX_EXPLAINED, 1, f"neighbours explain {{:.0%}} of what the own count leaves of {labels}"),
+        "explained": (
+            MAX_EXPLAINED,
+            1,
+            f"neighbours explain {{:.0%}} of the variance in {labels} that the spot's own count leaves open",
+        ),
     }
 
 
 def _noise_of(
-    table: AnnData, rows: np.ndarray, places: np.ndarray, layer: str | None, counted: bool
+    table: AnnData, rows: np.ndarray, places: np.ndarray, layer: str | None, has_counts: bool
 ) -> dict[str, float]:
-    """The tests of one section: of its counts, and of the layer beside or without them."""
-    if not counted:
-        own = (table.X if layer is None else table.layers[layer])[rows]
-        return {"labels": smoothing.noise_autocorrelation(_dense(own[:, smoothing.label_genes(own)]), places)}
+    """Test the noise of one section in its counts, and in the layer if there is one; without counts, in the values alone."""
+    if not has_counts:
+        values = (table.X if layer is None else table.layers[layer])[rows]
+        genes = smoothing.label_genes(values)
+        return {"labels": smoothing.noise_autocorrelation(_dense(values[:, genes]), places)}
     genes = smoothing.leading_genes(table.X[rows])
     counts = _dense(table.X[rows][:, genes])
     library = library_size(table)[rows]
-    # Rounding replaces the noise of rarer genes by its own.
+    # In rarer genes, rounding after smoothing adds new, independent noise.
     scaled = np.log1p(smoothing.TARGET_SUM * counts[:, counts.mean(axis=0) > 1] / library[:, None])
-    found = {
+    results = {
         "ratio": smoothing.noise_ratio(counts, library, places),
         "counts": smoothing.noise_autocorrelation(scaled, places),
     }
     if layer is not None:
         values = _dense(table.layers[layer][rows][:, genes])
-        found["explained"] = smoothing.explained_by_neighbors(values, counts, library, places)
-    return found
+        results["explained"] = smoothing.explained_by_neighbors(values, counts, library, places)
+    return results
 
 
-def _patch_of(rows: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """All rows, or of many the 5,000 around one drawn at random: neighbours have to stay."""
+def _nearby_rows(rows: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Keep all rows, or the 5,000 nearest to a random one, because the tests compare neighbours."""
     if len(rows) <= _MAX_SPOTS:
         return rows
     distance = np.square(places[rows] - places[rng.choice(rows)]).sum(axis=1)
     return rows[np.sort(np.argsort(distance, kind="stable")[:_MAX_SPOTS])]
 
 
-def _panel(study: _Subject, uses_panel: bool) -> Iterator[Finding]:
-    """A gene panel that sections of the split chose."""
-    if not uses_panel or _schema.PANEL not in study.table.var:
+def _panel(subject: _Subject, uses_panel: bool) -> Iterator[Finding]:
+    """Check whether sections of the split helped to choose the gene panel."""
+    if not uses_panel or _schema.PANEL not in subject.table.var:
         return
     hint = (
         "Let every fold choose with `genes=<number>`, or choose on other sections (`pp.select_genes(…, sections=…)`)."
     )
-    record = _schema.read_json(study.table, "panel", default={}).get("sections")
+    record = _schema.read_json(subject.table, "panel", default={}).get("sections")
     if record is None:
         text = f'It is unknown where the genes of `var["{_schema.PANEL}"]` were chosen; on test sections, they leak. {hint}'
-        everything = np.arange(study.table.n_obs)
-        yield study.finding("panel", "warning", everything, float("nan"), float("nan"), text)
+        all_rows = np.arange(subject.table.n_obs)
+        yield subject.finding("panel", "warning", all_rows, float("nan"), float("nan"), text)
         return
-    rows = study.of_sections(record)
-    members = np.unique(study.groups[rows])
+    rows = subject.of_sections(record)
+    members = np.unique(subject.groups[rows])
     if len(members):
         severity = "error" if len(members) > 1 else "warning"
         text = (
             f"The gene panel was chosen on sections of {len(members)} groups ({listing(members)}) that the split holds out in "
             f"turn. {hint}"
         )
-        yield study.finding("panel", severity, rows, len(members), 0, text)
+        yield subject.finding("panel", severity, rows, len(members), 0, text)
 
 
 def _dense(matrix: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether counts or labels of a section were averaged over neighbouring spots, told from their noise."""
+"""Detect from the noise whether counts or labels of a section were averaged over neighbouring spots."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from img2gene.metrics.spatial import morans_i, neighbor_graph
 from img2gene.models.data import TARGET_SUM
 
 MIN_SPOTS, MIN_GENES = 30, 5
-# With fewer, components leave little, and shares of a total are tied to each other.
+# With fewer genes, components take up most of the noise, and shares of a total depend on each other.
 MIN_NOISE_GENES = 30
-# Genes that decide: noise shows best where there are many counts.
+# Noise is measured best in genes with many counts.
 _N_GENES = 200
-# Programmes of a tissue; more components would take up noise that was spread over neighbours, too.
+# Number of tissue programmes to remove; more components would also remove noise that smoothing spread over neighbours.
 _COMPONENTS = 6
 _RINGS = (4, 8, 12)
 _WIDE_RINGS = (4, 8, 24)
 
 
 def noise_ratio(counts: np.ndarray, library: np.ndarray, positions: np.ndarray) -> float:
-    r"""How much counts of neighbouring spots differ, relative to Poisson counts of one rate.
+    r"""Measure how much counts of neighbouring spots differ, relative to Poisson counts of one rate.
 
-    Given their sum n, two Poisson counts of one rate are binomial, so that with library sizes L
+    Given their sum n, two Poisson counts of one rate are binomial, so with library sizes L
 
     .. math:: E \frac{(x_i L_j - x_j L_i)^2}{L_i L_j} = n
 
-    Rates that differ, overdispersion and dropout add to the left side; only averaging over neighbours takes away.
+    Different rates, overdispersion and dropout increase the left side. Only averaging over neighbours decreases it.
 
     Parameters
     ----------
@@ -55,10 +55,10 @@ def noise_ratio(counts: np.ndarray, library: np.ndarray, positions: np.ndarray) 
 
 
 def noise_autocorrelation(values: np.ndarray, positions: np.ndarray) -> float:
-    """Moran's I of what the (at most 6) leading components of a section leave of each gene.
+    """Compute Moran's I of each gene after removing the leading components of a section, at most 6.
 
-    Genes vary together over the tissue, so that components take up what is biology. What remains is noise of single genes, which
-    has no reason to be alike in neighbouring spots unless it was spread there.
+    Genes vary together over the tissue, so the components contain the biology. The rest is noise of single genes, which is
+    similar in neighbouring spots only if values were averaged over them.
 
     Parameters
     ----------
@@ -84,22 +84,22 @@ def noise_autocorrelation(values: np.ndarray, positions: np.ndarray) -> float:
 
 
 def explained_by_neighbors(labels: np.ndarray, counts: np.ndarray, library: np.ndarray, positions: np.ndarray) -> float:
-    r"""How much of what a spot's own count leaves of its label, the counts of its neighbours explain.
+    r"""Measure how much of a label the neighbours' counts explain beyond the spot's own count.
 
-    A label made of the own count and library size, on whatever scale, leaves nothing to the neighbours; one that was averaged
-    over space is mostly theirs. The label of each gene is regressed on functions of the own count and library size, then on
-    means over the 4, 8 and 24 nearest spots too. The adjusted partial R² is
+    For a label computed from the spot's own count and library size, on whatever scale, neighbours explain nothing more. For a
+    label averaged over space, they explain most. The label of each gene is regressed on functions of the own count and library
+    size, and then also on means over the 4, 8 and 24 nearest spots. The adjusted partial R² is
 
     .. math:: 1 - \frac{RSS_2 / (n - p_2)}{RSS_1 / (n - p_1)}
 
-    and 0 where the own count leaves less than 1/10,000 of the variance.
+    and 0 where the own count leaves less than 1/10,000 of the variance unexplained.
 
     Parameters
     ----------
     labels
         (n_spots, n_genes) of one section, on any scale.
     counts
-        (n_spots, n_genes), of which the labels were made; no spot empty.
+        (n_spots, n_genes) from which the labels were computed; no spot empty.
     library
         (n_spots,) counts per spot over the full transcriptome.
     positions
@@ -118,26 +118,36 @@ def explained_by_neighbors(labels: np.ndarray, counts: np.ndarray, library: np.n
 
 
 def _partial_r2(label: np.ndarray, raw: np.ndarray, size: np.ndarray, graphs: list[sp.csr_matrix]) -> float:
+    """Compute the adjusted partial R² of one gene."""
     log_rate, log_size = np.log1p(TARGET_SUM * raw / size), np.log(size)
-    own = [np.ones_like(size), log_rate, log_rate**2, np.sqrt(raw), raw, log_size, log_size**2, log_rate * log_size]
-    near = [graph @ values for graph in graphs for values in (log_rate, raw)]
+    own_terms = [
+        np.ones_like(size),
+        log_rate,
+        log_rate**2,
+        np.sqrt(raw),
+        raw,
+        log_size,
+        log_size**2,
+        log_rate * log_size,
+    ]
+    neighbor_terms = [graph @ values for graph in graphs for values in (log_rate, raw)]
     centred = label - label.mean()
-    left, rank = _residual(np.column_stack(own), centred)
-    if left <= 1e-4 * (centred @ centred):
+    own_rss, own_rank = _residual(np.column_stack(own_terms), centred)
+    if own_rss <= 1e-4 * (centred @ centred):
         return 0.0
-    less, more_rank = _residual(np.column_stack([*own, *near]), centred)
-    return 1 - (less / max(len(label) - more_rank, 1)) / (left / max(len(label) - rank, 1))
+    full_rss, full_rank = _residual(np.column_stack([*own_terms, *neighbor_terms]), centred)
+    return 1 - (full_rss / max(len(label) - full_rank, 1)) / (own_rss / max(len(label) - own_rank, 1))
 
 
 def _residual(design: np.ndarray, target: np.ndarray) -> tuple[float, int]:
-    """Residual sum of squares of a least-squares fit, and the rank of its design."""
+    """Fit by least squares; return the residual sum of squares and the rank of the design."""
     scaled = design / np.abs(design).max(axis=0).clip(1e-300)
     solution, _, rank, _ = np.linalg.lstsq(scaled, target, rcond=1e-8)
     return float(np.square(target - scaled @ solution).sum()), int(rank)
 
 
 def label_genes(values: Any) -> np.ndarray:
-    """The genes that decide among labels on any scale: as of counts, or those that vary most where few means are above 0."""
+    """Choose genes of labels on any scale: the highest means, or the most variable genes if few means are above 0."""
     leading = leading_genes(values)
     if len(leading) >= MIN_NOISE_GENES:
         return leading
@@ -147,7 +157,7 @@ def label_genes(values: Any) -> np.ndarray:
 
 
 def leading_genes(counts: Any, min_mean: float = 0.0) -> np.ndarray:
-    """The (at most 200) genes with the highest mean count above ``min_mean``, highest first."""
+    """Choose the genes with the highest mean count above ``min_mean``, at most 200, highest first."""
     mean = np.asarray(counts.mean(axis=0)).ravel()
     order = np.argsort(-mean, kind="stable")[:_N_GENES]
     return order[mean[order] > min_mean]
