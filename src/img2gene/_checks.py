@@ -1,4 +1,4 @@
-"""Checks of arguments that several functions take; each returns what is wrong, for one error with all of it."""
+"""Check arguments that several functions take; each check lists its problems, so that one error can name them all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WHOLE, _NUMBER = (int, np.integer), (int, float, np.number)
 
 
 def choice_problems(parameters: object, options: Mapping[str, Iterable[str]]) -> list[str]:
-    """Parameters that are none of their options."""
+    """List parameters whose value is not one of their options."""
     return [
         f"{name}={getattr(parameters, name)!r}: choose one of {listing(known)}."
         for name, known in options.items()
@@ -23,7 +23,7 @@ def choice_problems(parameters: object, options: Mapping[str, Iterable[str]]) ->
 
 
 def bound_problems(parameters: object, least: Mapping[str, float]) -> list[str]:
-    """Parameters below their least value, or no numbers, or no whole ones where such are declared; None is left to others."""
+    """List parameters that are not numbers, not whole where declared as int, or below their minimum; None is skipped."""
     declared = inspect.signature(type(parameters)).parameters
     problems = []
     for name, bound in least.items():
@@ -38,7 +38,7 @@ def bound_problems(parameters: object, least: Mapping[str, float]) -> list[str]:
 
 
 def share_problems(parameters: object, names: Iterable[str]) -> list[str]:
-    """Parameters that are no share between 0 and 1."""
+    """List parameters that are not numbers from 0 to 1."""
     values = {name: getattr(parameters, name) for name in names}
     return [
         f"{name}={value!r}: expected 0 to 1."
@@ -48,7 +48,7 @@ def share_problems(parameters: object, names: Iterable[str]) -> list[str]:
 
 
 def positive_problems(parameters: object, names: Iterable[str]) -> list[str]:
-    """Parameters that are not positive."""
+    """List parameters that are not positive numbers."""
     values = {name: getattr(parameters, name) for name in names}
     return [
         f"{name}={value!r}: expected a positive number."
@@ -58,7 +58,7 @@ def positive_problems(parameters: object, names: Iterable[str]) -> list[str]:
 
 
 def whole_problems(name: str, value: Any, least: int, *, optional: bool = False) -> list[str]:
-    """An argument that is no whole number, or below its least value.
+    """Check that an argument is a whole number and at least ``least``.
 
     Examples
     --------
@@ -73,14 +73,14 @@ def whole_problems(name: str, value: Any, least: int, *, optional: bool = False)
 
 
 def genes_problems(genes: object) -> list[str]:
-    """Genes that are neither names nor their number."""
+    """Check that ``genes`` holds names, a number of genes, or None."""
     if genes is None or isinstance(genes, (int, np.integer, Iterable)):
         return []
     return [f"genes={genes!r}: expected names of genes, a whole number of them, or None."]
 
 
 def jobs_problems(n_jobs: Any) -> list[str]:
-    """A number of processes that joblib does not take."""
+    """Check that joblib accepts ``n_jobs``."""
     if isinstance(n_jobs, _WHOLE) and not isinstance(n_jobs, bool) and n_jobs != 0:
         return []
     return [f"n_jobs={n_jobs!r}: expected a number of processes, or -1 for one per core."]

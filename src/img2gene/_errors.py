@@ -8,15 +8,15 @@ from contextlib import contextmanager
 
 
 class Img2GeneError(ValueError):
-    """An input that cannot be used; the message lists all of its problems."""
+    """Raised for an input that cannot be used; the message lists all of its problems."""
 
 
 class LeakageError(Img2GeneError):
-    """A split that puts one patient (or data derived from the test side) on both sides."""
+    """Raised for a split that puts one patient, or data derived from the test side, on both sides."""
 
 
 class MissingKeyError(Img2GeneError, KeyError):
-    """A key that is not in the object."""
+    """Raised for a key that is not in the object."""
 
     def __str__(self) -> str:
         return ValueError.__str__(self)
@@ -41,7 +41,7 @@ def near_matches(names: Iterable[str], known: Iterable[str]) -> str:
     """List names that resemble several absent ones: ``near A: A1, A2; near B: B1``."""
     absent, present = [str(name) for name in names], [str(name) for name in known]
     folded = {name.casefold(): name for name in present}
-    # Comparing takes some 0.1 s for each name in a whole transcriptome.
+    # Comparing one name with a whole transcriptome takes about 0.1 s.
     close = {name: difflib.get_close_matches(name.casefold(), folded, n=5) for name in absent[:10]}
     suggestions = {name: listing(folded[other] for other in others) for name, others in close.items() if others}
     if not suggestions:

@@ -1,4 +1,4 @@
-"""The data contract: every key that the package reads or writes, once."""
+"""The data contract: every key that the package reads or writes is defined here."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def embedding_key(encoder: str) -> str:
-    """``obsm`` key of an encoder's embedding."""
+    """Return the ``obsm`` key of an encoder's embedding."""
     return f"X_{encoder}"
 
 
 def tokens_key(encoder: str) -> str:
-    """``obsm`` key of the tokens that belong to an encoder's embedding."""
+    """Return the ``obsm`` key of the tokens that belong to an encoder's embedding."""
     return f"{embedding_key(encoder)}_tokens"
 
 
 def uncertainty_keys(key: str) -> dict[str, str]:
-    """Layers ``std``, ``lower`` and ``upper`` of a prediction stored as ``key``."""
+    """Name the layers ``std``, ``lower`` and ``upper`` of a prediction stored as ``key``."""
     return {part: f"{key}_{part}" for part in ("std", "lower", "upper")}
 
 
 def ood_key(key: str) -> str:
-    """``obs`` key of the percentile of spots among the training embeddings, for a prediction stored as ``key``."""
+    """Return the ``obs`` key of the out-of-distribution percentiles of a prediction stored as ``key``."""
     return f"{key}_ood"
 
 
@@ -63,7 +63,7 @@ def check_name(name: str, what: str) -> None:
 
 
 def get_table(sdata: SpatialData, table_key: str = "table") -> AnnData:
-    """The table ``table_key`` of a study, or an error that lists the tables."""
+    """Return the table ``table_key`` of a study; if it is missing, the error lists the tables."""
     tables = getattr(sdata, "tables", None)
     if tables is None:
         raise Img2GeneError(
@@ -76,23 +76,24 @@ def get_table(sdata: SpatialData, table_key: str = "table") -> AnnData:
 
 
 def read_json(table: AnnData, key: str, *, uns: str = UNS, default: Any = None) -> Any:
-    """Configuration stored under ``uns[uns][key]`` as one JSON string; ``default`` if absent."""
+    """Read the configuration stored under ``uns[uns][key]`` as one JSON string; ``default`` if absent."""
     text = table.uns.get(uns, {}).get(key)
     return default if text is None else json.loads(str(text))
 
 
 def judges(table: AnnData, key: str) -> bool:
-    """Whether ``var["predictable"]`` and the columns beside it are about what is now stored as prediction ``key``."""
+    """Check that ``var["predictable"]`` was computed for the prediction that is now stored as ``key``."""
     record = read_json(table, PREDICTABILITY, default={})
-    by = read_json(table, PREDICTED_BY, default={}).get(key)
-    return bool(record) and record["key"] == key and (by is None or by["fingerprint"] == record["fingerprint"])
+    model = read_json(table, PREDICTED_BY, default={}).get(key)
+    # Predictions from outside the package have no model on record, so only the key can be compared.
+    return bool(record) and record["key"] == key and (model is None or model["fingerprint"] == record["fingerprint"])
 
 
 def apply(table: AnnData, update: dict[str, dict[str, Any]]) -> None:
-    """Write everything a function computed, at its very end, so that an error before leaves the object untouched.
+    """Write all results of a function to the table.
 
-    ``update`` maps ``obs``, ``obsm``, ``var``, ``layers`` and ``uns`` to what is set there; ``uns`` holds values for
-    this package's container that :func:`write_json` stores; elsewhere, None removes a key.
+    Call it last, so that an earlier error leaves the object untouched. ``update`` maps ``obs``, ``obsm``, ``var``, ``layers``
+    and ``uns`` to the values that are set there. :func:`write_json` stores the values for ``uns``; elsewhere, None removes a key.
     """
     for slot, items in update.items():
         for key, value in items.items():
@@ -107,7 +108,8 @@ def apply(table: AnnData, update: dict[str, dict[str, Any]]) -> None:
 
 
 def write_json(table: AnnData, key: str, value: Any, *, uns: str = UNS) -> None:
-    """Store ``value`` under ``uns[uns][key]`` as one JSON string: lists of dicts in ``uns`` are corrupted silently."""
+    """Store ``value`` under ``uns[uns][key]`` as one JSON string."""
+    # anndata silently corrupts lists of dicts in `uns` when it writes them.
     container = dict(table.uns.get(uns, {}))
     container["format"] = FORMAT
     container[key] = json.dumps(value, allow_nan=False)

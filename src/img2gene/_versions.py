@@ -1,4 +1,4 @@
-"""Releases of Python and of the packages that results depend on."""
+"""Record the releases of Python and of the packages that results depend on."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Release of each package, of Python, and the platform."""
-    found = {name: _version(name) for name in _PACKAGES}
-    return found | {"python": platform.python_version(), "platform": platform.platform()}
+    """Return the release of each package and of Python, and the platform."""
+    releases = {name: _version(name) for name in _PACKAGES}
+    return releases | {"python": platform.python_version(), "platform": platform.platform()}
 
 
 def _version(name: str) -> str:
+    """Return the installed release of a package."""
     try:
         return version(name)
     except PackageNotFoundError:

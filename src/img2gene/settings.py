@@ -1,4 +1,4 @@
-"""Package-wide defaults; a keyword argument of a call always wins over them."""
+"""Package-wide defaults; a keyword argument of a call overrides them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 
 def _default_cache() -> Path:
+    """Return the package's folder in the user's cache, as the XDG standard places it."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base else Path.home() / ".cache") / "img2gene"
 
@@ -31,7 +32,7 @@ class Settings:
     seed
         Seed of every call whose ``seed`` is None.
     cache_dir
-        Where downloads are kept.
+        Folder for downloads.
 
     Examples
     --------
