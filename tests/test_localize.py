@@ -310,7 +310,7 @@ FAULTS = {
     "annotation": (None, MARKERS, {"annotation": "domain"}, "`domain` not found in `sdata..table...obs` .*pathology"),
     "value": (None, MARKERS, COMPARED | {"positive": {"red": ["crimson"]}}, r"no value crimson \(red\); available: pale, red"),
     "name": (None, {"tumour": FIRST}, COMPARED, r"no value tumour \(tumour\); available: pale, red.*positive="),
-    "tissue": (None, MARKERS, COMPARED | {"positive": {"blue": "red"}}, r"names blue, without markers \(those with: red\)"),
+    "tissue": (None, MARKERS, COMPARED | {"positive": {"blue": "red"}}, r"names tissues without markers: blue \(available: red\)"),
     "one class": (one_class, MARKERS, COMPARED, "cannot judge red: none of the 49 annotated spots .* C1 have the value red"),
     "positive alone": (None, MARKERS, {"positive": "red"}, "pass that, too"),
     "options": (None, MARKERS, {"use": "guessed", "threshold": "half", "smooth": -1}, "3 problems:(.|\n)*guessed(.|\n)*half(.|\n)*-1"),

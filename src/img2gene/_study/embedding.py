@@ -1,4 +1,4 @@
-"""Patches streamed from the image through an encoder, and what identifies the embedding that comes of it."""
+"""Stream patches from the image through an encoder, and record what identifies the embedding."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ VIEWS = {
 
 
 def input_side(spec: EncoderSpec, patches: dict[str, Any]) -> int:
-    """Side in pixels that patches are resized to."""
+    """Return the side in pixels that patches are resized to before they enter the encoder."""
     return patches["patch_px"] if spec.any_size else spec.input_px
 
 
 def embedding_identity(
     spec: EncoderSpec, patches: dict[str, Any], orientations: int, tokens: int | None
 ) -> dict[str, Any]:
-    """What a model trained on these features has to find again: which encoder, on which fields, at which size."""
-    # Without tokens nothing is said of them, so that records from before there were any stay the same.
+    """Record the encoder and its settings; a trained model accepts only embeddings with the same identity."""
+    # Older records have no entries for tokens, so embeddings without tokens have none either.
     grid = {} if tokens is None else {"tokens": int(tokens), "token_width": spec.token_width}
     return {
         "name": spec.name,
@@ -56,22 +56,28 @@ def stream_embedding(
     num_workers: int,
     rows: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Features float32 (n_obs, width) and, if the identity names any, tokens float16; NaN outside ``rows``."""
+    """Embed the patches of a study.
+
+    Returns features, float32 (n_obs, width), and tokens, float16 (n_obs, m, token_width), or None if the identity has no
+    tokens. Both are NaN outside ``rows``.
+    """
     n_obs = study.n_obs
     n_tokens = identity.get("tokens")
     grid = None if n_tokens is None else math.isqrt(n_tokens)
     features = np.full((n_obs, identity["width"]), np.nan, dtype=np.float32)
-    kept = None if grid is None else np.full((n_obs, grid**2, identity["token_width"]), np.nan, dtype=np.float16)
+    tokens = None if grid is None else np.full((n_obs, grid**2, identity["token_width"]), np.nan, dtype=np.float16)
     batches = stream_patches(study, batch_size, num_workers, rows)
     for index, windows in progress(batches, n_obs if rows is None else len(rows), f"embed ({identity['name']})"):
-        features[index], found = encode(model, windows.fields, identity["input_px"], identity["orientations"], grid)
-        if kept is not None:
-            kept[index] = found
-    return features, kept
+        features[index], batch_tokens = encode(
+            model, windows.fields, identity["input_px"], identity["orientations"], grid
+        )
+        if tokens is not None:
+            tokens[index] = batch_tokens
+    return features, tokens
 
 
 def progress(batches: Any, total: int, label: str) -> Any:
-    """Batches of rows and their windows, with a bar over the rows."""
+    """Yield batches of rows and their windows, and advance a progress bar."""
     from tqdm.auto import tqdm
 
     with tqdm(total=total, desc=label, unit="spot", disable=not settings.progress) as bar:
@@ -83,7 +89,7 @@ def progress(batches: Any, total: int, label: str) -> Any:
 def encode(
     model: Encoder, fields: list[np.ndarray], side: int, orientations: int, grid: int | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Features of all fields of view, one after the other, and tokens of the first."""
+    """Encode all fields of view; return their features, concatenated, and the tokens of the first field."""
     first, tokens = _average(model, fields[0], side, orientations, grid)
     others = [_average(model, pixels, side, orientations, None)[0] for pixels in fields[1:]]
     return np.concatenate([first, *others], axis=1), tokens
@@ -92,7 +98,7 @@ def encode(
 def _average(
     model: Encoder, pixels: np.ndarray, side: int, orientations: int, grid: int | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Features and tokens averaged over some of the eight symmetries of the square."""
+    """Average features and tokens over the orientations of each patch."""
     views = VIEWS[orientations]
     features: Any = 0
     tokens: Any = 0
@@ -101,12 +107,13 @@ def _average(
         if grid is None:
             features = features + model(view, side)
             continue
-        found, seen = cast("TokenEncoder", model).tokens(view, side, grid)
-        upright = np.rot90(seen.reshape(len(seen), grid, grid, -1), -turns, axes=(1, 2))
-        features, tokens = features + found, tokens + (_mirror(upright) if mirrored else upright)
+        view_features, view_tokens = cast("TokenEncoder", model).tokens(view, side, grid)
+        # A token belongs to a place in the patch, so its grid is turned back before averaging.
+        upright = np.rot90(view_tokens.reshape(len(view_tokens), grid, grid, -1), -turns, axes=(1, 2))
+        features, tokens = features + view_features, tokens + (_mirror(upright) if mirrored else upright)
     return features / len(views), None if grid is None else tokens.reshape(len(tokens), grid**2, -1) / len(views)
 
 
 def _mirror(pixels: np.ndarray) -> np.ndarray:
-    """Mirrored at the diagonal from the bottom left to the top right; twice is not at all."""
+    """Mirror patches at the diagonal from the bottom left to the top right; mirroring twice restores them."""
     return np.rot90(pixels.swapaxes(1, 2), 2, axes=(1, 2))

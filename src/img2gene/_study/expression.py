@@ -1,4 +1,4 @@
-"""Counts to labels: checks of raw counts, library sizes, and the one normalisation that models are trained on."""
+"""Check raw counts, compute library sizes, and normalise counts to the labels that models are trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def count_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:
-    """What keeps ``matrix`` (n_obs, n_genes) from being raw counts; empty if nothing does."""
+    """List why ``matrix`` (n_obs, n_genes) cannot be raw counts; empty if it can."""
     values = _values(matrix)
     if not np.issubdtype(values.dtype, np.number):
         return [f"{name} holds {values.dtype} values, not counts."]
@@ -38,7 +38,7 @@ def count_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:
 
 
 def label_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:
-    """What keeps ``matrix`` from being labels on the user's own scale."""
+    """List why ``matrix`` cannot be labels on the user's own scale; empty if it can."""
     values = _values(matrix)
     if not np.issubdtype(values.dtype, np.number):
         return [f"{name} holds {values.dtype} values, not numbers."]
@@ -47,7 +47,7 @@ def label_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:
 
 
 def name_problems(table: AnnData, name: str) -> list[str]:
-    """Duplicate genes and duplicate spots of a table."""
+    """List duplicate genes and duplicate spots of a table."""
     problems = []
     for kind, names, call in (("genes", table.var_names, "var"), ("spots", table.obs_names, "obs")):
         duplicated = names[names.duplicated()].unique()
@@ -60,14 +60,14 @@ def name_problems(table: AnnData, name: str) -> list[str]:
 
 
 def library_size(table: AnnData) -> np.ndarray:
-    """Counts per spot over the full transcriptome: ``obs["library_size"]`` if kept there, else the row sums of X."""
+    """Return counts per spot over the full transcriptome: ``obs["library_size"]`` if present, else the row sums of X."""
     if _schema.LIBRARY_SIZE in table.obs:
         return table.obs[_schema.LIBRARY_SIZE].to_numpy(dtype=np.float64)
     return np.asarray(table.X.sum(axis=1), dtype=np.float64).ravel()
 
 
 def labels(table: AnnData, rows: np.ndarray, genes: np.ndarray, *, layer: str | None) -> np.ndarray:
-    """Training or evaluation labels, float32 (len(rows), len(genes)).
+    """Compute training or evaluation labels, float32 (len(rows), len(genes)).
 
     ``log1p(1e4 * counts / library_size)`` of X, or the values of ``layers[layer]`` as they are. Spots without a
     single count have no label: their rows are NaN.
@@ -82,7 +82,7 @@ def labels(table: AnnData, rows: np.ndarray, genes: np.ndarray, *, layer: str | 
 
 
 def layer_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
-    """What keeps the counts (``layer=None``) or the user's labels from being used."""
+    """List why the counts (``layer=None``) or the labels in ``layer`` cannot be used; empty if they can."""
     if layer is None:
         problems = count_problems(table.X, f"`{name}.X`")
         if _schema.LIBRARY_SIZE in table.obs and not table.obs[_schema.LIBRARY_SIZE].notna().all():
@@ -94,7 +94,7 @@ def layer_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
 
 
 def _values(matrix: Any) -> np.ndarray:
-    """Stored values: the non-zero ones of a sparse matrix, all of a dense one."""
+    """Return the stored values: the non-zero ones of a sparse matrix, all of a dense one."""
     return np.asarray(matrix.data if sp.issparse(matrix) else matrix)
 
 
@@ -103,7 +103,7 @@ def _dense(matrix: Any) -> np.ndarray:
 
 
 def gene_statistics(labels: np.ndarray, sections: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean, variance, dispersion, detection and Moran's I of each gene.
+    """Compute mean, variance, dispersion, detection and Moran's I of each gene.
 
     Parameters
     ----------
@@ -133,6 +133,7 @@ def gene_statistics(labels: np.ndarray, sections: np.ndarray, positions: np.ndar
 
 
 def _moran(labels: np.ndarray, sections: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Average Moran's I of each gene over the sections in which it is defined."""
     values = []
     for name in np.unique(sections):
         rows = sections == name

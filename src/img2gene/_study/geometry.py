@@ -1,4 +1,4 @@
-"""Where the spots of each region lie in their image, and which image that is."""
+"""Choose the image of each region, and find the spots in it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def locate(study: Study, images: str | Mapping[str, str] | None = None) -> list[
 def _locate_region(study: Study, region: str, rows: np.ndarray, images: str | Mapping[str, str] | None) -> Geometry:
     sdata = study.sdata
     if region not in sdata:
-        raise MissingKeyError(missing(region, "sdata", [*sdata.shapes, *sdata.labels], "It is named by the table."))
+        raise MissingKeyError(missing(region, "sdata", [*sdata.shapes, *sdata.labels], "The table names this region."))
     image_key = choose_image(study, region, images)
     xy, diameter = _instances(study, region, rows)
     matrix = _matrix(sdata, region, image_key)
@@ -95,6 +95,7 @@ def recorded(table: AnnData, region: str) -> dict[str, Any]:
 
 
 def _largest_aligned(study: Study, region: str) -> str:
+    """Choose the largest image in the region's coordinate system, among those named like the region if there are any."""
     from spatialdata.transformations import get_transformation
 
     sdata = study.sdata
@@ -121,7 +122,7 @@ def _largest_aligned(study: Study, region: str) -> str:
 
 
 def _instances(study: Study, region: str, rows: np.ndarray) -> tuple[np.ndarray, float]:
-    """Centres (x, y) in the element's own coordinates in the order of ``rows``, and the median diameter."""
+    """Return centres (x, y) in the element's own coordinates in the order of ``rows``, and the median diameter."""
     table = study.table
     instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()[rows]
     centers, diameter = _centers(study.sdata, region)
@@ -140,6 +141,7 @@ def _instances(study: Study, region: str, rows: np.ndarray) -> tuple[np.ndarray,
 
 
 def _centers(sdata: SpatialData, region: str) -> tuple[pd.DataFrame, float]:
+    """Return all centres of a region element, and the median diameter, which is NaN for labels."""
     if region in sdata.shapes:
         shapes = sdata.shapes[region]
         points = shapes.geometry.centroid
@@ -158,7 +160,7 @@ def _centers(sdata: SpatialData, region: str) -> tuple[pd.DataFrame, float]:
 
 
 def _equivalent_diameter(geometry: Any) -> float:
-    """Side of squares, else the diameter of the circle with the median area."""
+    """Return the side of squares, else the diameter of the circle with the median area."""
     area = float(np.median(geometry.area))
     bounds = geometry.bounds
     box = float(np.median((bounds["maxx"] - bounds["minx"]) * (bounds["maxy"] - bounds["miny"])))
@@ -166,20 +168,20 @@ def _equivalent_diameter(geometry: Any) -> float:
 
 
 def _matrix(sdata: SpatialData, region: str, image_key: str) -> np.ndarray:
-    """3 × 3 matrix from the region's own (x, y) to the image's pixels, inverted once."""
+    """Return the 3 × 3 matrix from the region's own (x, y) to the image's pixels."""
     from spatialdata.transformations import get_transformation
 
-    ours = get_transformation(sdata[region], get_all=True)
-    theirs = get_transformation(sdata.images[image_key], get_all=True)
-    shared = [name for name in ours if name in theirs]
+    from_region = get_transformation(sdata[region], get_all=True)
+    from_image = get_transformation(sdata.images[image_key], get_all=True)
+    shared = [name for name in from_region if name in from_image]
     if not shared:
         raise Img2GeneError(
-            f"`{region}` and image `{image_key}` share no coordinate system ({listing(ours)} against {listing(theirs)}). "
+            f"`{region}` and image `{image_key}` share no coordinate system ({listing(from_region)} against {listing(from_image)}). "
             "Register them with `spatialdata.transformations.set_transformation`."
         )
     axes = ("x", "y")
     maps = [
-        np.linalg.inv(theirs[name].to_affine_matrix(axes, axes)) @ ours[name].to_affine_matrix(axes, axes)
+        np.linalg.inv(from_image[name].to_affine_matrix(axes, axes)) @ from_region[name].to_affine_matrix(axes, axes)
         for name in shared
     ]
     if any(not np.allclose(maps[0], other, rtol=1e-3, atol=1) for other in maps[1:]):
@@ -191,7 +193,7 @@ def _matrix(sdata: SpatialData, region: str, image_key: str) -> np.ndarray:
 
 
 def _isotropic_scale(matrix: np.ndarray, region: str, image_key: str) -> float:
-    """Image pixels per unit of the region; windows are upright squares, so nothing else can be represented."""
+    """Return image pixels per unit of the region; refuse transformations that rotate, shear or stretch."""
     linear = np.abs(matrix[:2, :2])
     straight = np.sort(linear, axis=1)
     low, high = straight[:, 1].min(), straight[:, 1].max()

@@ -1,4 +1,4 @@
-"""RGB pixels of large images: conversion to 8 bit, and windows streamed so that every chunk is decoded once."""
+"""Read RGB pixels of large images: convert them to 8 bit, and stream windows so that every chunk is decoded once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def to_rgb(pixels: np.ndarray, name: str) -> np.ndarray:
     Raises
     ------
     Img2GeneError
-        Grey or multi-channel pixels, floats outside 0–1, or a bit depth that cannot be told.
+        Grey or multi-channel pixels, floats outside 0–1, or an uncertain bit depth.
     """
     if pixels.ndim != 3:
         raise Img2GeneError(
@@ -47,7 +47,7 @@ def to_rgb(pixels: np.ndarray, name: str) -> np.ndarray:
 def _conversion(
     channels: int, dtype: np.dtype, low: float, high: float, name: str
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The function that turns a block (height, width, channels) of an image with this value range into uint8 RGB."""
+    """Return the function that turns blocks (height, width, channels) with this value range into uint8 RGB."""
     if channels not in (3, 4):
         raise Img2GeneError(
             f"{name}: {channels} channel(s); H&E images have 3 (RGB) or 4 (RGBA). A grey or fluorescence image is not "
@@ -63,6 +63,7 @@ def _conversion(
 
 
 def _scale(dtype: np.dtype, low: float, high: float, name: str) -> float | None:
+    """Return the factor that scales pixels to 8 bit, None for 8-bit pixels; refuse an uncertain intensity scale."""
     if dtype == np.uint8:
         return None
     if np.issubdtype(dtype, np.floating) and low >= 0 and high <= 1:
@@ -80,6 +81,7 @@ def _scale(dtype: np.dtype, low: float, high: float, name: str) -> float | None:
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:
+    """Lay RGBA pixels over a white background."""
     alpha = rgba[..., 3:].astype(np.uint16)
     blended = (rgba[..., :3].astype(np.uint16) * alpha + WHITE * (255 - alpha) + 127) // 255
     return blended.astype(np.uint8)
@@ -118,7 +120,7 @@ class RGBImage:
         return self._convert(np.moveaxis(pixels, 0, -1))
 
     def thumbnail(self, step: int) -> np.ndarray:
-        """Every ``step``-th pixel, uint8, decoded chunk by chunk."""
+        """Take every ``step``-th pixel, uint8, decoded chunk by chunk."""
         out = np.empty((-(-self.height // step), -(-self.width // step), 3), dtype=np.uint8)
         for row, (top, bottom) in enumerate(zip(self.y_edges[:-1], self.y_edges[1:], strict=True)):
             for column, (left, right) in enumerate(zip(self.x_edges[:-1], self.x_edges[1:], strict=True)):
@@ -144,7 +146,7 @@ class Windows:
     Attributes
     ----------
     index
-        (n,) positions of the spots in the ``boxes`` that were asked for.
+        (n,) positions of the spots in the ``boxes`` that were passed.
     fields
         One uint8 array (n, side, side, 3) per field of view.
     """
@@ -170,7 +172,7 @@ def stream_windows(image: RGBImage, boxes: np.ndarray, batch_size: int, num_work
 
     Yields
     ------
-    Batches in the order of the image's chunks; ``index`` tells which spots they hold.
+    Batches in the order of the image's chunks; ``index`` says which spots they hold.
     """
     spans = _chunk_spans(image, boxes)
     order = np.lexsort((spans[:, 2], spans[:, 0]))
@@ -197,7 +199,7 @@ def _keys(span: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _chunk_spans(image: RGBImage, boxes: np.ndarray) -> np.ndarray:
-    """First and one-past-last chunk row and column (n, 4: r0, r1, c0, c1) that each spot's windows touch."""
+    """Find the first and one-past-last chunk row and column (n, 4: r0, r1, c0, c1) that each spot's windows touch."""
     low, high = boxes[:, :, :2].min(axis=1), boxes[:, :, 2:].max(axis=1)
     spans = np.zeros((len(boxes), 4), dtype=np.int64)
     for axis, edges in enumerate((image.y_edges, image.x_edges)):
@@ -208,6 +210,7 @@ def _chunk_spans(image: RGBImage, boxes: np.ndarray) -> np.ndarray:
 
 
 def _chunk_uses(spans: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Count how many spots touch each chunk."""
     uses = np.zeros(shape, dtype=np.int64)
     for r0, r1, c0, c1 in spans:
         uses[r0:r1, c0:c1] += 1
@@ -215,6 +218,7 @@ def _chunk_uses(spans: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _release(keys: list[tuple[int, int]], uses: np.ndarray, cache: Blocks) -> None:
+    """Drop the chunks that no later spot touches."""
     for key in keys:
         uses[key] -= 1
         if not uses[key]:
@@ -222,6 +226,7 @@ def _release(keys: list[tuple[int, int]], uses: np.ndarray, cache: Blocks) -> No
 
 
 def _fill(window: np.ndarray, box: np.ndarray, blocks: Blocks, image: RGBImage) -> None:
+    """Copy the part of each block that lies in the window."""
     y0, x0, y1, x1 = box
     for (row, column), block in blocks.items():
         top, left = image.y_edges[row], image.x_edges[column]
@@ -268,7 +273,7 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
 
 
 def scales(image: Any) -> list[Any]:
-    """DataArrays (c, y, x) of a single- or multi-scale image, full resolution first."""
+    """List the DataArrays (c, y, x) of a single- or multi-scale image, full resolution first."""
     import xarray as xr
 
     arrays = (
@@ -280,12 +285,12 @@ def scales(image: Any) -> list[Any]:
 
 
 def scale0(image: Any) -> Any:
-    """The full-resolution DataArray (c, y, x) of a single- or multi-scale image."""
+    """Return the full-resolution DataArray (c, y, x) of a single- or multi-scale image."""
     return scales(image)[0]
 
 
 def thumbnail(sdata: SpatialData, image_key: str, step: int) -> tuple[np.ndarray, float]:
-    """The image at about every ``step``-th pixel, from its coarsest sufficient scale; and the exact pixels per step."""
+    """Read about every ``step``-th pixel from the coarsest sufficient scale; also return the exact pixels per step."""
     levels = scales(sdata.images[image_key])
     factors = [round(levels[0].shape[1] / level.shape[1]) for level in levels]
     best = max(i for i, factor in enumerate(factors) if factor <= max(step, 1))
@@ -294,7 +299,7 @@ def thumbnail(sdata: SpatialData, image_key: str, step: int) -> tuple[np.ndarray
 
 
 def open_image(sdata: SpatialData, image_key: str, scale: int = 0) -> RGBImage:
-    """An image element as uint8 RGB, read lazily."""
+    """Open an image element as uint8 RGB, read lazily."""
     image = scales(sdata.images[image_key])[scale]
     channels = list(image.coords["c"].values) if "c" in image.coords else list(range(image.shape[0]))
     return RGBImage(image.data, channels, f"image `{image_key}`")

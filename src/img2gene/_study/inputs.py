@@ -1,4 +1,4 @@
-"""What training, prediction and evaluation share: which embedding, which sections, which patients."""
+"""Choose and read the embedding that training, prediction and evaluation share."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from img2gene.models.data import n_faulty
 
 @dataclass(frozen=True)
 class Inputs:
-    """What predictors look at for every patch, and what made it.
+    """The embedding of every patch, with the encoder settings that produced it.
 
     Attributes
     ----------
     identity
-        What made the embedding, as in :attr:`img2gene.models.Model.inputs`.
+        Encoder and settings of the embedding, as in :attr:`img2gene.models.Model.inputs`.
     features
         float32 (n_obs, width).
     tokens
-        float16 (n_obs, m, token_width), for predictors that look at them.
+        float16 (n_obs, m, token_width), for predictors that use them.
     weights
         Weights of the encoder that fine-tuning changed.
     report
-        What the fine-tuning was like.
+        Report of the fine-tuning; None without fine-tuning.
     """
 
     identity: dict[str, Any]
@@ -39,12 +39,12 @@ class Inputs:
 
 
 def has_embedding(study: Study) -> bool:
-    """Whether any embedding is stored."""
+    """Check whether any embedding is stored."""
     return any(_schema.embedding_key(name) in study.table.obsm for name in study.record("encoder", {}))
 
 
 def choose_encoder(study: Study, encoder: str | None) -> dict[str, Any]:
-    """Identity of the embedding to use: the one named, else the only one there is."""
+    """Return the identity of the stored embedding that ``encoder`` names; with None, of the only one stored."""
     known, obsm = study.record("encoder", {}), study.table.obsm
     usable = [name for name in known if _schema.embedding_key(name) in obsm]
     hint = "Run `img2gene.pp.embed_patches` first."
@@ -63,7 +63,7 @@ def choose_encoder(study: Study, encoder: str | None) -> dict[str, Any]:
 
 
 def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
-    """The stored embedding, float32 (n_obs, width); incomplete or foreign ones are refused."""
+    """Read the stored embedding, float32 (n_obs, width); refuse it if it is incomplete or does not fit its record."""
     key = _schema.embedding_key(identity["name"])
     values = np.asarray(study.table.obsm[key])
     if values.ndim != 2 or values.shape[1] != identity["width"]:
@@ -78,7 +78,7 @@ def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
 
 
 def tokens(study: Study, identity: dict[str, Any]) -> np.ndarray | None:
-    """The stored tokens, float16 (n_obs, m, width), or None where the embedding was made without; faulty ones raise."""
+    """Read the stored tokens, float16 (n_obs, m, width), or None if the embedding has none; refuse faulty ones."""
     if not identity.get("tokens"):
         return None
     key = _schema.tokens_key(identity["name"])
@@ -99,5 +99,5 @@ def tokens(study: Study, identity: dict[str, Any]) -> np.ndarray | None:
 
 
 def without_tokens(identity: dict[str, Any]) -> dict[str, Any]:
-    """Identity for a model that does not look at the tokens: it takes the embedding with or without them."""
+    """Remove the tokens from an identity, for a model that does not use them."""
     return {key: value for key, value in identity.items() if key not in ("tokens", "token_width")}

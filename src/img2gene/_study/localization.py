@@ -1,4 +1,4 @@
-"""Where a tissue is: marker scores, thresholds and agreement with an annotation; and how they are stored."""
+"""Locate a tissue by marker scores and thresholds, compare with an annotation, and store the result."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _RECORDS = "localization"
-# What missing values of a column become as text, which is how many tables are stored.
+# Missing values turn into these texts when a table is stored as text.
 _MISSING = ("", "nan", "None", "<NA>")
 
 
 def score_column(key: str, tissue: str) -> str:
-    """``obs`` column with the marker score of a tissue."""
+    """Name the ``obs`` column with the marker score of a tissue."""
     return f"{key}_{tissue}"
 
 
 def inside_column(key: str, tissue: str) -> str:
-    """``obs`` column that tells which spots are inside a tissue."""
+    """Name the ``obs`` column that marks the spots inside a tissue."""
     return f"{key}_{tissue}_inside"
 
 
 def records(table: AnnData) -> dict[str, Any]:
-    """Settings and thresholds of every localisation of a table, by its key."""
+    """Read settings and thresholds of every localisation of a table, by key."""
     return _schema.read_json(table, _RECORDS, default={})
 
 
 def records_update(table: AnnData, key: str, record: dict[str, Any]) -> dict[str, Any]:
-    """The update of ``uns`` that adds a localisation to those stored."""
+    """Build the update of ``uns`` that adds a localisation to the stored ones."""
     return {_RECORDS: records(table) | {key: record}}
 
 
 def required_record(study: Study, key: str) -> dict[str, Any]:
-    """What :func:`img2gene.tl.localize` stored under ``key``, or an error that lists what there is."""
+    """Read what :func:`img2gene.tl.localize` stored under ``key``; if it is missing, the error lists the stored keys."""
     known = records(study.table)
     if key not in known:
         where = f"the localisations of {study.name}"
@@ -52,12 +52,12 @@ def required_record(study: Study, key: str) -> dict[str, Any]:
 
 
 def marker_score(values: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    """Mean over markers of their z-scores, float64 (n_spots,), for expression (n_spots, n_markers); NaN where one is."""
+    """Average the z-scores of expression (n_spots, n_markers) over markers, float64 (n_spots,); NaN if any marker is NaN."""
     return ((np.asarray(values, dtype=np.float64) - mean) / sd).mean(axis=1)
 
 
 def pairs_within(positions: np.ndarray, groups: list[np.ndarray], radius: float) -> sp.csr_matrix:
-    """1 where two spots of the same group lie within ``radius``, else 0; CSR (n_spots, n_spots), own spots left out."""
+    """Link the spots of each group that lie within ``radius``: CSR (n_spots, n_spots) of ones, no spot with itself."""
     import scipy.sparse as sp
     from scipy.spatial import cKDTree
 
@@ -69,14 +69,14 @@ def pairs_within(positions: np.ndarray, groups: list[np.ndarray], radius: float)
 
 
 def smoothed(scores: np.ndarray, graph: sp.csr_matrix) -> np.ndarray:
-    """Mean of each spot and its neighbours, 1 in ``graph``, leaving out those without a score; NaN stays NaN."""
+    """Average each spot's score with its neighbours in ``graph``, ignoring spots without a score; NaN stays NaN."""
     known = np.isfinite(scores)
     total = np.where(known, scores, 0)
     return np.where(known, (total + graph @ total) / np.maximum(known + graph @ known, 1), np.nan)
 
 
 def otsu(scores: np.ndarray) -> float | None:
-    """Otsu's threshold of the finite scores; None where there are none."""
+    """Compute Otsu's threshold of the finite scores; None if there are none."""
     from skimage.filters import threshold_otsu
 
     known = scores[np.isfinite(scores)]
@@ -84,14 +84,15 @@ def otsu(scores: np.ndarray) -> float | None:
 
 
 def best_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
-    """The threshold above which true positive rate − false positive rate (Youden's J) is largest.
+    """Find the threshold with the largest true positive rate − false positive rate (Youden's J).
 
-    It lies midway between the lowest score called inside and the next one below; the highest such where several are best.
+    It lies midway between the lowest score called inside and the next one below. Of several best thresholds, the highest
+    is taken.
     """
     from sklearn.metrics import roc_curve
 
     false_positive, true_positive, cuts = roc_curve(truth, scores, drop_intermediate=False)
-    # The first cut, infinity, calls nothing.
+    # The first cut is infinity, which calls no spot inside.
     best = 1 + int(np.argmax((true_positive - false_positive)[1:]))
     if best + 1 == len(cuts):
         return float(np.nextafter(cuts[best], -np.inf))
@@ -99,55 +100,58 @@ def best_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
 
 
 def annotated(column: pd.Series, values: list[str]) -> np.ndarray:
-    """1 where an annotation has one of ``values``, 0 where another and NaN where none, float (n_obs,)."""
+    """Mark rows with one of ``values`` by 1, with another value by 0 and without a value by NaN, float (n_obs,)."""
     texts = _column_texts(column)
     return np.where(texts.isin(_MISSING), np.nan, texts.isin(values).to_numpy(dtype=float))
 
 
 def annotation_values(column: pd.Series) -> list[str]:
-    """Values that an annotation has, or, for categories, could have."""
+    """List the values of an annotation; for categories, also those that no row has."""
     known = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else pd.unique(column.dropna())
     return [text for text in dict.fromkeys(map(_text, known)) if text not in _MISSING]
 
 
 def _column_texts(column: pd.Series) -> pd.Series:
-    """Values as text; ``""`` where there is none."""
+    """Convert values to text; missing ones become ``""``."""
     return column.astype(object).where(column.notna(), "").map(_text)
 
 
 def positive_values(column: pd.Series, tissues: list[str], positive: Any) -> dict[str, list[str]]:
-    """Values of an annotation that mean each tissue: those asked for, else the value of its name, or True of truth values."""
+    """Find the annotation values that mean each tissue: those in ``positive``, else its name, or True in a boolean column."""
     if positive is not None and not isinstance(positive, Mapping):
         if len(tissues) > 1:
-            raise Img2GeneError(f"`positive` has to be a dict, as there are several tissues: {listing(tissues)}.")
+            raise Img2GeneError(f"`positive` must be a dict for several tissues: {listing(tissues)}.")
         positive = {tissues[0]: positive}
-    asked = positive or {}
-    foreign = [name for name in asked if name not in tissues]
+    named = positive or {}
+    foreign = [name for name in named if name not in tissues]
     if foreign:
-        raise Img2GeneError(f"`positive` names {listing(foreign)}, without markers (those with: {listing(tissues)}).")
+        raise Img2GeneError(
+            f"`positive` names tissues without markers: {listing(foreign)} (available: {listing(tissues)})."
+        )
     known = annotation_values(column)
     if set(known) <= {"True", "False"}:
         known = ["True", "False"]
     default = {tissue: "True" if "True" in known else tissue for tissue in tissues}
     as_numbers = pd.api.types.is_numeric_dtype(getattr(column.dtype, "categories", column).dtype)
-    found = {tissue: _texts(asked.get(tissue, default[tissue]), as_numbers) for tissue in tissues}
-    absent = {name: [value for value in values if value not in known] for name, values in found.items()}
-    problems = [f"{listing(absent[name])} ({name})" for name, values in found.items() if absent[name] or not values]
+    accepted = {tissue: _texts(named.get(tissue, default[tissue]), as_numbers) for tissue in tissues}
+    absent = {name: [value for value in values if value not in known] for name, values in accepted.items()}
+    problems = [f"{listing(absent[name])} ({name})" for name, values in accepted.items() if absent[name] or not values]
     if problems:
         raise MissingKeyError(
             f"`obs['{column.name}']` has no value {', '.join(problems)}; available: {listing(known, 30)}. "
             "Say which of its values mean a tissue with `positive={tissue: [values]}`."
         )
-    return found
+    return accepted
 
 
 def _texts(values: Any, as_numbers: bool) -> list[str]:
-    """One value or several as text; with ``as_numbers`` also text is read as a number where it is one."""
+    """Convert one value or several to text; with ``as_numbers``, a text such as ``"1.0"`` counts as the number."""
     several = [values] if pd.api.types.is_scalar(values) else list(values)
     return [_text(_number(value) if as_numbers else value) for value in several]
 
 
 def _number(value: Any) -> Any:
+    """Read a text as a number if it is one; return other values unchanged."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -155,13 +159,13 @@ def _number(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Text of a value, the same for 1 and 1.0; spaces around it do not count."""
+    """Convert a value to text, the same for 1 and 1.0, without spaces around it."""
     whole = isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
     return str(int(value) if whole else value).strip()
 
 
 def agreement(truth: np.ndarray, scores: np.ndarray, inside: np.ndarray) -> dict[str, float | int]:
-    """AUROC, AUPRC and Dice over the spots that have both an annotation and a score, and how many these are."""
+    """Compute AUROC, AUPRC and Dice over the spots with both an annotation and a score, and count these spots."""
     known = np.isfinite(truth) & np.isfinite(scores)
     actual, score = truth[known] == 1, scores[known]
     return {

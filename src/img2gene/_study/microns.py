@@ -1,4 +1,4 @@
-"""Physical size: microns per pixel of each section, and whether spots and image are on the same scale."""
+"""Find microns per pixel of each section, and check that spots and image are on the same scale."""
 
 from __future__ import annotations
 
@@ -29,24 +29,25 @@ def resolve_mpp(
     mpp: float | Mapping[str, float] | None,
     spot_um: float | None,
 ) -> dict[str, float]:
-    """Microns per image pixel of each region; all problems are raised together.
+    """Find microns per image pixel of each region; all problems are raised together.
 
-    In this order: ``mpp``; ``spot_um`` over the measured spot diameter; what the section's reader recorded; the Visium
+    Sources, in this order: ``mpp``; ``spot_um`` over the measured spot diameter; what the section's reader recorded; the Visium
     lattice (100 µm from spot to spot); the bin size in a Visium HD region's name; 55 µm for circles of a Visium table
     without lattice coordinates. ``sizes`` holds height and width of each region's image in pixels.
     """
-    found, problems = {}, Problems()
+    resolution, problems = {}, Problems()
     for geometry in geometries:
         with problems.collect():
-            found[geometry.region] = _of_region(table, geometry, mpp, spot_um)
-            _check_alignment(geometry, found[geometry.region], sizes[geometry.region])
+            resolution[geometry.region] = _region_mpp(table, geometry, mpp, spot_um)
+            _check_alignment(geometry, resolution[geometry.region], sizes[geometry.region])
     problems.raise_all()
-    return found
+    return resolution
 
 
-def _of_region(
+def _region_mpp(
     table: AnnData, geometry: Geometry, mpp: float | Mapping[str, float] | None, spot_um: float | None
 ) -> float:
+    """Find microns per pixel of one region, from the arguments or else from the table."""
     if isinstance(mpp, Mapping):
         if geometry.region not in mpp:
             raise Img2GeneError(f"`mpp` has no entry for region `{geometry.region}`.")
@@ -73,10 +74,10 @@ def _positive(value: float, name: str) -> float:
 
 
 def known_mpp(table: AnnData, geometry: Geometry) -> float | None:
-    """Microns per image pixel from what the table and its region tell; None if they do not."""
-    noted = recorded(table, geometry.region)
-    if "mpp" in noted:
-        return float(noted["mpp"]) * geometry.units_per_px
+    """Derive microns per image pixel from the table and the region's name; None if neither suffices."""
+    record = recorded(table, geometry.region)
+    if "mpp" in record:
+        return float(record["mpp"]) * geometry.units_per_px
     lattice = _visium_pitch_px(table, geometry)
     if lattice is not None:
         return VISIUM_PITCH_UM / lattice
@@ -89,10 +90,10 @@ def known_mpp(table: AnnData, geometry: Geometry) -> float | None:
 
 
 def _visium_pitch_px(table: AnnData, geometry: Geometry) -> float | None:
-    """Distance of neighbouring spots of the hexagonal Visium array in image pixels.
+    """Measure the distance of neighbouring spots of the hexagonal Visium array in image pixels; None for other arrays.
 
-    The lattice is exact, whereas Space Ranger's ``spot_diameter_fullres`` describes the detected spot (some 70 µm of
-    the 55 µm print), so that microns from the diameter would be a fifth too small.
+    The lattice is exact. Space Ranger's ``spot_diameter_fullres`` describes the detected spot, about 70 µm for the 55 µm
+    print, so microns per pixel derived from the diameter would be a fifth too small.
     """
     if not {"array_row", "array_col"} <= set(table.obs) or len(geometry.rows) < 3:
         return None
@@ -131,13 +132,15 @@ def _check_alignment(geometry: Geometry, mpp: float, size: tuple[int, int]) -> N
 
 
 def _implausible_size(geometry: Geometry, mpp: float, side: int) -> bool:
+    """Check whether the image or its spots would have a size that no spatial array has."""
     if mpp * side > _MAX_EXTENT_UM:
         return True
-    # A spot array's diameters lie between 2 µm (HD) and 100 µm (legacy ST)
+    # Spot diameters lie between 2 µm (Visium HD) and 100 µm (legacy ST).
     return bool(geometry.spot_px * mpp < 1.5)
 
 
 def _overlapping(geometry: Geometry) -> bool:
+    """Check whether spots overlap, as they do when positions are downscaled and diameters are not."""
     from scipy.spatial import cKDTree
 
     if len(geometry.centers) < 2:

@@ -83,6 +83,7 @@ def matching_identity(study: Study, model: Model) -> dict[str, Any]:
 
 
 def _extract(trained: dict[str, Any], study: Study) -> str:
+    """Write the call that makes patches like those of the training."""
     return f"img2gene.pp.extract_patches(sdata, patch_um={tuple(trained['patch_um'])}{study.table_argument})"
 
 

@@ -107,7 +107,7 @@ def choose_genes(study: Study, rows: np.ndarray, genes: Genes, *, layer: str | N
     study
         Study with counts, or with labels in ``layer``.
     rows
-        int (n_rows,): training rows; nothing else is looked at.
+        int (n_rows,): training rows; no other row has an influence.
     genes
         Names; a number for that many genes of the highest mean; None for the stored panel, or all genes without one.
     layer
@@ -153,6 +153,7 @@ def refuse_constant(genes: list[str]) -> None:
 
 
 def _candidates(study: Study, genes: Genes) -> list[str]:
+    """List the genes to choose from: the named ones, those of the stored panel, or all."""
     if is_named(genes):
         return named_genes(genes)
     panel = panel_genes(study) if genes is None else None

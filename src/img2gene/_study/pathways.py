@@ -1,4 +1,4 @@
-"""The pathways stored with a table, and their context within one fold of a study."""
+"""Read the pathways stored with a table, and select and score them within one fold of a study."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RUN = "Run `img2gene.pp.score_pathways` again."
 
 
 def stored_pathways(study: Study, key: str = _schema.PATHWAYS) -> dict[str, Any] | None:
-    """The record of :func:`img2gene.pp.score_pathways`, or None; one that does not fit the table is refused."""
+    """Read the record of :func:`img2gene.pp.score_pathways`, or None; refuse one that does not fit the table."""
     table, record = study.table, study.record(key)
     if record is None:
         return None
@@ -34,7 +34,7 @@ def stored_pathways(study: Study, key: str = _schema.PATHWAYS) -> dict[str, Any]
         raise Img2GeneError(f"`obsm['{key}']` does not hold the {len(record['names'])} pathways of its record. {_RUN}")
     unknown = sorted(set(study.section_names()) - set(record["scored"]))
     if unknown:
-        # Joining keeps the record of the first part beside the columns of all.
+        # Joining keeps the columns of all parts, but only the record of the first.
         raise Img2GeneError(f"Sections {listing(unknown)} were joined after pathways were scored. {_RUN}")
     genes = dict.fromkeys(gene for names in record["gene_sets"].values() for gene in names)
     absent = [gene for gene in genes if gene not in table.var_names]
@@ -46,7 +46,7 @@ def stored_pathways(study: Study, key: str = _schema.PATHWAYS) -> dict[str, Any]
 
 
 def required_pathways(study: Study, key: str = _schema.PATHWAYS) -> dict[str, Any]:
-    """The record, or an error that names the next call."""
+    """Read the record; if it is missing, the error names the next call."""
     record = stored_pathways(study, key)
     if record is None:
         hint = "Run `img2gene.pp.score_pathways` first."
@@ -55,7 +55,7 @@ def required_pathways(study: Study, key: str = _schema.PATHWAYS) -> dict[str, An
 
 
 def enrichment_table(study: Study, key: str = _schema.PATHWAYS) -> pd.DataFrame:
-    """Enrichment of every matched set, by falling NES; an error where there was nothing to select."""
+    """Read the enrichment of every matched set, by falling NES; raise if all sets were taken without selection."""
     record = required_pathways(study, key)
     if record["enrichment"] is None:
         raise Img2GeneError(
@@ -66,12 +66,12 @@ def enrichment_table(study: Study, key: str = _schema.PATHWAYS) -> pd.DataFrame:
 
 
 def to_columns(table: pd.DataFrame) -> dict[str, list[Any]]:
-    """A data frame as lists that JSON can hold: NaN becomes None."""
+    """Convert a data frame to lists that JSON can hold: NaN becomes None."""
     return {str(name): [_plain(value) for value in column.tolist()] for name, column in table.items()}
 
 
 def from_columns(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
-    """The data frame again; None among numbers becomes NaN."""
+    """Restore the data frame; None among numbers becomes NaN."""
     import pandas as pd
 
     frame = pd.DataFrame(dict(columns))
@@ -80,18 +80,22 @@ def from_columns(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
 
 
 def _plain(value: Any) -> Any:
+    """Replace NaN and infinity by None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def log_counts(table: AnnData, rows: np.ndarray) -> sp.csr_matrix:
-    """``log1p(1e4 · counts / library size)`` of all genes, sparse float32 (len(rows), n_vars); empty spots are zeros."""
+    """Compute ``log1p(1e4 · counts / library size)`` of all genes, sparse float32 (len(rows), n_vars).
+
+    Spots without counts are zeros.
+    """
     size = library_size(table)[rows]
     scale = np.divide(TARGET_SUM, size, out=np.zeros_like(size), where=size > 0)
     return (sp.diags(scale) @ sp.csr_matrix(table.X[rows])).astype(np.float32).log1p()
 
 
 def context_facts(context: PathwayContext) -> dict[str, Any]:
-    """What a model keeps of its pathways, as JSON."""
+    """Collect what a model stores about its pathways, as values that JSON can hold."""
     return {
         "names": context.names,
         "gene_sets": context.gene_sets,
@@ -101,7 +105,7 @@ def context_facts(context: PathwayContext) -> dict[str, Any]:
 
 
 def set_columns(table: AnnData, gene_sets: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
-    """Columns of the genes of each set."""
+    """Find the columns of the genes in each set."""
     return {name: table.var_names.get_indexer(genes) for name, genes in gene_sets.items()}
 
 
@@ -116,10 +120,10 @@ def fold_context(
     seed: int,
     key: str = _schema.PATHWAYS,
 ) -> PathwayContext | None:
-    """Pathways selected and scored on the training rows alone.
+    """Select and score pathways on the training rows alone.
 
-    Whatever :func:`img2gene.pp.score_pathways` selected them on, the stored collection is ranked anew on these rows, and the
-    z-score's mean and SD are theirs: nothing outside ``rows`` is looked at.
+    The stored collection is ranked again on these rows, and the z-score uses their mean and SD. No other row has an
+    influence, whichever sections :func:`img2gene.pp.score_pathways` used.
 
     Parameters
     ----------
@@ -128,17 +132,17 @@ def fold_context(
     rows
         Training rows, integers (n,).
     labels
-        float32 (n, n_vars) labels of all genes of these rows, which genes are ranked by; by default the normalised counts.
+        float32 (n, n_vars) labels of all genes in these rows, by which genes are ranked; by default the normalised counts.
     features, sections, positions
         Embedding (n, width) or None, section (n,) and position (n, 2) of these rows.
     seed
-        Of components and permutations.
+        Seed of components and permutations.
     key
         Name the pathways are stored under.
 
     Returns
     -------
-    The context with scores float32 (n, P), or None where the table has no pathways.
+    The context with scores float32 (n, P), or None if the table has no pathways.
     """
     record = stored_pathways(study, key)
     if record is None:
@@ -170,7 +174,7 @@ def fold_context(
 
 
 def _defined(context: PathwayContext) -> PathwayContext:
-    """Without pathways that no spot has a score of: by z-score, those whose genes do not vary."""
+    """Drop pathways without a score in any spot: with z-scores, pathways whose genes do not vary."""
     known = np.isfinite(context.scores).any(axis=0)
     if known.all() or not known.any():
         return context

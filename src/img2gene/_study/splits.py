@@ -1,4 +1,4 @@
-"""Which rows train and which are held out, and which patients are on both sides."""
+"""Divide rows into training and held-out rows, and find patients on both sides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from img2gene._study.study import Study
 
 @dataclass(frozen=True)
 class Split:
-    """Which rows train and which are held out.
+    """Training rows and held-out rows.
 
     Attributes
     ----------
@@ -39,9 +39,9 @@ def split(
     labels = study.groups(groups)
     held_out = np.isin(labels, named_groups(validate_on, labels, "validate_on", groups))
     chosen = ~held_out if train_on is None else np.isin(labels, named_groups(train_on, labels, "train_on", groups))
-    both = np.unique(labels[chosen & held_out])
-    if len(both):
-        raise Img2GeneError(f"{listing(both)}: named in both `train_on` and `validate_on`.")
+    overlap = np.unique(labels[chosen & held_out])
+    if len(overlap):
+        raise Img2GeneError(f"{listing(overlap)}: named in both `train_on` and `validate_on`.")
     if not chosen.any():
         raise Img2GeneError("Nothing is left to train on: `validate_on` names every group.")
     return Split(chosen, held_out, study.shared_patients(chosen, held_out))

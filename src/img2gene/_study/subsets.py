@@ -1,4 +1,4 @@
-"""Some spots of a study as a study of their own, without images: what models are trained and judged on."""
+"""Draw samples of the training spots, and take chosen spots as a study of its own, without images."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _MIN_SPOTS = 2
 
 
 def sample_problems(by: str, fractions: Sequence[float], groups: np.ndarray, sections: np.ndarray) -> list[str]:
-    """What keeps training data from being divided; ``groups`` and ``sections`` (n_spots,) name those of each spot."""
+    """List why training data cannot be divided; ``groups`` and ``sections`` (n_spots,) are the group and section of each spot."""
     if by == "groups":
         names = np.unique(groups)
         return [
-            f'by="groups" needs two groups or more to train on, here is {listing(names)}: pass `by="spots"` for parts of '
-            "its sections, or join more with `img2gene.io.concat_sections`."
+            f'by="groups" needs at least two groups to train on, but there is only {listing(names)}: pass `by="spots"` for '
+            "parts of its sections, or join more with `img2gene.io.concat_sections`."
         ] * (len(names) < 2)
     names, sizes = np.unique(sections, return_counts=True)
     fraction, name, size = min(fractions), str(names[sizes.argmin()]), int(sizes.min())
     left = _share(fraction, size)
     if left >= _MIN_SPOTS:
         return []
-    what = f"Fraction {fraction:g} leaves {left} of the {size} spots of section {name}; {_MIN_SPOTS} are needed"
+    problem = f"Fraction {fraction:g} leaves {left} of the {size} spots of section {name}; {_MIN_SPOTS} are needed"
     if size < _MIN_SPOTS:
-        return [f"{what}, which no fraction leaves: take the section out of the table."]
-    # Rounded up, so that the number that is printed does leave enough.
-    return [f"{what}: the smallest possible fraction is {np.ceil(1e3 * (_MIN_SPOTS - 0.5) / size) / 1e3:g}."]
+        return [f"{problem}, which no fraction can leave: remove the section from the table."]
+    # Rounded up, so that the printed fraction leaves enough spots.
+    return [f"{problem}: the smallest possible fraction is {np.ceil(1e3 * (_MIN_SPOTS - 0.5) / size) / 1e3:g}."]
 
 
 def nested_samples(
@@ -50,8 +50,8 @@ def nested_samples(
     Parameters
     ----------
     by
-        ``"groups"``: groups at random, whole, at least one. ``"spots"``: of each section the spots nearest to one drawn at
-        random.
+        ``"groups"``: groups at random, whole, at least one. ``"spots"``: in each section the spots nearest to a randomly drawn
+        one.
     fractions
         Shares of the groups, or of the spots of each section; numbers are rounded.
     groups, sections
@@ -59,7 +59,7 @@ def nested_samples(
     positions
         (n_spots, 2).
     rng
-        What the draw comes from.
+        Random generator.
 
     Returns
     -------
@@ -78,14 +78,15 @@ def nested_samples(
 
 
 def _share(fraction: float, total: np.ndarray | int) -> np.ndarray:
-    """A fraction of a number, rounded; halves go up, also those that floating point falls short of."""
+    """Round a fraction of a number; halves go up, also if floating point puts them slightly below."""
     return np.floor(fraction * np.asarray(total) + 0.5 + 1e-9).astype(int)
 
 
 def subset(study: Study, rows: np.ndarray, genes: list[str] | None = None, *, layer: str | None = None) -> Study:
     """Take chosen spots (and genes) of a study, without images and without what models do not use.
 
-    Library sizes stay those of the full transcriptome. ``layer`` holds the training labels where these are not made of counts.
+    Library sizes stay those of the full transcriptome. ``layer`` holds the training labels if these are not
+    computed from counts.
     """
     import anndata as ad
     from spatialdata import SpatialData

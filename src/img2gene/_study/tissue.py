@@ -1,4 +1,4 @@
-"""Where an H&E image shows tissue, on a thumbnail."""
+"""Find the tissue in a thumbnail of an H&E image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MIN_SATURATION, _MAX_SATURATION = 0.04, 0.15
 
 
 def tissue_mask(thumbnail: np.ndarray) -> np.ndarray:
-    """Tissue of an H&E thumbnail: saturated against the grey glass, by Otsu's threshold kept within .04–.15.
+    """Find tissue, which is more saturated than the grey glass, by Otsu's threshold kept within 0.04–0.15.
 
     Parameters
     ----------
@@ -17,7 +17,7 @@ def tissue_mask(thumbnail: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    bool (height, width); holes and specks of under 20 pixels are closed and removed.
+    bool (height, width); holes and specks under 20 pixels are closed and removed.
     """
     from skimage.color import rgb2hsv
     from skimage.filters import gaussian, threshold_otsu
@@ -30,7 +30,10 @@ def tissue_mask(thumbnail: np.ndarray) -> np.ndarray:
 
 
 def box_fractions(mask: np.ndarray, boxes: np.ndarray, step: float) -> np.ndarray:
-    """Share of each box (n, 4: y0, x0, y1, x1 in image pixels) that ``mask`` (one value per ``step`` pixels) covers."""
+    """Compute the share of each box that ``mask``, with one value per ``step`` pixels, covers.
+
+    ``boxes`` are (n, 4): y0, x0, y1, x1 in image pixels.
+    """
     total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
     total[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
     edges = np.rint(np.asarray(boxes) / step).astype(int)
