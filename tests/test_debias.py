@@ -210,10 +210,10 @@ def test_mean_is_exact_where_a_sum_in_single_precision_is_not():
 
 def test_mean_of_nothing_and_of_rows_that_differ_is_refused():
     mean = MeanAccumulator()
-    with pytest.raises(Img2GeneError, match="no mean of no rows; call `add`"):
+    with pytest.raises(Img2GeneError, match="There are no rows to average; call `add`"):
         mean.mean()
     mean.add(torch.zeros(0, 2))
-    with pytest.raises(Img2GeneError, match="no mean of no rows"):
+    with pytest.raises(Img2GeneError, match="There are no rows to average"):
         mean.mean()
     with pytest.raises(Img2GeneError, match=r"Rows of shape \(3,\) after rows of shape \(2,\)"):
         mean.add(torch.zeros(4, 3))

@@ -167,6 +167,6 @@ def test_what_a_model_does_not_declare_is_not_looked_at(sections, curious):
 
 def test_inputs_that_there_are_not_are_refused_at_registration():
     kind = type("Deep", (Curious,), {"name": "deep", "inputs": ("positions", "depth")})
-    with pytest.raises(Img2GeneError, match="`deep` declares inputs depth; there are positions, tokens"):
+    with pytest.raises(Img2GeneError, match=r"`deep` declares unknown inputs depth \(available: positions, tokens\)"):
         ig.models.register(kind)
     assert "deep" not in ig.models.list()

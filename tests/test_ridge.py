@@ -376,9 +376,9 @@ def test_what_a_fit_leaves_behind_is_not_stored_and_missed_by_name():
     data = linear_data()
     folds, stored = inner_folds(data, seed=0), Ridge.from_state(*fitted(data).state())
     for ridge in (Ridge(), stored):
-        with pytest.raises(Img2GeneError, match="`stiffened` needs what `fit` leaves behind"):
+        with pytest.raises(Img2GeneError, match="`stiffened` needs intermediate results"):
             ridge.stiffened(2)
-        with pytest.raises(Img2GeneError, match="`held_out` needs what `fit` leaves behind"):
+        with pytest.raises(Img2GeneError, match="`held_out` needs intermediate results"):
             ridge.held_out(data, folds, seed=0)
     for factor in (0, -1, np.nan, np.inf):
         with pytest.raises(Img2GeneError, match="factor=.*: expected a positive number"):

@@ -1,4 +1,4 @@
-"""Models that every other one has to beat."""
+"""Baselines that every other model should beat."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TrainingMean:
         self.mean = data.labels.mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
-        """The same row for every spot."""
+        """Predict the same row for every spot."""
         return np.tile(self.mean, (len(features), 1))
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -42,15 +42,15 @@ class TrainingMean:
         return model
 
     def summary(self) -> dict[str, Any]:
-        """Nothing was chosen."""
+        """Return nothing, as the model makes no choices."""
         return {}
 
 
 class CoordinateKNN:
     """Mean of the nearest training spots of the same section, whatever the image shows.
 
-    What is left to predict once a part of the very section was measured: an image model for such splits has to beat it. It
-    knows nothing about sections that it was not trained on.
+    The baseline for sections of which a part was measured: there, an image model should beat it. It cannot predict sections
+    that it was not trained on.
 
     Parameters
     ----------
@@ -106,13 +106,13 @@ class CoordinateKNN:
 
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> CoordinateKNN:
-        """Restore them."""
+        """Restore a fitted predictor."""
         model = cls(config["k"])
         model.sections, model.arrays = list(config["sections"]), dict(arrays)
         return model
 
     def summary(self) -> dict[str, Any]:
-        """How many spots it knows."""
+        """Report the number of training spots."""
         return {"k": self.k, "n_references": len(self.arrays["labels"])}
 
 

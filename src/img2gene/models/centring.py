@@ -23,12 +23,12 @@ def centre(values: np.ndarray, sections: np.ndarray, reference: np.ndarray | Non
 
 
 def check_centring(sections: np.ndarray, center: str) -> None:
-    """Refuse sections of a single spot where spots are centred by section: nothing is left of it."""
+    """Raise if spots are centred by section and a section has a single spot, whose features would be all zero."""
     names, counts = np.unique(sections, return_counts=True)
     if center == "section" and (counts < 2).any():
         raise Img2GeneError(
-            f"Sections {listing(names[counts < 2])} have a single spot: centred by its section, a spot has no features, and "
-            'what it would be predicted is the training mean. Leave them out, or fit with `center="none"`.'
+            f"Sections {listing(names[counts < 2])} have a single spot, whose features are all zero after centring by section. "
+            'Leave them out, or fit with `center="none"`.'
         )
 
 

@@ -12,7 +12,7 @@ TARGET_SUM = 1e4
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What every predictor is fitted to.
+    """Training data of every predictor.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class TrainingData:
     library: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> TrainingData:
-        """The chosen spots (boolean mask or indices); what is None stays None."""
+        """Select spots by a boolean mask or indices."""
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 

@@ -1,4 +1,4 @@
-"""k nearest neighbours in feature space: retrieval without anything learnt."""
+"""k nearest neighbours in feature space: retrieval without training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class FeatureKNN:
         self.report: dict[str, Any] = {}
 
     def fit(self, data: TrainingData, *, seed: int) -> None:
-        """Keep the training spots; choose ``k`` where none is given."""
+        """Keep the training spots; choose ``k`` if it is None."""
         check_centring(data.sections, self.center)
         data = data.in_canonical_order()
         if self.k is not None:
@@ -106,7 +106,7 @@ class FeatureKNN:
         excluded: np.ndarray | None = None,
         by: str = "group",
     ) -> Neighbors:
-        """The ``k`` training spots nearest to each spot, less what :class:`img2gene.models.ReferenceBank` is to leave out."""
+        """The ``k`` training spots nearest to each spot, outside the groups or sections in ``excluded``."""
         bank, components = self.reference_bank(), self.components
         if components is None:
             raise Img2GeneError("This model is not fitted yet; call `fit` first.")
@@ -146,5 +146,5 @@ class FeatureKNN:
         return model
 
     def summary(self) -> dict[str, Any]:
-        """The number of neighbours, and how every candidate validated."""
+        """Report the number of neighbours, and the validation score of every candidate."""
         return dict(self.report)

@@ -1,4 +1,4 @@
-"""What a model is: a predictor of arrays, and the facts that travel with it."""
+"""A trained model: a predictor of arrays, and the facts that are stored with it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Model:
     encoder
         Weights of the encoder that fine-tuning changed, float32, by their names in its network; empty for a frozen one.
     calibration
-        What turns predictions into intervals, from held-out training groups; None without.
+        Turns predictions into intervals, fitted on held-out training groups; None without uncertainty.
 
     Examples
     --------
@@ -67,7 +67,7 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of all that predictions depend on, the same for a model and its copy in a file."""
+        """Digest of everything that predictions depend on; a model and its stored copy share it."""
         from img2gene._files import fingerprint
 
         config, arrays = self.state()
@@ -77,7 +77,7 @@ class Model:
 
     @property
     def extra_inputs(self) -> tuple[str, ...]:
-        """What :meth:`predict` needs beside features and sections: ``"positions"``, ``"tokens"``, both or nothing."""
+        """Inputs that :meth:`predict` needs in addition to features and sections: ``"positions"``, ``"tokens"``, both or none."""
         return tuple(name for name in declared_inputs(self.predictor) if name != "tokens" or self.inputs.get("tokens"))
 
     def predict(
@@ -112,7 +112,7 @@ class Model:
         positions: np.ndarray | None = None,
         tokens: np.ndarray | None = None,
     ) -> Prediction:
-        """Predicted labels with SD, interval, and how unlike the training data each spot is; as :meth:`predict` otherwise."""
+        """Predict labels with SD, interval and out-of-distribution percentile; takes what :meth:`predict` takes."""
         from img2gene.models.uncertainty.calibration import Prediction
         from img2gene.models.uncertainty.held_out import predict_spread
 
@@ -126,7 +126,7 @@ class Model:
     def _checked(
         self, features: np.ndarray, sections: np.ndarray, extra_inputs: dict[str, np.ndarray | None]
     ) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
-        """Features and extra inputs for the predictor; everything that does not fit is named."""
+        """Features and extra inputs for the predictor; all problems are raised together."""
         features = np.asarray(features, dtype=np.float32)
         problems = []
         if features.ndim != 2 or features.shape[1] != self.inputs["width"]:
@@ -224,7 +224,7 @@ class Model:
         return f"Model({self.name}, {len(self.genes)} genes, encoder={self.inputs.get('name')}, trained on {trained})"
 
     def describe(self) -> str:
-        """All facts as indented JSON, for a look."""
+        """Return all facts as indented JSON."""
         facts = {"model": self.name, "n_genes": len(self.genes), "inputs": self.inputs, "labels": self.labels}
         return json.dumps({**facts, "report": self.report}, indent=2)
 

@@ -17,8 +17,8 @@ class Predictor(Protocol):
     ``shapes`` declares every stored array by named axes; stored models are checked against it. A predictor whose arrays
     depend on its configuration has a class method ``array_shapes(config)`` instead, whose axes may be sizes, too.
 
-    A predictor may declare ``inputs: ClassVar[tuple[str, ...]]``, the keyword inputs that its ``predict`` takes beside
-    features and sections: ``"positions"``, float (n_spots, 2), row and column in µm; ``"tokens"``, float16 (n_spots, m,
+    A predictor may declare ``inputs: ClassVar[tuple[str, ...]]``, the keyword inputs that its ``predict`` takes in
+    addition to features and sections: ``"positions"``, float (n_spots, 2), row and column in µm; ``"tokens"``, float16 (n_spots, m,
     token_width), which :class:`TrainingData` then holds, too, where they are stored. One that was fitted without tokens
     is called without them. Without the attribute, ``predict`` is called with features and sections alone.
 
@@ -56,7 +56,7 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class UsesPathways(Protocol):
-    """A predictor that is trained on pathway scores, too, and keeps what they are.
+    """A predictor that is also trained on pathway scores, and stores their description.
 
     Examples
     --------
@@ -67,14 +67,14 @@ class UsesPathways(Protocol):
 
     @property
     def uses_pathways(self) -> bool:
-        """Whether :attr:`TrainingData.pathways` is wanted."""
+        """Whether the fit uses :attr:`TrainingData.pathways`."""
         ...
 
     def set_context(self, facts: dict[str, Any]) -> None:
-        """Take names, gene sets, method and enrichment of the pathways (JSON), before ``fit``."""
+        """Set names, gene sets, method and enrichment of the pathways (JSON); called before ``fit``."""
         ...
 
 
 def declared_inputs(predictor: Predictor | type[Predictor]) -> tuple[str, ...]:
-    """Inputs that a predictor takes beside features and sections; none where it does not say."""
+    """Inputs that a predictor takes in addition to features and sections; none if it declares none."""
     return tuple(getattr(predictor, "inputs", ()))

@@ -1,4 +1,4 @@
-"""Exact retrieval from a bank of reference spots, in blocks, and averages of what is found."""
+"""Exact retrieval of reference spots from a bank, in blocks, and averages of their values."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from img2gene.models.data import n_faulty
 WEIGHTINGS = ("uniform", "similarity")
 _KINDS = ("group", "section")
 _QUERIES, _REFERENCES, _SORTED, _AVERAGED = 512, 2**16, 64, 512
-# Cosines that differ by less may be equal but for rounding; so many candidates beyond the k-th are looked at for these.
+# Cosines that differ by less than _TIE may be equal but for rounding; _SPARE candidates beyond the k-th show such ties.
 _TIE, _SPARE = 1e-6, 16
 
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Reference spots found for each query, most similar first; made by :meth:`img2gene.models.ReferenceBank.nearest`.
+    """Nearest reference spots of each query, most similar first; made by :meth:`img2gene.models.ReferenceBank.nearest`.
 
     Attributes
     ----------
@@ -64,8 +64,8 @@ class ReferenceBank:
     >>> names = np.array(["S1", "S1", "S2"])
     >>> values = np.array([[1.0], [2.0], [9.0]], dtype="f4")
     >>> bank = ReferenceBank(np.eye(3, dtype="f4"), values, names, names, np.zeros((3, 2), dtype="f4"))
-    >>> found = bank.nearest(np.array([[2.0, 1.0, 0.0]]), k=2)
-    >>> found.rows, bank.average(found)
+    >>> neighbors = bank.nearest(np.array([[2.0, 1.0, 0.0]]), k=2)
+    >>> neighbors.rows, bank.average(neighbors)
     (array([[0, 1]]), array([[1.5]], dtype=float32))
     """
 
@@ -126,7 +126,9 @@ class ReferenceBank:
         self._check_queries(queries)
         check_size(k, len(self))
         barred, codes = (None, None) if excluded is None else self._barred(excluded, by, len(queries), k)
-        neighbors = Neighbors(np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32))
+        neighbors = Neighbors(
+            np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32)
+        )
         for chosen, kept in _alike(barred, codes, len(queries)):
             keys = self.keys if kept is None else self.keys[kept]
             # Stored arrays are read-only, which PyTorch warns about.
@@ -145,7 +147,7 @@ class ReferenceBank:
         sections
             str (n_queries,): section of each query.
         by
-            ``"section"``: the query's section; ``"group"``: its group as far as the bank knows it; ``"none"``: nothing, None.
+            ``"section"``: the query's section; ``"group"``: its group, if the bank knows it; ``"none"``: nothing, None.
         """
         _check_kind(by, ("none", *_KINDS))
         if by == "none":
@@ -202,7 +204,7 @@ class ReferenceBank:
         return barred, codes
 
     def average(self, neighbors: Neighbors, weighting: str = "uniform") -> np.ndarray:
-        """Mean of the values of the spots neighbors, float32 (n_queries, G).
+        """Average the values of the neighbours of each query, float32 (n_queries, G).
 
         Parameters
         ----------
@@ -226,7 +228,7 @@ class ReferenceBank:
 
 @runtime_checkable
 class Retrieves(Protocol):
-    """A predictor that looks up training spots, and can say which.
+    """A predictor that retrieves training spots, and can return them.
 
     Examples
     --------
@@ -250,7 +252,7 @@ class Retrieves(Protocol):
     ) -> Neighbors:
         """The ``k`` spots of the bank nearest to each spot; exclusions are those of :meth:`img2gene.models.ReferenceBank.nearest`.
 
-        Takes what ``predict`` takes beside features and sections, too.
+        Takes the additional inputs of ``predict``, too.
         """
         ...
 
@@ -337,7 +339,7 @@ class _Search:
             similarity[chosen], rows[chosen] = self._sorted(queries[chosen], rows[chosen])
         cut = similarity[:, k - 1] - similarity[:, -1] <= _TIE
         if width < n and cut.any():
-            # As near as the k-th are more keys than were looked at, as many copies of one spot are.
+            # There may be more keys as near as the k-th, such as many copies of one blank patch.
             similarity[cut, :k], rows[cut, :k] = self(queries[cut], 2 * width)
         return similarity[:, :k], rows[:, :k]
 

@@ -1,4 +1,4 @@
-"""Which models there are."""
+"""Registry of models by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene.models.predictor import EXTRA_INPUTS, Predictor, declared_inputs
 
-# Imported when asked for, as networks bring torch along.
+# Imported on first use, because networks import torch.
 _BUILT_IN = {
     "bleep": "img2gene.models.cmrcnet.predictor:Bleep",
     "cmrcnet": "img2gene.models.cmrcnet.predictor:CMRCNet",
@@ -32,7 +32,7 @@ def register(predictor: type[Predictor]) -> type[Predictor]:
     Raises
     ------
     Img2GeneError
-        The name is taken by a different class, or it declares inputs that there are not.
+        The name is taken by a different class, or it declares unknown inputs.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def register(predictor: type[Predictor]) -> type[Predictor]:
     unknown = [name for name in declared_inputs(predictor) if name not in EXTRA_INPUTS]
     if unknown:
         raise Img2GeneError(
-            f"`{predictor.name}` declares inputs {listing(unknown)}; there are {listing(EXTRA_INPUTS)}."
+            f"`{predictor.name}` declares unknown inputs {listing(unknown)} (available: {listing(EXTRA_INPUTS)})."
         )
     _REGISTRY[predictor.name] = predictor
     return predictor

@@ -22,7 +22,7 @@ _BLOCK_ROWS = 2048
 
 @dataclass(frozen=True)
 class _Fitted:
-    """What a fit leaves behind beside the state: the decomposition of all training spots, and each gene's penalty."""
+    """Results of a fit that are not stored with the model: decomposition of all training spots, and each gene's penalty."""
 
     decomposition: Decomposition
     penalties: np.ndarray
@@ -120,7 +120,7 @@ class Ridge:
         return HeldOut(np.arange(len(predicted)), predicted, folds.kind, unit_labels(data, folds)[back])
 
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
-        """Labels float32 (n_spots, n_genes); spots go through in blocks, so that little memory is taken beside them."""
+        """Predict labels float32 (n_spots, n_genes), in blocks of spots to save memory."""
         if not self.arrays:
             raise Img2GeneError("This ridge is not fitted yet; call `fit` first.")
         check_centring(sections, self.center)
@@ -144,7 +144,7 @@ class Ridge:
         On the scale of :meth:`predict`: the mean label of the spots that were fitted to is added. The penalties are those
         that :meth:`fit` chose on all of ``data``.
         """
-        penalties = self._left_behind("held_out").penalties
+        penalties = self._intermediate("held_out").penalties
         predicted = np.empty(data.labels.shape, dtype=np.float32)
         for fitted, held in folds.splits():
             decomposition, scores = self._left_out(data, (fitted, held), folds, seed)
@@ -156,7 +156,7 @@ class Ridge:
         """A fitted copy with all penalties times ``factor``, which takes no new decomposition."""
         if not (np.isfinite(factor) and factor > 0):
             raise Img2GeneError(f"factor={factor!r}: expected a positive number.")
-        fitted = self._left_behind("stiffened")
+        fitted = self._intermediate("stiffened")
         stiff = copy.copy(self)
         stiff._fitted = replace(fitted, penalties=fitted.penalties * factor)
         stiff.arrays = self.arrays | {"coefficients": fitted.decomposition.coefficients(stiff._fitted.penalties)}
@@ -166,10 +166,10 @@ class Ridge:
         }
         return stiff
 
-    def _left_behind(self, needed_by: str) -> _Fitted:
+    def _intermediate(self, needed_by: str) -> _Fitted:
         if self._fitted is None:
             raise Img2GeneError(
-                f"`{needed_by}` needs what `fit` leaves behind and no stored ridge has; call `fit` first."
+                f"`{needed_by}` needs intermediate results that are not saved with the model; call `fit` first."
             )
         return self._fitted
 
@@ -177,7 +177,7 @@ class Ridge:
         return centre(values, sections, self._reference(values))
 
     def _reference(self, values: np.ndarray) -> np.ndarray | None:
-        """What is subtracted from all spots alike: the mean of the fitted ones, or None where sections are centred."""
+        """The mean of the fitted spots, which is subtracted from all spots; None where each section is centred."""
         return None if self.center == "section" else values.mean(axis=0, dtype=np.float64)
 
     def _choose_penalties(self, data: TrainingData, bins: list[np.ndarray], seed: int) -> list[float]:
@@ -237,7 +237,9 @@ class Ridge:
         inside, outside = data.sections[fitted], folds.centred_in(data.sections)[held]
         features, labels = self._centred(data.features[fitted], inside), self._centred(data.labels[fitted], inside)
         decomposition = decompose(features, labels, self.n_components, seed)
-        return decomposition, decomposition.scores(centre(data.features[held], outside, self._reference(data.features[fitted])))
+        return decomposition, decomposition.scores(
+            centre(data.features[held], outside, self._reference(data.features[fitted]))
+        )
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Settings and fitted arrays."""
@@ -252,7 +254,7 @@ class Ridge:
         return model
 
     def summary(self) -> dict[str, Any]:
-        """The chosen penalty and how every candidate validated."""
+        """Report the chosen penalty and the validation error of every candidate."""
         return dict(self.report)
 
 
@@ -265,8 +267,8 @@ def _project(features: np.ndarray, means: np.ndarray, projection: np.ndarray) ->
 def _gene_bins(labels: np.ndarray) -> list[np.ndarray]:
     """Genes by falling mean label in bins of rank 1–250, –1000, –4000 and beyond.
 
-    The less a gene is expressed, the noisier its labels and the larger its best penalty; and a gene's bin depends little
-    on how many others are predicted beside it.
+    The less a gene is expressed, the noisier its labels and the larger its best penalty. A gene's bin depends little on the
+    number of other genes that are predicted.
     """
     order = np.argsort(-labels.mean(axis=0, dtype=np.float64), kind="stable")
     edges = [edge for edge in _BIN_EDGES if edge < len(order)]
@@ -288,8 +290,8 @@ def _varies(values: np.ndarray, sections: np.ndarray) -> np.ndarray:
 def _one_standard_error(errors: np.ndarray, penalties: list[float]) -> int:
     """Index of the largest penalty whose error (n_folds, n_penalties) is within one standard error of the best.
 
-    The standard error is that of the differences to the best over folds: what all folds share does not tell penalties
-    apart.
+    The standard error is that of the differences to the best over folds: what all folds share does not distinguish
+    penalties.
     """
     mean = errors.mean(axis=0)
     best = int(mean.argmin())

@@ -1,4 +1,4 @@
-"""A fitted CMRCNet: networks, reference bank, ridge, and how they are put together to a prediction."""
+"""A fitted CMRCNet: networks, reference bank, ridge, and their combination to a prediction."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class SpotArrays:
     tokens: np.ndarray
 
     def take(self, rows: np.ndarray) -> SpotArrays:
-        """Those of chosen spots."""
+        """Inputs of the chosen spots."""
         return SpotArrays(self.features[rows], self.tokens[rows])
 
 
 @dataclass
 class FittedCMRCNet:
-    """Everything that a prediction takes.
+    """Everything that a prediction needs.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class FittedCMRCNet:
     weights
         float64 (3,): of ridge, retrieval and regression.
     k, weighting, exclude
-        How the bank is asked.
+        Number of spots to average, their weights, and the spots to exclude.
     """
 
     architecture: Architecture
@@ -95,7 +95,7 @@ class FittedCMRCNet:
     def embed(
         self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None, *, regress: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Places of spots in the shared space, and what the regression head says (:func:`embed`)."""
+        """Embed spots in the shared space, and predict with the regression head (:func:`embed`)."""
         self.ensemble.to(resolve_device(None)).eval()
         embedded = embed(self.ensemble, self.inputs(features, sections, tokens), regress=regress)
         self.ensemble.cpu()
@@ -172,7 +172,7 @@ def build_ensemble(architecture: Architecture, n_models: int, seed: int) -> Ense
 
 @torch.no_grad()
 def embed(ensemble: Ensemble, arrays: SpotArrays, *, regress: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Image embeddings of all members side by side, and the mean of what their regression heads say.
+    """Image embeddings of all members side by side, and the mean prediction of their regression heads.
 
     Rows float32 (n, n_models · dim) of embeddings have length 1, and each member's part the same length, so a cosine is the
     mean of the members' cosines. Labels are float32 (n, G), or (n, 0) without ``regress``.
@@ -191,7 +191,7 @@ def embed(ensemble: Ensemble, arrays: SpotArrays, *, regress: bool) -> tuple[np.
 
 @torch.no_grad()
 def embed_labels(ensemble: Ensemble, labels: np.ndarray) -> np.ndarray:
-    """Expression embeddings of all members side by side, as :func:`embed` does it for images."""
+    """Embed expression with all members, side by side as :func:`embed` does for images."""
     device = next(ensemble.parameters()).device
     blocks = (torch.from_numpy(labels[rows]).to(device) for rows in _slices(len(labels)))
     return np.concatenate([unit_members(ensemble.call(lambda net, y: net.gene_embedding(y), y)) for y in blocks])

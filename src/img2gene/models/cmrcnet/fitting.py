@@ -32,13 +32,13 @@ from img2gene.models.reference_bank import ReferenceBank
 from img2gene.models.validation import mean_correlation, scored_genes
 
 _STEPS = 400
-# Reference spots that epochs are chosen with.
+# Most reference spots that choose the epoch.
 _SCORED_REFERENCES = 4096
 
 
 @dataclass
 class _Trial:
-    """What one validation brought: held-out predictions of some rows, relative to the mean."""
+    """Result of one validation: held-out predictions of some rows, relative to the mean."""
 
     rows: np.ndarray
     retrieval: np.ndarray
@@ -63,7 +63,7 @@ class CMRCNetFitting(NetworkFitting):
         epochs = round(np.mean([trial.run.best_epoch for trial in trials])) if trials else planned.max_epochs
         self.epochs = epochs
         ensemble = self._new_ensemble()
-        # The learning rate falls as if training went on to the end, as it did where the number of epochs was chosen.
+        # The learning rate must fall as it did in the validation runs, which planned for all epochs.
         schedule = dataclasses.replace(planned, max_epochs=epochs, decay_epochs=planned.max_epochs)
         run = train_stage("fit", self._task(everything, ensemble), schedule, progress)
         runs = {**{f"validation {number + 1}": trial.run for number, trial in enumerate(trials)}, "fit": run}
@@ -166,7 +166,7 @@ class CMRCNetFitting(NetworkFitting):
     def _held_out(
         self, ensemble: Ensemble, references: np.ndarray, rows: np.ndarray, genes: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """What retrieval from some spots, and the regression head if there is one, say of others."""
+        """Predict spots by retrieval from ``references``, and by the regression head, if there is one."""
         p = self.parameters
         bank = self._bank(ensemble, references, genes)
         queries, labels = embed(ensemble, self.arrays.take(rows), regress=p.regression > 0)
@@ -174,7 +174,7 @@ class CMRCNetFitting(NetworkFitting):
         return retrieved, self.scale * labels[:, genes] if p.regression else None
 
     def _blend(self, retrieval: np.ndarray, regression: np.ndarray | None) -> np.ndarray:
-        """What epochs are chosen by: the mean of both parts, or the one that is asked for."""
+        """The prediction that chooses the epoch: the mean of both parts, or the part that ``output`` names."""
         if regression is None or self.parameters.output == "retrieval":
             return retrieval
         return regression if self.parameters.output == "regression" else (retrieval + regression) / 2
@@ -219,7 +219,7 @@ class CMRCNetFitting(NetworkFitting):
         return weigh(candidates, self.data.labels[rows], self.folds.centred_in(self.data.sections)[rows])
 
     def _candidates(self, trials: list[_Trial]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
-        """Held-out predictions of the parts that may be used, and the rows that they are of."""
+        """Held-out rows, and their predictions by the parts that may be used."""
         rows, used = np.concatenate([trial.rows for trial in trials]), self._used
         regressions = [t.regression for t in trials if t.regression is not None]
         return rows, {

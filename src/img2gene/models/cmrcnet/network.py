@@ -1,4 +1,4 @@
-"""The network of CMRCNet: images and expression in a shared space, and one put together from the other."""
+"""The network of CMRCNet: a shared space of images and expression, and mask reconstruction."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Architecture:
     n_components, n_genes
         Widths of the image's components and of the labels.
     n_tokens, token_width
-        Patch tokens of a spot beside its embedding (0: none).
+        Patch tokens of a spot in addition to its embedding (0: none).
     dim, heads, n_gene_tokens
         Width of tokens and of the shared space, attention heads, tokens that are made of the labels.
     dropout, mask

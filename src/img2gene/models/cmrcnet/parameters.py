@@ -58,9 +58,11 @@ class CMRCNetParameters(NetworkParameters):
     def _combinations(self) -> list[str]:
         problems = []
         if not (self.contrast or self.reconstruction or self.regression):
-            problems.append("contrast, reconstruction and regression are all 0: there is nothing to train for.")
+            problems.append(
+                "contrast, reconstruction and regression are all 0, so that there is no loss to train with."
+            )
         if self.output == "regression" and not self.regression:
             problems.append("output='regression' needs the head that regression=0 leaves out.")
         if self.keys != "image" and not self.contrast:
-            problems.append(f"keys={self.keys!r}: with contrast=0 expression has no place in the shared space.")
+            problems.append(f"keys={self.keys!r}: with contrast=0 expression is not embedded in the shared space.")
         return problems

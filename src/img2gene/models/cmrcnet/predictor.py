@@ -35,12 +35,12 @@ def with_defaults(changes: dict[str, Any]) -> inspect.Signature:
 
 
 class CMRCNet(NetworkPredictor):
-    """Contrastive learning and cross-modal mask reconstruction on frozen embeddings, with retrieval beside regression.
+    """Contrastive learning and cross-modal mask reconstruction on frozen embeddings, with retrieval and regression.
 
     Image and expression of the training spots are brought into one space (contrastive loss with soft targets), while masked
     image tokens are restored with the help of tokens made of expression. A new spot is predicted by the mean expression of
-    the ``k`` training spots that are nearest in that space (*retrieval*), and by a linear head on its place there
-    (*regression*). A *mixture* of both, and on demand of a slide-centred ridge, has weights from held-out parts of the training
+    the ``k`` training spots that are nearest in that space (*retrieval*), and by a linear head on its embedding
+    (*regression*). A *mixture* of both, and optionally of a slide-centred ridge, has weights from held-out parts of the training
     data.
 
     ŷ = ȳ_train + w_1 ridge + w_2 retrieval + w_3 regression
@@ -64,7 +64,7 @@ class CMRCNet(NetworkPredictor):
     weighting
         ``"uniform"``, or ``"similarity"``: in proportion to the cosine.
     keys
-        What a training spot stands in the bank with: its ``"image"``, its ``"expression"``, or ``"both"``.
+        Key of a training spot in the bank: the embedding of its ``"image"``, of its ``"expression"``, or the sum of ``"both"``.
     exclude
         For spots of a section that is in the bank: leave out that ``"section"``, the whole ``"group"`` (usually patient), or
         ``"none"``. Needs two sections or groups to train on.
@@ -107,7 +107,7 @@ class CMRCNet(NetworkPredictor):
         self._fit(data, seed)
 
     def fit_held_out(self, data: TrainingData, *, seed: int) -> HeldOut | None:
-        """Fit, and predict the spots that were validated on; with less than three folds of them, others are left out, too."""
+        """Fit, and predict the spots that were validated on; further folds are left out if these are fewer than three."""
         return self._fit(data, seed).held_out()
 
     def _fit(self, data: TrainingData, seed: int) -> CMRCNetFitting:
@@ -119,7 +119,7 @@ class CMRCNet(NetworkPredictor):
         return fitting
 
     def _check_exclusion(self, data: TrainingData) -> None:
-        """Refuse a bank of which nothing would be left for the spots that are in it."""
+        """Raise if the exclusion would leave no reference spots for the training sections."""
         kind = self.parameters.exclude
         unused = kind == "none" or self.parameters.output == "regression"
         names = [] if unused else np.unique(getattr(data, f"{kind}s")).tolist()
@@ -131,11 +131,11 @@ class CMRCNet(NetworkPredictor):
 
     def predict(self, features: np.ndarray, sections: np.ndarray, *, tokens: np.ndarray | None = None) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
-        return self.found.predict(features, sections, tokens)
+        return self.trained.predict(features, sections, tokens)
 
     def reference_bank(self) -> ReferenceBank:
         """The training spots that predictions are retrieved from."""
-        return self.found.bank
+        return self.trained.bank
 
     def neighbors(
         self,
@@ -147,9 +147,9 @@ class CMRCNet(NetworkPredictor):
         excluded: np.ndarray | None = None,
         by: str = "group",
     ) -> Neighbors:
-        """The ``k`` spots of the bank nearest to each spot, less what :class:`img2gene.models.ReferenceBank` is to leave out."""
-        queries, _ = self.found.embed(features, sections, tokens, regress=False)
-        return self.found.bank.nearest(queries, k, excluded=excluded, by=by)
+        """The ``k`` spots of the bank nearest to each spot, outside the groups or sections in ``excluded``."""
+        queries, _ = self.trained.embed(features, sections, tokens, regress=False)
+        return self.trained.bank.nearest(queries, k, excluded=excluded, by=by)
 
     @classmethod
     def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:

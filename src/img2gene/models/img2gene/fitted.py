@@ -1,4 +1,4 @@
-"""A fitted Img2Gene: networks, ridges, and how they are put together to a prediction."""
+"""A fitted Img2Gene: networks, ridges, and their combination to a prediction."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTS = ("ridge", "own view", "network", "retrieval")
 
 @dataclass(frozen=True)
 class Readout:
-    """From what the networks put out to labels relative to the training mean.
+    """Converts outputs of the networks to labels relative to the training mean.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class ShiftScale:
-    """How far sections may lie from the training sections.
+    """Converts the distance of a section from the training sections to the share of the stiff ridge.
 
     Attributes
     ----------
@@ -126,7 +126,7 @@ class ShiftScale:
 
 @dataclass
 class FittedImg2Gene:
-    """Everything that a prediction takes; ``weights``, float64 (4,), are those of :data:`PARTS`."""
+    """Everything that a prediction needs; ``weights``, float64 (4,), belong to :data:`PARTS`."""
 
     architecture: Architecture
     ensemble: Ensemble
@@ -174,7 +174,7 @@ class FittedImg2Gene:
     def _add_networks(
         self, out: np.ndarray, arrays: SpotArrays, shares: np.ndarray, spread: np.ndarray | None = None
     ) -> None:
-        """Add what the networks predict to ``out``, in place, and set ``spread`` to what members sd by."""
+        """Add the predictions of the networks to ``out``, in place, and write the SD over members to ``spread``."""
         device = _device()
         self.ensemble.to(device).eval()
         known = SpotArrays([s for s in arrays.sections if shares[s.rows[0]] > 0], arrays.features, arrays.tokens)
@@ -198,7 +198,9 @@ class FittedImg2Gene:
         for section in arrays.sections:
             share = float(shares[section.rows[0]])
             if share > 0:
-                deviations = self.stiff.predict(features[section.rows], sections[section.rows]) - self.readout.label_mean
+                deviations = (
+                    self.stiff.predict(features[section.rows], sections[section.rows]) - self.readout.label_mean
+                )
                 around = sum(deviations[section.neighbors[:, i]] for i in range(section.neighbors.shape[1]))
                 smooth = (1 - self.smoothing) * deviations + self.smoothing / section.neighbors.shape[1] * around
                 out[section.rows] += share * smooth
@@ -209,7 +211,7 @@ class FittedImg2Gene:
         if self.retrieval is None:
             raise Img2GeneError(
                 "This model keeps no training spots: it was fitted with retrieval=False, or validation gave retrieval no weight. "
-                "Fit it with retrieval=True, or take `cmrcnet`."
+                "Fit it with retrieval=True, or choose `cmrcnet`."
             )
         return self.retrieval.bank
 
@@ -225,7 +227,7 @@ class FittedImg2Gene:
     def pathway_contributions(
         self, features: np.ndarray, sections: np.ndarray, positions: np.ndarray, tokens: np.ndarray | None, gene: int
     ) -> np.ndarray:
-        """What the token of each pathway adds to the prediction of a gene, in units of the labels, float32 (n_spots, P).
+        """Contribution of each pathway to the prediction of a gene, in units of the labels, float32 (n_spots, P).
 
         The outputs are linear in the context, so the sum over pathways is the prediction less the one without it. Log rates
         of counts are not, once they are labels.
@@ -328,12 +330,12 @@ def build_ensemble(architecture: Architecture, n_models: int, seed: int) -> Ense
 def _stored_retrieval(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Retrieval | None:
     if config["bank"] is None:
         return None
-    # A search copies keys that are read-only, as stored arrays are, and there is one for every block of spots.
+    # Each search copies read-only keys, as stored arrays are, and every block of spots starts one.
     return Retrieval(ReferenceBank.from_state(config["bank"], {**arrays, "keys": arrays["keys"].copy()}), config["k"])
 
 
 def stiff_ridge(ridge: Ridge, coefficients: np.ndarray) -> Ridge:
-    """The ridge with other coefficients of the same components."""
+    """A copy of the ridge with other coefficients of the same components."""
     config, arrays = ridge.state()
     return Ridge.from_state(config, {**arrays, "coefficients": coefficients})
 

@@ -41,19 +41,19 @@ from img2gene.models.validation import mean_correlation, scored_genes
 logger = logging.getLogger(__name__)
 
 _ANCHORS = 256
-# Steps of the optimiser at most; more still gain a little, and take as much longer.
+# Most steps of the optimiser: more steps gain little for their time.
 _STEPS = 300
 # Between shifts of sections of one patient or batch and those of patients in few sections (docs/guide/img2gene.md).
 _NEAR, _FAR_MARGIN = 0.5, 0.15
 _STIFFNESS, _SMOOTHING = 4.0, 0.4
 _NEVER = 1e6
-# Training spots that are kept for retrieval at most.
+# Most training spots to keep for retrieval.
 _REFERENCES = 20_000
 
 
 @dataclass
 class _Trial:
-    """What one validation brought: held-out predictions of some rows, relative to the mean, and how they were made."""
+    """Result of one validation: held-out predictions relative to the mean, and the networks that made them."""
 
     rows: np.ndarray
     own: np.ndarray
@@ -116,7 +116,7 @@ class Img2GeneFitting(NetworkFitting):
 
     @cached_property
     def targets(self) -> TargetArrays:
-        """What all training spots are to predict."""
+        """Targets of all training spots."""
         base = (
             self.ridge.held_out(self.data, self.folds, seed=self.seed) if self.parameters.ridge == "residual" else None
         )
@@ -212,7 +212,7 @@ class Img2GeneFitting(NetworkFitting):
         return _Trial(rows, own, full, retrieved, own_sd, full_sd, run, ensemble, readout)
 
     def _retrieval(self, ensemble: Ensemble, arrays: SpotArrays) -> Retrieval:
-        """Retrieval from the spots of ``arrays``, or from some of them drawn at random where there are very many."""
+        """Retrieval from the spots of ``arrays``, or from a random sample of them above 20,000."""
         data, targets = self.data, self.targets
         rows = np.concatenate([section.rows for section in arrays.sections])
         kept = np.zeros(len(data.labels), dtype=bool)
@@ -249,7 +249,7 @@ class Img2GeneFitting(NetworkFitting):
         p = self.parameters
         shape = (p.n_models, self.data.labels.shape[1])
         genes = own = np.zeros(shape, dtype=np.float32)
-        # Labels are centred, and so is what plain least squares makes of them.
+        # Labels are centred, and so are their least-squares predictions.
         if (p.objective, p.effect, p.weighting) != ("gaussian", "none", "none"):
             genes, own = _mean_outputs(ensemble, arrays, log_rate)
         mean = self.data.labels.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -263,7 +263,7 @@ class Img2GeneFitting(NetworkFitting):
         return weigh(candidates, self.data.labels[rows], self.folds.centred_in(self.data.sections)[rows])
 
     def _candidates(self, trials: list[_Trial]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
-        """Held-out predictions of ridge, own view, full network and retrieval, and the rows that they are of."""
+        """Held-out rows, and their predictions by ridge, own view, full network and retrieval."""
         p = self.parameters
         rows, own, full, retrieved = (
             np.concatenate([getattr(trial, part) for trial in trials]) for part in ("rows", "own", "full", "retrieved")
@@ -271,7 +271,7 @@ class Img2GeneFitting(NetworkFitting):
         ridge = None if p.ridge == "none" else self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows]
         return rows, {
             PARTS[0]: ridge,
-            # The own view goes around the effect, which a share of it would partly undo.
+            # The own view is not debiased, so its share in the mixture would partly undo the effect.
             PARTS[1]: own if p.effect == "none" else None,
             PARTS[2]: full,
             PARTS[3]: retrieved if p.retrieval else None,
@@ -283,7 +283,7 @@ class Img2GeneFitting(NetworkFitting):
         return np.concatenate([self.weights[1] * trial.own_sd + self.weights[2] * trial.full_sd for trial in trials])
 
     def _shift_scale(self) -> ShiftScale:
-        """Distances that validation has seen: between the training groups."""
+        """Distances between the sections of different training groups, up to which the validated weights hold."""
         data = self.data
         scale = self.ridge.arrays["scale"]
         names, means = section_means(data.features, data.sections)
@@ -293,7 +293,7 @@ class Img2GeneFitting(NetworkFitting):
         ]
         near = max([_NEAR, *(value for value in apart if np.isfinite(value))])
         if self.parameters.ridge == "none":
-            # No section is far enough for a ridge that was not asked for.
+            # With ridge="none" no section is so far that the ridge predicts it.
             near = _NEVER
         return ShiftScale(means.astype(np.float32), scale, near, near + _FAR_MARGIN)
 
@@ -317,7 +317,7 @@ def _mean_outputs(ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) 
 
 
 def _unvalidated(ridge: str, retrieval: bool) -> np.ndarray:
-    """Equal weights; on a ridge's residual those of what predicts the residual."""
+    """Equal weights of all parts; with ridge="residual" the ridge counts fully and the others share the residual."""
     used = np.array([ridge == "mixture", False, True, retrieval])
     weights = used / used.sum()
     if ridge == "residual":

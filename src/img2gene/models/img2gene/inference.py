@@ -61,7 +61,7 @@ def section_views(ensemble: Ensemble, arrays: SpotArrays, section: SectionSpots)
 
 @torch.no_grad()
 def predictions(ensemble: Ensemble, arrays: SpotArrays) -> Iterator[tuple[np.ndarray, Outputs]]:
-    """What the members predict, in blocks: rows of the study, and outputs with the members first."""
+    """Predict with all members, in blocks: rows of the study, and outputs with the members first."""
     for section in arrays.sections:
         for rows, views in section_views(ensemble, arrays, section):
             yield rows, ensemble.call(lambda net, *x: net.predict(Views(*x)), paired=tuple(views))
@@ -69,7 +69,7 @@ def predictions(ensemble: Ensemble, arrays: SpotArrays) -> Iterator[tuple[np.nda
 
 @torch.no_grad()
 def embed(ensemble: Ensemble, arrays: SpotArrays, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings z of the spots that are ``chosen`` (bool (n,)), those of all members side by side (:func:`unit_members`).
+    """Embed the ``chosen`` spots (bool (n,)); the embeddings z of all members stand side by side (:func:`unit_members`).
 
     Returns
     -------

@@ -31,7 +31,7 @@ class Architecture:
     n_components, n_genes, n_pathways
         Widths of input, of labels, and of pathway scores (0: no pathway context).
     n_tokens, token_width
-        Patch tokens of a spot beside its embedding (0: none).
+        Patch tokens of a spot in addition to its embedding (0: none).
     n_confounders
         Size of the confounder dictionary of the backdoor adjustment (0: none).
     dim, heads, n_neighbors, n_latents, dropout
@@ -66,7 +66,7 @@ class Architecture:
 
 
 class Outputs(NamedTuple):
-    """What the network says about a batch.
+    """Outputs of the network for a batch.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ class Img2GeneNetwork(nn.Module):
         return self.backdoor(hidden) if self.architecture.n_confounders else hidden
 
     def latents(self, hidden: Tensor) -> Tensor:
-        """What stands for a section, (n_latents, dim), from the hidden features of its spots."""
+        """Latent tokens (n_latents, dim) of a section, from the hidden features of its spots."""
         return self.section.latents_of(hidden) if self.architecture.section else hidden[:0]
 
     def views(
@@ -174,7 +174,7 @@ class Img2GeneNetwork(nn.Module):
         return Views(mine, around, section)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """What the neighbourhood needs of each spot; nothing where there is none."""
+        """Project spots for the neighbourhood view; an empty tensor without this view."""
         return self.neighborhood.project(hidden) if self.architecture.neighborhood else hidden[..., :0]
 
     def batch_views(self, batch: Batch) -> Views:
@@ -215,14 +215,14 @@ class Img2GeneNetwork(nn.Module):
         return self.predict(self.batch_views(batch))
 
     def pathway_contributions(self, views: Views, gene: int) -> Tensor:
-        """What the token of each pathway adds to the output for a gene, (B, P); the sum is what the context adds to it."""
+        """Contribution of each pathway to the output for a gene, (B, P); the sum is that of the whole context."""
         z = self.embed(views)
         shares = self.pathway_context.shares(z, self.pathway_head(z))
         return shares * (self.pathway_context.value(self.pathway_context.tokens) @ self.head.weight[gene])
 
 
 def _zero_linear(width: int, n_outputs: int) -> Linear:
-    """A linear layer that predicts the mean until it has learnt something."""
+    """A linear layer with zero weights, which predicts the mean before training."""
     layer = Linear(width, n_outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

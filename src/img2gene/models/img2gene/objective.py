@@ -1,4 +1,4 @@
-"""What the network of Img2Gene is trained for: labels, their sparsity, and coherence between modalities."""
+"""The training objective of Img2Gene: labels, their sparsity, and coherence between modalities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OBJECTIVES = ("gaussian", "balanced", "negative_binomial")
 
 
 class Targets(NamedTuple):
-    """What a batch is to predict; empty second axes stand for "not used".
+    """Targets of a batch; empty second axes stand for "not used".
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Img2Gene as a predictor: an ensemble of networks beside a slide-centred ridge, weighed by validation."""
+"""Img2Gene as a predictor: an ensemble of networks mixed with a slide-centred ridge, weighted by validation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Img2Gene(NetworkPredictor):
-    """Debiased, pathway-informed prediction: Img2Gene on frozen embeddings, beside a ridge that it is weighed against.
+    """Debiased, pathway-informed prediction: Img2Gene on frozen embeddings, mixed with a ridge.
 
     An ensemble of networks looks at each spot, at its nearest spots and at the whole section, fuses the three, and takes a
     causal effect of what it sees (:mod:`img2gene.models.networks.debiasing`). It is trained on labels, on pathway scores, and on
@@ -34,7 +34,7 @@ class Img2Gene(NetworkPredictor):
     ŷ = ȳ_train + (1 − s) (w_r ridge + w_o own view + w_f network + w_k retrieval) + s · stiff ridge
 
     where s rises from 0 to 1 with the section's shift: its distance from the nearest training section, beyond the distances
-    that validation has seen. Capacity that serves sections like those of the training is thus not spent on others.
+    between training groups. Sections unlike the training sections are thus predicted by the strongly regularised ridge alone.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Img2Gene(NetworkPredictor):
     neighborhood, section_view
         Look at the nearest spots, and at the section.
     ridge
-        ``"mixture"``: ridge and network are weighed by validation; ``"residual"``: the network predicts what the ridge leaves;
+        ``"mixture"``: ridge and network are weighed by validation; ``"residual"``: the network predicts the residual of the ridge;
         ``"none"``: the network alone, on all sections.
     retrieval
         Average the labels of the training spots that the networks place nearest, as a part of the mixture. The model then keeps
@@ -102,7 +102,7 @@ class Img2Gene(NetworkPredictor):
 
     @property
     def uses_pathways(self) -> bool:
-        """Whether pathway scores are wanted."""
+        """Whether the fit uses pathway scores."""
         return self.parameters.pathways
 
     def set_context(self, facts: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ class Img2Gene(NetworkPredictor):
         self._fit(data, seed)
 
     def fit_held_out(self, data: TrainingData, *, seed: int) -> HeldOut | None:
-        """Fit, and predict the spots that were validated on; with less than three folds of them, others are left out, too."""
+        """Fit, and predict the spots that were validated on; further folds are left out if these are fewer than three."""
         return self._fit(data, seed).held_out()
 
     def _fit(self, data: TrainingData, seed: int) -> Img2GeneFitting:
@@ -129,13 +129,13 @@ class Img2Gene(NetworkPredictor):
         problems = []
         if self.parameters.objective == "negative_binomial" and data.library is None:
             problems.append(
-                "objective='negative_binomial' needs counts: labels of `layer=` have none. Leave `layer` out."
+                "objective='negative_binomial' needs counts, which labels from `layer=` do not have. Leave `layer` out."
             )
         if data.pathways is not None and self.parameters.pathways:
             n, n_known = len(data.pathways), int(np.isfinite(data.pathways).all(axis=1).sum())
             if not n_known:
                 problems.append(
-                    f"None of the {n} training spots has pathway scores, as none has counts to score: fit with `pathways=False`."
+                    f"None of the {n} training spots has pathway scores, as none has counts: fit with `pathways=False`."
                 )
             elif n_known < n:
                 logger.warning(
@@ -151,11 +151,11 @@ class Img2Gene(NetworkPredictor):
         self, features: np.ndarray, sections: np.ndarray, *, positions: np.ndarray, tokens: np.ndarray | None = None
     ) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
-        return self.found.predict(features, sections, positions, tokens)
+        return self.trained.predict(features, sections, positions, tokens)
 
     def reference_bank(self) -> ReferenceBank:
         """The training spots that predictions are retrieved from."""
-        return self.found.bank
+        return self.trained.bank
 
     def neighbors(
         self,
@@ -168,16 +168,16 @@ class Img2Gene(NetworkPredictor):
         excluded: np.ndarray | None = None,
         by: str = "group",
     ) -> Neighbors:
-        """The ``k`` spots of the bank nearest to each spot, less what :class:`img2gene.models.ReferenceBank` is to leave out."""
-        return self.found.neighbors(self.found.inputs(features, sections, positions, tokens), k, excluded, by)
+        """The ``k`` spots of the bank nearest to each spot, outside the groups or sections in ``excluded``."""
+        return self.trained.neighbors(self.trained.inputs(features, sections, positions, tokens), k, excluded, by)
 
     def predict_spread(
         self, features: np.ndarray, sections: np.ndarray, *, positions: np.ndarray, tokens: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Labels, and the SD over the members: of own view and full network, times their weights; None for one member."""
-        spread = np.zeros((len(features), len(self.found.readout.label_mean)), dtype=np.float32)
-        values = self.found.predict(features, sections, positions, tokens, spread)
-        return values, spread if self.found.ensemble.n_models > 1 else None
+        spread = np.zeros((len(features), len(self.trained.readout.label_mean)), dtype=np.float32)
+        values = self.trained.predict(features, sections, positions, tokens, spread)
+        return values, spread if self.trained.ensemble.n_models > 1 else None
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Parameters, facts and pathways, and all arrays."""

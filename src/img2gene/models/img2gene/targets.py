@@ -1,4 +1,4 @@
-"""What the spots of a fit are to predict, as arrays that batches are taken from."""
+"""Training targets of all spots, as arrays that batches are taken from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from img2gene.models.networks.imbalance import density_weights
 
 @dataclass
 class TargetArrays:
-    """What all training spots are to predict.
+    """Targets of all training spots.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class TargetArrays:
 
     @classmethod
     def build(cls, parameters: Img2GeneParameters, data: TrainingData, base: np.ndarray | None) -> TargetArrays:
-        """Targets of training data; ``base`` is what the ridge predicts of spots it was not fitted to."""
+        """Targets of training data; ``base`` are held-out predictions of the ridge."""
         left = data.labels if base is None else data.labels - base
         mean = None if parameters.center == "section" else left.mean(axis=0, dtype=np.float64)
         centred = centre(left, data.sections, mean)

@@ -1,4 +1,4 @@
-"""Ways to take bias out of a network: counterfactual effects, and backdoor adjustment."""
+"""Debiasing of networks: counterfactual effects, and backdoor adjustment."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def _mixed(views: Views, baseline: Views, observed: frozenset[str]) -> Views:
 class RunningReference(nn.Module):
     """Running means of the views, for networks whose encoder is trained: t̄ ← (1 − r) t̄ + r · mean of the batch.
 
-    The first batch initialises them; until then they are NaN, so that a network that was never shown a batch cannot pass
-    for a debiased one. Call :meth:`update` beside the forward pass, not inside of it: an ensemble runs the forward pass
+    The first batch initialises them; until then they are NaN, so that a network without any update cannot pass for
+    a debiased one. Call :meth:`update` outside the forward pass: an ensemble runs the forward pass
     under ``torch.func.vmap``, where buffers cannot be written. For an ensemble, give the shapes its number of members as
     first axis. Where features are frozen, :class:`ExactReference` is better.
 
@@ -214,7 +214,7 @@ class MeanAccumulator:
     def mean(self) -> Tensor:
         """The mean of all rows so far, float32 (…)."""
         if self.total is None or not self.count:
-            raise Img2GeneError("There is no mean of no rows; call `add` with the training data first.")
+            raise Img2GeneError("There are no rows to average; call `add` with the training data first.")
         return (self.total / self.count).float()
 
 
@@ -246,7 +246,7 @@ class ExactReference:
 
 
 def calibrate(prediction: Tensor, reference_prediction: Tensor, training_mean: Tensor) -> Tensor:
-    """Give a debiased prediction its units back: ŷ_deb = f(x) − f(x̄) + ȳ_train.
+    """Restore the units of a debiased prediction: ŷ_deb = f(x) − f(x̄) + ȳ_train.
 
     Parameters
     ----------
@@ -315,7 +315,7 @@ def confounder_dictionary(features: np.ndarray, n_confounders: int, *, seed: int
 
 
 class Backdoor(nn.Module):
-    """Adds to an embedding the confounders it may stem from, P(Y | do X) ≈ f(x ⊕ Σ_c α_c P(c) c).
+    """Adds the expected confounders to an embedding, P(Y | do X) ≈ f(x ⊕ Σ_c α_c P(c) c).
 
     α = softmax over c of (W₁x)ᵀ(W₂c) / √d. Here ⊕ is concatenation followed by a linear layer back to ``dim``, so that
     centroids need not be as wide as the embedding and the network can leave them aside.

@@ -3,7 +3,7 @@
 The head starts as the ridge on the frozen features, since a random one would distort them before it has learnt anything
 (Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022). A batch is of
 one section, and features and labels are both referred to their means over the batch: regression within batches, which is
-unbiased for what varies within sections and does not see what all of a section has in common.
+unbiased for differences within sections and blind to differences between sections.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ class Batch(NamedTuple):
 
 
 class Adapted(NamedTuple):
-    """Changed weights of the encoder, and what the training was like (JSON)."""
+    """Changed weights of the encoder, and the training report (JSON)."""
 
     weights: dict[str, np.ndarray]
     report: dict[str, Any]
 
 
 class Regressor(nn.Module):
-    """Encoder, and a linear head on what deviates from the mean over the spots that are given together."""
+    """Encoder, and a linear head on deviations from the mean over the spots of a batch."""
 
     scale: Tensor
 
@@ -119,7 +119,7 @@ class Regressor(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Labels (b, n_genes) as they deviate from the mean over these spots."""
-        # A running mean lags behind features that all move; against small differences between spots that lag is huge.
+        # A running mean would lag while all features move, by more than spots differ from one another.
         return self.head((features - features.mean(dim=0)) / self.scale)
 
 
@@ -186,7 +186,7 @@ class FineTuning:
         return Adapted(weights, self._report(run, frozen, held, n_trained))
 
     def _validation(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Spots that are fitted to, spots that validate, and what the latter are centred in."""
+        """Fitted spots, validation spots, and the section or block that each spot is centred in."""
         folds = inner_folds(self.data, seed=self.seed)
         places = folds.centred_in(self.data.sections)
         splits = [(fitted, held) for fitted, held in folds.splits() if fitted.sum() > 1 and held.sum() > 1]

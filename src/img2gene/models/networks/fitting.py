@@ -1,4 +1,4 @@
-"""What fits of networks share that are validated on parts of their training data: stages, scores, weights of candidates."""
+"""Fits of networks that are validated on parts of their training data: stages, held-out predictions, weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TOKEN_COMPONENTS = 64
 _EPOCHS = (12, 150)
 _VALIDATIONS = 25
 _MOST_WEIGHT = 1.5
-# Groups that a calibration takes at least: fewer do not show how groups differ.
+# Fewest groups to calibrate on: fewer do not show how much groups differ.
 _CALIBRATIONS = 3
 
 
@@ -57,7 +57,7 @@ class NetworkFitting(ABC):
 
     @cached_property
     def ridge(self) -> Ridge:
-        """The slide-centred ridge beside the networks."""
+        """The slide-centred ridge that the networks are mixed with."""
         ridge = Ridge(center=self.parameters.center)
         ridge.fit(self.data, seed=self.seed)
         return ridge
@@ -88,11 +88,11 @@ class NetworkFitting(ABC):
         return inner_folds(self.data, seed=self.seed)
 
     def validations(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As many of the folds as are validated on, in random order: masks (fitted on, held out)."""
+        """The validation folds, drawn at random: masks (fitted on, held out)."""
         return self._splits()[: self.parameters.n_validations]
 
     def calibrations(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Folds that calibration takes beside those that are validated on, up to three in all."""
+        """Folds that only calibration uses; with the validation folds they are up to three."""
         return self._splits()[self.parameters.n_validations : _CALIBRATIONS]
 
     def _splits(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -100,7 +100,7 @@ class NetworkFitting(ABC):
         return [splits[i] for i in np.random.default_rng(self.seed).permutation(len(splits))]
 
     def held_out(self) -> HeldOut | None:
-        """Predictions of spots that were validated on, or of three folds where these are fewer; None where there are none."""
+        """Predict the spots of the validation folds, and of further folds up to three; None without any fold."""
         progress = self.open_progress()
         more = [self._validate(i, split, progress, self.epochs) for i, split in enumerate(self.calibrations())]
         trials = [*self.trials, *more]
@@ -126,14 +126,14 @@ class NetworkFitting(ABC):
 
     @abstractmethod
     def _candidates(self, trials: list[Any]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
-        """Rows that were held out, and what each candidate says of them: ``"ridge"`` labels, others relative to the mean."""
+        """Held-out rows, and what each candidate predicts for them: ``"ridge"`` labels, the others relative to the mean."""
 
     def _spread(self, trials: list[Any]) -> np.ndarray | None:
-        """SD over the members on these rows; None without."""
+        """SD over the members on the held-out rows; None without an ensemble."""
         return None
 
     def open_progress(self) -> ResumableFolder:
-        """The folder of finished parts, which belongs to this fit alone."""
+        """Open the folder that keeps finished parts of this fit."""
         kept = dataclasses.asdict(self.parameters)
         for name in ("checkpoint_dir", "accelerator", "devices"):
             kept.pop(name)
@@ -142,7 +142,7 @@ class NetworkFitting(ABC):
         return ResumableFolder.open(self.parameters.checkpoint_dir, facts)
 
     def schedule(self, n_batches: int, n_steps: int) -> TrainingSchedule:
-        """The training's, with about ``n_steps`` steps where no number of epochs is given."""
+        """Set up the training; without ``max_epochs`` it takes about ``n_steps`` steps."""
         p = self.parameters
         most = p.max_epochs or int(np.clip(math.ceil(n_steps / n_batches), *_EPOCHS))
         accelerator, devices = resolve_accelerator(p.accelerator, p.devices)
@@ -159,7 +159,7 @@ class NetworkFitting(ABC):
         )
 
     def report(self, runs: Mapping[str, TrainingRun], weights: Mapping[str, float], **facts: Any) -> dict[str, Any]:
-        """What was chosen and how it went; ``runs`` are the validations and, where there was one, the final ``fit``."""
+        """Report the choices and the training history; ``runs`` are the validations and the final ``fit``, if any."""
         trials = [run for name, run in runs.items() if name != "fit"]
         return {
             "inner_folds": self.folds.kind,
@@ -180,8 +180,8 @@ class NetworkPredictor:
     fitted: Any
 
     @property
-    def found(self) -> Any:
-        """What was fitted."""
+    def trained(self) -> Any:
+        """The fitted networks and all that a prediction needs."""
         if self.fitted is None:
             raise Img2GeneError("This model is not fitted yet; call `fit` first.")
         return self.fitted
@@ -193,19 +193,19 @@ class NetworkPredictor:
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Parameters and facts, and all arrays."""
-        config, arrays = self.found.state()
+        config, arrays = self.trained.state()
         parameters = dataclasses.asdict(self.parameters)
         folder = parameters.pop("checkpoint_dir")
         parameters["checkpoint_dir"] = None if folder is None else str(folder)
         return {**config, "parameters": parameters, "report": self.report}, arrays
 
     def summary(self) -> dict[str, Any]:
-        """What was chosen, and how it validated."""
+        """Report the choices and the validation scores."""
         return {name: value for name, value in self.report.items() if name != "history"}
 
 
 def train_stage(name: str, task: TrainingTask, schedule: TrainingSchedule, progress: ResumableFolder) -> TrainingRun:
-    """Train, or take up what was finished before under this name."""
+    """Train, or load the training run that was finished before under this name."""
     done = progress.load(name)
     if done is not None:
         facts, arrays = done
@@ -220,17 +220,17 @@ def train_stage(name: str, task: TrainingTask, schedule: TrainingSchedule, progr
 
 
 def weigh(candidates: Mapping[str, np.ndarray | None], labels: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    """Weights of held-out predictions (n, G), all centred in ``sections`` here; candidates that are None get 0."""
+    """Choose weights of held-out predictions (n, G), centred by section first; candidates that are None get 0."""
     known = {name: centre(values, sections) for name, values in candidates.items() if values is not None}
     truth = centre(labels, sections)
     stacked = dict(zip(known, stack_weights([*known.values()], truth, truth.var(axis=0)), strict=True))
     weights = np.array([stacked.get(name, 0.0) for name in candidates])
-    # Networks that were stopped at once predict next to nothing, which weights must not blow up.
+    # Networks that stopped after one epoch predict almost nothing; large weights would only amplify noise.
     return weights * min(1, _MOST_WEIGHT / max(weights.sum(), 1e-12))
 
 
 def resolve_accelerator(accelerator: str, devices: int | str) -> tuple[str, int | str]:
-    """The accelerator setting for; ``"auto"`` takes the device of the settings. One that is not there is an error."""
+    """Resolve ``"auto"`` to the device of the settings; raise if this computer lacks the accelerator."""
     from img2gene.encoders.base import resolve_device
     from img2gene.settings import settings
 
@@ -248,6 +248,6 @@ def resolve_accelerator(accelerator: str, devices: int | str) -> tuple[str, int 
             )
             raise Img2GeneError(
                 f"{setting}: this computer has no such device (available: {listing(name for name in there if there[name])}). "
-                "Take another, or 'auto'."
+                "Choose another, or 'auto'."
             )
     return kind, devices

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Offsets between spots are given in this unit, so that attention sees numbers of order one.
+# Offsets between spots are divided by this length, so that attention sees numbers of order one.
 MICRONS = 100.0
 
 

@@ -63,7 +63,7 @@ class TrainingModule(pl.LightningModule):
         return Epoch(self.task, self.current_epoch)
 
     def val_dataloader(self) -> list[int]:
-        """One step, which computes the whole score."""
+        """One validation step, which computes the whole score."""
         return [0] if self.task.validate is not None else []
 
     def on_train_start(self) -> None:
@@ -71,7 +71,7 @@ class TrainingModule(pl.LightningModule):
         self.average = {name: value.to(self.device) for name, value in self.average.items()}
 
     def on_train_epoch_start(self) -> None:
-        """Seed everything that the epoch draws, so that it does not depend on what came before."""
+        """Seed the random draws of the epoch, so that they do not depend on earlier epochs."""
         torch.manual_seed(self.schedule.seed * 1_000_003 + self.current_epoch)
         self._sums = {"batches": 0}
         if self.task.prepare is not None:
@@ -164,7 +164,7 @@ class TrainingModule(pl.LightningModule):
         return next((path for path in paths if path.is_file()), None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is needed to go on: the best weights so far, and the history."""
+        """Add the state that a resumed run needs: best weights so far, averages, and history."""
         checkpoint["img2gene"] = {
             "best": self.best,
             "best_epoch": self.best_epoch,
@@ -176,7 +176,7 @@ class TrainingModule(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Restore the state of an interrupted run."""
         stored = checkpoint["img2gene"]
         self.best, self.history = stored["best"], list(stored["history"])
         self.best_epoch, self.best_score = stored["best_epoch"], stored["best_score"]
@@ -201,7 +201,7 @@ class LastEpoch(pl.callbacks.Checkpoint):
         self.path = path
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it; callbacks of this base class come after the module's own hook."""
+        """Write the checkpoint; Lightning calls this hook after the one of the module."""
         with atomic_path(self.path) as temporary:
             trainer.save_checkpoint(temporary)
 
@@ -219,7 +219,7 @@ class EpochBar(pl.Callback):
         self.bar = tqdm(total=trainer.max_epochs, initial=trainer.current_epoch, desc=self.label, unit="epoch")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """One epoch further."""
+        """Advance the bar by one epoch."""
         if self.bar is not None:
             self.bar.update()
 

@@ -61,7 +61,7 @@ def reconstruction(reconstructed: Tensor, images: Tensor) -> Tensor:
     Parameters
     ----------
     reconstructed, images
-        (B, d) each. Gradients flow into both: the images' embedding shall also be one that expression tells.
+        (B, d) each. Gradients flow into both, so that image embeddings also move towards expression.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Parameters that several models have, and checks of them; each returns what is wrong, for one error with all of it."""
+"""Parameters that several models share, and their checks; each check returns a list of problems for one error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 def training_problems(accelerator: object, precision: object) -> list[str]:
-    """An accelerator or a precision that Lightning does not have; whether there is such a device shows when it is used."""
+    """List an unknown accelerator or precision; whether the device exists is checked when it is used."""
     problems = []
     if str(precision) not in PRECISIONS:
         problems.append(f"precision={precision!r}: choose one of {listing(PRECISIONS)}.")
@@ -29,7 +29,7 @@ def training_problems(accelerator: object, precision: object) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkParameters:
-    """What all networks on frozen embeddings are told; the predictors document it."""
+    """Parameters of all networks on frozen embeddings; the predictors document them."""
 
     center: str = "section"
     n_models: int = 1
@@ -49,7 +49,7 @@ class NetworkParameters:
     checkpoint_dir: str | Path | None = None
 
     def shared_problems(self) -> list[str]:
-        """What is wrong with these."""
+        """List the invalid parameters."""
         least = {"n_models": 1, "n_components": 1, "dim": 1, "heads": 1, "batch_size": 2}
         least |= {"max_epochs": 1, "patience": 1, "n_validations": 0, "weight_decay": 0}
         problems = [

@@ -1,4 +1,4 @@
-"""How far a section lies from those that a model was trained on, by the mean of its features."""
+"""Distance of a section from the training sections, by its mean features."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ def shift(mean: np.ndarray, references: np.ndarray, scale: np.ndarray) -> float:
     """Distance of a section's mean features to the nearest of some reference sections.
 
     The root mean square over features of the difference, in units of their SD within sections: about 0 for a section like
-    a reference, 1 where every feature is off by as much as the spots of one section differ. A stain or a scanner that no
-    reference shares shows here, although centring by section hides it from the prediction.
+    a reference, 1 where every feature is off by as much as the spots of one section differ. It shows a stain or a scanner that
+    no reference shares, although centring by section hides it from the prediction.
 
     Parameters
     ----------
@@ -19,8 +19,7 @@ def shift(mean: np.ndarray, references: np.ndarray, scale: np.ndarray) -> float:
     references
         (n_references, width): those of the reference sections.
     scale
-        (width,): SD of each feature within sections. Features that do not vary tell nothing and are left out: those whose
-        scale is 0, or infinite, or the largest float32, which stands for infinity in a stored ridge.
+        (width,): SD of each feature within sections. Features that do not vary are left out: their scale is 0, or infinite, or the largest float32, which stands for infinity in a stored ridge.
 
     Returns
     -------

@@ -115,9 +115,9 @@ def _quiet() -> Iterator[None]:
     """Lightning's banners and its advice about data loaders, which does not apply to arrays in memory."""
     names = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric")
     loggers = [logging.getLogger(name) for name in names]
-    levels = [logger_.level for logger_ in loggers]
-    for logger_ in loggers:
-        logger_.setLevel(logging.ERROR)
+    levels = [lightning_logger.level for lightning_logger in loggers]
+    for lightning_logger in loggers:
+        lightning_logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
@@ -125,8 +125,8 @@ def _quiet() -> Iterator[None]:
         try:
             yield
         finally:
-            for logger_, level in zip(loggers, levels, strict=True):
-                logger_.setLevel(level)
+            for lightning_logger, level in zip(loggers, levels, strict=True):
+                lightning_logger.setLevel(level)
 
 
 @contextlib.contextmanager

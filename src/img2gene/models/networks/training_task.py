@@ -1,4 +1,4 @@
-"""What is trained and how: schedule, task and result of one training run."""
+"""Schedule, task and result of one training run."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class TrainingSchedule:
 
 @dataclass
 class TrainingTask:
-    """What is to be learnt, in terms that training needs.
+    """The networks, batches, loss and validation of a training run.
 
     Attributes
     ----------
     ensemble
         The networks, or one alone; parameters that need no gradient stay as they are.
     batches
-        Batches of an epoch, given its number: tuples of tensors, reproducible.
+        Returns the batches of an epoch from its number: tuples of tensors, the same for the same number.
     loss
         Losses of one network on a batch: the total, and its parts by name.
     validate
@@ -79,7 +79,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What came of a training run.
+    """Result of a training run.
 
     Attributes
     ----------

@@ -12,7 +12,7 @@ from img2gene.models.uncertainty.held_out import HeldOut, unit_labels
 from img2gene.models.uncertainty.inner_folds import inner_folds
 from img2gene.models.uncertainty.ood import Novelty, part_numbers, sample_rows, unit_weights
 
-# Spots beyond this percentile of the training distances are unlike the training data.
+# Spots beyond this percentile of the training distances are out-of-distribution.
 THRESHOLD = 99.0
 _MOST_ROWS, _LEAST_ROWS, _MOST_VALUES = 20_000, 1000, 2**26
 _FACTOR_ROWS, _FACTOR_GENES = 4000, 300
@@ -22,14 +22,14 @@ _PARTS = 10
 _FLOOR = 0.25
 # Least half-width in SDs: labels that tie (zeros, of a constant prediction) would leave none to widen.
 _LEAST_WIDTH = 0.05
-# Groups that have nothing in common tell no more than that.
+# Groups that have nothing in common would ask for arbitrarily wide intervals.
 _MOST_FACTOR = 3.0
 _CURVE = ("center", "scale", "slope", "low", "high", "spread")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted labels and how far to trust them.
+    """Predicted labels with their uncertainty.
 
     Attributes
     ----------
@@ -42,8 +42,8 @@ class Prediction:
     --------
     >>> import img2gene as ig
     >>> model = ig.io.load_model("tumour.img2gene")  # doctest: +SKIP
-    >>> found = model.predict_intervals(features, sections)  # doctest: +SKIP
-    >>> (found.upper - found.lower).mean(axis=0)  # doctest: +SKIP
+    >>> prediction = model.predict_intervals(features, sections)  # doctest: +SKIP
+    >>> (prediction.upper - prediction.lower).mean(axis=0)  # doctest: +SKIP
     """
 
     values: np.ndarray
@@ -55,7 +55,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Calibration:
-    r"""What turns a prediction into an SD, an interval and a warning.
+    r"""Turns a prediction into an SD, an interval and an out-of-distribution percentile.
 
     With the residuals r = y − ŷ of training spots whose group was left out, every group counting the same:
 
@@ -81,7 +81,7 @@ class Calibration:
     novelty
         Distances of training embeddings.
     threshold
-        Percentile of the distances above which a spot is unlike the training data.
+        Percentile of the distances above which a spot is out-of-distribution.
 
     References
     ----------
@@ -115,7 +115,7 @@ class Calibration:
     def fit(
         cls, held_out: HeldOut, data: TrainingData, *, level: float, seed: int
     ) -> tuple[Calibration, dict[str, Any]]:
-        """Calibrate on held-out predictions of training spots, above 20,000 on as many from all groups alike, and report on it."""
+        """Calibrate on held-out predictions of training spots, at most 20,000 in similar numbers per group, and report on it."""
         most = max(min(_MOST_ROWS, _MOST_VALUES // max(held_out.predicted.shape[1], 1)), _LEAST_ROWS)
         # Rows are drawn from the canonical order of the spots, so that the draw does not depend on the order of the rows.
         order = data.canonical_order()
@@ -204,7 +204,7 @@ def predictive_sd(
     residual = np.maximum(scale + slope * (np.clip(predicted, low, high) - center), _FLOOR * scale)
     if spread is None:
         return residual
-    # Held-out residuals hold what the ensemble's variance brings on average already.
+    # Held-out residuals already include the mean variance of the ensemble.
     rest = np.maximum(np.square(residual) - mean_variance, np.square(_FLOOR * residual))
     return np.sqrt(rest + np.square(spread))
 
@@ -265,10 +265,10 @@ def _factor(normal: np.ndarray, parts: np.ndarray, weights: np.ndarray, level: f
 
 
 def _nested_means(means: np.ndarray, left: int) -> np.ndarray:
-    """Mean residuals of parts (n_parts, n_genes) as they would be had the part ``left`` not been there at all.
+    """Mean residuals of parts (n_parts, n_genes) as they would be without the part ``left``.
 
-    A part's residuals are off by what its mean lies from that of the others, which predictions are offset by. So those of all
-    parts sum to about 0, and the one left out would always lie opposite to those it is to be covered by.
+    Predictions are offset by the mean label of the other parts. Mean residuals of all parts therefore sum to about 0, and the
+    part left out would always lie opposite to the parts that its interval is calibrated on.
     """
     n = len(means)
     offsets = means * ((n - 1) / n)

@@ -1,4 +1,4 @@
-"""Predictions of training spots by fits that did not see them: what a model is calibrated on."""
+"""Held-out predictions of training spots, which a model is calibrated on."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class HeldOut:
 
 @runtime_checkable
 class CrossFitted(Protocol):
-    """A predictor whose fit leaves held-out predictions behind, so that none has to be repeated to calibrate it.
+    """A predictor whose fit returns held-out predictions, so that calibration needs no further fits.
 
     Examples
     --------
@@ -71,7 +71,7 @@ class CrossFitted(Protocol):
 
 @runtime_checkable
 class HasMembers(Protocol):
-    """A predictor that is an ensemble and can say how far its members differ.
+    """A predictor that is an ensemble and returns the SD over its members.
 
     Examples
     --------
@@ -83,7 +83,7 @@ class HasMembers(Protocol):
     def predict_spread(
         self, features: np.ndarray, sections: np.ndarray, **extra: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """What ``predict`` returns, and the SD over the members, float32 (n_spots, n_genes) each; None if there is one."""
+        """Predict as ``predict`` does, with the SD over the members, float32 (n_spots, n_genes) each; None if there is one."""
         ...
 
 
@@ -134,7 +134,7 @@ def cross_fit(fresh: Predictor, data: TrainingData, *, seed: int) -> HeldOut:
 def predict_spread(
     predictor: Predictor, features: np.ndarray, sections: np.ndarray, **inputs: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Prediction and SD over members; None for predictors without members. Inputs that it did not declare are left out."""
+    """Prediction and SD over members; None for predictors without members. Inputs that it does not declare are dropped."""
     extra = {name: inputs[name] for name in declared_inputs(predictor) if inputs.get(name) is not None}
     if isinstance(predictor, HasMembers):
         return predictor.predict_spread(features, sections, **extra)

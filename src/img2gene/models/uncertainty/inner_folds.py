@@ -1,4 +1,4 @@
-"""Folds inside the training data: the kind of split that the user will face, as far as the training data allow."""
+"""Folds inside the training data, which imitate the split between training and new patients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class InnerFolds:
         return [(self.labels != name, self.labels == name) for name in np.unique(self.labels)]
 
     def centred_in(self, sections: np.ndarray) -> np.ndarray:
-        """What each spot, once held out, is centred in: its section, or its block of the only section.
+        """The unit that each held-out spot is centred in: its section, or its block of the only section.
 
         The section of a block was fitted to, so its mean may not be looked at; a new section would be centred by itself.
         """

@@ -1,4 +1,4 @@
-"""How unlike the training spots a spot is, by its embedding."""
+"""Out-of-distribution percentile of a spot, from its embedding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_ROWS = 5000
 _PARTS = 5
 _EXACT_WIDTH = 1024
 _BLOCK_ROWS = 2048
-# 1 leaves AUROCs of .97, more would let a few odd spots pass in an ordinary section.
+# A weight of 1 gives AUROCs of .97 only; a larger one would hide a few outlying spots in an ordinary section.
 _SECTION_WEIGHT = 3.0
 _GRID = np.linspace(0, 1, 1001)
 
@@ -87,8 +87,8 @@ class Novelty:
     """Distance of a spot and its section from the training embeddings, as a percentile.
 
     D² = d(x)² + 3 · max(d(x̄)² − p / n, 0), where d is the Mahalanobis distance, x̄ the mean of the section's n spots, and p the mean
-    of d² over the training spots, so that p / n is what chance puts a mean off by. Stain, scanner and focus are those of a
-    slide: its mean tells of them what single spots hide in what tells them apart.
+    of d² over the training spots, so that p / n is what chance puts a mean off by. Stain, scanner and focus
+    belong to a whole slide: its mean shows a shift that is smaller than the differences between single spots.
 
     Attributes
     ----------
@@ -98,9 +98,9 @@ class Novelty:
         p of the formula.
     reference
         float64 (1001,): quantiles 0, .1, …, 100 % of the distances of training spots from the training embeddings of the *other*
-        groups, each group counting the same: those of an ordinary new patient.
+        groups, each group counting the same. They show how far an ordinary new patient lies.
     n_reference
-        Number of spots behind them.
+        Number of spots that the quantiles were computed from.
 
     Notes
     -----
@@ -131,7 +131,7 @@ class Novelty:
         seed: int,
         order: np.ndarray | None = None,
     ) -> Novelty:
-        """Learn what training embeddings are like; ``units`` (n,) are left out in turn, in at most five parts.
+        """Fit the distribution of training embeddings; ``units`` (n,) are left out in turn, in at most five parts.
 
         Spots are drawn in ``order`` (n,), a permutation of the rows; without it as they come.
         """
@@ -187,7 +187,7 @@ def unit_weights(units: np.ndarray) -> np.ndarray:
 
 
 def sample_rows(units: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """All rows, or above ``most`` as many at random, from each unit alike as far as it has them; sorted."""
+    """All rows, or above ``most`` a random sample of this size with as equal numbers per unit as possible; sorted."""
     if len(units) <= most:
         return np.arange(len(units))
     shuffled = np.random.default_rng(seed).permutation(len(units))
