@@ -1,4 +1,4 @@
-"""Pixels of chosen patches, and the trained model of an object."""
+"""Read pixels of chosen patches, and the trained model of an object."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def patches(
     sdata: SpatialData, index: int | slice | np.ndarray | list, *, field: int = 0, table_key: str = "table"
 ) -> np.ndarray:
-    """Pixels of the patches of chosen spots, in the image's own resolution.
+    """Read the pixels of chosen spots' patches, in the resolution of the image.
 
     Parameters
     ----------
@@ -72,6 +72,7 @@ def patches(
 
 
 def _rows(table: object, index: object) -> np.ndarray:
+    """Convert positions, a slice, a mask or names to rows; refuse those that the table does not have."""
     names = table.obs_names  # type: ignore[attr-defined]
     chosen = np.arange(len(names))[index] if isinstance(index, slice) else np.atleast_1d(np.asarray(index))
     if chosen.dtype == bool:
@@ -85,25 +86,26 @@ def _rows(table: object, index: object) -> np.ndarray:
         return rows
     if len(chosen) and (chosen.min() < -len(names) or chosen.max() >= len(names)):
         raise Img2GeneError(f"Row {chosen.max()} is out of range: the table has {len(names)} spots.")
+    # Negative positions count from the end.
     return np.asarray(chosen, dtype=np.int64) % max(len(names), 1)
 
 
 @fill_parameters
 def model(sdata: SpatialData, key: str = "img2gene", *, table_key: str = "table") -> Model:
-    """The trained model that :func:`img2gene.tl.fit` stored in an object.
+    """Return the trained model that :func:`img2gene.tl.fit` stored in an object.
 
     Parameters
     ----------
     sdata
         Study that holds the model.
     key
-        The ``key_added`` it was stored under.
+        Name of the model: the ``key_added`` of :func:`img2gene.tl.fit`.
     %(table_key_trained)s
 
     Raises
     ------
     MissingKeyError
-        No model under this key; lists those that are there.
+        No model is stored under this key; the message lists the stored ones.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What is known about the pathways of an object."""
+"""Read how the pathways of an object were matched, enriched and selected."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ _ENRICHMENT = ("pathway", "es", "nes", "pval", "fdr", "leading_edge")
 
 
 def pathways(sdata: SpatialData, *, key: str | None = None, table_key: str = "table") -> pd.DataFrame:
-    """How the gene sets of :func:`img2gene.pp.score_pathways` were matched, enriched and selected, or those of a model.
+    """List how gene sets were matched, enriched and selected by :func:`img2gene.pp.score_pathways` or by a model.
 
-    A model that is trained with pathways ranks the stored gene sets anew on its training spots. What it found, and took as
-    context, is its own and comes back for the key of the model.
+    A model trained with pathways ranks the stored gene sets again on its training spots. Pass the key of the model to see this
+    ranking and the pathways that it uses.
 
     Parameters
     ----------
     sdata
         Study with pathways.
     key
-        The ``key_added`` they were stored under, None is the default one; or that of a trained model.
+        Name of the pathways, by default ``"pathways"``; or name of a trained model.
     table_key
-        Table they were scored in.
+        Table in which pathways were scored.
 
     Returns
     -------
     One row per gene set of the collection; the selected ones first, in the order of the columns of ``obsm[key]``, then by
     falling NES: ``pathway``, ``selected``, ``kept`` (has enough measured genes), ``n_genes``, ``n_matched``, ``fraction``,
-    ``genes`` (measured ones, joined by ``;``), and ``es``, ``nes``, ``pval``, ``fdr``, ``leading_edge``, NaN where nothing
-    had to be selected. For a model: ``pathway``, ``selected``, ``n_matched`` and the last five, its selected pathways first, in
-    its own order.
+    ``genes`` (measured ones, joined by ``;``), and ``es``, ``nes``, ``pval``, ``fdr``, ``leading_edge``, NaN if all sets were
+    taken without selection. For a model: ``pathway``, ``selected``, ``n_matched`` and the last five columns; the pathways that it
+    uses come first, in its order.
 
     Raises
     ------
     MissingKeyError
-        No pathways under this key.
+        No pathways are stored under this key.
     Img2GeneError
         The model of this key has no pathway context.
 
@@ -68,7 +68,7 @@ def pathways(sdata: SpatialData, *, key: str | None = None, table_key: str = "ta
 
 
 def _of_model(model: Model) -> pd.DataFrame:
-    """The gene sets that a model ranked on its training spots; those it took where it had nothing to rank."""
+    """List the gene sets that a model ranked on its training spots; without a ranking, those that it uses."""
     import pandas as pd
 
     context = getattr(model.predictor, "context", None)
@@ -86,14 +86,14 @@ def _of_model(model: Model) -> pd.DataFrame:
 
 
 def _enriched(matching: pd.DataFrame, record: dict[str, Any]) -> pd.DataFrame:
-    """Gene sets with their enrichment, NaN where none was computed."""
+    """Add the enrichment to gene sets, NaN if none was computed."""
     empty: dict[str, list] = {name: [] for name in _ENRICHMENT}
     enrichment = from_columns(record["enrichment"] or empty)[list(_ENRICHMENT)]
     return matching.merge(enrichment.astype({"pathway": matching["pathway"].dtype}), on="pathway", how="left")
 
 
 def _selected_first(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """The selected sets in their order, then the others by falling NES."""
+    """Sort the selected sets first, in their order, then the others by falling NES."""
     place = {name: number for number, name in enumerate(names)}
     table.insert(1, "selected", table["pathway"].isin(place))
     return (

@@ -40,8 +40,7 @@ def embed_patches(
 ) -> dict[str, dict[str, Any]] | None:
     """Embed the image patch of every spot.
 
-    Pixels are read in the order of the image's chunks, each chunk once, and go straight into the encoder while the next
-    ones are decoded. The result does not depend on batch size, chunking or number of workers.
+    The function reads each chunk of the image once, and decodes the next chunks while the encoder runs. The result does not depend on batch size, chunking or number of workers.
 
     Parameters
     ----------
@@ -50,11 +49,12 @@ def embed_patches(
     encoder
         Registered encoder, see :func:`img2gene.encoders.list`; ``"default"`` is the offline ``"efficientnet-lite0"``.
     tokens
-        Also keep this many tokens of the first field of view, for models that attend to where in a patch something is:
-        the cells of a square grid over the patch, 9, 16, 25, … None keeps none, and removes those of an earlier call.
+        Also keep this many tokens of the first field of view, for models that attend to positions within a patch.
+        Tokens are the cells of a square grid over the patch: 9, 16, 25, … None keeps no tokens, and removes the tokens of an
+        earlier call.
     orientations
-        Average the features over this many orientations of each patch: 1, 2 (and mirrored at the diagonal), 4 (quarter turns)
-        or 8 (all). Costs as many forward passes; averaging helps most where patients or stains differ.
+        Average the features over this many orientations of each patch: 1, 2 (with the mirror image at the diagonal), 4
+        (quarter turns) or 8 (all). Each orientation costs one forward pass. Averaging helps most if patients or stains differ.
     table_key
         Table whose patches are embedded.
     batch_size
@@ -67,19 +67,19 @@ def embed_patches(
 
     Returns
     -------
-    None, or the update. Written are ``obsm["X_<encoder>"]`` (float32 (n_obs, n_fields · width), the fields of view one
+    None, or the update. The call writes ``obsm["X_<encoder>"]`` (float32 (n_obs, n_fields · width), the fields of view one
     after the other), with ``tokens`` also ``obsm["X_<encoder>_tokens"]`` (float16 (n_obs, tokens, token_width), the cells row
     by row from the top left of the patch), and the encoder's identity in ``uns["img2gene"]["encoder"]``.
 
-    A token averages the encoder's feature maps over its cell, and over the orientations, each turned back: where a patch
-    turns, its tokens change places. ``color-texture`` describes each cell by itself.
+    A token averages the encoder's feature maps over its cell and over the orientations. Each orientation is turned back first,
+    because the cells of a turned patch change places. ``color-texture`` describes each cell separately.
 
     Raises
     ------
     MissingKeyError
-        No patches, no such encoder, or their image is gone.
+        The patches, the encoder or an image are missing.
     Img2GeneError
-        The encoder's weights cannot be loaded, it gives no tokens, or ``tokens`` is no square.
+        The encoder's weights cannot be loaded, it gives no tokens, or ``tokens`` is not a square number.
 
     Examples
     --------
@@ -104,8 +104,8 @@ def embed_patches(
         _check_grid(spec, tokens, input_side(spec, patches))
     model = encoders.load(encoder, device=device, amp=amp, backend=backend)
     identity = embedding_identity(spec, patches, orientations, tokens)
-    features, kept = stream_embedding(study, model, identity, size, workers)
-    update = _update(study.table, identity, features, kept)
+    features, cells = stream_embedding(study, model, identity, size, workers)
+    update = _update(study.table, identity, features, cells)
     if not inplace:
         return update
     _schema.apply(study.table, update)
@@ -113,6 +113,7 @@ def embed_patches(
 
 
 def _check_grid(spec: EncoderSpec, tokens: int, side: int) -> None:
+    """Check that the encoder can give ``tokens`` for an input of ``side`` pixels."""
     grid = math.isqrt(tokens) if isinstance(tokens, (int, np.integer)) and tokens > 0 else 0
     if grid < _MIN_GRID or grid**2 != tokens:
         raise Img2GeneError(f"tokens={tokens!r}: expected the number of cells of a square grid, 9, 16, 25, …")
@@ -129,6 +130,7 @@ def _check_grid(spec: EncoderSpec, tokens: int, side: int) -> None:
 def _update(
     table: AnnData, identity: dict[str, Any], features: np.ndarray, tokens: np.ndarray | None
 ) -> dict[str, dict[str, Any]]:
+    """Build the update of the table; without new tokens, stored ones are removed."""
     name = identity["name"]
     obsm: dict[str, Any] = {_schema.embedding_key(name): features}
     if tokens is not None or _schema.tokens_key(name) in table.obsm:

@@ -34,8 +34,8 @@ def select_genes(
 ) -> dict[str, dict[str, Any]] | None:
     """Choose a gene panel.
 
-    A panel that held-out sections helped to choose leaks: name the training sections, or let
-    ``img2gene.tl.fit(genes=<number>)`` choose inside the training data.
+    A panel leaks if held-out sections helped to choose it. Name the training sections, or let
+    ``img2gene.tl.fit(genes=<number>)`` choose within the training data.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ def select_genes(
         ``"mean"`` expression, ``"variable"`` (dispersion: variance over mean) or ``"spatial"`` (Moran's I over the six
         nearest spots, averaged over sections).
     min_detection
-        Genes detected in a smaller share of the spots are not taken, 0–1.
+        Smallest share of spots in which a gene must be detected, 0–1.
     sections
-        Sections that decide; by default all.
+        Sections on which genes are chosen; by default all.
     layer
-        Layer with labels; by default counts in X are normalised.
+        Layer with expression on a scale of your own; by default counts in X are normalised.
     %(table_key_counts)s
     key_added
         Column of var that is written.
@@ -58,13 +58,13 @@ def select_genes(
 
     Returns
     -------
-    None, or the update. Written are ``var[key_added]`` (truth value per gene) and, for ``"panel"``, the sections that
-    decided, against which :func:`img2gene.tl.fit` checks its split.
+    None, or the update. The call writes ``var[key_added]`` (boolean). For ``"panel"`` it also records the sections, so that
+    :func:`img2gene.tl.fit` can check its split against them.
 
     Raises
     ------
     Img2GeneError
-        Counts that are not raw, unknown sections, or fewer genes than asked for.
+        Counts that are not raw, unknown sections, or fewer than ``n_genes`` usable genes.
 
     Examples
     --------
@@ -100,7 +100,7 @@ def select_genes(
             "Lower `n_genes` or `min_detection`."
         )
     panel = np.zeros(table.n_vars, dtype=bool)
-    # Of equal scores the first name is taken, whatever the order of the columns.
+    # Equal scores are ordered by name, so that the order of the columns has no influence.
     names = table.var_names.to_numpy(dtype=str)[usable]
     panel[usable[np.lexsort((names, -score[usable]))[:n_genes]]] = True
     update: dict[str, dict[str, Any]] = {"var": {key_added: panel}}
@@ -113,7 +113,7 @@ def select_genes(
 
 
 def rows_of_sections(study: Study, sections: Iterable[str] | None) -> np.ndarray:
-    """Rows of the named sections, by default all; unknown names are refused."""
+    """Find the rows of the named sections, by default all; refuse unknown names."""
     if sections is None:
         return np.arange(study.n_obs)
     chosen = [sections] if isinstance(sections, str) else [str(name) for name in sections]

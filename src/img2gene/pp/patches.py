@@ -1,4 +1,4 @@
-"""Where each spot's patch lies in its image, in pixels derived from microns."""
+"""Find each spot's patch in its image; its side in pixels follows from microns."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def extract_patches(
     sdata
         Study with images, regions (circles, polygons or labels) and a table that annotates them.
     patch_um
-        Side of the field of view in µm; several for several fields around one centre. The default fields were the
+        Side of the field of view in µm; several numbers give several fields around one centre. The default fields were the
         most accurate on real sections (``benchmarks/encoder_comparison.py``).
     patch_px
         Side in pixels that every field is resized to before it enters the encoder.
     mpp
-        Microns per pixel of the scale-0 image, for all regions or by region. By default from what the reader recorded,
+        Microns per pixel of the scale-0 image, for all regions or by region. By default it follows from the reader's record,
         the Visium lattice (100 µm from spot to spot), or the Visium HD bin size.
     spot_um
-        Diameter of the spots in µm, from which microns per pixel follow when ``mpp`` is not given.
+        Diameter of the spots in µm, from which microns per pixel follow if ``mpp`` is None.
     images
         Image element, for all regions or by region. By default the largest image in the region's coordinate system.
     table_key
@@ -63,7 +63,7 @@ def extract_patches(
 
     Returns
     -------
-    None, or the update. Written are ``obsm["patch_bbox"]`` (int64 (n_obs, 4): y0, x0, y1, x1 of the first field in
+    None, or the update. The call writes ``obsm["patch_bbox"]`` (int64 (n_obs, 4): y0, x0, y1, x1 of the first field in
     pixels of the scale-0 image; windows may exceed it and are padded with white), ``obs["patch_tissue"]`` (tissue
     fraction of the first field, 0–1), ``obs["patch_inside"]`` (fraction inside the image) and the specification in
     ``uns["img2gene"]["patches"]``; ``uns["spatial"]`` gets a thumbnail for squidpy where it has none.
@@ -111,6 +111,7 @@ def extract_patches(
 
 
 def _check_fields(patch_um: float | Sequence[float], patch_px: int) -> list[float]:
+    """Check the sides of the fields and of the encoder input; return the fields as a list."""
     fields = [float(value) for value in np.atleast_1d(np.asarray(patch_um, dtype=float))]
     problems = []
     if not fields or not all(np.isfinite(value) and value > 0 for value in fields):
@@ -124,6 +125,7 @@ def _check_fields(patch_um: float | Sequence[float], patch_px: int) -> list[floa
 
 
 def _sides(fields: list[float], mpp: float, geometry: Geometry) -> np.ndarray:
+    """Convert fields of view to whole pixels; refuse fields that are too small."""
     sides = np.rint(np.array(fields) / mpp).astype(np.int64)
     if sides.min() < 4:
         raise Img2GeneError(
@@ -134,6 +136,7 @@ def _sides(fields: list[float], mpp: float, geometry: Geometry) -> np.ndarray:
 
 
 def _empty_update(table: AnnData, fields: list[float], patch_px: int) -> dict[str, dict[str, Any]]:
+    """Prepare the update, to be filled region by region."""
     n = table.n_obs
     return {
         "obsm": {_schema.PATCH_BBOX: np.zeros((n, 4), dtype=np.int64)},
@@ -143,17 +146,19 @@ def _empty_update(table: AnnData, fields: list[float], patch_px: int) -> dict[st
 
 
 def _inside(boxes: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Compute the share of each box that lies inside the image."""
     clipped = np.clip(boxes, 0, [size[0], size[1], size[0], size[1]])
     area = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
     return area / ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
 
 
 def _overview(sdata: SpatialData, image_key: str, side: int) -> tuple[np.ndarray, float]:
-    """Thumbnail fine enough for eight points across a patch of ``side`` pixels."""
+    """Read a thumbnail with at least eight points across a patch of ``side`` pixels."""
     return thumbnail(sdata, image_key, max(1, side // 8))
 
 
 def _library(picture: np.ndarray, step: float, geometry: Geometry) -> dict[str, Any]:
+    """Build a section's entry of ``uns["spatial"]``, as squidpy expects it."""
     every = max(1, max(picture.shape[:2]) // _THUMBNAIL_PX)
     return {
         "images": {"hires": np.ascontiguousarray(picture[::every, ::every])},
@@ -165,7 +170,7 @@ def _library(picture: np.ndarray, step: float, geometry: Geometry) -> dict[str, 
 
 
 def _add_libraries(study: Study, geometries: list[Geometry], libraries: dict[str, dict[str, Any]]) -> None:
-    """Give squidpy a thumbnail per section; what a reader stored is left alone, a foreign ``obsm["spatial"]`` too."""
+    """Store a thumbnail per section for squidpy; keep existing images and an existing ``obsm["spatial"]``."""
     table, names = study.table, study.sections
     if "spatial" not in table.obsm:
         positions = np.zeros((table.n_obs, 2))

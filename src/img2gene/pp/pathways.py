@@ -50,11 +50,11 @@ def score_pathways(
 ) -> dict[str, dict[str, Any]] | None:
     """Score gene sets in every spot.
 
-    Where there are more than ``n_top``, those most enriched among genes that vary with place and morphology are taken, see
-    :func:`img2gene.pathways.rank_genes` and :func:`img2gene.pathways.enrich`. A model that is trained with pathways selects
-    them anew on its training spots, so that held-out sections have no say whatever ``sections`` is.
+    If there are more than ``n_top`` sets, the function takes those most enriched among genes that vary with position and
+    morphology, see :func:`img2gene.pathways.rank_genes` and :func:`img2gene.pathways.enrich`. A model trained with pathways
+    selects them again on its training spots, so held-out sections never influence it, whatever ``sections`` is.
 
-    Run it on the joined study: sections that were scored apart and joined later have to be scored again.
+    Join sections before you score them: sections that were scored separately have to be scored again after joining.
 
     Parameters
     ----------
@@ -66,16 +66,17 @@ def score_pathways(
         ``"aucell"`` (:func:`img2gene.pathways.aucell`), ``"ssgsea"`` (:func:`img2gene.pathways.ssgsea`, some hundred times
         slower) or ``"zscore"`` (:func:`img2gene.pathways.zscore`).
     n_top
-        How many pathways are taken.
+        Largest number of pathways that are scored.
     sections
-        Sections that select, and whose mean and SD the z-score refers to; by default all.
+        Sections on which pathways are selected, and which give mean and SD for the z-score; by default all.
     organism
-        ``"human"``, ``"mouse"``, or ``"auto"``: told by the names of the genes. Decides for named collections.
+        ``"human"``, ``"mouse"``, or ``"auto"``, which infers it from the gene names. Named collections differ by
+        organism.
     encoder
-        Which embedding describes morphology, if several are stored. Without any, genes are ranked by place alone.
+        Which embedding describes morphology, if several are stored. Without an embedding, genes are ranked by position alone.
     gene_ids
-        Column of var with other names of the genes, usually Ensembl ids; by default the first of ``gene_ids``, ``gene_id``
-        and ``ensembl`` that there is. Sets are matched by the names that know more of their genes.
+        Column of var with other names of the genes, usually Ensembl ids; by default the first existing one of ``gene_ids``,
+        ``gene_id`` and ``ensembl``. Sets are matched by whichever names cover more of their genes.
     min_genes
         Sets with fewer measured genes are dropped.
     seed
@@ -87,17 +88,17 @@ def score_pathways(
 
     Returns
     -------
-    None, or the update. Written are ``obsm[key_added]``, float32 (n_obs, P), NaN in spots without counts, and
+    None, or the update. The call writes ``obsm[key_added]``, float32 (n_obs, P), NaN in spots without counts, and
     ``uns["img2gene"][key_added]``: one JSON string with names, method, all matched sets, how they were matched and enriched.
     Read it with :func:`img2gene.get.pathways`.
 
     Raises
     ------
     Img2GeneError
-        Counts that are not raw, unknown sections, method or organism, no embedding where one is named, or gene sets none of
-        which has enough measured genes.
+        Counts are not raw, sections, method or organism are unknown, the named embedding is missing, or no gene set has enough
+        measured genes.
     MissingKeyError
-        No such collection, file or column.
+        The collection, file or column does not exist.
 
     Examples
     --------
@@ -113,8 +114,8 @@ def score_pathways(
     problems = Problems(name_problems(table, study.name) + layer_problems(table, None, study.name))
     problems.messages += _option_problems(method, organism, n_top, min_genes)
     with problems.collect():
-        deciding = study.ordered(rows_of_sections(study, sections))
-        deciding = deciding[library_size(table)[deciding] > 0]
+        rows = study.ordered(rows_of_sections(study, sections))
+        rows = rows[library_size(table)[rows] > 0]
     with problems.collect():
         other_names = _other_names(study, gene_ids)
     if encoder is not None:
@@ -126,7 +127,7 @@ def score_pathways(
     columns, matching = match_gene_sets(collection, table.var_names, other_names, min_genes=min_genes)
     matched = {name: table.var_names[members].tolist() for name, members in columns.items()}
     chosen, enrichment = list(matched), None
-    selection = _Selection(study, deciding, settings.seed if seed is None else seed)
+    selection = _Selection(study, rows, settings.seed if seed is None else seed)
     if len(matched) > n_top:
         chosen, enrichment = selection.choose(matched, n_top, encoder)
     scores = selection.score(method, {name: matched[name] for name in chosen})
@@ -135,7 +136,7 @@ def score_pathways(
         "method": method,
         "organism": species,
         "n_top": n_top,
-        "sections": sorted(study.section_names(deciding)),
+        "sections": sorted(study.section_names(rows)),
         "scored": sorted(study.section_names()),
         "seed": selection.seed,
         "gene_sets": matched,
@@ -150,24 +151,26 @@ def score_pathways(
 
 
 def _check_key(table: AnnData, key: str) -> None:
-    """Refuse a name that something else than pathways is stored under."""
+    """Refuse a name under which something other than pathways is stored."""
     _schema.check_name(key, "key_added")
     record = _schema.read_json(table, key)
-    ours = isinstance(record, dict) and "gene_sets" in record
-    if not ours and (record is not None or key in table.obsm):
-        raise Img2GeneError(f"key_added={key!r} would overwrite something else than pathways; choose another name.")
+    has_pathways = isinstance(record, dict) and "gene_sets" in record
+    if not has_pathways and (record is not None or key in table.obsm):
+        raise Img2GeneError(f"key_added={key!r} would overwrite something other than pathways; choose another name.")
 
 
 def _option_problems(method: str, organism: str, n_top: int, min_genes: int) -> list[str]:
+    """List unknown options, and numbers that are not whole or below 1."""
     problems = [] if method in METHODS else [f"method={method!r}: choose {listing(METHODS)}."]
     if organism not in ("auto", *ORGANISMS):
         problems.append(f"organism={organism!r}: choose auto, {listing(ORGANISMS)}.")
     sizes = {"n_top": n_top, "min_genes": min_genes}
     faulty = {name: value for name, value in sizes.items() if not (isinstance(value, Integral) and value >= 1)}
-    return problems + [f"{name}={value!r}: expected at least 1, a whole number." for name, value in faulty.items()]
+    return problems + [f"{name}={value!r}: expected a whole number, 1 or more." for name, value in faulty.items()]
 
 
 def _other_names(study: Study, column: str | None) -> list[str] | None:
+    """Read other names of the genes from a column of var; None if no such column exists."""
     table = study.table
     if column is None:
         column = next((name for name in _ID_COLUMNS if name in table.var), None)
@@ -177,7 +180,7 @@ def _other_names(study: Study, column: str | None) -> list[str] | None:
 
 
 def _organism(table: AnnData, other_names: list[str] | None) -> str:
-    """Mouse if most genes are named as in mice: ``Actb`` or ``ENSMUSG…``; else human."""
+    """Infer the organism: mouse if genes are named like ``Actb`` or ``ENSMUSG…``, else human."""
     symbols = [str(name) for name in table.var_names]
     if any(name.startswith("ENSMUSG") for name in [*symbols, *(other_names or [])]):
         return "mouse"
@@ -187,17 +190,17 @@ def _organism(table: AnnData, other_names: list[str] | None) -> str:
 
 @dataclass(frozen=True)
 class _Selection:
-    """A study, and the spots that select the pathways."""
+    """A study, and the rows on which its pathways are selected."""
 
     study: Study
-    deciding: np.ndarray
+    rows: np.ndarray
     seed: int
 
     def choose(
         self, gene_sets: dict[str, list[str]], n_top: int, encoder: str | None
     ) -> tuple[list[str], pd.DataFrame]:
-        """Choose the pathways most enriched in the deciding spots."""
-        study, rows = self.study, self.deciding
+        """Choose the pathways most enriched in the selected rows."""
+        study, rows = self.study, self.rows
         features = self._features(encoder)
         return choose_pathways(
             log_counts(study.table, rows),
@@ -215,7 +218,7 @@ class _Selection:
         table = self.study.table
         labels = log_counts(table, np.arange(table.n_obs)) if method == "zscore" else None
         columns = set_columns(table, gene_sets)
-        return score_spots(method, table.X, labels, columns, reference=self.deciding)
+        return score_spots(method, table.X, labels, columns, reference=self.rows)
 
     def _features(self, encoder: str | None) -> np.ndarray | None:
         if encoder is None and not has_embedding(self.study):

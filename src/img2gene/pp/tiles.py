@@ -1,4 +1,4 @@
-"""Square tiles over a slide without expression: a region and a table of their own."""
+"""Lay square tiles over a slide without expression, as a new region and table."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def tile_slide(
     min_tissue
         Smallest tissue fraction of a tile that is kept, 0–1.
     mpp
-        Microns per pixel of the scale-0 image. By default what a reader recorded for a region on this image.
+        Microns per pixel of the scale-0 image. By default the value that a reader recorded for a region on this image.
     patch_um, patch_px
-        Fields of view around each tile's centre, as in :func:`img2gene.pp.extract_patches`: those of the model that will
-        predict.
+        Fields of view around each tile's centre, as in :func:`img2gene.pp.extract_patches`. Take the values that the
+        model was trained with.
     patient
-        Donor of the slide, if known.
+        Patient from whom the slide comes, if known.
     key_added
         Name of the table; the squares are stored as ``shapes["<key_added>_squares"]``.
     inplace
@@ -65,14 +65,14 @@ def tile_slide(
 
     Returns
     -------
-    None, or the table. Written are ``shapes["<key_added>_squares"]``, aligned with the image, and ``tables[key_added]``
+    None, or the table. The call writes ``shapes["<key_added>_squares"]``, aligned with the image, and ``tables[key_added]``
     (no genes) with the patches of :func:`img2gene.pp.extract_patches`; continue with
     ``img2gene.pp.embed_patches(sdata, table_key=key_added)``.
 
     Raises
     ------
     Img2GeneError
-        No such image, unknown microns per pixel, no tissue, or a name that is taken or cannot be stored.
+        The image does not exist, microns per pixel are unknown, there is no tissue, or the name is taken or cannot be stored.
 
     Examples
     --------
@@ -104,6 +104,7 @@ def tile_slide(
     try:
         extract_patches(sdata, patch_um=patch_um, patch_px=patch_px, images=image_key, mpp=mpp, table_key=key_added)
     except Img2GeneError:
+        # A failed call leaves the object as it was.
         del sdata.tables[key_added], sdata.shapes[f"{key_added}_squares"]
         raise
     return None
@@ -118,7 +119,7 @@ def _checked_mpp(
     min_tissue: float,
     mpp: float | None,
 ) -> float:
-    """Microns per pixel, after all arguments were checked together."""
+    """Check all arguments together, and return microns per pixel."""
     _schema.check_name(key_added, "key_added")
     if image_key not in sdata.images:
         raise MissingKeyError(missing(image_key, "sdata.images", sdata.images))
@@ -147,7 +148,7 @@ def _checked_mpp(
 
 
 def _recorded_mpp(sdata: SpatialData, image_key: str) -> float | None:
-    """What any table of the object records about the image: its reader, or an earlier `extract_patches`."""
+    """Find microns per pixel that a reader or an earlier `extract_patches` recorded for the image, in any table."""
     for table in sdata.tables.values():
         for entry in _schema.read_json(table, "patches", default={}).get("regions", {}).values():
             if entry["image"] == image_key:
@@ -159,7 +160,7 @@ def _recorded_mpp(sdata: SpatialData, image_key: str) -> float | None:
 
 
 def _grid(size: tuple[int, ...], side: float, stride: float) -> np.ndarray:
-    """Top left corners (n, 2: row, column) of a grid centred on the image, tiles wholly inside."""
+    """Return top left corners (n, 2: row, column) of a grid centred on the image, with all tiles inside."""
     axes = []
     for length in size:
         n = int(max(length - side, 0) // stride) + 1
@@ -171,6 +172,7 @@ def _grid(size: tuple[int, ...], side: float, stride: float) -> np.ndarray:
 def _table(
     centers: np.ndarray, image_key: str, patient: str | None, mpp: float, tile_um: float, region: str
 ) -> AnnData:
+    """Build the table of the tiles, which has no genes."""
     import anndata as ad
     from spatialdata.models import TableModel
 
@@ -191,6 +193,7 @@ def _table(
 
 
 def _squares(sdata: SpatialData, image_key: str, centers: np.ndarray, side: float) -> GeoDataFrame:
+    """Build the squares, aligned with the image."""
     import geopandas as gpd
     import shapely
     from spatialdata.models import ShapesModel
