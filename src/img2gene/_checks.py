@@ -66,6 +66,7 @@ def whole_problems(name: str, value: Any, least: int, *, optional: bool = False)
     >>> whole_problems("n_folds", 2.0, 2)
     ['n_folds=2.0: expected a whole number, 2 or more.']
     """
+    # Python counts `True` as an int.
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if (optional and value is None) or (whole and value >= least):
         return []

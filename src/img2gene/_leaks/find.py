@@ -84,7 +84,7 @@ def find_leaks(
     identity
         Which embedding is compared, see :func:`img2gene._study.inputs.choose_encoder`; None compares none.
     uses_panel
-        Whether the predicted genes are those of ``var["panel"]``.
+        Whether the predicted genes come from ``var["panel"]``.
     seed
         Seed of the spots that are drawn from large sections.
 

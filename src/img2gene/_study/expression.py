@@ -32,7 +32,7 @@ def count_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:
     elif not np.array_equal(finite, np.round(finite)):
         problems.append(
             f"{name} holds fractions (largest value {finite.max():.4g}): it looks normalised or log-transformed. "
-            "Put raw counts in `table.X`, or pass `layer=` to train on labels on a scale of your own."
+            "Put raw counts in `table.X`, or pass `layer=` to train on expression on a scale of your own."
         )
     return problems
 
@@ -119,6 +119,7 @@ def gene_statistics(labels: np.ndarray, sections: np.ndarray, positions: np.ndar
     float32 (n_genes,) each: ``mean``; ``variance``; ``dispersion`` (variance over mean, of ``expm1`` of the labels);
     ``detection`` (share of spots above 0); ``moran`` (six nearest spots).
     """
+    # Labels on the user's own scale can be so large that `expm1` overflows.
     linear = np.expm1(np.clip(labels, None, 30).astype(np.float64))
     average = linear.mean(axis=0)
     dispersion = np.divide(linear.var(axis=0), average, out=np.full_like(average, np.nan), where=average > 0)

@@ -106,6 +106,7 @@ def _largest_aligned(study: Study, region: str) -> str:
             f"No image shares a coordinate system with `{region}` (its systems: {listing(systems)}; images: "
             f"{listing(sdata.images)}). Register one with `spatialdata.transformations.set_transformation`."
         )
+    # `P10_image` starts with the names of both regions `P1` and `P10`; it belongs to the longer one.
     others = [name for name in study.regions if name != region]
     named = [
         name
@@ -195,6 +196,7 @@ def _matrix(sdata: SpatialData, region: str, image_key: str) -> np.ndarray:
 def _isotropic_scale(matrix: np.ndarray, region: str, image_key: str) -> float:
     """Return image pixels per unit of the region; refuse transformations that rotate, shear or stretch."""
     linear = np.abs(matrix[:2, :2])
+    # Swapped or mirrored axes are allowed, because a square window stays an upright square.
     straight = np.sort(linear, axis=1)
     low, high = straight[:, 1].min(), straight[:, 1].max()
     if low <= 0 or straight[:, 0].max() > _MAX_ANISOTROPY * high or high / low - 1 > _MAX_ANISOTROPY:

@@ -116,6 +116,7 @@ class RGBImage:
 
     def block(self, row: int, column: int) -> np.ndarray:
         """Decode one chunk: uint8 (height, width, 3)."""
+        # Threads of the caller decode chunks in parallel, so dask must not start its own.
         pixels = self.array.blocks[:, row, column].compute(scheduler="synchronous")
         return self._convert(np.moveaxis(pixels, 0, -1))
 
@@ -244,6 +245,7 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
     def put(kind: str, value: object) -> None:
         while not stop.is_set():
             try:
+                # Without a timeout, the thread would block forever once the consumer stops reading.
                 return ready.put((kind, value), timeout=0.1)
             except queue.Full:
                 continue

@@ -51,7 +51,7 @@ def model_inputs(study: Study, model: Model) -> ModelInputs:
 
 
 def _inputs(study: Study, model: Model) -> Inputs:
-    """Read the stored embedding, or embed anew with the model's own fine-tuned encoder."""
+    """Read the stored embedding, or embed the patches with the model's fine-tuned encoder."""
     if "finetuned" in model.inputs:
         identity = finetuning.current_identity(study, model.inputs)
         raise_problems(_differences(model.inputs, identity, study))
@@ -83,7 +83,7 @@ def matching_identity(study: Study, model: Model) -> dict[str, Any]:
 
 
 def _extract(trained: dict[str, Any], study: Study) -> str:
-    """Write the call that makes patches like those of the training."""
+    """Write the call that extracts patches as for the training."""
     return f"img2gene.pp.extract_patches(sdata, patch_um={tuple(trained['patch_um'])}{study.table_argument})"
 
 

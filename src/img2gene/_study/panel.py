@@ -153,7 +153,7 @@ def refuse_constant(genes: list[str]) -> None:
 
 
 def _candidates(study: Study, genes: Genes) -> list[str]:
-    """List the genes to choose from: the named ones, those of the stored panel, or all."""
+    """List the genes to choose from: the named ones, the stored panel, or all."""
     if is_named(genes):
         return named_genes(genes)
     panel = panel_genes(study) if genes is None else None

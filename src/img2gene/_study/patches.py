@@ -14,6 +14,7 @@ from img2gene._study.study import Study
 def field_boxes(centers: np.ndarray, sides: Sequence[int] | np.ndarray) -> np.ndarray:
     """Windows (n, n_fields, 4: y0, x0, y1, x1) of whole pixels around ``centers`` (n, 2: row, column)."""
     lengths = np.asarray(sides, dtype=np.int64)
+    # `np.rint` rounds halves to even numbers, which would shift every second window by one pixel.
     corners = np.floor(centers[:, None, :] - lengths[None, :, None] / 2 + 0.5).astype(np.int64)
     return np.concatenate([corners, corners + lengths[None, :, None]], axis=2)
 

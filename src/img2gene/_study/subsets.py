@@ -1,4 +1,4 @@
-"""Draw samples of the training spots, and take chosen spots as a study of its own, without images."""
+"""Draw samples of the training spots, and take chosen spots as a new study without images."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _share(fraction: float, total: np.ndarray | int) -> np.ndarray:
 def subset(study: Study, rows: np.ndarray, genes: list[str] | None = None, *, layer: str | None = None) -> Study:
     """Take chosen spots (and genes) of a study, without images and without what models do not use.
 
-    Library sizes stay those of the full transcriptome. ``layer`` holds the training labels if these are not
+    Library sizes still count the full transcriptome. ``layer`` holds the training labels if these are not
     computed from counts.
     """
     import anndata as ad
