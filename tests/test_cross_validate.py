@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from scipy import stats
 
 import img2gene as ig
@@ -362,12 +363,35 @@ def test_spots_without_counts_take_no_part(study):
     assert len(found.scores) == len(whole)
 
 
-def test_pathways_are_selected_inside_the_folds(study):
-    sets = {f"set{i}": [f"G{j:02d}" for j in range(i, i + 6)] for i in range(6)}
-    ig.pp.score_pathways(study, sets, n_top=2, method="zscore")
+def only_these_follow_the_image(sdata, section, genes):
+    """Shuffle all other genes of a section over its spots, and let these have the pattern of the first gene."""
+    table = sdata["table"]
+    rows, columns = np.flatnonzero(table.obs["section"] == section), table.var_names.get_indexer(genes)
+    counts, rng = table.X.toarray(), np.random.default_rng(0)
+    signal = counts[rows][:, :1]
+    counts[rows] = rng.permutation(counts[rows])
+    counts[np.ix_(rows, columns)] = rng.poisson(signal, size=(len(rows), len(genes)))
+    table.X = sp.csr_matrix(counts)
+
+
+def test_pathways_are_selected_inside_the_folds(make_study, monkeypatch):
+    genes = tuple(f"G{i:02d}" for i in range(60))
+    sets = {"of A": list(genes[10:20]), "of C": list(genes[30:40])}
+    sdata = make_study([("A1", "A"), ("C1", "C")], genes=genes)
+    for section, name in (("A1", "of A"), ("C1", "of C")):
+        only_these_follow_the_image(sdata, section, sets[name])
+    ig.pp.score_pathways(sdata, sets, n_top=1, method="zscore")
+    contexts, fit = {}, task.fit
+
+    def watched(part, **options):
+        model = fit(part, **options)
+        contexts[part["table"].obs["patient"].iloc[0]] = model.predictor.context["names"]
+        return model
+
+    monkeypatch.setattr(task, "fit", watched)
     parameters = {"model": "img2gene", "n_models": 1, "n_validations": 0, "max_epochs": 1, "dim": 16}
-    found = ig.tl.cross_validate(study, {"small": parameters}, test_on=["C"], baselines=False, n_permutations=1)
-    assert np.isfinite(found.summary("all")["pcc"][0])
+    ig.tl.cross_validate(sdata, {"small": parameters}, baselines=False, n_permutations=0)
+    assert contexts == {"A": ["of A"], "C": ["of C"]}
 
 
 def test_errors_name_the_fold_and_the_model(study):
