@@ -23,7 +23,7 @@ def choice_problems(parameters: object, options: Mapping[str, Iterable[str]]) ->
 
 
 def bound_problems(parameters: object, least: Mapping[str, float]) -> list[str]:
-    """List parameters that are not numbers, not whole where declared as int, or below their minimum; None is skipped."""
+    """List parameters that are not numbers, not whole if declared as int, or below their minimum; None is skipped."""
     declared = inspect.signature(type(parameters)).parameters
     problems = []
     for name, bound in least.items():

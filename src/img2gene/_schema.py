@@ -92,8 +92,9 @@ def judges(table: AnnData, key: str) -> bool:
 def apply(table: AnnData, update: dict[str, dict[str, Any]]) -> None:
     """Write all results of a function to the table.
 
-    Call it last, so that an earlier error leaves the object untouched. ``update`` maps ``obs``, ``obsm``, ``var``, ``layers``
-    and ``uns`` to the values that are set there. :func:`write_json` stores the values for ``uns``; elsewhere, None removes a key.
+    Call it last, so that an earlier error leaves the object untouched. ``update`` maps ``obs``, ``obsm``, ``var``,
+    ``layers`` and ``uns`` to the values that are set there. :func:`write_json` stores the values for ``uns``;
+    elsewhere, None removes a key.
     """
     for slot, items in update.items():
         for key, value in items.items():

@@ -59,9 +59,9 @@ def identical_rows(matrix: Any, parts: np.ndarray, usable: np.ndarray | None = N
 def beyond_chance(counts: Any) -> np.ndarray:
     r"""Mark rows of counts that no other row equals by chance; bool (n_rows,).
 
-    Two Poisson counts of mean μ are equal with probability :math:`e^{-2\mu} I_0(2\mu)`. With each count as its mean, the
-    product over genes times the number of pairs of rows is the expected number of chance pairs, which must be below 1e-6.
-    Genes without a count are treated as certainly equal, so the true number is even smaller.
+    Two Poisson counts of mean μ are equal with probability :math:`e^{-2\mu} I_0(2\mu)`. With each count as its mean,
+    the product over genes times the number of pairs of rows is the expected number of chance pairs, which must be below
+    1e-6. Genes without a count are treated as certainly equal, so the true number is even smaller.
     """
     n_rows = counts.shape[0]
     limit = np.log(MAX_CHANCE) - np.log(max(n_rows * (n_rows - 1) / 2, 1))
@@ -78,8 +78,8 @@ def matching_share(
 ) -> np.ndarray:
     """Compute the share of spots in one section that have a double in another.
 
-    A spot has a double if its nearest spot there is much closer than the second nearest. This holds for the same spot, but not
-    for a similar one. Every section is centred first. A double of several spots counts once.
+    A spot has a double if its nearest spot there is much closer than the second nearest. This holds for the same spot,
+    but not for a similar one. Every section is centred first. A double of several spots counts once.
 
     Parameters
     ----------
@@ -123,14 +123,14 @@ def _n_doubles(queries: np.ndarray, values: np.ndarray, closer: float) -> int:
 def donor_distances(counts: Any, sections: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     r"""Compute squared differences between sections in log expression that neither tissue nor noise explains.
 
-    With the log pseudobulk :math:`y_s` of each half of a section's spots, genes weighted by :math:`w_g \propto` (share of the
-    transcripts)\ :sup:`1/4`, and P the projection that removes a common factor and the 10 leading components of the variation
-    within sections (different mixes of the same tissues differ along these),
+    With the log pseudobulk :math:`y_s` of each half of a section's spots, genes weighted by :math:`w_g \propto` (share
+    of the transcripts)\ :sup:`1/4`, and P the projection that removes a common factor and the 10 leading components of
+    the variation within sections (different mixes of the same tissues differ along these),
 
     .. math:: D_{ab} = \langle P w (y_a - y_b),\, P w (y'_a - y'_b) \rangle / \sum_g w_g^2
 
-    where y and y' come from different halves. Their noise is independent, so it adds nothing on average. The result is the mean
-    over 10 random halvings.
+    where y and y' come from different halves. Their noise is independent, so it adds nothing on average. The result is
+    the mean over 10 random halvings.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def donor_distances(counts: Any, sections: np.ndarray, rng: np.random.Generator)
 
 
 def _halves(sections: np.ndarray, rng: np.random.Generator) -> list[sp.csr_matrix]:
-    """Split the spots of each section into random halves; each half is a matrix (n_sections, n_spots) that sums over its spots."""
+    """Split the spots of each section into random halves, as matrices (n_sections, n_spots) that sum over spots."""
     order = np.lexsort([rng.random(len(sections)), sections])
     starts = np.searchsorted(sections[order], np.arange(sections.max() + 1))
     second = np.empty(len(sections), dtype=bool)
@@ -185,7 +185,7 @@ def _profiles(counts: sp.csr_matrix, half: sp.csr_matrix, removed: np.ndarray, w
 def _tissue_directions(
     counts: sp.csr_matrix, library: np.ndarray, sections: np.ndarray, weight: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Find orthonormal directions (n_genes, k): the weights, and the leading components of variation within sections."""
+    """Find orthonormal directions (n_genes, k): the weights, and leading components of variation within sections."""
     gram = np.zeros((len(weight), len(weight)))
     for section in range(int(sections.max()) + 1):
         rows = np.flatnonzero(sections == section)

@@ -209,7 +209,7 @@ def _distinctive(table: AnnData, values: np.ndarray, sections: np.ndarray) -> np
 
 
 def _similar(subject: _Subject, identity: dict[str, Any] | None, seed: int) -> Iterator[Finding]:
-    """Find sections of different patients that look like one patient; if patients are not recorded, of different groups."""
+    """Find similar sections of different patients; if patients are not recorded, of different groups."""
     filled = subject.filled_rows()
     names, sections = np.unique(subject.sections, return_inverse=True)
     known = subject.groups if subject.patients is None else subject.patients
@@ -248,7 +248,7 @@ def _same_donor(
     different: np.ndarray,
     rng: np.random.Generator,
 ) -> Iterator[Finding]:
-    """Find sections whose pseudobulks are much closer than usual between patients; needs three pairs of patients' sections."""
+    """Find sections with pseudobulks much closer than usual between patients; needs three pairs of sections."""
     n_spots = np.bincount(sections[filled], minlength=len(names))
     if different.sum() < 3 or n_spots.min() < duplicates.MIN_SPOTS:
         return
@@ -333,7 +333,7 @@ def _tests(labels: str) -> dict[str, tuple[float, int, str]]:
 def _noise_of(
     table: AnnData, rows: np.ndarray, places: np.ndarray, layer: str | None, has_counts: bool
 ) -> dict[str, float]:
-    """Test the noise of one section in its counts, and in the layer if there is one; without counts, in the values alone."""
+    """Test the noise of one section in its counts and in the layer, if any; without counts, in the values alone."""
     if not has_counts:
         values = (table.X if layer is None else table.layers[layer])[rows]
         genes = smoothing.label_genes(values)

@@ -41,8 +41,9 @@ def noise_ratio(counts: np.ndarray, library: np.ndarray, positions: np.ndarray) 
 
     Returns
     -------
-    Left side over right side, each summed over neighbours: median over the 200 genes with the highest mean. NaN with fewer than
-    30 spots, or fewer than 5 genes with a mean of 0.5: averages of rare counts are rounded to ones among zeros, as counts are.
+    Left side over right side, each summed over neighbours: median over the 200 genes with the highest mean. NaN with
+    fewer than 30 spots, or fewer than 5 genes with a mean of 0.5: averages of rare counts are rounded to ones among
+    zeros, as counts are.
     """
     genes = leading_genes(counts, 0.5)
     if len(library) < MIN_SPOTS or len(genes) < MIN_GENES:
@@ -57,8 +58,8 @@ def noise_ratio(counts: np.ndarray, library: np.ndarray, positions: np.ndarray) 
 def noise_autocorrelation(values: np.ndarray, positions: np.ndarray) -> float:
     """Compute Moran's I of each gene after removing the leading components of a section, at most 6.
 
-    Genes vary together over the tissue, so the components contain the biology. The rest is noise of single genes, which is
-    similar in neighbouring spots only if values were averaged over them.
+    Genes vary together over the tissue, so the components contain the biology. The rest is noise of single genes, which
+    is similar in neighbouring spots only if values were averaged over them.
 
     Parameters
     ----------
@@ -69,7 +70,8 @@ def noise_autocorrelation(values: np.ndarray, positions: np.ndarray) -> float:
 
     Returns
     -------
-    Median over genes, for the nearest 4, 8 or 12 spots, whichever is highest; NaN with fewer than 30 spots or genes that vary.
+    Median over genes, for the nearest 4, 8 or 12 spots, whichever is highest; NaN with fewer than 30 spots or genes
+    that vary.
     """
     values = values[:, values.std(axis=0) > 0]
     n_spots, n_genes = values.shape
@@ -86,9 +88,9 @@ def noise_autocorrelation(values: np.ndarray, positions: np.ndarray) -> float:
 def explained_by_neighbors(labels: np.ndarray, counts: np.ndarray, library: np.ndarray, positions: np.ndarray) -> float:
     r"""Measure how much of a label the neighbours' counts explain beyond the spot's own count.
 
-    For a label computed from the spot's own count and library size, on whatever scale, neighbours explain nothing more. For a
-    label averaged over space, they explain most. The label of each gene is regressed on functions of the own count and library
-    size, and then also on means over the 4, 8 and 24 nearest spots. The adjusted partial R² is
+    For a label computed from the spot's own count and library size, on whatever scale, neighbours explain nothing more.
+    For a label averaged over space, they explain most. The label of each gene is regressed on functions of the own
+    count and library size, and then also on means over the 4, 8 and 24 nearest spots. The adjusted partial R² is
 
     .. math:: 1 - \frac{RSS_2 / (n - p_2)}{RSS_1 / (n - p_1)}
 

@@ -58,8 +58,8 @@ def stream_embedding(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Embed the patches of a study.
 
-    Returns features, float32 (n_obs, width), and tokens, float16 (n_obs, m, token_width), or None if the identity has no
-    tokens. Both are NaN outside ``rows``.
+    Returns features, float32 (n_obs, width), and tokens, float16 (n_obs, m, token_width), or None if the identity has
+    no tokens. Both are NaN outside ``rows``.
     """
     n_obs = study.n_obs
     n_tokens = identity.get("tokens")

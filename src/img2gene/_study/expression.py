@@ -60,7 +60,7 @@ def name_problems(table: AnnData, name: str) -> list[str]:
 
 
 def library_size(table: AnnData) -> np.ndarray:
-    """Return counts per spot over the full transcriptome: ``obs["library_size"]`` if present, else the row sums of X."""
+    """Return counts per spot over the full transcriptome: ``obs["library_size"]`` if present, else row sums of X."""
     if _schema.LIBRARY_SIZE in table.obs:
         return table.obs[_schema.LIBRARY_SIZE].to_numpy(dtype=np.float64)
     return np.asarray(table.X.sum(axis=1), dtype=np.float64).ravel()

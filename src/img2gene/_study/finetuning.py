@@ -1,4 +1,4 @@
-"""Fine-tune an encoder within a study: read the pixels of the training spots, and embed them with the adapted encoder."""
+"""Fine-tune an encoder within a study: read the pixels of training spots, and embed them with the adapted encoder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StudyFineTuning:
         *,
         seed: int,
     ) -> Inputs:
-        """Train the encoder on ``rows``, with their labels, sections, groups and positions, and embed these rows again."""
+        """Train the encoder on ``rows``, with their labels, sections, groups and positions, and embed them again."""
         from img2gene.encoders.base import resolve_amp, resolve_device
         from img2gene.encoders.trainable import load_trainable
         from img2gene.models.networks.finetuning import FineTuning
@@ -78,7 +78,7 @@ class StudyFineTuning:
 
         side, n_fields = self.identity["input_px"], len(self.identity["patch_um"])
         shape = (len(rows), n_fields, 3, side, side)
-        # Every epoch reads all pixels in a new order. Decoding them once into a file is faster than decoding them every time.
+        # Every epoch reads all pixels in a new order, so they are decoded once, into a file if memory is too small.
         large = np.prod(shape, dtype=np.int64) > _MEMORY_BYTES
         pixels: np.ndarray = np.memmap(file, np.uint8, "w+", shape=shape) if large else np.empty(shape, dtype=np.uint8)
         features = np.empty((len(rows), self.identity["width"]), dtype=np.float32)
@@ -111,7 +111,8 @@ def embed_adapted(study: Study, identity: dict[str, Any], weights: dict[str, np.
 def identity_for(study: Study, encoder: str | None, *, tokens: bool) -> dict[str, Any]:
     """Return the embedding identity for the named encoder, else for the only one stored, else for the default.
 
-    Orientations, and the number of tokens if the model uses them, come from a stored embedding by this encoder if there is one.
+    Orientations, and the number of tokens if the model uses them, come from a stored embedding by this encoder if there
+    is one.
     """
     patches, known = study.patches, study.record("encoder", {})
     if encoder is None and len(known) > 1:

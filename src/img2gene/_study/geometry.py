@@ -72,7 +72,7 @@ def _locate_region(study: Study, region: str, rows: np.ndarray, images: str | Ma
 
 
 def choose_image(study: Study, region: str, images: str | Mapping[str, str] | None = None) -> str:
-    """Choose the image of a region: the named one, the one its reader recorded, else the largest in its coordinate system."""
+    """Choose the image of a region: the named one, else the recorded one, else the largest in its coordinate system."""
     available = study.sdata.images
     if isinstance(images, str):
         image: str | None = images
@@ -95,7 +95,7 @@ def recorded(table: AnnData, region: str) -> dict[str, Any]:
 
 
 def _largest_aligned(study: Study, region: str) -> str:
-    """Choose the largest image in the region's coordinate system, among those named like the region if there are any."""
+    """Choose the largest image in the region's coordinate system; images named like the region come first."""
     from spatialdata.transformations import get_transformation
 
     sdata = study.sdata

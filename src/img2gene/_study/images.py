@@ -164,8 +164,8 @@ def stream_windows(image: RGBImage, boxes: np.ndarray, batch_size: int, num_work
     image
         The image.
     boxes
-        int (n, n_fields, 4): y0, x0, y1, x1 of each spot's windows in pixels; may exceed the image, which is padded with
-        white. All windows of one field have one side length.
+        int (n, n_fields, 4): y0, x0, y1, x1 of each spot's windows in pixels; may exceed the image, which is padded
+        with white. All windows of one field have one side length.
     batch_size
         Spots per yielded batch.
     num_workers

@@ -43,7 +43,7 @@ def records_update(table: AnnData, key: str, record: dict[str, Any]) -> dict[str
 
 
 def required_record(study: Study, key: str) -> dict[str, Any]:
-    """Read what :func:`img2gene.tl.localize` stored under ``key``; if it is missing, the error lists the stored keys."""
+    """Read what :func:`img2gene.tl.localize` stored under ``key``; if missing, the error lists the stored keys."""
     known = records(study.table)
     if key not in known:
         where = f"the localisations of {study.name}"
@@ -52,7 +52,7 @@ def required_record(study: Study, key: str) -> dict[str, Any]:
 
 
 def marker_score(values: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    """Average the z-scores of expression (n_spots, n_markers) over markers, float64 (n_spots,); NaN if any marker is NaN."""
+    """Average z-scores of expression (n_spots, n_markers) over markers, float64 (n_spots,); NaN if any is NaN."""
     return ((np.asarray(values, dtype=np.float64) - mean) / sd).mean(axis=1)
 
 
@@ -86,8 +86,8 @@ def otsu(scores: np.ndarray) -> float | None:
 def best_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
     """Find the threshold with the largest true positive rate − false positive rate (Youden's J).
 
-    It lies midway between the lowest score called inside and the next one below. Of several best thresholds, the highest
-    is taken.
+    It lies midway between the lowest score called inside and the next one below. Of several best thresholds, the
+    highest is taken.
     """
     from sklearn.metrics import roc_curve
 
@@ -117,7 +117,7 @@ def _column_texts(column: pd.Series) -> pd.Series:
 
 
 def positive_values(column: pd.Series, tissues: list[str], positive: Any) -> dict[str, list[str]]:
-    """Find the annotation values that mean each tissue: those in ``positive``, else its name, or True in a boolean column."""
+    """Find the annotation values of each tissue: those in ``positive``, else its name, or True in a boolean column."""
     if positive is not None and not isinstance(positive, Mapping):
         if len(tissues) > 1:
             raise Img2GeneError(f"`positive` must be a dict for several tissues: {listing(tissues)}.")

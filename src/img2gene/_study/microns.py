@@ -31,9 +31,9 @@ def resolve_mpp(
 ) -> dict[str, float]:
     """Find microns per image pixel of each region; all problems are raised together.
 
-    Sources, in this order: ``mpp``; ``spot_um`` over the measured spot diameter; what the section's reader recorded; the Visium
-    lattice (100 µm from spot to spot); the bin size in a Visium HD region's name; 55 µm for circles of a Visium table
-    without lattice coordinates. ``sizes`` holds height and width of each region's image in pixels.
+    Sources, in this order: ``mpp``; ``spot_um`` over the measured spot diameter; what the section's reader recorded;
+    the Visium lattice (100 µm from spot to spot); the bin size in a Visium HD region's name; 55 µm for circles of a
+    Visium table without lattice coordinates. ``sizes`` holds height and width of each region's image in pixels.
     """
     resolution, problems = {}, Problems()
     for geometry in geometries:
@@ -92,8 +92,8 @@ def known_mpp(table: AnnData, geometry: Geometry) -> float | None:
 def _visium_pitch_px(table: AnnData, geometry: Geometry) -> float | None:
     """Measure the distance of neighbouring spots of the hexagonal Visium array in image pixels; None for other arrays.
 
-    The lattice is exact. Space Ranger's ``spot_diameter_fullres`` describes the detected spot, about 70 µm for the 55 µm
-    print, so microns per pixel derived from the diameter would be a fifth too small.
+    The lattice is exact. Space Ranger's ``spot_diameter_fullres`` describes the detected spot, about 70 µm for the 55
+    µm print, so microns per pixel derived from the diameter would be a fifth too small.
     """
     if not {"array_row", "array_col"} <= set(table.obs) or len(geometry.rows) < 3:
         return None

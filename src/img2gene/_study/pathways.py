@@ -132,7 +132,8 @@ def fold_context(
     rows
         Training rows, integers (n,).
     labels
-        float32 (n, n_vars) labels of all genes in these rows, by which genes are ranked; by default the normalised counts.
+        float32 (n, n_vars) labels of all genes in these rows, by which genes are ranked; by default the normalised
+        counts.
     features, sections, positions
         Embedding (n, width) or None, section (n,) and position (n, 2) of these rows.
     seed

@@ -12,8 +12,8 @@ from img2gene._study.study import Study
 def predicted_values(study: Study, genes: list[str], key: str, *, part: str | None = None) -> np.ndarray:
     """Read predictions (n_obs, n_genes) from the layer ``key``, or from a table ``key`` with the same rows.
 
-    The separate table can hold genes that the study's table lacks. ``part`` is ``"std"``, ``"lower"`` or ``"upper"`` for the
-    standard deviation or the bounds of the interval.
+    The separate table can hold genes that the study's table lacks. ``part`` is ``"std"``, ``"lower"`` or ``"upper"``
+    for the standard deviation or the bounds of the interval.
     """
     table, separate = study.table, study.sdata.tables.get(key)
     layer = key if part is None else _schema.uncertainty_keys(key)[part]

@@ -48,7 +48,7 @@ def split(
 
 
 def named_groups(names: Iterable[str] | None, labels: np.ndarray, argument: str, groups: str) -> list[str]:
-    """Check the groups that an argument names; None names none, unknown names are refused with a list of the known ones."""
+    """List the groups that an argument names, none for None; refuse unknown names with a list of the known ones."""
     if names is None:
         return []
     chosen = [str(name) for name in ([names] if isinstance(names, str) else names)]

@@ -24,8 +24,8 @@ _EXTRACT = "Run `img2gene.pp.extract_patches` first."
 class Study:
     """A table of a SpatialData and what is read from it.
 
-    A public function builds one study per call and passes it on. The study keeps what it has read, so it describes the object
-    before the function wrote anything.
+    A public function builds one study per call and passes it on. The study keeps what it has read, so it describes the
+    object before the function wrote anything.
 
     Attributes
     ----------
@@ -177,8 +177,8 @@ class Study:
     def order(self) -> np.ndarray:
         """Rows by section, then position, int (n_obs,).
 
-        Random draws, and choices among equal values, go through the rows in this order. So no result depends on the order in
-        which a table lists its spots.
+        Random draws, and choices among equal values, go through the rows in this order. So no result depends on the
+        order in which a table lists its spots.
         """
         keys: list[np.ndarray] = [self.table.obs_names.to_numpy(dtype=str)]
         if self.places is not None:

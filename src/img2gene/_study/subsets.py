@@ -17,7 +17,10 @@ _MIN_SPOTS = 2
 
 
 def sample_problems(by: str, fractions: Sequence[float], groups: np.ndarray, sections: np.ndarray) -> list[str]:
-    """List why training data cannot be divided; ``groups`` and ``sections`` (n_spots,) are the group and section of each spot."""
+    """List why training data cannot be divided.
+
+    ``groups`` and ``sections``, (n_spots,), are the group and the section of each spot.
+    """
     if by == "groups":
         names = np.unique(groups)
         return [
@@ -50,8 +53,8 @@ def nested_samples(
     Parameters
     ----------
     by
-        ``"groups"``: groups at random, whole, at least one. ``"spots"``: in each section the spots nearest to a randomly drawn
-        one.
+        ``"groups"``: groups at random, whole, at least one. ``"spots"``: in each section the spots nearest to a
+        randomly drawn one.
     fractions
         Shares of the groups, or of the spots of each section; numbers are rounded.
     groups, sections

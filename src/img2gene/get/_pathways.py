@@ -21,8 +21,8 @@ _ENRICHMENT = ("pathway", "es", "nes", "pval", "fdr", "leading_edge")
 def pathways(sdata: SpatialData, *, key: str | None = None, table_key: str = "table") -> pd.DataFrame:
     """List how gene sets were matched, enriched and selected by :func:`img2gene.pp.score_pathways` or by a model.
 
-    A model trained with pathways ranks the stored gene sets again on its training spots. Pass the key of the model to see this
-    ranking and the pathways that it uses.
+    A model trained with pathways ranks the stored gene sets again on its training spots. Pass the key of the model to
+    see this ranking and the pathways that it uses.
 
     Parameters
     ----------
@@ -35,11 +35,11 @@ def pathways(sdata: SpatialData, *, key: str | None = None, table_key: str = "ta
 
     Returns
     -------
-    One row per gene set of the collection; the selected ones first, in the order of the columns of ``obsm[key]``, then by
-    falling NES: ``pathway``, ``selected``, ``kept`` (has enough measured genes), ``n_genes``, ``n_matched``, ``fraction``,
-    ``genes`` (measured ones, joined by ``;``), and ``es``, ``nes``, ``pval``, ``fdr``, ``leading_edge``, NaN if all sets were
-    taken without selection. For a model: ``pathway``, ``selected``, ``n_matched`` and the last five columns; the pathways that it
-    uses come first, in its order.
+    One row per gene set of the collection; the selected ones first, in the order of the columns of ``obsm[key]``, then
+    by falling NES: ``pathway``, ``selected``, ``kept`` (has enough measured genes), ``n_genes``, ``n_matched``,
+    ``fraction``, ``genes`` (measured ones, joined by ``;``), and ``es``, ``nes``, ``pval``, ``fdr``, ``leading_edge``,
+    NaN if all sets were taken without selection. For a model: ``pathway``, ``selected``, ``n_matched`` and the last
+    five columns; the pathways that it uses come first, in its order.
 
     Raises
     ------

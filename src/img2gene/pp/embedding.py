@@ -40,7 +40,8 @@ def embed_patches(
 ) -> dict[str, dict[str, Any]] | None:
     """Embed the image patch of every spot.
 
-    The function reads each chunk of the image once, and decodes the next chunks while the encoder runs. The result does not depend on batch size, chunking or number of workers.
+    The function reads each chunk of the image once, and decodes the next chunks while the encoder runs. The result does
+    not depend on batch size, chunking or number of workers.
 
     Parameters
     ----------
@@ -50,11 +51,12 @@ def embed_patches(
         Registered encoder, see :func:`img2gene.encoders.list`; ``"default"`` is the offline ``"efficientnet-lite0"``.
     tokens
         Also keep this many tokens of the first field of view, for models that attend to positions within a patch.
-        Tokens are the cells of a square grid over the patch: 9, 16, 25, … None keeps no tokens, and removes the tokens of an
-        earlier call.
+        Tokens are the cells of a square grid over the patch: 9, 16, 25, … None keeps no tokens, and removes the tokens
+        of an earlier call.
     orientations
         Average the features over this many orientations of each patch: 1, 2 (with the mirror image at the diagonal), 4
-        (quarter turns) or 8 (all). Each orientation costs one forward pass. Averaging helps most if patients or stains differ.
+        (quarter turns) or 8 (all). Each orientation costs one forward pass. Averaging helps most if patients or stains
+        differ.
     table_key
         Table whose patches are embedded.
     batch_size
@@ -67,12 +69,12 @@ def embed_patches(
 
     Returns
     -------
-    None, or the update. The call writes ``obsm["X_<encoder>"]`` (float32 (n_obs, n_fields · width), the fields of view one
-    after the other), with ``tokens`` also ``obsm["X_<encoder>_tokens"]`` (float16 (n_obs, tokens, token_width), the cells row
-    by row from the top left of the patch), and the encoder's identity in ``uns["img2gene"]["encoder"]``.
+    None, or the update. The call writes ``obsm["X_<encoder>"]`` (float32 (n_obs, n_fields · width), the fields of view
+    one after the other), with ``tokens`` also ``obsm["X_<encoder>_tokens"]`` (float16 (n_obs, tokens, token_width), the
+    cells row by row from the top left of the patch), and the encoder's identity in ``uns["img2gene"]["encoder"]``.
 
-    A token averages the encoder's feature maps over its cell and over the orientations. Each orientation is turned back first,
-    because the cells of a turned patch change places. ``color-texture`` describes each cell separately.
+    A token averages the encoder's feature maps over its cell and over the orientations. Each orientation is turned back
+    first, because the cells of a turned patch change places. ``color-texture`` describes each cell separately.
 
     Raises
     ------

@@ -39,20 +39,21 @@ def extract_patches(
 ) -> dict[str, dict[str, Any]] | None:
     """Find the image patch of every spot: one or several square fields of view around its centre.
 
-    No pixel is stored: :func:`img2gene.pp.embed_patches` streams them, :func:`img2gene.get.patches` returns chosen ones.
+    No pixel is stored: :func:`img2gene.pp.embed_patches` streams them, :func:`img2gene.get.patches` returns chosen
+    ones.
 
     Parameters
     ----------
     sdata
         Study with images, regions (circles, polygons or labels) and a table that annotates them.
     patch_um
-        Side of the field of view in µm; several numbers give several fields around one centre. The default fields were the
-        most accurate on real sections (``benchmarks/encoder_comparison.py``).
+        Side of the field of view in µm; several numbers give several fields around one centre. The default fields were
+        the most accurate on real sections (``benchmarks/encoder_comparison.py``).
     patch_px
         Side in pixels that every field is resized to before it enters the encoder.
     mpp
-        Microns per pixel of the scale-0 image, for all regions or by region. By default it follows from the reader's record,
-        the Visium lattice (100 µm from spot to spot), or the Visium HD bin size.
+        Microns per pixel of the scale-0 image, for all regions or by region. By default it follows from the reader's
+        record, the Visium lattice (100 µm from spot to spot), or the Visium HD bin size.
     spot_um
         Diameter of the spots in µm, from which microns per pixel follow if ``mpp`` is None.
     images

@@ -50,9 +50,10 @@ def score_pathways(
 ) -> dict[str, dict[str, Any]] | None:
     """Score gene sets in every spot.
 
-    If there are more than ``n_top`` sets, the function takes those most enriched among genes that vary with position and
-    morphology, see :func:`img2gene.pathways.rank_genes` and :func:`img2gene.pathways.enrich`. A model trained with pathways
-    selects them again on its training spots, so held-out sections never influence it, whatever ``sections`` is.
+    If there are more than ``n_top`` sets, the function takes those most enriched among genes that vary with position
+    and morphology, see :func:`img2gene.pathways.rank_genes` and :func:`img2gene.pathways.enrich`. A model trained with
+    pathways selects them again on its training spots, so held-out sections never influence it, whatever ``sections``
+    is.
 
     Join sections before you score them: sections that were scored separately have to be scored again after joining.
 
@@ -60,11 +61,11 @@ def score_pathways(
     ----------
     %(sdata_counts)s
     gene_sets
-        ``"tissue"``, ``"hallmark"``, ``"reactome"``, ``"go_bp"``, a library of Enrichr, a GMT path, a dict, or a network:
-        see :func:`img2gene.pathways.read_gene_sets`.
+        ``"tissue"``, ``"hallmark"``, ``"reactome"``, ``"go_bp"``, a library of Enrichr, a GMT path, a dict, or a
+        network: see :func:`img2gene.pathways.read_gene_sets`.
     method
-        ``"aucell"`` (:func:`img2gene.pathways.aucell`), ``"ssgsea"`` (:func:`img2gene.pathways.ssgsea`, some hundred times
-        slower) or ``"zscore"`` (:func:`img2gene.pathways.zscore`).
+        ``"aucell"`` (:func:`img2gene.pathways.aucell`), ``"ssgsea"`` (:func:`img2gene.pathways.ssgsea`, some hundred
+        times slower) or ``"zscore"`` (:func:`img2gene.pathways.zscore`).
     n_top
         Largest number of pathways that are scored.
     sections
@@ -73,10 +74,11 @@ def score_pathways(
         ``"human"``, ``"mouse"``, or ``"auto"``, which infers it from the gene names. Named collections differ by
         organism.
     encoder
-        Which embedding describes morphology, if several are stored. Without an embedding, genes are ranked by position alone.
+        Which embedding describes morphology, if several are stored. Without an embedding, genes are ranked by position
+        alone.
     gene_ids
-        Column of var with other names of the genes, usually Ensembl ids; by default the first existing one of ``gene_ids``,
-        ``gene_id`` and ``ensembl``. Sets are matched by whichever names cover more of their genes.
+        Column of var with other names of the genes, usually Ensembl ids; by default the first existing one of
+        ``gene_ids``, ``gene_id`` and ``ensembl``. Sets are matched by whichever names cover more of their genes.
     min_genes
         Sets with fewer measured genes are dropped.
     seed
@@ -89,14 +91,14 @@ def score_pathways(
     Returns
     -------
     None, or the update. The call writes ``obsm[key_added]``, float32 (n_obs, P), NaN in spots without counts, and
-    ``uns["img2gene"][key_added]``: one JSON string with names, method, all matched sets, how they were matched and enriched.
-    Read it with :func:`img2gene.get.pathways`.
+    ``uns["img2gene"][key_added]``: one JSON string with names, method, all matched sets, how they were matched and
+    enriched. Read it with :func:`img2gene.get.pathways`.
 
     Raises
     ------
     Img2GeneError
-        Counts are not raw, sections, method or organism are unknown, the named embedding is missing, or no gene set has enough
-        measured genes.
+        Counts are not raw, sections, method or organism are unknown, the named embedding is missing, or no gene set has
+        enough measured genes.
     MissingKeyError
         The collection, file or column does not exist.
 

@@ -65,14 +65,15 @@ def tile_slide(
 
     Returns
     -------
-    None, or the table. The call writes ``shapes["<key_added>_squares"]``, aligned with the image, and ``tables[key_added]``
-    (no genes) with the patches of :func:`img2gene.pp.extract_patches`; continue with
+    None, or the table. The call writes ``shapes["<key_added>_squares"]``, aligned with the image, and
+    ``tables[key_added]`` (no genes) with the patches of :func:`img2gene.pp.extract_patches`; continue with
     ``img2gene.pp.embed_patches(sdata, table_key=key_added)``.
 
     Raises
     ------
     Img2GeneError
-        The image does not exist, microns per pixel are unknown, there is no tissue, or the name is taken or cannot be stored.
+        The image does not exist, microns per pixel are unknown, there is no tissue, or the name is taken or cannot be
+        stored.
 
     Examples
     --------
