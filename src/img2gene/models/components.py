@@ -39,6 +39,7 @@ class Components:
         flat = features.reshape(-1, features.shape[-1])
         names = np.repeat(sections, len(flat) // max(len(sections), 1))
         mean = flat.mean(axis=0, dtype=np.float64)
+        # A sample is enough for the leading components, and the decomposition grows with the rows.
         if len(flat) > 20_000:
             rows = np.sort(np.random.default_rng(seed).choice(len(flat), 20_000, replace=False))
             flat, names = flat[rows], names[rows]
@@ -62,6 +63,7 @@ class Components:
         per_spot = int(np.prod(features.shape[1:-1], dtype=int))
         out = np.empty((*features.shape[:-1], len(self.axes)), dtype=np.float32)
         axes = (self.axes / self.scale).T
+        # Tokens have many rows per spot: a block is bounded by its values, not by its spots.
         step = max(_BLOCK_VALUES // (width * per_spot), 1)
         for name in np.unique(sections):
             rows = np.flatnonzero(sections == name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# The exact eigendecomposition grows with the cube of this size.
 _EXACT_LIMIT = 4000
 
 

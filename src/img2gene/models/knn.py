@@ -15,6 +15,7 @@ from img2gene.models.reference_bank import WEIGHTINGS, Neighbors, ReferenceBank,
 from img2gene.models.uncertainty.inner_folds import inner_folds
 from img2gene.models.validation import mean_correlation, scored_genes
 
+# From nearly single spots to a broad average.
 _CANDIDATES = (5, 10, 20, 50, 100, 200)
 
 
@@ -82,6 +83,7 @@ class FeatureKNN:
         for fitted, held in folds.splits():
             components, bank = self._reference(data.take(fitted), seed)
             most = min(max(_CANDIDATES), len(bank))
+            # One search serves all candidates: fewer neighbours are the first of more.
             near = bank.nearest(components(data.features[held], names[held]), most)
             for k in (k for k in _CANDIDATES if k <= most):
                 predicted = bank.average(Neighbors(near.rows[:, :k], near.similarity[:, :k]), self.weighting)

@@ -71,6 +71,7 @@ class Model:
         from img2gene._files import fingerprint
 
         config, arrays = self.state()
+        # Predictions do not depend on the rest of the report.
         facts = {name: config[name] for name in ("model", "genes", "inputs", "labels")}
         facts |= {"sections": self.report.get("sections"), "arrays": fingerprint(**arrays)}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

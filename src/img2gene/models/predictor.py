@@ -8,6 +8,7 @@ import numpy as np
 
 from img2gene.models.data import TrainingData
 
+# A new input also needs a place in TrainingData and in Model.predict.
 EXTRA_INPUTS = ("positions", "tokens")
 
 

@@ -185,6 +185,7 @@ class Ridge:
         if len(self.penalties) == 1:
             return self.penalties * len(bins)
         folds = inner_folds(data, seed=seed)
+        # One unit for all folds, or folds of little variation would count more.
         weights = _inverse_sd(self._centred(data.labels, data.sections))
         # folds × bins × penalties
         errors = np.array([self._fold_errors(data, split, folds, bins, weights, seed) for split in folds.splits()])
@@ -297,4 +298,5 @@ def _one_standard_error(errors: np.ndarray, penalties: list[float]) -> int:
     best = int(mean.argmin())
     differences = errors - errors[:, [best]]
     spread = differences.std(axis=0, ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.zeros(len(mean))
+    # Of penalties that cannot be distinguished the largest is the safest for new patients.
     return int(max(np.flatnonzero(mean <= mean[best] + spread), key=lambda i: penalties[i]))

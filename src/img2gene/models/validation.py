@@ -6,6 +6,7 @@ import numpy as np
 
 from img2gene.metrics import pearson
 
+# Correlations of rarely expressed genes are mostly noise.
 _SCORED_GENES = 500
 
 

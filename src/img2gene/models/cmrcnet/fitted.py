@@ -19,6 +19,7 @@ from img2gene.models.reference_bank import ReferenceBank, unit_rows
 from img2gene.models.ridge import Ridge
 
 PARTS = ("ridge", "retrieval", "regression")
+# Spots per pass of the networks, so that memory does not grow with the section.
 _BLOCK = 2048
 
 
@@ -70,6 +71,7 @@ class FittedCMRCNet:
 
     def parts(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> dict[str, np.ndarray]:
         """Labels relative to the training mean, float32 (n, G), of each part that has a weight."""
+        # Parts without a weight are not computed, to save their time.
         used = {name for name, weight in zip(PARTS, self.weights, strict=True) if weight > 0}
         parts: dict[str, np.ndarray] = {}
         if self.ridge is not None and "ridge" in used:
@@ -77,6 +79,7 @@ class FittedCMRCNet:
         if used & {"retrieval", "regression"}:
             queries, labels = self.embed(features, sections, tokens, regress="regression" in used)
             if "retrieval" in used:
+                # Spots of a training section would otherwise retrieve themselves.
                 own = self.bank.own(sections, self.exclude)
                 near = self.bank.nearest(queries, self.k, excluded=own, by=self.exclude)
                 parts["retrieval"] = self.bank.average(near, self.weighting)
@@ -98,6 +101,7 @@ class FittedCMRCNet:
         """Embed spots in the shared space, and predict with the regression head (:func:`embed`)."""
         self.ensemble.to(resolve_device(None)).eval()
         embedded = embed(self.ensemble, self.inputs(features, sections, tokens), regress=regress)
+        # Nothing stays on the device between calls, where other models may need the memory.
         self.ensemble.cpu()
         return embedded
 
@@ -107,6 +111,7 @@ class FittedCMRCNet:
         arrays |= stored_components(components=self.components, tokens=self.token_components)
         names, bank = self.bank.state()
         arrays |= {f"bank.{name}": value for name, value in bank.items()}
+        # The ridge is stored only if the mixture uses it.
         ridge, ridge_arrays = (None, {}) if self.ridge is None else self.ridge.state()
         arrays |= {f"ridge.{name}": value for name, value in ridge_arrays.items()}
         arrays |= {"label_mean": self.label_mean, "weights": self.weights}
@@ -127,6 +132,7 @@ class FittedCMRCNet:
     def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
         """Shapes of the arrays that go with a configuration."""
         architecture, members = Architecture(**config["architecture"]), config["n_models"]
+        # On the meta device a network has shapes but takes no memory.
         with torch.device("meta"):
             network = CMRCNetNetwork(architecture)
         shapes: dict[str, tuple[str | int, ...]] = {

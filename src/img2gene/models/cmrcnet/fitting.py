@@ -31,6 +31,7 @@ from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule
 from img2gene.models.reference_bank import ReferenceBank
 from img2gene.models.validation import mean_correlation, scored_genes
 
+# Most steps of the optimiser.
 _STEPS = 400
 # Most reference spots that choose the epoch.
 _SCORED_REFERENCES = 4096
@@ -126,6 +127,7 @@ class CMRCNetFitting(NetworkFitting):
     def _task(self, rows: np.ndarray, ensemble: Ensemble) -> TrainingTask:
         """Training on some spots, in random batches over all their sections."""
         p = self.parameters
+        # One scale for all genes keeps the weight of those that vary more.
         targets = self.labels / np.float32(self.scale)
 
         def batches(epoch: int) -> Iterator[Pairs]:
@@ -151,6 +153,7 @@ class CMRCNetFitting(NetworkFitting):
         task = self._task(fitted, ensemble)
         genes = scored_genes(self.data.labels)
         names = self.folds.centred_in(self.data.sections)[held]
+        # Each epoch is scored, so the bank of the validation has to be small.
         few = np.random.default_rng(self.seed).permutation(fitted)[:_SCORED_REFERENCES]
         schedule = self._schedule(len(fitted))
         if epochs is None:

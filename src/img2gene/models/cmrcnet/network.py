@@ -17,6 +17,7 @@ from img2gene.models.networks.layers import (
     mask_elements,
 )
 
+# Times that masked image tokens look at the expression tokens.
 _FUSION_PASSES = 2
 _GENE_DROPOUT = 0.25
 
@@ -113,6 +114,7 @@ class CMRCNetNetwork(nn.Module):
             self.fusion = CrossModalFusion(a.dim, a.heads, a.dropout)
         if a.regression:
             self.regression_head = Linear(a.dim, a.n_genes)
+            # The head starts at the training mean, which no random weights can improve on.
             nn.init.zeros_(self.regression_head.weight)
             nn.init.zeros_(self.regression_head.bias)
 

@@ -51,5 +51,6 @@ class Objective:
         if self.regression:
             parts["regression"] = F.mse_loss(network.regress(images), batch.labels)
             weights["regression"] = self.regression
+        # The logarithm keeps one large loss from hiding the others.
         total = torch.stack([weight * parts[name].log1p() for name, weight in weights.items()]).sum()
         return {"loss": total, **parts}

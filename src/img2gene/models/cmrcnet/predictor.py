@@ -181,6 +181,7 @@ class Bleep(CMRCNet):
     __signature__: ClassVar[inspect.Signature] = with_defaults(_BLEEP)
 
     def __init__(self, *args: Any, **parameters: Any) -> None:
+        # The signature holds the defaults of BLEEP, so they need no second list.
         bound = self.__signature__.bind(*args, **parameters)
         bound.apply_defaults()
         super().__init__(**bound.arguments)

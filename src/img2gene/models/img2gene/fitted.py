@@ -160,6 +160,7 @@ class FittedImg2Gene:
     ) -> np.ndarray:
         """Labels float32 (n_spots, n_genes); the SD over the networks is written to ``spread``, of the same shape."""
         arrays = self.inputs(features, sections, positions, tokens)
+        # All spots of a section share one weight, so that no seam appears inside it.
         stiff = np.zeros(len(features), dtype=np.float32)
         for name, (_, share) in self.shift(features, sections).items():
             stiff[sections == name] = share
@@ -177,6 +178,7 @@ class FittedImg2Gene:
         """Add the predictions of the networks to ``out``, in place, and write the SD over members to ``spread``."""
         device = _device()
         self.ensemble.to(device).eval()
+        # Sections that the stiff ridge predicts alone need no pass of the networks.
         known = SpotArrays([s for s in arrays.sections if shares[s.rows[0]] > 0], arrays.features, arrays.tokens)
         for rows, outputs in predictions(self.ensemble, known):
             mixed = self.weights[2] * self.readout(outputs.genes, own=False)
@@ -201,6 +203,7 @@ class FittedImg2Gene:
                 deviations = (
                     self.stiff.predict(features[section.rows], sections[section.rows]) - self.readout.label_mean
                 )
+                # Averaging over the nearest spots removes noise of single patches.
                 around = sum(deviations[section.neighbors[:, i]] for i in range(section.neighbors.shape[1]))
                 smooth = (1 - self.smoothing) * deviations + self.smoothing / section.neighbors.shape[1] * around
                 out[section.rows] += share * smooth
@@ -278,6 +281,7 @@ class FittedImg2Gene:
     def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
         """Shapes of the arrays that go with a configuration; names stand for sizes that arrays share."""
         architecture, members = Architecture(**config["architecture"]), config["n_models"]
+        # On the meta device a network has shapes but takes no memory.
         with torch.device("meta"):
             network = Img2GeneNetwork(architecture)
         shapes: dict[str, tuple[str | int, ...]] = {f"ridge.{name}": axes for name, axes in Ridge.shapes.items()}

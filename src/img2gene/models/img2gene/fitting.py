@@ -40,6 +40,7 @@ from img2gene.models.validation import mean_correlation, scored_genes
 
 logger = logging.getLogger(__name__)
 
+# Spots that stand for the section in a training batch; prediction uses all of them.
 _ANCHORS = 256
 # Most steps of the optimiser: more steps gain little for their time.
 _STEPS = 300

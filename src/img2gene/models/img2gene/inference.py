@@ -13,6 +13,7 @@ from img2gene.models.networks.batches import SectionSpots
 from img2gene.models.networks.debiasing import Views
 from img2gene.models.networks.ensemble import Ensemble, unit_members
 
+# Spots per pass of the networks; views of neighbours make each spot costly.
 _BLOCK = 512
 
 
@@ -44,6 +45,7 @@ def section_views(ensemble: Ensemble, arrays: SpotArrays, section: SectionSpots)
     features = torch.from_numpy(arrays.features[section.rows]).to(device)
     parts = [ensemble.call(lambda net, x: net.encode(x), part) for part in features.split(8 * _BLOCK)]
     hidden = torch.cat(parts, dim=1)
+    # Latents from single blocks would make predictions depend on how spots are divided.
     latents = ensemble.call(lambda net, h: net.latents(h), paired=(hidden,))
     for start in range(0, len(section.rows), _BLOCK):
         spots = np.arange(start, min(start + _BLOCK, len(section.rows)))
@@ -88,7 +90,9 @@ def embed(ensemble: Ensemble, arrays: SpotArrays, chosen: np.ndarray) -> tuple[n
 def update_references(ensemble: Ensemble, arrays: SpotArrays) -> None:
     """Set every member's reference views to the exact means over all spots of ``arrays``."""
     training = ensemble.training
+    # With dropout the references would be noisy, and differ from those of prediction.
     ensemble.eval()
+    # Single precision loses digits over many spots.
     sums = [torch.zeros(ensemble.get_buffer(f"reference_{name}").shape, dtype=torch.float64) for name in Views._fields]
     for section in arrays.sections:
         for _, views in section_views(ensemble, arrays, section):

@@ -135,6 +135,7 @@ class Img2GeneNetwork(nn.Module):
             self.section = SectionSummary(a.dim, a.n_latents, a.heads, a.dropout)
         self.cross, self.norm = Attention(a.dim, a.heads), nn.LayerNorm(a.dim)
         self._add_heads(a)
+        # Buffers, as references are stored with the weights but not trained.
         self.register_buffer("reference_own", torch.zeros(1 + a.n_tokens, a.dim))
         self.register_buffer("reference_around", torch.zeros(a.n_neighbors, a.dim))
         self.register_buffer("reference_section", torch.zeros(a.dim))
@@ -186,6 +187,7 @@ class Img2GeneNetwork(nn.Module):
 
     def fuse(self, own: Tensor, around: Tensor, section: Tensor) -> Tensor:
         """F(t, n, g), (B, dim)."""
+        # One attention serves both views, so that they share its weights.
         query = section.unsqueeze(-2)
         fused = self.cross(query, own)
         if self.architecture.neighborhood:
@@ -206,6 +208,7 @@ class Img2GeneNetwork(nn.Module):
         z = self.embed(views)
         pathways = self.pathway_head(z) if self.architecture.n_pathways else z[..., :0]
         context = self.pathway_context(z, pathways) if self.architecture.n_pathways else 0
+        # Heads on single views keep each view informative on its own (TRIPLEX).
         pooled = {"own": views.own.mean(dim=-2), "around": views.around.mean(dim=-2), "section": views.section}
         single = torch.stack([head(pooled[name]) for name, head in self.view_heads.items()])
         return Outputs(z, self.head(z + context), single, pathways)

@@ -81,6 +81,7 @@ class Objective:
         parts = {"labels": self._fit(network, outputs.genes, targets), "views": self._views(network, outputs, targets)}
         total = parts["labels"] + parts["views"]
         if targets.pathways.shape[-1]:
+            # Spots without counts have no pathway scores but still train the rest.
             known = targets.scored[:, 0] if targets.scored.shape[-1] else None
             parts["pathways"] = losses.pathway(outputs.pathways, targets.pathways, known)
             parts["pathway coherence"] = losses.coherence(outputs.embedding, targets.pathways, known)
@@ -102,6 +103,7 @@ class Objective:
     def _views(self, network: Img2GeneNetwork, outputs: Outputs, targets: Targets) -> Tensor:
         if self.kind == "gaussian" and not targets.weights.shape[-1]:
             return losses.distillation(list(outputs.views), outputs.genes, targets.labels, self.distillation)
+        # Without detaching, the full network would be pulled towards its weaker views.
         teacher = outputs.genes.detach()
         alpha = self.distillation
         each = [

@@ -47,6 +47,7 @@ class Img2GeneParameters(NetworkParameters):
 
     def check(self) -> None:
         """Raise with everything that is wrong."""
+        # Imported here, as these modules import torch.
         from img2gene.models.img2gene.objective import OBJECTIVES
         from img2gene.models.networks.debiasing import EFFECTS
 

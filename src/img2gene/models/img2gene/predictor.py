@@ -120,6 +120,7 @@ class Img2Gene(NetworkPredictor):
     def _fit(self, data: TrainingData, seed: int) -> Img2GeneFitting:
         self._check(data)
         if not self.parameters.pathways:
+            # The networks build a pathway head whenever the data hold scores.
             data = dataclasses.replace(data, pathways=None)
         fitting = Img2GeneFitting(self.parameters, data, seed)
         self.fitted, self.report = fitting.run()
@@ -145,6 +146,7 @@ class Img2Gene(NetworkPredictor):
                     n,
                 )
         raise_problems(problems)
+        # Too small sections are reported before anything is trained; at prediction neighbours are repeated instead.
         split_sections(data.sections, data.positions, self.parameters.n_neighbors, pad=False)
 
     def predict(

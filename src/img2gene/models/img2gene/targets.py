@@ -57,6 +57,7 @@ class TargetArrays:
         scored = np.asarray(np.isfinite(pathways).all(axis=1)).reshape(-1, 1)
         counts, library, log_rates, log_rate_mean = none, np.ones(len(centred), dtype=np.float32), {}, none[0]
         if parameters.objective == "negative_binomial":
+            # Counts come back from log labels, as those are all that training data hold.
             library = np.asarray(data.library, dtype=np.float32)
             counts = np.round(np.expm1(data.labels) * (library / TARGET_SUM)[:, None]).astype(np.float32)
             log_rate_mean = _log_rate(counts, library)
@@ -68,6 +69,7 @@ class TargetArrays:
             }
         return cls(
             (centred / scale).astype(np.float32),
+            # Rarity is that of the labels themselves: centred labels have no zeros.
             density_weights(data.labels) if parameters.weighting == "density" else none,
             pathways,
             scored[:, :0] if scored.all() else scored,

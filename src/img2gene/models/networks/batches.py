@@ -85,6 +85,7 @@ def split_sections(sections: np.ndarray, positions: np.ndarray, k: int, *, pad: 
     for index in np.argsort(first, kind="stable"):
         rows = np.flatnonzero(number == index)
         place = np.asarray(positions, dtype=np.float64)[rows]
+        # Far from the origin, single precision would round the offsets between spots.
         centred = (place - place.mean(axis=0)).astype(np.float32)
         split.append(SectionSpots(str(names[index]), rows, centred, _neighbors(place, k)))
     return split
@@ -126,6 +127,7 @@ def gather(
 ) -> Batch:
     """The batch of chosen spots of a section; ``features`` (n, q) and ``tokens`` (n, m, w) are the whole study's."""
     around = section.neighbors[spots]
+    # Spots that are neighbours of several others are encoded once.
     seen, places = np.unique(np.concatenate([spots, around.ravel(), anchors]), return_inverse=True)
     own, near, far = np.split(places, [len(spots), len(spots) + around.size])
     rows = section.rows

@@ -73,6 +73,7 @@ class Ensemble(nn.Module):
         def one(state: tuple[dict[str, Tensor], dict[str, Tensor]], member_inputs: tuple[Any, ...]) -> Any:
             return functional_call(_Method(template, function), _prefixed(*state), (*inputs, *member_inputs))
 
+        # Members must draw different dropout masks, or they would be less diverse.
         return vmap(one, randomness="different")(self.arrays(), paired)
 
     def call_member(self, number: int, function: Callable[..., Any], *inputs: Any) -> Any:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MODES = ("last", "all")
+# Genes of the highest mean, whose labels are the least noisy.
 _N_GENES = 250
 _PATIENCE = 5
 
@@ -180,6 +181,7 @@ class FineTuning:
             single.train()
         run = train(task, self._schedule(), label="fine-tune")
         self.encoder.network.to(self.device)
+        # Only a warning: the report holds both scores, for the user to decide.
         if run.score <= frozen:
             logger.warning("fine-tuning did not help: correlation %.3f in validation, %.3f before", run.score, frozen)
         weights = changed_weights(self.encoder.network, before)

@@ -29,6 +29,7 @@ from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
 _TOKEN_COMPONENTS = 64
 _EPOCHS = (12, 150)
 _VALIDATIONS = 25
+# Largest sum of the weights.
 _MOST_WEIGHT = 1.5
 # Fewest groups to calibrate on: fewer do not show how much groups differ.
 _CALIBRATIONS = 3
@@ -135,6 +136,7 @@ class NetworkFitting(ABC):
     def open_progress(self) -> ResumableFolder:
         """Open the folder that keeps finished parts of this fit."""
         kept = dataclasses.asdict(self.parameters)
+        # A fit may go on in another folder or on another device.
         for name in ("checkpoint_dir", "accelerator", "devices"):
             kept.pop(name)
         names = [part.name for part in dataclasses.fields(self.data)]

@@ -48,6 +48,7 @@ def density_weights(
     labels = np.asarray(labels)
     _check_labels(labels, n_bins, sigma, clip)
     weights = np.empty(labels.shape, dtype=np.float32)
+    # In blocks of genes, as densities take several arrays of the size of the labels.
     step = max(1, _WORKING_SIZE // len(labels))
     for start in range(0, labels.shape[1], step):
         genes = slice(start, start + step)
@@ -81,5 +82,6 @@ def _density(labels: np.ndarray, n_bins: int, sigma: float) -> np.ndarray:
     bins = ((labels - low) / np.where(span > 0, span, 1) * n_bins).astype(np.int64).clip(max=n_bins - 1)
     bins += np.arange(n_genes) * n_bins
     counts = np.bincount(bins.ravel(), minlength=n_genes * n_bins).reshape(n_genes, n_bins).astype(float)
+    # Reflection keeps the density of the zeros, which sit at the lower end.
     smoothed = gaussian_filter1d(counts, sigma, axis=1, mode="reflect") if sigma else counts
     return smoothed.ravel()[bins]

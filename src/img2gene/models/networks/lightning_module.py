@@ -49,6 +49,7 @@ class TrainingModule(pl.LightningModule):
             [value for _, value in self._trained()],
             lr=schedule.learning_rate,
             weight_decay=schedule.weight_decay,
+            # Not every device has a fused AdamW.
             fused=self.device.type in ("cpu", "cuda"),
         )
         if schedule.final_learning_rate is None:
@@ -91,6 +92,7 @@ class TrainingModule(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the averaged weights: single steps are noisy where batches are few."""
         self.n_steps += 1
+        # Early averages look back over fewer steps, so that initial weights fade quickly.
         rate = 1 - min(self.schedule.averaging, self.n_steps / (self.n_steps + 9))
         with torch.no_grad():
             for name, value in self._trained():

@@ -26,6 +26,7 @@ def shift(mean: np.ndarray, references: np.ndarray, scale: np.ndarray) -> float:
     At least 0; NaN if no feature varies.
     """
     scale = np.asarray(scale, dtype=np.float64)
+    # A feature without variation would divide by zero, or by rounding.
     kept = (scale > 0) & (scale < np.finfo(np.float32).max)
     if not kept.any():
         return float("nan")

@@ -37,6 +37,7 @@ def stack_weights(candidates: list[np.ndarray], labels: np.ndarray, variance: np
     """
     from scipy.optimize import nnls
 
+    # Relative errors, so that a few highly variable genes do not decide.
     weight = np.divide(1, variance, out=np.zeros(len(variance)), where=variance > 0)
     gram = np.array([[_product(one, other, weight) for other in candidates] for one in candidates])
     target = np.array([_product(one, labels, weight) for one in candidates])

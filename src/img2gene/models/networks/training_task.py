@@ -42,6 +42,7 @@ class TrainingSchedule:
     weight_decay: float = 1e-2
     final_learning_rate: float | None = None
     decay_epochs: int | None = None
+    # About the last 50 steps.
     averaging: float = 0.98
     accelerator: str = "cpu"
     devices: int | str = 1

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from img2gene.models.predictor import Predictor
 
 logger = logging.getLogger(__name__)
+# Each fold is a whole fit.
 N_FOLDS = 5
 
 
@@ -99,6 +100,7 @@ def fit_held_out(predictor: Predictor, data: TrainingData, *, seed: int) -> Held
     """
     if isinstance(predictor, CrossFitted):
         return predictor.fit_held_out(data, seed=seed)
+    # Copied before the fit, so that cross-fitting starts from an unfitted predictor.
     fresh = copy.deepcopy(predictor)
     predictor.fit(data, seed=seed)
     try:
@@ -117,6 +119,7 @@ def cross_fit(fresh: Predictor, data: TrainingData, *, seed: int) -> HeldOut:
     predicted = np.empty(data.labels.shape, dtype=np.float32)
     spread: np.ndarray | None = np.empty_like(predicted) if isinstance(fresh, HasMembers) else None
     for fitted, held in folds.splits():
+        # A predictor may keep state between fits.
         part = copy.deepcopy(fresh)
         part.fit(data.take(fitted), seed=seed)
         left = data.take(held)

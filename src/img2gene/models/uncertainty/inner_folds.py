@@ -9,6 +9,7 @@ import numpy as np
 from img2gene.models.data import TrainingData
 
 N_BLOCKS = 5
+# Fewest spots per block.
 _MIN_BLOCK = 10
 
 

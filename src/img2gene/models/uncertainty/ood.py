@@ -10,6 +10,7 @@ import numpy as np
 from img2gene.models.centring import section_means
 from img2gene.models.uncertainty.inner_folds import deal
 
+# Further axes hold little variance and share one.
 _COMPONENTS = 256
 _MOST_ROWS = 5000
 _PARTS = 5
