@@ -8,6 +8,7 @@ from img2gene.models.registry import create, get, list, register
 from img2gene.models.uncertainty.calibration import Calibration, Prediction
 from img2gene.models.uncertainty.held_out import CrossFitted, HasMembers, HeldOut
 
+# No network is imported here: torch loads when a network is created.
 __all__ = [
     "Calibration",
     "CrossFitted",

@@ -86,6 +86,7 @@ class CoordinateKNN:
 
     def predict(self, features: np.ndarray, sections: np.ndarray, *, positions: np.ndarray) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
+        # An average over other sections would be an answer without any information about this one.
         unknown = sorted(set(sections.tolist()) - set(self.sections))
         if unknown:
             raise Img2GeneError(

@@ -91,6 +91,7 @@ class FeatureKNN:
                 scores.setdefault(k, []).append(mean_correlation(truth, predicted[:, genes], names[held]))
         means = {k: float(np.mean(values)) for k, values in scores.items()}
         self.report |= {"inner_folds": folds.kind, "inner_pcc": {str(k): round(v, 6) for k, v in means.items()}}
+        # Without candidates there are too few spots to choose from.
         return max(means, key=lambda k: means[k]) if means else 1
 
     def reference_bank(self) -> ReferenceBank:

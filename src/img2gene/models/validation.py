@@ -18,4 +18,5 @@ def scored_genes(labels: np.ndarray) -> np.ndarray:
 def mean_correlation(labels: np.ndarray, predicted: np.ndarray, sections: np.ndarray) -> float:
     """Mean over genes and sections of the correlation within sections; 0 where none is defined."""
     known = np.concatenate([pearson(labels[sections == s], predicted[sections == s]) for s in np.unique(sections)])
+    # Constant genes have no correlation.
     return float(np.nanmean(known)) if np.isfinite(known).any() else 0.0

@@ -41,6 +41,7 @@ class Objective:
         tokens = network.image_tokens(batch.features, batch.tokens)
         images = network.image_embedding(tokens)
         parts, weights = {}, {}
+        # A part of weight 0 may have no layers in the network.
         if self.contrast:
             profiles = network.gene_embedding(batch.labels)
             parts["contrast"] = losses.contrastive(profiles, images, self.temperature)

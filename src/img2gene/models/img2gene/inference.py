@@ -99,6 +99,7 @@ def update_references(ensemble: Ensemble, arrays: SpotArrays) -> None:
             for total, view in zip(sums, views, strict=True):
                 total += view.sum(dim=1).cpu().double()
     count = sum(len(section.rows) for section in arrays.sections)
+    # Exact means: running means depend on the order of batches.
     for name, total in zip(Views._fields, sums, strict=True):
         ensemble.get_buffer(f"reference_{name}").copy_(total / count)
     ensemble.train(training)

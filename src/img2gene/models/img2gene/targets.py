@@ -48,6 +48,7 @@ class TargetArrays:
     @classmethod
     def build(cls, parameters: Img2GeneParameters, data: TrainingData, base: np.ndarray | None) -> TargetArrays:
         """Targets of training data; ``base`` are held-out predictions of the ridge."""
+        # With a ridge that was fitted to the same spots, its residuals would be too small.
         left = data.labels if base is None else data.labels - base
         mean = None if parameters.center == "section" else left.mean(axis=0, dtype=np.float64)
         centred = centre(left, data.sections, mean)

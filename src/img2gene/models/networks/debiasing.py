@@ -308,6 +308,7 @@ def confounder_dictionary(features: np.ndarray, n_confounders: int, *, seed: int
     from sklearn.cluster import KMeans
     from sklearn.preprocessing import StandardScaler
 
+    # Without scaling, the components of largest variance would decide alone.
     scaler = StandardScaler()
     clusters = KMeans(n_confounders, random_state=seed).fit(scaler.fit_transform(features))
     frequency = np.bincount(clusters.labels_, minlength=n_confounders) / len(features)

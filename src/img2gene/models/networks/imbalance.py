@@ -80,6 +80,7 @@ def _density(labels: np.ndarray, n_bins: int, sigma: float) -> np.ndarray:
     n_genes = labels.shape[1]
     low, span = labels.min(axis=0), np.ptp(labels, axis=0)
     bins = ((labels - low) / np.where(span > 0, span, 1) * n_bins).astype(np.int64).clip(max=n_bins - 1)
+    # One count for all genes: each gene gets bin numbers of its own.
     bins += np.arange(n_genes) * n_bins
     counts = np.bincount(bins.ravel(), minlength=n_genes * n_bins).reshape(n_genes, n_bins).astype(float)
     # Reflection keeps the density of the zeros, which sit at the lower end.

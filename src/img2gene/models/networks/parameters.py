@@ -59,6 +59,7 @@ class NetworkParameters:
             *positive_problems(self, ("learning_rate",)),
             *training_problems(self.accelerator, self.precision),
         ]
+        # Divisibility is checked only for whole numbers; anything else is a problem already.
         whole = isinstance(self.heads, _WHOLE) and isinstance(self.dim, _WHOLE)
         if whole and self.heads > 0 and self.dim % self.heads:
             problems.append(f"dim={self.dim} is not divisible by heads={self.heads}.")

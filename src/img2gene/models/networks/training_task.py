@@ -70,6 +70,7 @@ class TrainingTask:
         Says what a batch holds, for errors.
     """
 
+    # Callables instead of a base class: models differ in batches and loss, not in how they are trained.
     ensemble: Ensemble | Single
     batches: Callable[[int], Iterator[Any]]
     loss: Callable[[Any, Any], dict[str, Tensor]]

@@ -159,6 +159,7 @@ class Calibration:
             std[rows] = predictive_sd(predicted[rows], None if spread is None else spread[rows], *curve)
             middle = predicted[rows] + self.median * std[rows]
             lower[rows], upper[rows] = middle - self.below * std[rows], middle + self.above * std[rows]
+        # Labels made of counts are log(1 + x), which is never negative.
         if self.nonnegative:
             np.maximum(lower, 0, out=lower)
             np.maximum(upper, 0, out=upper)
@@ -245,6 +246,7 @@ def _quantiles(normal: np.ndarray, weights: np.ndarray, level: float) -> tuple[n
 def _factor(normal: np.ndarray, parts: np.ndarray, weights: np.ndarray, level: float) -> tuple[float, float | None]:
     """Common factor of the half-widths, and the coverage of left-out parts without it; 1 and None with less than 3 parts."""
     n = int(parts.max()) + 1
+    # With two parts, intervals without one of them rest on a single part.
     if n < 3:
         return 1.0, None
     means = np.stack([np.average(normal[parts == part], axis=0, weights=weights[parts == part]) for part in range(n)])

@@ -99,6 +99,7 @@ def fit_held_out(predictor: Predictor, data: TrainingData, *, seed: int) -> Held
     None where nothing can be left out: the predictor then is fitted all the same.
     """
     if isinstance(predictor, CrossFitted):
+        # Its own held-out predictions cost no further fits.
         return predictor.fit_held_out(data, seed=seed)
     # Copied before the fit, so that cross-fitting starts from an unfitted predictor.
     fresh = copy.deepcopy(predictor)
@@ -129,6 +130,7 @@ def cross_fit(fresh: Predictor, data: TrainingData, *, seed: int) -> HeldOut:
             spread[held] = sd
         else:
             spread = None
+    # Quantiles of residuals would be NaN without any message.
     if not np.isfinite(predicted).all():
         raise Img2GeneError("it predicts NaN or infinite values.")
     return HeldOut(np.arange(len(predicted)), predicted, folds.kind, unit_labels(data, folds), spread)
