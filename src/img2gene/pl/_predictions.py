@@ -17,7 +17,6 @@ from img2gene.pl._tissue import Canvas, blank_canvas, canvases
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from spatialdata import SpatialData
 
     from img2gene.models import Model
 
@@ -62,20 +61,19 @@ class Predictions:
     model: Model | None = None
 
     @classmethod
-    def of(cls, data: SpatialData | AnnData, key: str, table_key: str, genes: list[str] | None = None) -> Predictions:
+    def of(cls, source: Study | AnnData, key: str, genes: list[str] | None = None) -> Predictions:
         """Open a study, or the kept predictions of a cross-validation, and check that they predict ``genes``."""
-        if not hasattr(data, "tables") and hasattr(data, "layers"):
-            predictions = cls.of_kept(data)
+        if not isinstance(source, Study):
+            predictions = cls.of_kept(source)
             if genes is not None:
                 predictions._check_genes(genes)
             return predictions
         from img2gene.io.model_store import read_model, stored_models
 
-        study = Study.of(data, table_key)
-        model = read_model(study.table, key) if key in stored_models(study.table) else None
-        predictions = cls.of_study(study, key, model)
+        model = read_model(source.table, key) if key in stored_models(source.table) else None
+        predictions = cls.of_study(source, key, model)
         # Reading one gene refuses a prediction that is not there, with the call that makes it.
-        values = predicted_values(study, predictions.genes[:1] if genes is None else genes, key)
+        values = predicted_values(source, predictions.genes[:1] if genes is None else genes, key)
         if genes is not None:
             predictions._check_values(genes, values)
         return predictions

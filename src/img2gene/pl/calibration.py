@@ -10,6 +10,7 @@ import pandas as pd
 
 from img2gene import metrics
 from img2gene._errors import Img2GeneError
+from img2gene._study.study import Study
 from img2gene.pl._predictions import Predictions
 from img2gene.settings import settings
 
@@ -81,7 +82,9 @@ def calibration(
     >>> ig.tl.predict(sdata)
     >>> ax = ig.pl.calibration(sdata)
     """
-    predictions = Predictions.of(data, key, table_key)
+    from anndata import AnnData
+
+    predictions = Predictions.of(data if isinstance(data, AnnData) else Study.of(data, table_key), key)
     if not {"std", "lower"} & set(predictions.parts):
         raise predictions.no_uncertainty()
     names = predictions.chosen_sections(sections)

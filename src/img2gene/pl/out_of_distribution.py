@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene._errors import MissingKeyError, missing
+from img2gene._study.study import Study
 from img2gene.pl._predictions import Predictions
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def out_of_distribution(
     >>> ig.tl.predict(sdata)
     >>> ax = ig.pl.out_of_distribution(sdata)
     """
-    predictions = Predictions.of(data, key, table_key)
+    from anndata import AnnData
+
+    predictions = Predictions.of(data if isinstance(data, AnnData) else Study.of(data, table_key), key)
     if predictions.ood is None:
         column, where = (
             ("ood", "the obs of the predictions")

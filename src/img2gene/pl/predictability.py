@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._study.study import Study
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
@@ -56,11 +57,11 @@ def predictability(
     """
     import matplotlib.pyplot as plt
 
-    result = _frame(result, table_key)
-    known = _known(result)
+    frame = result if isinstance(result, pd.DataFrame) else _frame(Study.of(result, table_key))
+    known = _known(frame)
     figure, (left, right) = plt.subplots(1, 2, figsize=(2.3 * panel_size, 1.05 * panel_size), layout="constrained")
     draw_ceilings(left, known, n_labels)
-    undefined = len(result) - len(known)
+    undefined = len(frame) - len(known)
     left.set_title(f"{len(known)} genes" + (f", {undefined} undefined" if undefined else ""), fontsize=10)
     _histogram(right, known)
     for ax in (left, right):
@@ -69,20 +70,15 @@ def predictability(
     return figure
 
 
-def _frame(result: pd.DataFrame | SpatialData, table_key: str) -> pd.DataFrame:
-    """Return the result, or read it from a study if it still describes the stored prediction."""
-    import pandas as pd
-
-    if isinstance(result, pd.DataFrame):
-        return result
-    table = _schema.get_table(result, table_key)
-    record = _schema.read_json(table, _schema.PREDICTABILITY)
-    if record is not None and not _schema.judges(table, record["key"]):
+def _frame(study: Study) -> pd.DataFrame:
+    """Read the result from a study, if it still describes the stored prediction."""
+    record = study.record(_schema.PREDICTABILITY)
+    if record is not None and not _schema.judges(study.table, record["key"]):
         raise Img2GeneError(
-            f"`{table_key}.var` judges predictions {record['key']!r}, which another model has replaced since. Run "
+            f"`{study.table_key}.var` judges predictions {record['key']!r}, which another model has replaced since. Run "
             f"`img2gene.tl.predictability(sdata, key={record['key']!r})` again."
         )
-    return table.var
+    return study.table.var
 
 
 def _known(result: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
+from img2gene._study.study import Study
 from img2gene.pl._predictions import Predictions
 from img2gene.pl._tissue import Canvas, color_limits, draw
 
@@ -91,9 +92,10 @@ def prediction(
     >>> figure = ig.pl.prediction(sdata, ["ERBB2", "COL1A1"], sections="P4_S1")  # doctest: +SKIP
     """
     import matplotlib.pyplot as plt
+    from anndata import AnnData
 
     names = [genes] if isinstance(genes, str) else list(genes)
-    predictions = Predictions.of(data, key, table_key, names)
+    predictions = Predictions.of(data if isinstance(data, AnnData) else Study.of(data, table_key), key, names)
     if uncertainty and "std" not in predictions.parts:
         raise predictions.no_uncertainty()
     shown = predictions.canvases(

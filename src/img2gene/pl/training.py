@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._study.study import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,10 @@ def training(
     >>> import img2gene as ig
     >>> figure = ig.pl.training(sdata, "validation")  # doctest: +SKIP
     """
-    runs = _runs(_history(model, key, table_key))
+    from img2gene.io.model_store import read_model
+    from img2gene.models import Model
+
+    runs = _runs(_history(model if isinstance(model, Model) else read_model(Study.of(model, table_key).table, key)))
     names = _names(runs, values)
     panels = _panels(names, panel_size) if ax is None else [ax]
     if len(panels) < len(names):
@@ -91,11 +94,7 @@ def _panels(names: list[str], panel_size: float) -> list[Axes]:
     return list(grid.flat[: len(names)])
 
 
-def _history(model: Model | SpatialData, key: str, table_key: str) -> list[dict]:
-    from img2gene.io.model_store import read_model
-    from img2gene.models import Model
-
-    model = model if isinstance(model, Model) else read_model(_schema.get_table(model, table_key), key)
+def _history(model: Model) -> list[dict]:
     history = getattr(model.predictor, "history_", None)
     if not history:
         raise Img2GeneError(

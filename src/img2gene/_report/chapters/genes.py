@@ -70,8 +70,8 @@ def _ranking(subject: Subject) -> list[Any]:
         frame = part.rename(columns=title).rename_axis("gene").reset_index()
         note = f"{len(part)} of {len(genes):,} genes."
         tables.append(table(frame, f"{end.capitalize()} genes", note=note, marks=subject.marks))
-    note = Text("The best genes flatter the model: their scores chose them. The argument genes chooses others.")
-    return [Text(f"{text}.", "lead"), note, Row(tables)]
+    advice = Text("The best genes flatter the model: their scores chose them. The argument genes chooses others.")
+    return [Text(f"{text}.", "lead"), advice, Row(tables)]
 
 
 def _held_out_maps(subject: Subject, choice: Choice) -> list[Any]:
