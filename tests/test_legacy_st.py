@@ -203,3 +203,30 @@ def test_mouse_olfactory_bulb_section(data, name, shape, image):
     x, y = (float(part) for part in sdata["table"].obs_names[0].removeprefix(f"{name}_").split("x"))
     expected = [(x - 1) / 32 * image[1], (y - 1) / 34 * image[0]]
     np.testing.assert_allclose(places(sdata, name).iloc[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"image": np.zeros((9, 9), dtype=np.uint8)}, r"`image` has type uint8 and shape \(9, 9\)"),
+        ({"image": np.zeros((9, 9, 3))}, "`image` has type float64"),
+        ({"xy": np.zeros((3, 2))}, r"`xy` has shape \(3, 2\); expected \(2, 2\)"),
+        ({"xy": np.full((2, 2), np.nan)}, "`xy` holds NaN"),
+        ({"mpp": 0.0}, "mpp=0.0"),
+        ({"spot_um": float("nan")}, "spot_um=nan"),
+        ({"section": "S 1"}, "section='S 1' cannot be stored"),
+    ],
+)
+def test_a_section_is_built_of_sound_parts_only(change, match):
+    import anndata as ad
+
+    parts = {
+        "image": np.zeros((9, 9, 3), dtype=np.uint8),
+        "xy": np.ones((2, 2)),
+        "section": "S1",
+        "mpp": 1.0,
+        "spot_um": 5.0,
+    }
+    parts |= {"table": ad.AnnData(np.ones((2, 3), dtype=np.float32)), "patient": None} | change
+    with pytest.raises(ig.Img2GeneError, match=match):
+        ig.io.build_section(**parts)

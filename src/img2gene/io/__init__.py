@@ -4,5 +4,14 @@ from img2gene.io._concat import concat_sections
 from img2gene.io.convert import from_anndata, to_anndata
 from img2gene.io.legacy_st import read_legacy_st
 from img2gene.io.model_store import load_model, save_model
+from img2gene.io.sections import build_section
 
-__all__ = ["concat_sections", "from_anndata", "load_model", "read_legacy_st", "save_model", "to_anndata"]
+__all__ = [
+    "build_section",
+    "concat_sections",
+    "from_anndata",
+    "load_model",
+    "read_legacy_st",
+    "save_model",
+    "to_anndata",
+]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from img2gene import _schema
+from img2gene._errors import Problems
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,6 +29,8 @@ def build_section(
 ) -> SpatialData:
     """Join an RGB image, spot centres and counts into a SpatialData with one section.
 
+    Every reader ends here. Write your own reader for another platform the same way.
+
     Parameters
     ----------
     image
@@ -35,7 +38,8 @@ def build_section(
     xy
         (n_obs, 2) spot centres as (column, row) in pixels of ``image``.
     table
-        Raw counts, one row per spot in the order of ``xy``; taken over, not copied.
+        Raw counts, one row per spot in the order of ``xy``. The object is taken over, not copied: it gets the columns
+        ``region``, ``section``, ``spot_id`` and, with ``patient``, ``patient``.
     section
         Name of the section, its coordinate system, and the stem of its element names.
     patient
@@ -49,7 +53,26 @@ def build_section(
     -------
     SpatialData with ``images["<section>_image"]``, ``shapes["<section>_spots"]`` (circles, in pixels) and
     ``tables["table"]``, all in the coordinate system ``<section>``.
+
+    Raises
+    ------
+    Img2GeneError
+        The image is not uint8 RGB, the number of positions is not that of the rows, a position or a size is not a number,
+        or the name of the section cannot be stored.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import numpy as np
+    >>> import img2gene as ig
+    >>> image = np.full((200, 200, 3), 230, dtype=np.uint8)
+    >>> counts = ad.AnnData(np.ones((2, 3), dtype=np.float32))
+    >>> spots = np.array([[60.0, 100.0], [140.0, 100.0]])
+    >>> sdata = ig.io.build_section(image, spots, counts, section="S1", patient="P1", mpp=1.0, spot_um=55.0)
+    >>> list(sdata.shapes)
+    ['S1_spots']
     """
+    _check(image, xy, table, section, mpp, spot_um)
     from spatialdata import SpatialData
     from spatialdata.models import Image2DModel, ShapesModel
     from spatialdata.transformations import Identity
@@ -79,6 +102,27 @@ def build_section(
     return SpatialData(
         images={image_key: picture}, shapes={region: circles}, tables={"table": _parse_table(table, region)}
     )
+
+
+def _check(image: np.ndarray, xy: np.ndarray, table: AnnData, section: str, mpp: float, spot_um: float) -> None:
+    problems = Problems()
+    with problems.collect():
+        _schema.check_name(section, "section")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        problems.messages.append(
+            f"`image` has type {image.dtype} and shape {image.shape}; expected uint8 (height, width, 3). Convert it with "
+            "`PIL.Image.convert('RGB')`."
+        )
+    if np.shape(xy) != (table.n_obs, 2):
+        problems.messages.append(
+            f"`xy` has shape {np.shape(xy)}; expected ({table.n_obs}, 2), a row per row of `table`."
+        )
+    elif not np.isfinite(np.asarray(xy, dtype=float)).all():
+        problems.messages.append("`xy` holds NaN or infinite positions; leave out spots without a position.")
+    for name, value in (("mpp", mpp), ("spot_um", spot_um)):
+        if not (np.isfinite(value) and value > 0):
+            problems.messages.append(f"{name}={value!r}: expected a positive number of microns.")
+    problems.raise_all()
 
 
 def squidpy_library(image: np.ndarray, spot_px: float) -> dict:

@@ -12,6 +12,10 @@ from torch import nn
 
 from img2gene.encoders.tokens import pool_tokens
 
+# Written out, not taken from timm's `tf_efficientnet_lite0`: importing timm fails without torchvision (timm 1.0 imports it in
+# `timm.layers`), and PyPI's torchvision does not import next to a CPU build of torch. The default encoder would then not run
+# from a plain install. `torch.onnx.export` would replace the ONNX graph, but needs onnxscript on top of onnx and traces a
+# fixed side, while this graph is built for any side at once.
 BN_EPS = 1e-3
 HEAD_WIDTH = 1280
 # repeats, kernel, stride, expansion, input width, output width
