@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 GENE_GROUPS: dict[str, tuple[str, int]] = {"HEG": ("mean", 50), "HVG": ("dispersion", 50), "SVG": ("moran", 50)}
 GeneGroups = Mapping[str, tuple[str, int] | list[str]] | None
 BASELINE_ROWS = (MEAN, ORACLE, NULL)
-# Of scores, and of those of a cross-validation.
+# Columns of score tables that are neither metrics nor gene groups; cross-validation adds the last two.
 _FIXED_COLUMNS = ("model", "section", "patient", "gene", "n_spots", "leakage", "fold", "scope")
 __all__ = [
     "BASELINE_ROWS",
@@ -180,7 +180,7 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
     scores
         Result of :func:`img2gene.tl.evaluate`, or several of them concatenated. Of the metrics those are summarised that it has.
     by
-        Columns that make a row, beside the gene group.
+        Columns that identify a row, in addition to the gene group.
 
     Returns
     -------

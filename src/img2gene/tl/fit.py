@@ -98,10 +98,11 @@ def fit(
     finetune
         Adapt the encoder to the training sections first: ``"last"`` trains the last stage of its network, ``"all"`` the
         whole of it; None leaves it as it is. The model keeps the weights that changed, and is fitted to features of the
-        adapted encoder, which are not stored; no embedding needs to be. Wants a GPU for more than a few hundred spots.
+        adapted encoder, which are not stored; no embedding needs to be.
+        Fine-tuning on more than a few hundred spots needs a GPU.
     finetune_epochs
-        Largest number of epochs of fine-tuning; kept is the epoch with the highest correlation on a part (a group, where
-        there are several) of the training data.
+        Largest number of epochs of fine-tuning. The epoch with the highest correlation on a held-out part (a group, if
+        there are several) of the training data is kept.
     finetune_learning_rate
         Learning rate of fine-tuning.
     finetune_batch_size

@@ -1,4 +1,4 @@
-"""Which spots a cross-validation holds out together, and what scores on them say something about."""
+"""Divide spots into the folds of a cross-validation, and record whether the scores hold for new patients."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class OuterFolds:
     Attributes
     ----------
     groups
-        Column that is divided by; ``"section"`` where there is one patient only.
+        Column whose values are held out; ``"section"`` if the study has one patient only.
     names
         str (n_obs,): the group of each spot.
     held_out
         Name of each fold, and the groups that it holds out.
     scope
-        What scores say something about.
+        Whether the scores are between patients, within patients, or unknown.
     """
 
     groups: str
@@ -50,9 +50,10 @@ class OuterFolds:
         allow_leakage: bool,
         uncounted: list[str],
     ) -> OuterFolds:
-        """Leave out each group, or deal the groups into ``n_folds``; what cannot be divided honestly is refused.
+        """Leave out each group, or deal the groups into ``n_folds``; raise an error if nothing can be held out or
+        patients would leak.
 
-        The groups that are ``uncounted`` are not in the table, as they have no labels; messages say so.
+        ``uncounted`` groups have no counts and are not in the table; messages name them.
         """
         names = study.groups(groups)
         others = f"; {groups} without counts: {listing(uncounted)}" if uncounted else ""

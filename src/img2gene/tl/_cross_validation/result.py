@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BETWEEN, WITHIN, UNKNOWN = "between patients", "within patient", "patients unknown"
 _NOTICE = {
     BETWEEN: "Every patient is scored by models that saw no section of that patient.",
-    WITHIN: "Within-patient estimate: models were trained on other sections of the very patients that they are scored on. "
+    WITHIN: "Within-patient estimate: models were trained on other sections of the same patients that they are scored on. "
     "It says nothing about new patients, for whom scores are usually much lower.",
     UNKNOWN: "Patients are not recorded, so these may be within-patient estimates, which say nothing about new patients.",
 }
@@ -95,18 +95,18 @@ class CrossValidation:
     @property
     def marks(self) -> list[str]:
         """What keeps the scores from being honest estimates for new patients, in a few words each."""
-        found = []
+        marks = []
         if self.scope == WITHIN:
-            found.append("within-patient estimate")
+            marks.append("within-patient estimate")
         elif self.scope != BETWEEN:
-            found.append("patients unknown")
+            marks.append("patients unknown")
         if self.scope != WITHIN and bool(self.scores["leakage"].fillna(False).astype(bool).any()):
-            found.append("leakage: patients trained on")
+            marks.append("leakage: patients trained on")
         if self.settings.get("allow_leakage") and self.warnings:
-            found.append("possible leakage allowed")
+            marks.append("possible leakage allowed")
         if self.settings.get("smooth"):
-            found.append("labels smoothed")
-        return found
+            marks.append("labels smoothed")
+        return marks
 
     def by_unit(self, genes: str = "all") -> pd.DataFrame:
         """Mean scores of each model for each patient (or section, see :attr:`unit`).
@@ -156,9 +156,9 @@ class CrossValidation:
         self._check(metric, self._metrics, "metric")
         names = self.groups if genes is None else [genes]
         parts = [self._summary(name, metric, level) for name in names]
-        found = pd.concat(parts, ignore_index=True).astype({"leakage": "boolean"})
+        frame = pd.concat(parts, ignore_index=True).astype({"leakage": "boolean"})
         smooth = self.settings.get("smooth")
-        return found.assign(smooth=int(smooth)) if smooth else found
+        return frame.assign(smooth=int(smooth)) if smooth else frame
 
     def _summary(self, genes: str, metric: str, level: float) -> pd.DataFrame:
         units, members = self.by_unit(genes), self._members(genes)
@@ -203,7 +203,7 @@ class CrossValidation:
 
         Notes
         -----
-        Genes are correlated, so the test over genes takes small differences for certain ones; it tells whether most genes
+        Genes are correlated, so the test over genes takes small differences for certain ones; it shows whether most genes
         agree, not whether new patients will. The smallest p-value that n patients can give is 2 / 2ⁿ.
         """
         reference = self._reference(reference)
@@ -228,13 +228,13 @@ class CrossValidation:
         unit, difference = self.unit, own - other
         over_units = self._over_units(difference).to_numpy()
         better = self._gains(own, other, metric).to_numpy() > 0
-        found = dict(zip(("difference", "low", "high"), metrics.mean_interval(over_units, level), strict=True))
-        found |= {f"n_{unit}s": len(over_units), "n_better": int(better.sum())}
-        found |= {f"p_{unit}s": metrics.signed_rank_pvalue(over_units)}
+        comparison = dict(zip(("difference", "low", "high"), metrics.mean_interval(over_units, level), strict=True))
+        comparison |= {f"n_{unit}s": len(over_units), "n_better": int(better.sum())}
+        comparison |= {f"p_{unit}s": metrics.signed_rank_pvalue(over_units)}
         if "gene" in difference.index.names:
             over_genes = difference.groupby("gene", sort=False).mean().to_numpy()
-            found |= {"n_genes": len(over_genes), "p_genes": metrics.signed_rank_pvalue(over_genes)}
-        return found
+            comparison |= {"n_genes": len(over_genes), "p_genes": metrics.signed_rank_pvalue(over_genes)}
+        return comparison
 
     def gains(self, model: str, reference: str | None = None, genes: str = "all", *, metric: str = "pcc") -> pd.Series:
         """By how much a model is better than a reference, for each patient (or section, see :attr:`unit`).
@@ -293,8 +293,8 @@ class CrossValidation:
             ``"scores"``, ``"structure"``, ``"folds"`` or ``"summary"``.
         """
         self._check(table, [*_TABLES, "summary"], "table")
-        found = self.summary() if table == "summary" else getattr(self, table)
-        found.to_csv(path, index=False)
+        frame = self.summary() if table == "summary" else getattr(self, table)
+        frame.to_csv(path, index=False)
 
     def to_markdown(self, genes: str | None = None) -> str:
         """The summary as a Markdown table, below lines that say what it means, and what keeps it from meaning more."""
