@@ -50,9 +50,9 @@ class OuterFolds:
         allow_leakage: bool,
         uncounted: list[str],
     ) -> OuterFolds:
-        """Leave out each group, or deal the groups into ``n_folds``; raise an error if nothing can be held out or
-        patients would leak.
+        """Leave out each group, or deal the groups into ``n_folds``.
 
+        Raises an error if nothing can be held out, or if patients would leak.
         ``uncounted`` groups have no counts and are not in the table; messages name them.
         """
         names = study.groups(groups)
