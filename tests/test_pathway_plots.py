@@ -10,7 +10,8 @@ import matplotlib.pyplot as plt
 
 import img2gene as ig
 from img2gene import Img2GeneError, MissingKeyError
-from img2gene.tl.predict import model_inputs
+from img2gene._study.model_inputs import model_inputs
+from img2gene._study.study import Study
 
 GENES = tuple(f"G{i:02d}" for i in range(24))
 SETS = {
@@ -45,8 +46,8 @@ def fitted(shared, copy_of):
 
 
 def prediction(sdata, model):
-    features, sections, extra = model_inputs(sdata, model, "table")
-    return model.predict(features, sections, **extra)
+    inputs = model_inputs(Study.of(sdata), model)
+    return model.predict(inputs.features, inputs.sections, **inputs.extra)
 
 
 # Contributions
@@ -59,7 +60,8 @@ def test_contributions_add_up_to_what_the_context_adds_to_the_prediction(fitted,
     # The network has a say, and the last section is partly left to the stiff ridge.
     fitted_model.weights[2] = 0.7
     near = fitted_model.shift
-    shifts = near(*model_inputs(fitted, model, "table")[:2])
+    inputs = model_inputs(Study.of(fitted), model)
+    shifts = near(inputs.features, inputs.sections)
     object.__setattr__(near, "far", near.near + 2 * max(shifts["C1"][0] - near.near, 0.1))
     contributions = ig.tl.pathway_contributions(fitted, "G03", model=model)
     complete = prediction(fitted, model)
@@ -144,7 +146,7 @@ def test_maps_show_the_contribution_of_a_pathway_with_colours_about_zero(fitted)
 
 
 def test_plots_of_contributions_name_what_is_missing(fitted):
-    with pytest.raises(Img2GeneError, match="those to a `gene`"):
+    with pytest.raises(Img2GeneError, match="contributions need `gene=`"):
         ig.pl.pathways(fitted, kind="contribution")
     with pytest.raises(Img2GeneError, match="kind='maps', gene='G00'"):
         ig.pl.pathways(fitted, gene="G00")
