@@ -35,18 +35,12 @@ key
     "key_study": """\
 key
     Name of the prediction in the study.""",
-    "layer": """\
-layer
-    Layer with training labels on a scale of your own; by default counts in X are normalised.""",
     "model_any": """\
 model
     A model, the path of one, or the key it is stored under; by default ``key``.""",
     "model_predicted": """\
 model
     The model that predicted: itself, its file, or its key; by default the one stored under ``key``.""",
-    "n_jobs": """\
-n_jobs
-    Processes that train at the same time; −1 for one per core. Results do not depend on it.""",
     "sdata_counts": """\
 sdata
     Study with raw counts.""",
@@ -62,9 +56,6 @@ sdata
     "sections_held_out": """\
 sections
     Sections to score; by default those that the model was not trained on.""",
-    "seed": """\
-seed
-    Seed of all random draws; None takes ``img2gene.settings.seed``.""",
     "table_key_counts": """\
 table_key
     Table with the counts.""",

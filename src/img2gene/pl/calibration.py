@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import metrics
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError
 from img2gene._study.study import Study
 from img2gene.pl._predictions import Predictions
@@ -24,6 +25,7 @@ LEVELS = np.linspace(0.05, 0.95, 19)
 MAX_GENES, MAX_SPOTS = 300, 2000
 
 
+@fill_parameters
 def calibration(
     data: SpatialData | AnnData,
     *,
@@ -49,12 +51,10 @@ def calibration(
     level
         Nominal coverage of the intervals; by default the recorded one. Kept predictions of a cross-validation do not
         record it: pass ``result.settings["level"]``.
-    ax
-        Axes to draw on; by default new ones.
+    %(ax)s
     seed
         Seed of the sample of at most 2,000 spots per section; None takes ``img2gene.settings.seed``.
-    key
-        Name of the prediction in the study.
+    %(key_study)s
     table_key
         Table of the study.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from img2gene._docs import fill_parameters
 from img2gene.pl.scores import METRIC_LABELS
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _MOST_COLORS = 10
 
 
+@fill_parameters
 def cross_validation(
     cv: CrossValidation, *, metric: str = "pcc", genes: str | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -31,8 +33,7 @@ def cross_validation(
         ….
     genes
         Gene group, such as ``"HVG"``; by default all genes.
-    ax
-        Axes to draw on; by default new ones.
+    %(ax)s
 
     Returns
     -------

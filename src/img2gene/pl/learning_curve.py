@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from img2gene._docs import fill_parameters
 from img2gene._errors import MissingKeyError, listing
 from img2gene.pl.scores import METRIC_LABELS
 from img2gene.pl.training import LINE_COLORS
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _X_LABELS = {"n_spots": "training spots", "n_groups": "training groups", "fraction": "fraction of the training data"}
 
 
+@fill_parameters
 def learning_curve(
     result: pd.DataFrame, *, metric: str = "pcc", genes: str = "HEG", x: str = "n_spots", ax: Axes | None = None
 ) -> Axes:
@@ -31,8 +33,7 @@ def learning_curve(
         Gene group, such as ``"HVG"``; ``"all"`` for all genes.
     x
         ``"n_spots"`` (logarithmic), ``"n_groups"`` or ``"fraction"``.
-    ax
-        Axes to draw on; by default new ones.
+    %(ax)s
 
     Returns
     -------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from img2gene._docs import fill_parameters
 from img2gene._errors import MissingKeyError, missing
 from img2gene._study.study import Study
 from img2gene.pl._predictions import Predictions
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_parameters
 def out_of_distribution(
     data: SpatialData | AnnData,
     *,
@@ -35,10 +37,8 @@ def out_of_distribution(
         ``result.predictions["img2gene"]``.
     sections
         One or several sections; by default all, also training sections.
-    ax
-        Axes to draw on; by default new ones.
-    key
-        Name of the prediction in the study.
+    %(ax)s
+    %(key_study)s
     table_key
         Table of the study.
 

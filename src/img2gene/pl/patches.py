@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from img2gene import get
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
 from img2gene._study.study import Study
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@fill_parameters
 def patches(
     sdata: SpatialData,
     index: list | np.ndarray | slice | None = None,
@@ -30,8 +32,7 @@ def patches(
 
     Parameters
     ----------
-    sdata
-        Study on which :func:`img2gene.pp.extract_patches` was run.
+    %(sdata_patches)s
     index
         Rows of the table, as in :func:`img2gene.get.patches`; by default ``n`` rows spread over the table.
     n

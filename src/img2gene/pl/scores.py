@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from img2gene._docs import fill_parameters
 from img2gene._errors import MissingKeyError, listing
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ METRIC_LABELS = {
 _COLORS = ("#3b6fb6", "#8a8a8a", "#c9c9c9", "#c4673d", "#5c9e5c", "#8d6cb3")
 
 
+@fill_parameters
 def scores(
     scores: pd.DataFrame, *, metric: str = "pcc", genes: str | None = None, by: str = "model", ax: Axes | None = None
 ) -> Axes:
@@ -43,8 +45,7 @@ def scores(
         Gene group, a column of truth values such as ``"HVG"``; by default all genes.
     by
         Column with one violin per value: ``"model"``, or ``"section"`` for the sections of one model.
-    ax
-        Axes to draw on; by default new ones.
+    %(ax)s
 
     Returns
     -------

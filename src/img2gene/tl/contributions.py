@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, near
 from img2gene._study.model_inputs import model_inputs
 from img2gene._study.study import Study
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@fill_parameters
 def pathway_contributions(
     sdata: SpatialData,
     gene: str,
@@ -51,10 +53,8 @@ def pathway_contributions(
         Study embedded as for the training.
     gene
         Gene that the model predicts.
-    model
-        A model, the path of one, or the key it is stored under; by default ``key``.
-    key
-        Name of the model in this table.
+    %(model_any)s
+    %(key_model)s
     table_key
         Table whose spots are looked at.
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema, metrics
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near, raise_problems
 from img2gene._study.study import Study
 from img2gene.models import Model
@@ -124,6 +125,7 @@ class GeneCorrelation:
         return f"<p>{self!r}</p>{''.join(tables)}"
 
 
+@fill_parameters
 def gene_correlation(
     sdata: SpatialData,
     *,
@@ -143,10 +145,8 @@ def gene_correlation(
 
     Parameters
     ----------
-    sdata
-        Study with measured counts and predictions in ``layers[key]``.
-    model
-        The model that predicted: itself, its file, or its key; by default the one stored under ``key``.
+    %(sdata_predictions)s
+    %(model_predicted)s
     genes
         Names, or a training statistic (``mean``, ``variance``, ``dispersion``, ``moran``) and how many genes lead it; by
         default the 50 with the highest mean of the training labels.
@@ -154,14 +154,10 @@ def gene_correlation(
         Sections to correlate in; by default those that the model was not trained on.
     n_modules
         Number of modules, at most; by default that from 2 to 10 with the highest silhouette.
-    key
-        Layer with the predictions.
-    table_key
-        Table with counts and predictions.
-    allow_leakage
-        Score patients or sections that the model was trained on; the result is marked.
-    inplace
-        If False, only the result is returned and nothing is written.
+    %(key_prediction)s
+    %(table_key_predictions)s
+    %(allow_leakage)s
+    %(inplace_result)s
 
     Returns
     -------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from img2gene._checks import genes_problems, jobs_problems, whole_problems
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
 from img2gene._study.expression import layer_problems, library_size, name_problems
 from img2gene._study.panel import Genes
@@ -37,6 +38,7 @@ BASELINES: dict[str, Candidate] = {
 _COORDINATES = {"coordinate k-NN": {"model": "coordinates"}}
 
 
+@fill_parameters
 def cross_validate(
     sdata: SpatialData,
     models: ModelsGiven = ("img2gene",),
@@ -74,8 +76,7 @@ def cross_validate(
 
     Parameters
     ----------
-    sdata
-        Study on which :func:`img2gene.pp.embed_patches` was run.
+    %(sdata_embedded)s
     models
         Registered models (see :func:`img2gene.models.list`); or for each label one of them, or a dict with the ``"model"``, its
         parameters and, where it is not ``encoder``, its ``"encoder"``: ``{"10 components": {"model": "ridge", "n_components": 10}}``.
@@ -99,8 +100,7 @@ def cross_validate(
     smooth
         Average labels over so many nearest spots of the section and the spot itself, after the split: 8 is the 3 × 3
         smoothing of papers. For comparison only, as such labels are easier; recorded in the result.
-    encoder
-        Which embedding, if several are stored.
+    %(encoder)s
     baselines
         Train the baselines, too. Training mean, oracle and null cost nothing and are always there.
     n_permutations
@@ -119,8 +119,7 @@ def cross_validate(
     folder
         Keep finished parts there, and go on from them when called again with the same study and arguments. What was
         computed with others, or by another version, is refused.
-    table_key
-        Table with counts and embedding.
+    %(table_key_embedding)s
     allow_leakage
         Go on although a patient is on both sides of a fold, or a leak was found (:func:`img2gene.tl.check_leaks`); the
         result is marked.

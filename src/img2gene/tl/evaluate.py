@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near_matches
 from img2gene._study.study import Study
 from img2gene.metrics.catalog import METRICS
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 
+@fill_parameters
 def evaluate(
     sdata: SpatialData,
     model: Model | str | Path | None = None,
@@ -81,8 +83,7 @@ def evaluate(
     sdata
         Study with measured counts and predictions in ``layers[key]``; where they are known, predictive standard deviations in
         ``layers[key + "_std"]`` and intervals in ``layers[key + "_lower"]`` and ``layers[key + "_upper"]``.
-    model
-        The model that predicted: itself, its file, or its key; by default the one stored under ``key``.
+    %(model_predicted)s
     sections
         Sections to score; by default those that the model was not trained on. Those without any label, such as sections with
         an image only, are left out.
@@ -96,14 +97,10 @@ def evaluate(
         Shuffles of the permutation null. Its SSIM and Moran's I are those of the first one.
     seed
         Seed of the shuffles; None takes ``img2gene.settings.seed``.
-    key
-        Layer with the predictions.
-    table_key
-        Table with counts and predictions.
-    allow_leakage
-        Score patients or sections that the model was trained on; the result is marked.
-    inplace
-        If False, only the result is returned and nothing is written.
+    %(key_prediction)s
+    %(table_key_predictions)s
+    %(allow_leakage)s
+    %(inplace_result)s
 
     Returns
     -------

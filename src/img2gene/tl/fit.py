@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema, encoders, models
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, LeakageError, Problems, listing
 from img2gene._study.expression import TARGET_SUM, layer_problems, library_size, name_problems
 from img2gene._study.finetuning import StudyFineTuning, check_images, identity_for
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@fill_parameters
 def fit(
     sdata: SpatialData,
     model: str = "img2gene",
@@ -89,8 +91,7 @@ def fit(
         Seed of everything random; None takes ``img2gene.settings.seed``.
     key_added
         Name the model is stored under.
-    table_key
-        Table with counts and embedding.
+    %(table_key_embedding)s
     allow_leakage
         Train although a patient is on both sides of the split; the result is marked.
     allow_single_section

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from img2gene._docs import fill_parameters
 from img2gene._leaks.find import Finding, find_leaks
 from img2gene._study.inputs import choose_encoder, has_embedding
 from img2gene._study.study import Study
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 COLUMNS = [field.name for field in fields(Finding)]
 
 
+@fill_parameters
 def check_leaks(
     sdata: SpatialData,
     *,
@@ -44,8 +46,7 @@ def check_leaks(
         Layer with labels on a scale of your own; by default labels are made of X.
     encoder
         Which embedding is looked at, if several are stored.
-    table_key
-        Table with counts and embedding.
+    %(table_key_embedding)s
     seed
         Seed of the spots that are drawn from large sections; None takes ``img2gene.settings.seed``.
 

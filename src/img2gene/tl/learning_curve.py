@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene._checks import genes_problems, jobs_problems, whole_problems
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
 from img2gene._files import fingerprint
 from img2gene._study.expression import labels, layer_problems, library_size, name_problems
@@ -53,6 +54,7 @@ COLUMNS = (
 )
 
 
+@fill_parameters
 def learning_curve(
     sdata: SpatialData,
     models: ModelsGiven = ("ridge",),
@@ -83,8 +85,7 @@ def learning_curve(
 
     Parameters
     ----------
-    sdata
-        Study on which :func:`img2gene.pp.embed_patches` was run.
+    %(sdata_embedded)s
     models
         Registered models (see :func:`img2gene.models.list`); or for each label one of them, or a dict with the ``"model"``, its
         parameters and, where it is not ``encoder``, its ``"encoder"``: ``{"10 components": {"model": "ridge", "n_components": 10}}``.
@@ -107,8 +108,7 @@ def learning_curve(
         As in :func:`img2gene.tl.evaluate`.
     layer
         Layer with labels on a scale of your own, as in :func:`img2gene.tl.fit`.
-    encoder
-        Which embedding, if several are stored.
+    %(encoder)s
     seed
         Seed of samples and models; None takes ``img2gene.settings.seed``. Repeats differ by their samples alone.
     n_jobs
@@ -117,8 +117,7 @@ def learning_curve(
         Threads of each process.
     folder
         Keep finished fits in this folder, and continue from it after an interruption.
-    table_key
-        Table with counts and embedding.
+    %(table_key_embedding)s
     allow_leakage
         Hold out groups of a patient who is trained on, too; the result is marked.
 

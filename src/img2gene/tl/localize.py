@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing, near_matches, raise_problems
 from img2gene._study.expression import labels, layer_problems
 from img2gene._study.localization import (
@@ -45,6 +46,7 @@ _USES = ("predicted", "measured")
 _RULES = ("auto", "otsu", "training")
 
 
+@fill_parameters
 def localize(
     sdata: SpatialData,
     markers: Mapping[str, Iterable[str]] | Iterable[str],
@@ -81,16 +83,14 @@ def localize(
         Genes of each tissue, or a list of genes for one.
     name
         What the tissue is called if ``markers`` is a list.
-    model
-        The model that predicted: itself, its file, or its key; by default the one stored under ``key``.
+    %(model_predicted)s
     annotation
         Column of obs with known tissues, categories, numbers or truth values, to compare with; spots without a value are
         left out, also where that is written as ``""``, ``"nan"``, ``"None"`` or ``"<NA>"``.
     positive
         Values of the annotation that mean each tissue; by default the value of the tissue's name, or True. For a single
         tissue the values alone will do.
-    sections
-        Sections to score; by default those that the model was not trained on.
+    %(sections_held_out)s
     threshold
         Spots that score above it are inside. A number; ``"otsu"``: Otsu's for each section; ``"training"``: the one for all
         sections that maximises Youden's J (true − false positive rate) on the annotation of the training sections;
@@ -106,10 +106,8 @@ def localize(
         Table with the spots; for tiles, the table of the tiles.
     key_added
         Beginning of the names of what is written.
-    allow_leakage
-        Score patients or sections that the model was trained on; the result is marked.
-    inplace
-        If False, only the result is returned and nothing is written.
+    %(allow_leakage)s
+    %(inplace_result)s
 
     Returns
     -------

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema, metrics
+from img2gene._docs import fill_parameters
 from img2gene._errors import raise_problems
 from img2gene._study.expression import count_problems, library_size
 from img2gene._study.study import Study
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@fill_parameters
 def predictability(
     sdata: SpatialData,
     model: Model | str | Path | None = None,
@@ -57,12 +59,9 @@ def predictability(
 
     Parameters
     ----------
-    sdata
-        Study with measured counts and predictions in ``layers[key]``.
-    model
-        The model that predicted: itself, its file, or its key; by default the one stored under ``key``.
-    sections
-        Sections to score; by default those that the model was not trained on.
+    %(sdata_predictions)s
+    %(model_predicted)s
+    %(sections_held_out)s
     method
         How the ceiling is found: ``"genes"`` takes for knowable what a gene shares with others, ``"thinning"`` all but the
         noise of sampling, an upper bound.
@@ -72,14 +71,11 @@ def predictability(
         Largest expected share of genes that are called predictable and are not, between 0 and 1.
     seed
         Seed of draws and splits; None takes ``img2gene.settings.seed``.
-    key
-        Layer with the predictions.
-    table_key
-        Table with counts and predictions.
+    %(key_prediction)s
+    %(table_key_predictions)s
     allow_leakage
         Score patients or sections that the model was trained on.
-    inplace
-        If False, only the result is returned and nothing is written.
+    %(inplace_result)s
 
     Returns
     -------

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
 from img2gene._study.model_inputs import model_inputs
 from img2gene._study.study import Study
@@ -25,6 +26,7 @@ _EXCLUSIONS = ("none", "section", "group")
 _SAME_SPOT_UM = 0.5
 
 
+@fill_parameters
 def retrieve(
     sdata: SpatialData,
     spots: str | Iterable[str] | None = None,
@@ -48,10 +50,8 @@ def retrieve(
     exclude
         Leave out training spots of the same ``"section"``, of the same ``"group"`` (the column that the model's splits were made
         by, usually the patient), or ``"none"``.
-    model
-        A model, the path of one, or the key it is stored under; by default ``key``.
-    key
-        Name of the model in this table.
+    %(model_any)s
+    %(key_model)s
     table_key
         Table whose spots are looked up.
 

@@ -74,9 +74,7 @@ class ResultsFolder:
     folder: Path | None
 
     @classmethod
-    def open(
-        cls, folder: str | Path | None, facts: dict[str, Any], *, what: str = "cross-validation"
-    ) -> ResultsFolder:
+    def open(cls, folder: str | Path | None, facts: dict[str, Any], *, what: str = "cross-validation") -> ResultsFolder:
         """Open a folder for the run that ``facts`` (JSON) describe; that of another run, or version, is refused."""
         if folder is None:
             return cls(None)

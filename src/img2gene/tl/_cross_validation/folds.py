@@ -12,6 +12,7 @@ from img2gene import _schema
 from img2gene._errors import Img2GeneError, LeakageError, listing
 from img2gene._study.splits import named_groups
 from img2gene._study.study import Study
+from img2gene.models.uncertainty.inner_folds import deal
 from img2gene.tl._cross_validation.result import BETWEEN, UNKNOWN, WITHIN
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class OuterFolds:
                 "`img2gene.io.concat_sections`."
             )
         tested = known if named is None else named_groups(named, names, "test_on", groups)
-        folds = cls(groups, names, _deal(tested, n_folds, seed), BETWEEN)
+        folds = cls(groups, names, _dealt(tested, n_folds, seed), BETWEEN)
         shared = {name: study.shared_patients(~rows, rows) for name, rows in folds.rows().items()}
         leaked = {name: patients for name, patients in shared.items() if patients}
         if leaked and not (single or allow_leakage):
@@ -100,10 +101,10 @@ class OuterFolds:
         return any(set(study.section_names(rows)) & set(study.section_names(~rows)) for rows in self.rows().values())
 
 
-def _deal(groups: list[str], n_folds: int | None, seed: int) -> dict[str, list[str]]:
+def _dealt(groups: list[str], n_folds: int | None, seed: int) -> dict[str, list[str]]:
     if n_folds is None:
         return {name: [name] for name in groups}
     if not 2 <= n_folds <= len(groups):
         raise Img2GeneError(f"n_folds={n_folds}: there are {len(groups)} groups to deal, {listing(groups)}.")
-    shuffled = np.random.default_rng(seed).permutation(groups)
-    return {f"fold{i + 1}": sorted(shuffled[i::n_folds].tolist()) for i in range(n_folds)}
+    parts = deal(groups, n_folds, seed)
+    return {f"fold{number}": sorted(part.tolist()) for number, part in enumerate(parts, start=1)}
