@@ -1,5 +1,6 @@
 """Files are whole or absent, whatever happens while they are written; folders resume only the run they belong to."""
 
+import os
 import threading
 
 import numpy as np
@@ -36,6 +37,22 @@ def test_writers_of_one_file_do_not_mix(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["model.bin"]
 
 
+def test_nested_writers_of_one_file_end_with_the_last_one_as_a_whole(tmp_path):
+    path = tmp_path / "model.bin"
+    with atomic_path(path) as outer:
+        outer.write_bytes(b"outer, first half")
+        write_bytes(path, b"inner")
+        assert path.read_bytes() == b"inner"
+        outer.write_bytes(b"outer, both halves")
+    assert path.read_bytes() == b"outer, both halves"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.bin"]
+
+
+def test_writing_never_sets_the_umask_of_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("two threads that set the umask can leave it at 0"))
+    write_bytes(tmp_path / "model.bin", b"")
+
+
 def test_others_may_read_what_is_written(tmp_path):
     plain = tmp_path / "plain"
     plain.write_bytes(b"")
@@ -52,6 +69,31 @@ def test_parts_come_back_and_damaged_ones_count_as_absent(tmp_path):
     (tmp_path / "run" / "fold0.safetensors").write_bytes(b"damaged")
     assert folder.load("fold0") is None
     assert folder.load("fold1") is None
+
+
+def test_a_part_without_facts_counts_as_absent(tmp_path):
+    folder = ResumableFolder.open(tmp_path / "run", {})
+
+    def writer(path):
+        (path / "fold0.txt").write_text("half")
+        raise RuntimeError("power")
+
+    with pytest.raises(RuntimeError, match="power"):
+        folder.write("fold0", {"score": 0.5}, writer)
+    assert folder.read("fold0", lambda path, facts: facts) is None
+
+
+@pytest.mark.parametrize("error", [KeyError("layers"), EOFError(), ValueError("magic"), OSError("disk")])
+def test_a_part_that_its_reader_refuses_counts_as_absent(tmp_path, caplog, error):
+    folder = ResumableFolder.open(tmp_path / "run", {})
+    folder.write("fold0", {}, lambda path: None)
+
+    def reader(path, facts):
+        raise error
+
+    assert folder.read("fold0", reader) is None
+    assert "fold0" in caplog.text
+    assert "is computed again" in caplog.text
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):

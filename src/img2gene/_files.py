@@ -6,12 +6,14 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Iterator
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from img2gene._errors import Img2GeneError, listing
 
@@ -19,10 +21,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Describes the run that a folder belongs to; no part of a run has this name.
 RECORD = "identity.json"
 _TEMPORARY = ".partial"
+# Readers of JSON, parquet, npz and safetensors raise these on damaged files; errors of Arrow are ValueErrors or OSErrors.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @contextmanager
@@ -41,16 +46,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     ('1 2 3', 1)
     """
     # A unique name: two processes that write the same file must not write into each other's.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=_TEMPORARY)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{_TEMPORARY}")
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
         with temporary.open("rb+") as file:
             # Without this a power cut can leave a renamed but empty file.
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read.
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -60,13 +62,6 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file at once: readers see the old content or the new one, never a part."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
-
-
-def _umask() -> int:
-    """Read the process's umask, which the system only returns when it is set."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def fingerprint(**arrays: np.ndarray | None) -> dict[str, str]:
@@ -160,24 +155,41 @@ class ResumableFolder:
 
     def load(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """Load facts and arrays of a finished part; None if it is absent or unreadable."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        return self.read(name, lambda folder, facts: (facts, _load_arrays(folder / f"{name}.safetensors")))
 
+    def save(self, name: str, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Keep facts and arrays of a finished part."""
+        self.write(name, facts, lambda folder: _save_arrays(folder / f"{name}.safetensors", arrays))
+
+    def read(self, name: str, reader: Callable[[Path, dict[str, Any]], T]) -> T | None:
+        """Return ``reader(folder, facts)`` for a finished part; None if it is absent or unreadable."""
         if self.folder is None or not (self.folder / f"{name}.json").is_file():
             return None
         try:
-            facts = json.loads((self.folder / f"{name}.json").read_bytes())
-            return facts, load_file(self.folder / f"{name}.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
-            logger.warning("%s in %s cannot be read (%s) and is computed again", name, self.folder, error)
+            return reader(self.folder, json.loads((self.folder / f"{name}.json").read_bytes()))
+        except _UNREADABLE as error:
+            logger.warning("%s in %s cannot be used (%s) and is computed again", name, self.folder, error)
             return None
 
-    def save(self, name: str, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Keep a finished part; the facts are written last, so that they stand for a complete one."""
-        import numpy as np
-        from safetensors.numpy import save
-
+    def write(self, name: str, facts: dict[str, Any], writer: Callable[[Path], None]) -> None:
+        """Let ``writer(folder)`` write the files of a part, then write its facts: they mark the part as complete."""
         if self.folder is not None:
-            content = save({key: np.ascontiguousarray(values) for key, values in arrays.items()})
-            write_bytes(self.folder / f"{name}.safetensors", content)
+            writer(self.folder)
             write_bytes(self.folder / f"{name}.json", json.dumps(facts).encode())
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    import numpy as np
+    from safetensors.numpy import save
+
+    write_bytes(path, save({name: np.ascontiguousarray(values) for name, values in arrays.items()}))

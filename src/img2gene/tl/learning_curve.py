@@ -33,7 +33,7 @@ from img2gene._study.subsets import UNITS, nested_samples, sample_problems, subs
 from img2gene.metrics.catalog import METRICS
 from img2gene.settings import settings
 from img2gene.tl._cross_validation.candidates import Candidate, ModelsGiven, model_candidates
-from img2gene.tl._cross_validation.checkpoint import Part, ResultsFolder
+from img2gene.tl._cross_validation.checkpoint import Part, open_results
 from img2gene.tl._cross_validation.run import run_tasks, study_fingerprint
 from img2gene.tl._cross_validation.task import Fold, Task, TaskOptions
 from img2gene.tl.evaluate import GeneGroups, group_members, summarize
@@ -335,7 +335,7 @@ class _Curve:
         folder: str | Path | None,
     ) -> pd.DataFrame:
         """Train and score every model on every distinct sample, and tabulate all points."""
-        results = ResultsFolder.open(folder, json.loads(json.dumps(record, default=str)), what="learning curve")
+        results = open_results(folder, json.loads(json.dumps(record, default=str)), what="learning curve")
         tasks = {
             (fold.name, label, sample): Task(self.study, part, label, candidate, self.options, False, False)
             for fold in folds

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from img2gene import _schema
 from img2gene import models as registry
 from img2gene._errors import LeakageError, listing, raise_problems
-from img2gene._files import fingerprint
+from img2gene._files import ResumableFolder, fingerprint
 from img2gene._leaks.find import Finding, find_leaks
 from img2gene._study.expression import library_size
 from img2gene._study.inputs import choose_encoder, embedding
@@ -26,7 +26,7 @@ from img2gene._versions import versions
 from img2gene.settings import settings
 from img2gene.tl._cross_validation.assemble import Assembly, Parts
 from img2gene.tl._cross_validation.candidates import Candidate
-from img2gene.tl._cross_validation.checkpoint import Part, ResultsFolder
+from img2gene.tl._cross_validation.checkpoint import Part, load_part, open_results
 from img2gene.tl._cross_validation.folds import OuterFolds
 from img2gene.tl._cross_validation.result import UNKNOWN, WITHIN, CrossValidation
 from img2gene.tl._cross_validation.task import Fold, Task, TaskOptions, run_and_keep
@@ -68,7 +68,7 @@ class CrossValidationRun:
         folds = [self._fold(name, held, genes, groups) for name, held in self.outer.rows().items()]
         record = self._settings(genes, groups)
         data = {} if folder is None else study_fingerprint(self.study, self.candidates, self.outer.names, self.options)
-        results = ResultsFolder.open(folder, json.loads(json.dumps({**record, "data": data}, default=str)))
+        results = open_results(folder, json.loads(json.dumps({**record, "data": data}, default=str)))
         tasks = {
             (number, label): Task(self.study, fold, label, candidate, self.options, label in self.kept)
             for number, fold in enumerate(folds)
@@ -204,7 +204,7 @@ def study_fingerprint(
     return fingerprint(**arrays)
 
 
-def run_tasks(tasks: Mapping[Key, Task], results: ResultsFolder, n_jobs: int, title: str) -> dict[Key, Part]:
+def run_tasks(tasks: Mapping[Key, Task], results: ResumableFolder, n_jobs: int, title: str) -> dict[Key, Part]:
     """Run the tasks that the folder does not hold yet, and return the parts of all, in the order of the tasks."""
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
@@ -212,7 +212,7 @@ def run_tasks(tasks: Mapping[Key, Task], results: ResultsFolder, n_jobs: int, ti
     parts = {
         key: part
         for key, task in tasks.items()
-        if (part := results.load(task.key, task.label)) and bool(part.layers) >= task.keep
+        if (part := load_part(results, task.key, task.label)) and bool(part.layers) >= task.keep
     }
     if parts:
         logger.info("took %d of %d finished parts from %s", len(parts), len(tasks), results.folder)

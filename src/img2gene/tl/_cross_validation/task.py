@@ -14,13 +14,14 @@ import pandas as pd
 
 from img2gene import metrics, models
 from img2gene._errors import Img2GeneError
+from img2gene._files import ResumableFolder
 from img2gene._study.expression import labels
 from img2gene._study.study import Study
 from img2gene._study.subsets import subset
 from img2gene.metrics import neighbor_graph
 from img2gene.settings import Settings, settings
 from img2gene.tl._cross_validation.candidates import Candidate
-from img2gene.tl._cross_validation.checkpoint import Part, ResultsFolder, part_key
+from img2gene.tl._cross_validation.checkpoint import Part, part_key, save_part
 from img2gene.tl._scoring.selection import scored_values
 from img2gene.tl.evaluate import evaluate
 from img2gene.tl.fit import fit
@@ -208,7 +209,7 @@ def kept_layers(table: AnnData, model: Model, absent: list[str]) -> dict[str, np
     return layers
 
 
-def run_and_keep(task: Task, folder: ResultsFolder, defaults: Settings, kind: type[Predictor]) -> Part:
+def run_and_keep(task: Task, folder: ResumableFolder, defaults: Settings, kind: type[Predictor]) -> Part:
     """Run a task and keep its result; a worker process gets the settings and the models of this one."""
     for name, value in asdict(defaults).items():
         setattr(settings, name, value)
@@ -219,7 +220,7 @@ def run_and_keep(task: Task, folder: ResultsFolder, defaults: Settings, kind: ty
         part = task.run()
     finally:
         settings.progress = defaults.progress
-    folder.save(task.key, part)
+    save_part(folder, task.key, part)
     return part
 
 
