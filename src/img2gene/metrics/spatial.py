@@ -18,13 +18,13 @@ _BLOCK_NEIGHBORS = 2**22
 def nearest_spots(positions: np.ndarray, k: int) -> np.ndarray:
     """Find the k nearest other spots of each spot.
 
-    Spots at the same distance are taken by their y, then by their x, never by their row: which neighbours a spot has does
-    not depend on the order of the spots. Only coincident spots, which no position tells apart, are taken by their row.
+    Spots at the same distance are taken by row coordinate, then by column coordinate. The neighbours of a spot therefore do
+    not depend on the order of the spots. Only coincident spots are taken by their index, as they have the same position.
 
     Parameters
     ----------
     positions
-        (n_spots, 2), x and y.
+        (n_spots, 2: row, column).
     k
         Neighbours per spot; at most n_spots − 1 are returned.
 
@@ -42,7 +42,7 @@ def nearest_spots(positions: np.ndarray, k: int) -> np.ndarray:
         return neighbors
     tree, priority = cKDTree(points), position_ranks(points)
     pending, width = np.arange(n), min(n, k + 1 + _EXTRA)
-    # Spots whose last candidate is as near as the k-th may have further candidates: they are asked for twice as many.
+    # A spot whose last candidate is as near as its k-th may have further ties: it looks at twice as many.
     while len(pending):
         size = max(1, _BLOCK_NEIGHBORS // width)
         cut = []
@@ -56,12 +56,12 @@ def nearest_spots(positions: np.ndarray, k: int) -> np.ndarray:
 
 
 def position_ranks(points: np.ndarray) -> np.ndarray:
-    """Ranks 0 … n − 1 of spots by y, then by x; coordinates that differ by rounding count as equal."""
+    """Ranks 0 … n − 1 of spots by row coordinate, then by column; coordinates that differ by rounding count as equal."""
     tolerance = _TIE * np.ptp(points, axis=0).max(initial=0) if len(points) else 0
     lines = [_lines(coordinate, tolerance) for coordinate in points.T]
     ranks = np.empty(len(points), dtype=np.intp)
     # np.lexsort sorts by its last key first: the lines of a lattice, then the exact coordinates.
-    ranks[np.lexsort([*points.T, *lines])] = np.arange(len(points))
+    ranks[np.lexsort([*points.T[::-1], *lines[::-1]])] = np.arange(len(points))
     return ranks
 
 
@@ -74,25 +74,25 @@ def _lines(coordinate: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _first_neighbors(
-    own: np.ndarray, distance: np.ndarray, candidates: np.ndarray, k: int
+    rows: np.ndarray, distance: np.ndarray, candidates: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Take the first k of candidates (n, width) that come sorted by distance; ties go to the lower rank.
+    """First k candidates of each row by distance and then by number, and whether further spots may be as near as the k-th.
 
-    ``own`` and ``candidates`` are ranks by position. Returned are the ranks of the neighbours (n, k), and whether the last
-    candidate is as near as the k-th, so that there may be further ones at this distance.
+    ``distance`` rises along each row; ``candidates`` holds the numbers of the spots, their own number ``rows`` included.
     """
-    distance = np.where(candidates == own[:, None], -1.0, distance)
-    by_distance = np.argsort(distance, axis=1, kind="stable")
-    distance, candidates = (np.take_along_axis(values, by_distance, axis=1) for values in (distance, candidates))
-    steps = np.diff(distance, axis=1, prepend=distance[:, :1])
-    rings = np.cumsum(steps > _TIE * np.abs(distance), axis=1)
-    order = np.lexsort((candidates, rings))
-    nearest = np.take_along_axis(candidates, order, axis=1)
-    # Among very many coincident spots the spot itself may not be a candidate.
-    start = (nearest[:, 0] == own).astype(np.intp)
-    places = start[:, None] + np.arange(k)
-    is_cut = rings[:, -1] == np.take_along_axis(rings, places, axis=1)[:, -1]
-    return np.take_along_axis(nearest, places, axis=1), is_cut
+    itself = candidates == rows[:, None]
+    # Of many coincident spots one may not find itself: then the last candidate makes room.
+    itself[~itself.any(axis=1), -1] = True
+    shape = (len(rows), distance.shape[1] - 1)
+    farthest, distance, candidates = (
+        distance[:, -1],
+        distance[~itself].reshape(shape),
+        candidates[~itself].reshape(shape),
+    )
+    limit = distance[:, k - 1] * (1 + _TIE)
+    ties = np.cumsum(np.diff(distance, axis=1, prepend=distance[:, :1]) > _TIE * distance, axis=1)
+    order = np.lexsort((candidates, np.where(distance > limit[:, None], shape[1], ties)))
+    return np.take_along_axis(candidates, order[:, :k], axis=1), farthest <= limit
 
 
 def neighbor_graph(positions: np.ndarray, k: int = 6) -> sp.csr_matrix:
