@@ -1,5 +1,6 @@
 """The reader of legacy Spatial Transcriptomics sections: real sections, and what it refuses."""
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -210,16 +211,21 @@ def test_mouse_olfactory_bulb_section(data, name, shape, image):
     [
         ({"image": np.zeros((9, 9), dtype=np.uint8)}, r"`image` has type uint8 and shape \(9, 9\)"),
         ({"image": np.zeros((9, 9, 3))}, "`image` has type float64"),
+        ({"image": np.zeros((0, 9, 3), dtype=np.uint8)}, r"`image` has type uint8 and shape \(0, 9, 3\)"),
+        ({"image": "S1.jpg"}, "`image` is a str"),
+        ({"table": np.ones((2, 3))}, "`table` is a ndarray; expected an AnnData"),
+        ({"table": ad.AnnData(obs=pd.DataFrame(index=["a", "b"]))}, "`table` has no counts"),
+        ({"table": ad.AnnData(np.ones((0, 3))), "xy": np.zeros((0, 2))}, "`table` has no counts"),
+        ({"xy": [[1, 2], [3]]}, "`xy` holds values that are not numbers"),
         ({"xy": np.zeros((3, 2))}, r"`xy` has shape \(3, 2\); expected \(2, 2\)"),
         ({"xy": np.full((2, 2), np.nan)}, "`xy` holds NaN"),
         ({"mpp": 0.0}, "mpp=0.0"),
+        ({"mpp": "0.5"}, "mpp='0.5'"),
         ({"spot_um": float("nan")}, "spot_um=nan"),
         ({"section": "S 1"}, "section='S 1' cannot be stored"),
     ],
 )
-def test_a_section_is_built_of_sound_parts_only(change, match):
-    import anndata as ad
-
+def test_build_section_refuses_bad_input(change, match):
     parts = {
         "image": np.zeros((9, 9, 3), dtype=np.uint8),
         "xy": np.ones((2, 2)),
@@ -230,3 +236,9 @@ def test_a_section_is_built_of_sound_parts_only(change, match):
     parts |= {"table": ad.AnnData(np.ones((2, 3), dtype=np.float32)), "patient": None} | change
     with pytest.raises(ig.Img2GeneError, match=match):
         ig.io.build_section(**parts)
+
+
+def test_build_section_names_all_problems_in_one_error():
+    table = ad.AnnData(np.ones((2, 3), dtype=np.float32))
+    with pytest.raises(ig.Img2GeneError, match=r"(?s)4 problems.*section='S 1'.*`image` is a str.*`xy` has.*mpp=-1"):
+        ig.io.build_section("S1.jpg", np.ones((3, 2)), table, section="S 1", patient=None, mpp=-1, spot_um=5.0)

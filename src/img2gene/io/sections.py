@@ -1,7 +1,8 @@
-"""Assemble one section as a SpatialData: the single place that lays out image, spots and table."""
+"""Assemble one section as a SpatialData. No other module decides how image, spots and table are laid out."""
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+# squidpy draws the whole thumbnail under the spots; more pixels would not show at the usual figure size.
 _THUMBNAIL_PX = 600
+# Larger than the usual patch, so that reading a patch touches at most four chunks.
 _CHUNK_PX = 1024
 
 
@@ -29,7 +32,7 @@ def build_section(
 ) -> SpatialData:
     """Join an RGB image, spot centres and counts into a SpatialData with one section.
 
-    Every reader ends here. Write your own reader for another platform the same way.
+    All readers of this package call this function. Call it from a reader of your own for another platform.
 
     Parameters
     ----------
@@ -38,12 +41,13 @@ def build_section(
     xy
         (n_obs, 2) spot centres as (column, row) in pixels of ``image``.
     table
-        Raw counts, one row per spot in the order of ``xy``. The object is taken over, not copied: it gets the columns
-        ``region``, ``section``, ``spot_id`` and, with ``patient``, ``patient``.
+        Raw counts (n_obs, n_genes), one row per spot in the order of ``xy``. The table is changed in place and not
+        copied. It gets ``obs["region"]``, ``obs["section"]``, ``obs["spot_id"]``, ``obs["library_size"]`` (counts per
+        spot), ``obsm["spatial"]``, and ``obs["patient"]`` unless ``patient`` is None.
     section
-        Name of the section, its coordinate system, and the stem of its element names.
+        Name of the section. It also names the coordinate system and begins the names of the elements.
     patient
-        Name of the donor, or None if unknown.
+        Name of the donor, or None if it is not known.
     mpp
         Microns per pixel of ``image``.
     spot_um
@@ -57,8 +61,8 @@ def build_section(
     Raises
     ------
     Img2GeneError
-        The image is not uint8 RGB, the number of positions is not that of the rows, a position or a size is not a number,
-        or the name of the section cannot be stored.
+        The image is not uint8 RGB, the table is no AnnData with counts, ``xy`` does not hold one finite position per
+        row, a size is not a positive number, or the name of the section cannot be stored. The message lists all problems.
 
     Examples
     --------
@@ -108,25 +112,43 @@ def _check(image: np.ndarray, xy: np.ndarray, table: AnnData, section: str, mpp:
     problems = Problems()
     with problems.collect():
         _schema.check_name(section, "section")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        problems.messages.append(
-            f"`image` has type {image.dtype} and shape {image.shape}; expected uint8 (height, width, 3). Convert it with "
-            "`PIL.Image.convert('RGB')`."
-        )
-    if np.shape(xy) != (table.n_obs, 2):
-        problems.messages.append(
-            f"`xy` has shape {np.shape(xy)}; expected ({table.n_obs}, 2), a row per row of `table`."
-        )
-    elif not np.isfinite(np.asarray(xy, dtype=float)).all():
-        problems.messages.append("`xy` holds NaN or infinite positions; leave out spots without a position.")
+    problems.messages += [*_image_problems(image), *_spot_problems(xy, table)]
     for name, value in (("mpp", mpp), ("spot_um", spot_um)):
-        if not (np.isfinite(value) and value > 0):
+        if not isinstance(value, Real) or not (np.isfinite(value) and value > 0):
             problems.messages.append(f"{name}={value!r}: expected a positive number of microns.")
     problems.raise_all()
 
 
+def _image_problems(image: np.ndarray) -> list[str]:
+    if not isinstance(image, np.ndarray):
+        return [f"`image` is a {type(image).__name__}; expected an array uint8 (height, width, 3)."]
+    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+        return []
+    return [
+        f"`image` has type {image.dtype} and shape {image.shape}; expected uint8 (height, width, 3). Convert it with "
+        "`PIL.Image.convert('RGB')`."
+    ]
+
+
+def _spot_problems(xy: np.ndarray, table: AnnData) -> list[str]:
+    from anndata import AnnData
+
+    if not isinstance(table, AnnData):
+        return [f"`table` is a {type(table).__name__}; expected an AnnData with raw counts."]
+    problems = [] if table.X is not None and table.n_obs else ["`table` has no counts; put raw counts into `table.X`."]
+    try:
+        places = np.asarray(xy, dtype=float)
+    except (TypeError, ValueError):
+        return [*problems, f"`xy` holds values that are not numbers; expected an array ({table.n_obs}, 2)."]
+    if places.shape != (table.n_obs, 2):
+        problems.append(f"`xy` has shape {places.shape}; expected ({table.n_obs}, 2), one row per row of `table`.")
+    elif not np.isfinite(places).all():
+        problems.append("`xy` holds NaN or infinite positions; leave out spots without a position.")
+    return problems
+
+
 def squidpy_library(image: np.ndarray, spot_px: float) -> dict:
-    """Thumbnail and scale factors of one section, as squidpy reads them from ``uns["spatial"]``."""
+    """Return the thumbnail and the scale factors of one section in the layout of ``uns["spatial"]``."""
     step = max(1, int(np.ceil(max(image.shape[:2]) / _THUMBNAIL_PX)))
     return {
         "images": {"hires": np.ascontiguousarray(image[::step, ::step])},

@@ -197,14 +197,17 @@ def enrich(
     if n_permutations < _MIN_PERMUTATIONS:
         raise Img2GeneError(f"n_permutations={n_permutations}: expected {_MIN_PERMUTATIONS} or more.")
     ordered = _descending(ranking)
-    codes = {name: f"G{place}" for place, name in enumerate(ordered.index)}
-    names = list(gene_sets)
-    coded = {f"S{i}": [codes[gene] for gene in gene_sets[name] if gene in codes] for i, name in enumerate(names)}
+    places = {name: place for place, name in enumerate(ordered.index)}
+    codes = {name: f"G{place}" for name, place in places.items()}
+    # gseapy's draws follow the order of sets and of their genes, which must not depend on the order of the input.
+    names = sorted(gene_sets)
+    members = [sorted((gene for gene in gene_sets[name] if gene in codes), key=places.__getitem__) for name in names]
+    coded = {f"S{i}": [codes[gene] for gene in genes] for i, genes in enumerate(members)}
     usable = {code: genes for code, genes in coded.items() if 0 < len(genes) < len(ordered)}
     if not usable:
         return _enrichment_table(names, coded, {}, ordered)
     # Codes, as gseapy changes the case of genes; and sorted already, as it would order equal values anyhow.
-    found = gseapy.prerank(
+    results = gseapy.prerank(
         ordered.set_axis(list(codes.values())),
         usable,
         outdir=None,
@@ -219,7 +222,7 @@ def enrich(
         no_plot=True,
         verbose=False,
     ).results
-    return _enrichment_table(names, coded, found, ordered)
+    return _enrichment_table(names, coded, results, ordered)
 
 
 def _descending(ranking: pd.Series) -> pd.Series:
@@ -230,6 +233,8 @@ def _descending(ranking: pd.Series) -> pd.Series:
         raise Img2GeneError(
             f"{len(known)} genes are ranked and {len(twice)} of them named twice: expected three or more, named once each."
         )
+    # Equal ranks go by name. The mean is taken in that order, too, as sums in another order differ in their last digits.
+    known = known.sort_index()
     ordered = (known - known.mean()).sort_values(ascending=False, kind="stable")
     step = 1e-6 * max(float(np.ptp(ordered)), 1e-6) / len(ordered)
     return ordered - step * np.arange(len(ordered)) / len(ordered)

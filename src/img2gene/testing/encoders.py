@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from img2gene.encoders import EncoderSpec
+from img2gene.encoders import Encoder, EncoderSpec
+from img2gene.testing._rules import close, demand
 
-_N_PATCHES, _SIDE, _GRID = 5, 48, 3
+_N_PATCHES, _SIDE, _GRID, _RTOL = 5, 48, 3, 1e-3
 
 
-def check_encoder(spec: EncoderSpec, *, atol: float = 1e-4) -> None:
-    """Check that an encoder keeps its specification.
+def check_encoder(encoder: EncoderSpec | Encoder, *, atol: float = 1e-4) -> None:
+    """Check that an encoder keeps its contract and its specification.
+
+    The encoder is called with a few made-up patches of 48 pixels.
 
     Parameters
     ----------
-    spec
-        Specification of the encoder, registered or not. Its weights are loaded on the CPU.
+    encoder
+        Specification of the encoder, registered or not; its weights are loaded on the CPU. Or the encoder itself, whose
+        tokens are then not checked.
     atol
         Largest absolute difference of features that counts as equal.
 
@@ -23,48 +27,64 @@ def check_encoder(spec: EncoderSpec, *, atol: float = 1e-4) -> None:
     ------
     AssertionError
         The encoder breaks a rule. The message says which: features are float32 (n, width) and finite; they depend on the
-        pixels, on no other patch of the batch, and on nothing that an earlier call left; pixels are not changed; tokens, if
-        the specification declares a ``token_width``, are (n, grid², token_width).
+        pixels, on no other patch of the batch, and on no earlier call; pixels are not changed; the fields of the
+        specification are complete and possible; tokens, if the specification declares a ``token_width``, are float32 (n,
+        grid², token_width), finite, independent of the batch, and come with the features of a plain call.
 
     Examples
     --------
     >>> import img2gene as ig
     >>> ig.testing.check_encoder(ig.encoders.get("color-texture"))
     """
-    encoder = spec.build(spec, device="cpu", amp=False, backend="auto")
-    side = None if spec.any_size else spec.input_px
-    rng = np.random.default_rng(0)
-    patches = rng.integers(0, 256, (_N_PATCHES, _SIDE, _SIDE, 3), dtype=np.uint8)
+    patches = np.random.default_rng(0).integers(0, 256, (_N_PATCHES, _SIDE, _SIDE, 3), dtype=np.uint8)
+    if not isinstance(encoder, EncoderSpec):
+        _check_features(encoder, encoder.width, patches, None, atol)
+        return
+    _check_fields(encoder)
+    loaded = encoder.build(encoder, device="cpu", amp=False, backend="auto")
+    demand(loaded.width == encoder.width, f"The encoder has width {loaded.width}, its specification {encoder.width}.")
+    side = None if encoder.any_size else encoder.input_px
+    features = _check_features(loaded, encoder.width, patches, side, atol)
+    if encoder.token_width:
+        _check_tokens(loaded, encoder.token_width, patches, side, features, atol)
+
+
+def _check_fields(spec: EncoderSpec) -> None:
+    for name in ("licence", "source", "revision"):
+        demand(bool(getattr(spec, name)), f"The specification has no `{name}`.")
+    for name in ("mean", "std"):
+        values = getattr(spec, name)
+        demand(len(values) == 3, f"`{name}` of the specification holds {len(values)} values, expected 3 (RGB).")
+    demand(min(spec.std) > 0, f"`std` of the specification is {spec.std}, expected positive values.")
+    demand(spec.mpp is None or spec.mpp > 0, f"`mpp` of the specification is {spec.mpp}, expected None or a positive value.")
+
+
+def _check_features(encoder: Encoder, width: int, patches: np.ndarray, side: int | None, atol: float) -> np.ndarray:
     before = patches.copy()
     features = encoder(patches, side)
-    _demand(np.array_equal(patches, before), "The encoder changes the pixels of its input.")
-    shape = (_N_PATCHES, spec.width)
-    _demand(features.shape == shape, f"Features have shape {features.shape}, the specification says {shape}.")
-    _demand(features.dtype == np.float32, f"Features are {features.dtype}, expected float32.")
-    _demand(bool(np.isfinite(features).all()), "Features hold NaN or infinite values.")
-    _demand(_close(encoder(patches, side), features, atol), "A second call returns other features.")
-    alone = np.concatenate([encoder(patches[i : i + 1], side) for i in range(_N_PATCHES)])
-    _demand(_close(alone, features, atol), "Features of a patch depend on the other patches of its batch.")
-    _demand(
-        not _close(features, np.repeat(features[:1], _N_PATCHES, axis=0), atol),
-        "All patches have the same features, whatever their pixels.",
-    )
-    if spec.token_width:
-        _check_tokens(spec, encoder, patches, side)
+    demand(np.array_equal(patches, before), "The encoder changes the pixels of its input.")
+    _check_values(features, "Features", (len(patches), width))
+    demand(close(encoder(patches, side), features, atol, _RTOL), "A second call returns other features.")
+    alone = np.concatenate([encoder(patches[i : i + 1], side) for i in range(len(patches))])
+    demand(close(alone, features, atol, _RTOL), "Features of a patch depend on the other patches of its batch.")
+    first = np.repeat(features[:1], len(patches), axis=0)
+    demand(not close(features, first, atol, _RTOL), "All patches have the same features, whatever their pixels.")
+    return features
 
 
-def _check_tokens(spec: EncoderSpec, encoder: object, patches: np.ndarray, side: int | None) -> None:
-    _demand(hasattr(encoder, "tokens"), "The specification has a `token_width`, the encoder has no method `tokens`.")
-    _, tokens = encoder.tokens(patches, side or _SIDE, _GRID)  # type: ignore[attr-defined]
-    shape = (_N_PATCHES, _GRID**2, spec.token_width)
-    _demand(tokens.shape == shape, f"Tokens have shape {tokens.shape}, expected {shape} (n, grid², token_width).")
-    _demand(bool(np.isfinite(tokens).all()), "Tokens hold NaN or infinite values.")
+def _check_tokens(
+    encoder: object, width: int, patches: np.ndarray, side: int | None, features: np.ndarray, atol: float
+) -> None:
+    demand(hasattr(encoder, "tokens"), "The specification has a `token_width`, the encoder has no method `tokens`.")
+    encode = encoder.tokens  # type: ignore[attr-defined]
+    pooled, tokens = encode(patches, side, _GRID)
+    _check_values(tokens, "Tokens", (len(patches), _GRID**2, width))
+    demand(close(pooled, features, atol, _RTOL), "`tokens` returns other features than a plain call.")
+    alone = np.concatenate([encode(patches[i : i + 1], side, _GRID)[1] for i in range(len(patches))])
+    demand(close(alone, tokens, atol, _RTOL), "Tokens of a patch depend on the other patches of its batch.")
 
 
-def _close(one: np.ndarray, other: np.ndarray, atol: float) -> bool:
-    return one.shape == other.shape and np.allclose(one, other, rtol=1e-3, atol=atol)
-
-
-def _demand(holds: bool, message: str) -> None:
-    if not holds:
-        raise AssertionError(message)
+def _check_values(values: np.ndarray, what: str, shape: tuple[int, ...]) -> None:
+    demand(values.shape == shape, f"{what} have shape {values.shape}, expected {shape}.")
+    demand(values.dtype == np.float32, f"{what} are {values.dtype}, expected float32.")
+    demand(bool(np.isfinite(values).all()), f"{what} hold NaN or infinite values.")

@@ -162,11 +162,15 @@ def _ceiling(
     if problems:
         logger.warning("no ceiling: put raw counts in `table.X` and call again. %s", problems[0])
         return np.full(len(columns), np.nan)
+    # Genes by name, as the draws of the ceiling follow the order of the genes.
+    order = np.argsort(table.var_names.to_numpy(dtype=str), kind="stable")
+    place = np.empty(table.n_vars, dtype=np.intp)
+    place[order] = np.arange(table.n_vars)
     ceiling = metrics.noise_ceiling(
-        table.X[rows],
+        table.X[rows][:, order],
         library_size(table)[rows],
         sections,
-        genes=columns,
+        genes=place[columns],
         labels=labels if method == "genes" else None,
         method=method,
         seed=seed,
