@@ -62,7 +62,8 @@ def build_section(
     ------
     Img2GeneError
         The image is not uint8 RGB, the table is no AnnData with counts, ``xy`` does not hold one finite position per
-        row, a size is not a positive number, or the name of the section cannot be stored. The message lists all problems.
+        row, a size is not a positive number, or the name of the section cannot be stored. The message lists all
+        problems.
 
     Examples
     --------
