@@ -304,7 +304,9 @@ def test_the_fraction_that_is_named_is_possible(shared_study):
 
 def test_too_few_groups_are_named_with_what_to_do(make_study, study):
     pair = make_study([("A1", "A"), ("B1", "B")])
-    with pytest.raises(Img2GeneError, match='needs at least two groups to train on, but there is only B: pass `by="spots"`'):
+    with pytest.raises(
+        Img2GeneError, match='needs at least two groups to train on, but there is only B: pass `by="spots"`'
+    ):
         ig.tl.learning_curve(pair, "mean")
     assert len(ig.tl.learning_curve(pair, "mean", by="spots", fractions=(1,), n_repeats=1)) == 2 * 4
     study["table"].obs["donor"] = "A"

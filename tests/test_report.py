@@ -299,7 +299,10 @@ def test_constant_predictions_are_told_from_constant_genes(shared_study, page):
     gene = cv.scores["gene"] == "G00"
     nrmse = cv.scores["nrmse"].mask(gene)
     both = page(changed(cv, nrmse=nrmse), label="mean")
-    assert "because the gene is constant there (4) or because its prediction is constant there (44)" in both.text["warnings"]
+    assert (
+        "because the gene is constant there (4) or because its prediction is constant there (44)"
+        in both.text["warnings"]
+    )
 
 
 def test_a_cross_validation_of_other_data_is_refused_or_marked(full, bare, page, copy_of):
