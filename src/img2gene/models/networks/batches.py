@@ -93,8 +93,7 @@ def split_sections(sections: np.ndarray, positions: np.ndarray, k: int, *, pad: 
 
 def _neighbors(positions: np.ndarray, k: int) -> np.ndarray:
     """The k nearest other spots, (n, k), of positions (row, column); repeated where there are fewer."""
-    # nearest_spots takes x before y, which decides between equally near spots.
-    nearest = nearest_spots(positions[:, ::-1], k)
+    nearest = nearest_spots(positions, k)
     return nearest[:, np.arange(k) % nearest.shape[1]]
 
 
