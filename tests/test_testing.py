@@ -23,6 +23,12 @@ def test_every_model_keeps_the_contract(name):
     check_predictor(lambda: ig.models.create(name, **QUICK.get(name, {})))
 
 
+def test_a_model_can_be_named():
+    check_predictor("mean")
+    with pytest.raises(ig.MissingKeyError, match="moan"):
+        check_predictor("moan")
+
+
 class Linear:
     """Least squares without any fault; its children have one each."""
 
@@ -52,6 +58,69 @@ class ChangesInput(Linear):
     def fit(self, data, *, seed):
         super().fit(data, seed=seed)
         data.labels[0] = 0
+
+
+class ChangesFeatures(Linear):
+    def predict(self, features, sections):
+        predicted = super().predict(features, sections)
+        features[0] = 0
+        return predicted
+
+
+class CentresTheCall(Linear):
+    def predict(self, features, sections):
+        predicted = super().predict(features, sections)
+        return predicted - predicted.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+class CountsCalls(Linear):
+    calls = 0
+
+    def predict(self, features, sections):
+        self.calls += 1
+        return super().predict(features, sections) + np.float32(self.calls)
+
+
+class KnowsItsSections(Linear):
+    known = frozenset(("A1", "A2", "B1", "B2"))
+    error = KeyError
+
+    def predict(self, features, sections):
+        if unknown := set(sections) - self.known:
+            raise self.error(f"unknown sections {unknown}")
+        return super().predict(features, sections)
+
+
+class RefusesNewSections(KnowsItsSections):
+    error = ig.Img2GeneError
+
+
+class GapsInNewSections(Linear):
+    def predict(self, features, sections):
+        predicted = super().predict(features, sections)
+        predicted[np.char.startswith(sections, "new")] = np.nan
+        return predicted
+
+
+class NeedsTokens(Linear):
+    inputs = ("tokens", "positions")
+
+    def fit(self, data, *, seed):
+        assert data.tokens.dtype == np.float16
+        super().fit(data, seed=seed)
+
+    def predict(self, features, sections, *, tokens, positions):
+        assert len(tokens) == len(positions) == len(features)
+        return super().predict(features, sections) + tokens[:, 0, :1]
+
+
+class NoJsonState(Linear):
+    def state(self):
+        return {"penalty": float("nan")}, {"coefficients": self.coefficients}
+
+
+class MissingAxis(Linear):
+    shapes = {"coefficients": ("width",)}
 
 
 class WrongType(Linear):
@@ -107,14 +176,22 @@ class NoJson(Linear):
         return {"error": np.float32(1)}
 
 
-def test_a_predictor_without_fault_passes():
-    check_predictor(Linear)
+@pytest.mark.parametrize("kind", [Linear, RefusesNewSections, NeedsTokens])
+def test_a_predictor_without_fault_passes(kind):
+    check_predictor(kind)
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
         (ChangesInput, "`fit` changes its training data"),
+        (ChangesFeatures, "`predict` changes its input"),
+        (CentresTheCall, "depend on the other sections"),
+        (CountsCalls, "second call"),
+        (KnowsItsSections, "fails on a section that was not in the training data: KeyError"),
+        (GapsInNewSections, "NaN"),
+        (NoJsonState, "configuration of `state` is not JSON"),
+        (MissingAxis, "declared are the axes"),
         (WrongType, "are float64, expected float32"),
         (Gaps, "NaN"),
         (OneGene, "have shape"),
@@ -197,20 +274,146 @@ def test_each_broken_rule_of_an_encoder_is_seen(tiny_encoder, kind, message):
         check_encoder(spec)
 
 
-def test_missing_tokens_are_seen(tiny_encoder):
-    spec = dataclasses.replace(tiny_encoder, name="own", width=3, token_width=4, build=lambda spec, **options: Mean())
-    with pytest.raises(AssertionError, match="no method `tokens`"):
+def test_an_encoder_without_specification_is_checked_alone():
+    check_encoder(Mean())
+    with pytest.raises(AssertionError, match="depend on the other patches"):
+        check_encoder(Batchwise())
+
+
+class Tokens(Mean):
+    """Every cell has the mean of its patch and the number of the cell; the children have one fault each."""
+
+    def tokens(self, patches, side, grid):
+        features = self(patches, side)
+        cells = np.arange(grid**2, dtype=np.float32)
+        return features, np.stack([features[:, :1] + cells, np.tile(cells, (len(patches), 1))], axis=2)
+
+
+class OtherFeatures(Tokens):
+    def tokens(self, patches, side, grid):
+        features, tokens = super().tokens(patches, side, grid)
+        return features + 1, tokens
+
+
+class NarrowTokens(Tokens):
+    def tokens(self, patches, side, grid):
+        features, tokens = super().tokens(patches, side, grid)
+        return features, tokens[..., :1]
+
+
+class DoubleTokens(Tokens):
+    def tokens(self, patches, side, grid):
+        features, tokens = super().tokens(patches, side, grid)
+        return features, tokens.astype(np.float64)
+
+
+class GapsInTokens(Tokens):
+    def tokens(self, patches, side, grid):
+        features, tokens = super().tokens(patches, side, grid)
+        tokens[0] = np.inf
+        return features, tokens
+
+
+class BatchwiseTokens(Tokens):
+    def tokens(self, patches, side, grid):
+        features, tokens = super().tokens(patches, side, grid)
+        return features, tokens - tokens.mean(axis=0)
+
+
+def test_tokens_without_fault_pass(tiny_encoder):
+    check_encoder(dataclasses.replace(tiny_encoder, width=3, token_width=2, build=lambda spec, **options: Tokens()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Mean, "no method `tokens`"),
+        (OtherFeatures, "other features than a plain call"),
+        (NarrowTokens, "Tokens have shape"),
+        (DoubleTokens, "Tokens are float64"),
+        (GapsInTokens, "Tokens hold NaN"),
+        (BatchwiseTokens, "Tokens of a patch depend on the other patches"),
+    ],
+)
+def test_each_broken_rule_of_tokens_is_seen(tiny_encoder, kind, message):
+    spec = dataclasses.replace(tiny_encoder, width=3, token_width=2, build=lambda spec, **options: kind())
+    with pytest.raises(AssertionError, match=message):
         check_encoder(spec)
 
 
-def test_models_are_compared_array_by_array(trained_study):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 4}, "has width 3, its specification 4"),
+        ({"licence": ""}, "no `licence`"),
+        ({"source": ""}, "no `source`"),
+        ({"revision": ""}, "no `revision`"),
+        ({"mean": (0.5,)}, "`mean` of the specification holds 1 values"),
+        ({"std": (1.0, 0.0, 1.0)}, "`std` of the specification"),
+        ({"mpp": 0.0}, "`mpp` of the specification"),
+    ],
+)
+def test_each_impossible_specification_is_seen(tiny_encoder, changes, message):
+    spec = dataclasses.replace(tiny_encoder, **({"width": 3, "build": lambda spec, **options: Mean()} | changes))
+    with pytest.raises(AssertionError, match=message):
+        check_encoder(spec)
+
+
+@pytest.fixture
+def two_models(trained_study):
     model = ig.get.model(trained_study)
-    copy = type(model).from_state(*model.state())
-    assert_models_equal(model, copy)
-    copy.statistics["mean"] = copy.statistics["mean"] + 1
-    with pytest.raises(AssertionError, match=r"`statistics.mean` holds other values"):
-        assert_models_equal(model, copy)
-    assert_models_equal(model, copy, atol=2)
-    shorter = dataclasses.replace(model, genes=model.genes[:-1])
-    with pytest.raises(AssertionError, match="`genes` differs"):
-        assert_models_equal(model, shorter)
+    return model, type(model).from_state(*model.state())
+
+
+def test_a_model_equals_its_stored_copy(two_models):
+    assert_models_equal(*two_models)
+
+
+def test_values_that_differ_are_given_with_their_place(two_models):
+    model, other = two_models
+    means = other.statistics["mean"].copy()
+    means[3] = model.statistics["mean"][3] + 1
+    other.statistics["mean"] = means
+    place = rf"`statistics.mean`: expected {model.statistics['mean'][3]} at \(3,\), found {means[3]}; 1 of 12"
+    with pytest.raises(AssertionError, match=place):
+        assert_models_equal(model, other)
+    assert_models_equal(model, other, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values[:-1], r"expected shape \(12,\), found \(11,\)"),
+        (lambda values: values.astype(np.float16), "found float16"),
+    ],
+)
+def test_arrays_of_another_shape_or_type_are_named(two_models, change, message):
+    model, other = two_models
+    other.statistics["mean"] = change(other.statistics["mean"])
+    with pytest.raises(AssertionError, match=f"`statistics.mean`: .*{message}"):
+        assert_models_equal(model, other)
+
+
+def test_an_array_of_one_model_alone_is_named(two_models):
+    model, other = two_models
+    del other.statistics["mean"]
+    with pytest.raises(AssertionError, match="`statistics.mean` is missing"):
+        assert_models_equal(model, other)
+    with pytest.raises(AssertionError, match="`statistics.mean` is not expected"):
+        assert_models_equal(other, model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"genes": [*"ABCDEFGHIJK", "Z"]}, r"`genes\[0\]`: expected \"G00\", found \"A\""),
+        ({"genes": ["G00"]}, "`genes`: expected"),
+        ({"labels": {"layer": "own", "target_sum": 1e4}}, '`labels.layer`: expected null, found "own"'),
+        ({"inputs": {}}, r"`inputs\.\w+` is missing"),
+        ({"report": {"note": 1}}, r"`report\.\w+` is"),
+    ],
+)
+def test_the_first_entry_that_differs_is_named(two_models, changes, message):
+    model, other = two_models
+    with pytest.raises(AssertionError, match=message):
+        assert_models_equal(model, dataclasses.replace(other, **changes))

@@ -1,4 +1,4 @@
-"""Checks for models and encoders of your own: do they keep the contract of the package?"""
+"""Test your own models and encoders against the contracts of the package."""
 
 from img2gene.testing.encoders import check_encoder
 from img2gene.testing.models import assert_models_equal, check_predictor

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
-from img2gene.models import Model, Predictor, TrainingData
+from img2gene._errors import Img2GeneError
+from img2gene.models import Model, Predictor, TrainingData, create
 from img2gene.models.predictor import declared_inputs
+from img2gene.testing._rules import close, demand, demand_json
 
-_N_SIDE, _PITCH_UM, _WIDTH, _N_GENES = 6, 100.0, 8, 5
+_N_SIDE, _PITCH_UM, _WIDTH, _N_GENES, _N_TOKENS, _TOKEN_WIDTH = 6, 100.0, 8, 5, 4, 3
 
 
 def assert_models_equal(one: Model, other: Model, *, atol: float = 0.0) -> None:
@@ -21,15 +23,18 @@ def assert_models_equal(one: Model, other: Model, *, atol: float = 0.0) -> None:
 
     Parameters
     ----------
-    one, other
-        Trained models.
+    one
+        The expected model.
+    other
+        The model that is compared with it.
     atol
-        Largest absolute difference of array values that still counts as equal.
+        Largest absolute difference of array values that counts as equal.
 
     Raises
     ------
     AssertionError
-        The models differ; the message names the first difference.
+        The models differ. The message names the first entry of the configuration or the first array that differs, with
+        the expected value and the value found.
 
     Examples
     --------
@@ -42,109 +47,155 @@ def assert_models_equal(one: Model, other: Model, *, atol: float = 0.0) -> None:
     >>> ig.testing.assert_models_equal(model, type(model).from_state(*model.state()))
     """
     (config, arrays), (other_config, other_arrays) = one.state(), other.state()
-    for name in sorted({*config, *other_config}):
-        left, right = (json.dumps(facts.get(name), sort_keys=True) for facts in (config, other_config))
-        _demand(left == right, f"`{name}` differs: {left[:200]} against {right[:200]}.")
+    _compare_entries("", *(json.loads(json.dumps(facts)) for facts in (config, other_config)))
     for name in sorted({*arrays, *other_arrays}):
-        _demand(name in arrays and name in other_arrays, f"Array `{name}` is in one of the models only.")
-        first, second = arrays[name], other_arrays[name]
-        _demand(first.shape == second.shape, f"Array `{name}` has shapes {first.shape} and {second.shape}.")
-        _demand(first.dtype == second.dtype, f"Array `{name}` has types {first.dtype} and {second.dtype}.")
-        same = np.allclose(first, second, rtol=0, atol=atol, equal_nan=True)
-        _demand(same, f"Array `{name}` holds other values.")
+        demand(name in other_arrays, f"Array `{name}` is missing.")
+        demand(name in arrays, f"Array `{name}` is not expected.")
+        _compare_arrays(name, arrays[name], other_arrays[name], atol)
 
 
-def check_predictor(make: Callable[[], Predictor], *, atol: float = 1e-5) -> None:
+def _compare_entries(path: str, expected: Any, value: Any) -> None:
+    """Compare JSON values down to the first entry that differs."""
+    if isinstance(expected, dict) and isinstance(value, dict):
+        for name in sorted({*expected, *value}):
+            entry = f"{path}.{name}" if path else name
+            demand(name in value, f"`{entry}` is missing.")
+            demand(name in expected, f"`{entry}` is not expected.")
+            _compare_entries(entry, expected[name], value[name])
+        return
+    if isinstance(expected, list) and isinstance(value, list) and len(expected) == len(value):
+        for i, (left, right) in enumerate(zip(expected, value, strict=True)):
+            _compare_entries(f"{path}[{i}]", left, right)
+        return
+    left, right = json.dumps(expected), json.dumps(value)
+    demand(left == right, f"`{path}`: expected {left[:200]}, found {right[:200]}.")
+
+
+def _compare_arrays(name: str, expected: np.ndarray, values: np.ndarray, atol: float) -> None:
+    demand(values.shape == expected.shape, f"Array `{name}`: expected shape {expected.shape}, found {values.shape}.")
+    demand(values.dtype == expected.dtype, f"Array `{name}`: expected type {expected.dtype}, found {values.dtype}.")
+    differ = np.argwhere(~np.isclose(values, expected, rtol=0, atol=atol, equal_nan=True))
+    if len(differ):
+        place = tuple(map(int, differ[0]))
+        raise AssertionError(
+            f"Array `{name}`: expected {expected[place]} at {place}, found {values[place]}; {len(differ)} of "
+            f"{expected.size} values differ."
+        )
+
+
+def check_predictor(make: str | Callable[[], Predictor], *, atol: float = 1e-5) -> None:
     """Check that a predictor keeps the contract of :class:`img2gene.models.Predictor`.
 
-    It is fitted to small made-up data: two patients with two sections of 36 spots each, on a square lattice.
+    It is fitted to small made-up data: two patients with two sections of 36 spots each, on a square lattice. The data hold
+    tokens if the predictor declares them as an input.
 
     Parameters
     ----------
     make
-        Makes an unfitted predictor: the class itself, or a function that sets its parameters.
+        The class of the predictor, a function that sets its parameters and returns it unfitted, or its registered name.
     atol
         Largest absolute difference of predictions that counts as equal.
 
     Raises
     ------
     AssertionError
-        The predictor breaks a rule. The message says which: predictions are float32 (n_spots, n_genes) and finite; the same
-        seed gives the same predictions; predictions do not depend on the order of spots; fitting and predicting change no
-        input; the stored state has the declared shapes and restores the same predictions; the summary is JSON.
+        The predictor breaks a rule. The message says which: predictions are float32 (n_spots, n_genes) and finite, also for
+        a section that was not in the training data, unless the predictor refuses it with an ``Img2GeneError``; the same seed gives the same predictions; predictions depend neither
+        on the order of the spots, nor on other sections, nor on earlier calls; fitting and predicting change no input; the
+        stored state has the declared shapes and restores the same predictions; configuration and summary are JSON.
 
     Examples
     --------
     >>> import img2gene as ig
-    >>> ig.testing.check_predictor(ig.models.get("ridge"))
+    >>> ig.testing.check_predictor("ridge")
+    >>> ig.testing.check_predictor(lambda: ig.models.create("knn", k=3))
     """
-    data = _training_data()
+    build = (lambda: create(make)) if isinstance(make, str) else make
+    predictor = build()
+    data = _training_data("tokens" in declared_inputs(predictor))
     before = copy.deepcopy(data)
-    predictor = make()
     predictor.fit(data, seed=0)
-    _demand(_same_data(data, before), "`fit` changes its training data.")
+    demand(_same_data(data, before), "`fit` changes its training data.")
     predicted = _predict(predictor, data)
-    _demand(_same_data(data, before), "`predict` changes its input.")
+    demand(_same_data(data, before), "`predict` changes its input.")
     _check_values(predicted, data)
-    again = make()
-    again.fit(data, seed=0)
-    _demand(_close(_predict(again, data), predicted, atol), "Two fits with the same seed predict other values.")
-    _check_order(make, predictor, data, predicted, atol)
+    _check_calls(predictor, data, predicted, atol)
+    _check_refits(build, data, predicted, atol)
     _check_state(predictor, data, predicted, atol)
-    _demand_json(predictor.summary(), "`summary`")
+    demand_json(predictor.summary(), "`summary`")
 
 
 def _check_values(predicted: np.ndarray, data: TrainingData) -> None:
-    _demand(
+    demand(
         predicted.shape == data.labels.shape,
         f"Predictions have shape {predicted.shape}, expected {data.labels.shape} (n_spots, n_genes).",
     )
-    _demand(predicted.dtype == np.float32, f"Predictions are {predicted.dtype}, expected float32.")
-    _demand(bool(np.isfinite(predicted).all()), "Predictions hold NaN or infinite values.")
+    demand(predicted.dtype == np.float32, f"Predictions are {predicted.dtype}, expected float32.")
+    demand(bool(np.isfinite(predicted).all()), "Predictions hold NaN or infinite values.")
 
 
-def _check_order(
-    make: Callable[[], Predictor], predictor: Predictor, data: TrainingData, predicted: np.ndarray, atol: float
-) -> None:
+def _check_calls(predictor: Predictor, data: TrainingData, predicted: np.ndarray, atol: float) -> None:
+    demand(close(_predict(predictor, data), predicted, atol), "A second call of `predict` returns other values.")
     order = np.random.default_rng(1).permutation(len(data.sections))
-    shuffled = data.take(order)
-    _demand(
-        _close(_predict(predictor, shuffled), predicted[order], atol), "Predictions depend on the order of the spots."
-    )
-    refitted = make()
-    refitted.fit(shuffled, seed=0)
-    _demand(_close(_predict(refitted, data), predicted, atol), "The fit depends on the order of the training spots.")
+    shuffled = _predict(predictor, data.take(order))
+    demand(close(shuffled, predicted[order], atol), "Predictions depend on the order of the spots.")
+    for section in np.unique(data.sections):
+        rows = data.sections == section
+        alone = _predict(predictor, data.take(rows))
+        demand(
+            close(alone, predicted[rows], atol), "Predictions of a section depend on the other sections of the call."
+        )
+    _check_new_sections(predictor, replace(data, sections=np.char.add("new ", data.sections)))
+
+
+def _check_new_sections(predictor: Predictor, data: TrainingData) -> None:
+    try:
+        predicted = _predict(predictor, data)
+    except Img2GeneError:
+        # A model that knows its training sections alone, such as `coordinates`, refuses others by name.
+        return
+    except Exception as error:
+        message = f"`predict` fails on a section that was not in the training data: {error!r}."
+        raise AssertionError(message) from error
+    _check_values(predicted, data)
+
+
+def _check_refits(build: Callable[[], Predictor], data: TrainingData, predicted: np.ndarray, atol: float) -> None:
+    again = build()
+    again.fit(data, seed=0)
+    demand(close(_predict(again, data), predicted, atol), "Two fits with the same seed predict other values.")
+    shuffled = build()
+    shuffled.fit(data.take(np.random.default_rng(1).permutation(len(data.sections))), seed=0)
+    demand(close(_predict(shuffled, data), predicted, atol), "The fit depends on the order of the training spots.")
 
 
 def _check_state(predictor: Predictor, data: TrainingData, predicted: np.ndarray, atol: float) -> None:
     config, arrays = predictor.state()
-    _demand_json(config, "The configuration of `state`")
+    demand_json(config, "The configuration of `state`")
     kind = type(predictor)
     shapes = kind.array_shapes(config) if hasattr(kind, "array_shapes") else kind.shapes
-    _demand(
+    demand(
         set(arrays) == set(shapes), f"`state` returns the arrays {sorted(arrays)}, `shapes` declares {sorted(shapes)}."
     )
     sizes: dict[str, int] = {"genes": data.labels.shape[1], "width": data.features.shape[1]}
     for name, axes in shapes.items():
         shape = np.shape(arrays[name])
-        _demand(len(shape) == len(axes), f"Array `{name}` has shape {shape}, declared are the axes {axes}.")
+        demand(len(shape) == len(axes), f"Array `{name}` has shape {shape}, declared are the axes {axes}.")
         expected = tuple(
             axis if isinstance(axis, int) else sizes.setdefault(axis, size)
             for axis, size in zip(axes, shape, strict=True)
         )
-        _demand(shape == expected, f"Array `{name}` has shape {shape}, expected {expected} ({axes}).")
+        demand(shape == expected, f"Array `{name}` has shape {shape}, expected {expected} ({axes}).")
     restored = kind.from_state(json.loads(json.dumps(config)), arrays)
-    _demand(
-        _close(_predict(restored, data), predicted, atol), "A predictor restored from its state predicts otherwise."
-    )
+    demand(close(_predict(restored, data), predicted, atol), "A predictor restored from its state predicts otherwise.")
 
 
 def _predict(predictor: Predictor, data: TrainingData) -> np.ndarray:
-    extra = {"positions": data.positions} if "positions" in declared_inputs(predictor) else {}
+    extra = {name: getattr(data, name) for name in declared_inputs(predictor)}
     return predictor.predict(data.features, data.sections, **extra)
 
 
-def _training_data() -> TrainingData:
+def _training_data(with_tokens: bool) -> TrainingData:
     """Make data whose labels follow the features, which follow the position in each section."""
     rng = np.random.default_rng(0)
     rows, columns = np.meshgrid(np.arange(_N_SIDE), np.arange(_N_SIDE), indexing="ij")
@@ -156,25 +207,10 @@ def _training_data() -> TrainingData:
     effects = rng.normal(size=(_WIDTH, _N_GENES))
     labels = np.clip(2 + features @ effects + rng.normal(scale=0.1, size=(len(features), _N_GENES)), 0, None)
     groups = np.array([name[0] for name in sections])
-    return TrainingData(features, labels.astype(np.float32), sections, groups, positions)
+    tokens = rng.normal(size=(len(features), _N_TOKENS, _TOKEN_WIDTH)).astype(np.float16) if with_tokens else None
+    return TrainingData(features, labels.astype(np.float32), sections, groups, positions, tokens)
 
 
 def _same_data(one: TrainingData, other: TrainingData) -> bool:
     pairs = ((getattr(one, part.name), getattr(other, part.name)) for part in fields(TrainingData))
     return all(left is right is None or np.array_equal(left, right) for left, right in pairs)
-
-
-def _close(one: np.ndarray, other: np.ndarray, atol: float) -> bool:
-    return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=atol)
-
-
-def _demand_json(value: Any, what: str) -> None:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise AssertionError(f"{what} is not JSON: {error}.") from error
-
-
-def _demand(holds: bool, message: str) -> None:
-    if not holds:
-        raise AssertionError(message)
