@@ -1,4 +1,4 @@
-"""What every encoder is, and the steps they share: resize, normalise, device and precision."""
+"""Define the interface of encoders and the steps that they share: resizing, normalisation, device, precision."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Encoder(Protocol):
     width: int
 
     def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
-        """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
+        """Compute features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
         ...
 
 
 class TokenEncoder(Protocol):
-    """What an encoder has besides if it can tell where in a patch its features were found: tokens, one for each cell of a grid.
+    """Adds tokens to an encoder: features of each cell of a grid over the patch.
 
     Examples
     --------
@@ -44,21 +44,19 @@ class TokenEncoder(Protocol):
     """
 
     def tokens(self, patches: np.ndarray, side: int | None, grid: int) -> tuple[np.ndarray, np.ndarray]:
-        """Features as from a call, and tokens float32 (n, grid², token_width), row by row from the top left.
+        """Compute the features of a call and, in the same pass, tokens float32 (n, grid², token_width).
 
-        Both come from one pass.
+        Tokens lie row by row from the top left.
         """
         ...
 
 
 def resize(patches: np.ndarray, side: int) -> torch.Tensor:
-    """Resize uint8 (n, h, h, 3) patches to (n, 3, side, side): bilinear, antialiased when shrinking.
-
-    It stays in 8 bits, where torch is twenty times as fast as in floats and at most one grey level away from them.
-    """
+    """Resize uint8 (n, h, h, 3) patches to (n, 3, side, side), bilinearly and with antialiasing when they shrink."""
     import torch
     import torch.nn.functional as F
 
+    # In 8 bits torch is twenty times as fast as in floats, and the results differ by at most one grey level.
     pixels = torch.from_numpy(np.ascontiguousarray(patches)).permute(0, 3, 1, 2)
     if pixels.shape[-1] == side or not len(pixels):
         return pixels
@@ -66,16 +64,20 @@ def resize(patches: np.ndarray, side: int) -> torch.Tensor:
 
 
 def normalise(pixels: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> torch.Tensor:
-    """Floats (n, 3, h, w) of uint8 pixels: scaled to 0–1, minus ``mean``, over ``std``."""
+    """Scale uint8 pixels (n, 3, h, w) to 0–1, subtract ``mean`` and divide by ``std``."""
     import torch
 
+    # One multiplication and one subtraction in place of three passes over the pixels.
     scale = torch.tensor([1 / (255 * value) for value in std], device=pixels.device).view(1, 3, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(1, 3, 1, 1)
     return pixels.float().mul_(scale).sub_(shift)
 
 
 def resolve_device(device: str | None) -> str:
-    """The device asked for, else the one in the settings; ``"auto"`` takes CUDA, then MPS, then the CPU."""
+    """Return the torch device ``device``, or the device of the settings for None.
+
+    ``"auto"`` chooses CUDA if there is any, then MPS, then the CPU.
+    """
     import torch
 
     from img2gene.settings import settings
@@ -92,11 +94,7 @@ def resolve_device(device: str | None) -> str:
 
 
 def resolve_amp(amp: bool | str | None, device: str) -> bool:
-    """Whether to compute in bfloat16; ``"auto"`` says yes on CUDA devices that have it.
-
-    On CPUs it has to be asked for: where they compute in it natively it beats torch's float32, but onnxruntime in float32
-    beats both and keeps the last digits (``benchmarks/encoder_speed.py``).
-    """
+    """Return whether to compute in bfloat16. ``"auto"`` does so on CUDA devices that support it."""
     import torch
 
     from img2gene.settings import settings
@@ -104,25 +102,27 @@ def resolve_amp(amp: bool | str | None, device: str) -> bool:
     amp = settings.amp if amp is None else amp
     if amp not in (True, False, "auto"):
         raise Img2GeneError(f"amp={amp!r}: choose True, False or 'auto'.")
+    # Not on CPUs: some of them are faster in bfloat16 than in torch's float32, but onnxruntime in float32 is faster than
+    # both, and more exact (benchmarks/encoder_speed.py).
     return device.startswith("cuda") and torch.cuda.is_bf16_supported() if amp == "auto" else bool(amp)
 
 
 class TorchEncoder:
-    """A network in inference mode that maps normalised images to features.
+    """Runs a torch network in inference mode on normalised images.
 
     Parameters
     ----------
     network
-        Module from float (n, 3, side, side) to (n, width); for tokens it also has ``with_tokens(images, grid)``, which
-        gives (n, width) and (n, grid², token_width).
+        Module from float (n, 3, side, side) to (n, width). For tokens it also needs a method
+        ``with_tokens(images, grid)``, which returns (n, width) and (n, grid², token_width).
     width
         Number of features.
     mean, std
         Normalisation of RGB values in 0–1.
     device
-        Torch device.
+        Torch device, as in :func:`resolve_device`.
     amp
-        Compute in bfloat16; features are float32 either way.
+        Whether to compute in bfloat16, as in :func:`resolve_amp`. Features are float32 in both cases.
     """
 
     def __init__(
@@ -132,21 +132,25 @@ class TorchEncoder:
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         *,
-        device: str = "cpu",
-        amp: bool = False,
+        device: str | None = None,
+        amp: bool | str | None = None,
     ) -> None:
         import torch
 
-        self.width, self.mean, self.std, self.device, self.amp = width, mean, std, device, amp
-        self.network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.width, self.mean, self.std = width, mean, std
+        self.device = resolve_device(device)
+        self.amp = resolve_amp(amp, self.device)
+        # Convolutions in channels-last order are faster on CPUs and on tensor cores; the features stay the same.
+        layout = torch.channels_last
+        self.network = network.eval().to(self.device, memory_format=layout)  # type: ignore[call-overload]
 
     def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
-        """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
+        """Compute features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
         with self._inference():
             return _array(self.network(self._images(patches, side)))
 
     def tokens(self, patches: np.ndarray, side: int | None, grid: int) -> tuple[np.ndarray, np.ndarray]:
-        """Features, and tokens float32 (n, grid², token_width) of the same pass."""
+        """Compute features and, in the same pass, tokens float32 (n, grid², token_width)."""
         with self._inference():
             features, tokens = self.network.with_tokens(self._images(patches, side), grid)
             return _array(features), _array(tokens)

@@ -16,30 +16,33 @@ if TYPE_CHECKING:
 
 _PERCENTILES = (10, 50, 90)
 _DISTANCES = (1, 4)
+# With 256 grey levels most of the 65,536 pairs would be absent from a small patch.
 _LEVELS = 16
 _PROPERTIES = ("contrast", "homogeneity", "energy", "correlation")
 WIDTH = 3 * (2 + len(_PERCENTILES)) * 2 + len(_PROPERTIES) * len(_DISTANCES) + 10 + 2
 
 
 class ColorTextureEncoder:
-    """Colour and texture statistics of each patch.
+    """Computes colour and texture statistics of each patch.
 
-    Mean, SD and percentiles of RGB and of haematoxylin–eosin–DAB densities; grey-level co-occurrence (contrast,
-    homogeneity, energy, correlation at 1 and 4 pixels); a histogram of local binary patterns; edge strength.
+    The features are mean, SD and percentiles of RGB and of haematoxylin–eosin–DAB densities, grey-level co-occurrence
+    (contrast, homogeneity, energy and correlation at 1 and 4 pixels), a histogram of local binary patterns, and mean
+    and SD of edge strength.
 
     References
     ----------
-    Ruifrok and Johnston 2001 (stain separation); Haralick et al. 1973 (co-occurrence); Ojala et al. 2002 (binary patterns).
+    Ruifrok and Johnston 2001 (stain separation); Haralick et al. 1973 (co-occurrence); Ojala et al. 2002 (binary
+    patterns).
     """
 
     width = WIDTH
 
     def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
-        """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
+        """Compute features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
         return _each(_resized(patches, side))
 
     def tokens(self, patches: np.ndarray, side: int | None, grid: int) -> tuple[np.ndarray, np.ndarray]:
-        """Features, and those of each cell of the patch by itself, float32 (n, grid², width)."""
+        """Compute features of each patch, and of each of its cells by itself, float32 (n, grid², width)."""
         resized = _resized(patches, side)
         spans = cells(resized.shape[1], grid)
         tokens = [_each([patch[y0:y1, x0:x1] for y0, y1 in spans for x0, x1 in spans]) for patch in resized]
@@ -62,14 +65,7 @@ def _features(patch: np.ndarray) -> np.ndarray:
     gray = rgb2gray(rgb)
     edges = sobel(gray)
     strength = np.array([edges.mean(), edges.std()])
-    parts = [
-        _colour(rgb),
-        _colour(rgb2hed(rgb)),
-        _cooccurrence(gray),
-        _binary_patterns(gray),
-        strength,
-    ]
-    return np.concatenate(parts)
+    return np.concatenate([_colour(rgb), _colour(rgb2hed(rgb)), _cooccurrence(gray), _binary_patterns(gray), strength])
 
 
 def _colour(channels: np.ndarray) -> np.ndarray:
@@ -88,6 +84,7 @@ def _cooccurrence(gray: np.ndarray) -> np.ndarray:
 def _binary_patterns(gray: np.ndarray) -> np.ndarray:
     from skimage.feature import local_binary_pattern
 
+    # Ten codes: nine rotation-invariant uniform patterns of eight neighbours, and one for all others.
     codes = local_binary_pattern(np.rint(gray * 255).astype(np.uint8), P=8, R=1, method="uniform").astype(int)
     return np.bincount(codes.ravel(), minlength=10) / codes.size
 
@@ -100,6 +97,7 @@ SPECS = (
     EncoderSpec(
         name="color-texture",
         width=WIDTH,
+        # The statistics change with the resolution, so every patch is resized to one side.
         input_px=96,
         any_size=False,
         mpp=None,

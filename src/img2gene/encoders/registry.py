@@ -1,8 +1,9 @@
-"""Which encoders there are, what each expects, and where its weights come from."""
+"""Register, look up and load encoders by name."""
 
 from __future__ import annotations
 
 import builtins
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from img2gene.encoders.base import Encoder
 
 DEFAULT = "efficientnet-lite0"
+# Each of these modules has a tuple `SPECS`. A new encoder needs its own module and one line here.
+_BUILT_IN = (
+    "img2gene.encoders.efficientnet.encoder",
+    "img2gene.encoders.color_texture",
+    "img2gene.encoders.timm_hub",
+)
 _REGISTRY: dict[str, EncoderSpec] = {}
 _ALIASES = {"default": DEFAULT}
 
@@ -25,10 +32,15 @@ def register(spec: EncoderSpec) -> None:
     Other packages register theirs through the entry-point group ``img2gene.encoders``: each entry point is an
     :class:`EncoderSpec` or a function that returns one.
 
+    Parameters
+    ----------
+    spec
+        Specification with the name of the encoder.
+
     Raises
     ------
     Img2GeneError
-        The name is taken by a different encoder.
+        A different encoder has this name.
 
     Examples
     --------
@@ -45,12 +57,17 @@ def register(spec: EncoderSpec) -> None:
 
 
 def get(name: str) -> EncoderSpec:
-    """The specification of a registered encoder; ``"default"`` is the offline default.
+    """Return the specification of an encoder. ``"default"`` names the encoder that needs no download.
+
+    Parameters
+    ----------
+    name
+        Registered name, or ``"default"``.
 
     Raises
     ------
     MissingKeyError
-        No such encoder; lists the registered ones.
+        No encoder has this name. The message lists the registered names.
 
     Examples
     --------
@@ -66,23 +83,31 @@ def get(name: str) -> EncoderSpec:
 
 
 def load(name: str, *, device: str | None = None, amp: bool | str | None = None, backend: str = "auto") -> Encoder:
-    """Load an encoder's weights.
+    """Load an encoder with its weights.
 
     Parameters
     ----------
     name
         Registered name.
     device
-        Torch device; None takes ``img2gene.settings.device``.
+        Torch device. None takes ``img2gene.settings.device``.
     amp
-        bfloat16 arithmetic: True, False, or ``"auto"`` where the processor gains from it; None takes ``settings.amp``.
+        Whether to compute in bfloat16: True, False, or ``"auto"`` (on CUDA devices that support it). None takes
+        ``img2gene.settings.amp``.
     backend
-        ``"torch"``, ``"onnx"`` (needs ``pip install img2gene[onnx]``), or ``"auto"``: onnxruntime on the CPU where it is
-        installed, else torch.
+        ``"torch"``, ``"onnx"`` (needs ``pip install img2gene[onnx]``), or ``"auto"``, which runs onnxruntime on the CPU
+        if it is installed, and torch otherwise.
 
     Returns
     -------
     Encoder: a callable from uint8 (n, side, side, 3) arrays to float32 (n, width) features.
+
+    Raises
+    ------
+    MissingKeyError
+        No encoder has this name.
+    Img2GeneError
+        ``backend``, ``device`` or ``amp`` is not known, a package is missing, or the weights cannot be loaded.
 
     Examples
     --------
@@ -99,7 +124,7 @@ def load(name: str, *, device: str | None = None, amp: bool | str | None = None,
 
 
 def list() -> pd.DataFrame:
-    """Registered encoders as a DataFrame: one row per encoder, one column per property.
+    """List the registered encoders in a DataFrame with one row per encoder and one column per property.
 
     Examples
     --------
@@ -115,19 +140,19 @@ def list() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).set_index("name")
 
 
+# A list, not a variable: functions can fill it without `global`. `list` itself is the function above.
 _loaded: builtins.list[bool] = []
 
 
 def _load_all() -> None:
-    """Register our own encoders and those of other packages, once."""
+    """Register the built-in encoders and the encoders of installed packages, once."""
     if _loaded:
         return
+    # Set before the modules are imported: an entry point may look up another encoder while it loads.
     _loaded.append(True)
-    from img2gene.encoders import color_texture, timm_hub
-    from img2gene.encoders.efficientnet import encoder as efficientnet
-
-    for spec in (*efficientnet.SPECS, *color_texture.SPECS, *timm_hub.SPECS):
-        register(spec)
+    for module in _BUILT_IN:
+        for spec in import_module(module).SPECS:
+            register(spec)
     for entry in entry_points(group="img2gene.encoders"):
-        found = entry.load()
-        register(found if isinstance(found, EncoderSpec) else found())
+        loaded = entry.load()
+        register(loaded if isinstance(loaded, EncoderSpec) else loaded())

