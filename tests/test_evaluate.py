@@ -356,7 +356,7 @@ def test_sections_without_labels_are_left_out_and_alone_refused(study, snapshot,
         lambda study, **options: ig.tl.gene_correlation(study, genes=("mean", 5), **options),
     ]
     for function in judge:
-        with pytest.raises(Img2GeneError, match=r"Nothing to score against.*C1.*with labels: A1, A2, B1\)"):
+        with pytest.raises(Img2GeneError, match=r"Nothing to score against.*C1.*with counts: A1, A2, B1\)"):
             function(study)
     assert snapshot(study["table"]) == before
     caplog.set_level("INFO")

@@ -204,7 +204,7 @@ def test_without_inplace_nothing_is_written(cohort, snapshot):
 FAULTS = {
     "method": ({"method": "magic"}, Img2GeneError, "method='magic': choose aucell, ssgsea, zscore"),
     "organism": ({"organism": "yeast"}, Img2GeneError, "organism='yeast': choose auto, human, mouse"),
-    "number": ({"n_top": 0}, Img2GeneError, "n_top=0: expected at least 1"),
+    "number": ({"n_top": 0}, Img2GeneError, "n_top=0: expected a whole number, 1 or more"),
     "fraction": ({"n_top": 2.5}, Img2GeneError, "n_top=2.5: expected a whole number, 1 or more"),
     "text": ({"min_genes": "2"}, Img2GeneError, "min_genes='2': expected a whole number, 1 or more"),
     "encoder, with nothing to select": ({"encoder": "nope"}, MissingKeyError, "nope"),
