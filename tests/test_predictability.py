@@ -104,10 +104,11 @@ def test_thinning_sees_neither_lost_counts_nor_overdispersion_and_is_an_upper_bo
 
 def test_thinning_meets_the_truth_of_counts_with_sampling_noise_only():
     rng = np.random.default_rng(2)
-    share = _counts.shares_of(0.6 * smooth_maps(rng, 3)[:, rng.integers(0, 3, 40)] + rng.normal(size=40))
+    # 576 spots: with 144, the error of the noisiest gene exceeds the bound for about every second seed.
+    share = _counts.shares_of(0.6 * smooth_maps(rng, 3, n_side=24)[:, rng.integers(0, 3, 40)] + rng.normal(size=40))
     counts = sp.csr_matrix(rng.poisson(4000 * share))
     expected = true_ceiling(counts, np.log1p(1e4 * share), np.zeros(len(share)))
-    assert np.abs(noise_ceiling(counts, method="thinning", n_splits=10) - expected).max() < 0.06
+    assert np.abs(noise_ceiling(counts, method="thinning", n_splits=10) - expected).max() < 0.05
     assert noise_ceiling(counts, method="thinning").mean() == pytest.approx(expected.mean(), abs=0.02)
 
 
@@ -208,7 +209,7 @@ def test_pvalues_ignore_the_order_of_spots_and_undefined_sections():
     order = rng.permutation(200)
     again = spatial_correlation_test(truth[order], predicted[order], positions[order], sections[order])
     np.testing.assert_allclose(again[0], pcc)
-    np.testing.assert_allclose(again[1], pvalue, atol=0.05)
+    np.testing.assert_allclose(again[1], pvalue, atol=1e-8)
 
 
 def planted(seed, signal=1.0):

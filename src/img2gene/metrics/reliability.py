@@ -9,6 +9,7 @@ import scipy.sparse as sp
 
 from img2gene._errors import Img2GeneError, raise_problems
 from img2gene.metrics._blocks import standardise
+from img2gene.metrics._order import order_by_counts
 
 METHODS = ("genes", "thinning")
 SCALE = 1e4
@@ -104,6 +105,10 @@ def noise_ceiling(
     _check(counts, size, groups, columns, labels, method)
     kept = np.flatnonzero(size > 0)
     matrix = sp.csr_matrix(counts)[kept]
+    matrix.eliminate_zeros()
+    # Draws follow the order of spots and genes, which therefore must be the same whatever the order of the input.
+    rows, places = order_by_counts(matrix, groups[kept], None if library is None else size[kept])
+    matrix, kept, columns = matrix[rows][:, places].sorted_indices(), kept[rows], np.argsort(places)[columns]
     size, groups = size[kept], groups[kept]
     rng = np.random.default_rng(seed)
     if method == "thinning":

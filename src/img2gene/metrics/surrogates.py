@@ -8,6 +8,7 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError
 from img2gene.metrics._blocks import refuse_sparse, standardise
+from img2gene.metrics._order import order_by_position
 from img2gene.metrics.regression import pearson
 from img2gene.metrics.spatial import neighbor_graph
 
@@ -91,7 +92,9 @@ def spatial_correlation_test(
         rows = np.flatnonzero(groups == group)
         r = pearson(truth[rows], predicted[rows])
         pcc += [np.nan_to_num(r), np.isfinite(r)]
-        rows = rows if len(rows) <= _MAX_SPOTS else np.sort(rng.choice(rows, _MAX_SPOTS, replace=False))
+        # Draws follow the order of the spots, which therefore must be the same whatever the order of the input.
+        rows = rows[order_by_position(np.asarray(positions)[rows], truth[rows], predicted[rows])]
+        rows = rows if len(rows) <= _MAX_SPOTS else rows[np.sort(rng.choice(len(rows), _MAX_SPOTS, replace=False))]
         draws.add(truth[rows], predicted[rows], np.asarray(positions)[rows], rng)
     mean = np.divide(pcc[0], pcc[1], out=np.full(truth.shape[1], np.nan), where=pcc[1] > 0)
     return mean, draws.pvalues()
