@@ -307,11 +307,11 @@ def test_all_bad_arguments_are_listed_in_one_message():
         ig.datasets.synthetic_cohort(2, 0, 5, 400, signal=-1, dropout=1.0, mpp=float("nan"), confounded_patients=["P9"])
     for text in (
         "7 problems",
-        "n_sections=0: give a whole number from 1 to 100",
-        "n_spots=5: give a whole number from 10 to 5000",
-        "n_genes=400: give a whole number from 10 to 298",
+        "n_sections=0: expected a whole number from 1 to 100",
+        "n_spots=5: expected a whole number from 10 to 5000",
+        "n_genes=400: expected a whole number from 10 to 298",
         "signal=-1",
-        "dropout=1.0: give a number from 0 to 0.95",
+        "dropout=1.0: expected a number from 0 to 0.95",
         "mpp=nan",
         "no patient P9 (available: P1, P2)",
     ):
@@ -326,8 +326,8 @@ def test_all_bad_arguments_are_listed_in_one_message():
         ({"seed": -1}, "seed=-1"),
         ({"confounding": "much"}, "confounding='much'"),
         ({"depth": float("inf")}, "depth=inf"),
-        ({"confounded_patients": "P1"}, "give a list of names"),
-        ({"confounded_patients": 1}, "give a list of names"),
+        ({"confounded_patients": "P1"}, "expected a list of names"),
+        ({"confounded_patients": 1}, "expected a list of names"),
     ],
 )
 def test_bad_argument_is_named(arguments: dict, message: str):

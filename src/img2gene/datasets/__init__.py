@@ -1,4 +1,4 @@
-"""Data sets: a synthetic cohort whose truth is known."""
+"""Data sets: a synthetic cohort whose expression is known without noise."""
 
 from img2gene.datasets.synthetic import synthetic_cohort
 

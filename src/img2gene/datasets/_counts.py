@@ -16,16 +16,18 @@ CONFOUNDER_EFFECT = 0.6
 LIBRARY_SD = 0.35
 SCALE = 1e4
 
+# Mean and SD of normal distributions on the log-rate.
 _BASELINE = {"housekeeping": (1.6, 0.6), "noise": (-1.0, 0.7)}
 _MARKER_BASELINE = (-0.4, 0.6)
 _EFFECT = (2.4, 0.4)
 _GRADIENT_EFFECT = {"hypoxia": (2.4, 0.4), "proliferation": (-2.2, 0.4)}
-_BLOCK = 5
+# One gene of each block of this length is confounded.
+_CONFOUNDED_BLOCK = 5
 
 
 @dataclass(frozen=True)
 class GeneEffects:
-    """Log-rate effects, one row per gene.
+    """Holds the effects on the log-rate, one row per gene.
 
     Attributes
     ----------
@@ -48,50 +50,55 @@ class GeneEffects:
     dispersion: np.ndarray
 
     def head(self, n: int) -> GeneEffects:
-        """Effects of the first ``n`` genes."""
-        return GeneEffects(*(getattr(self, f.name)[:n] for f in fields(self)))
+        """Return the effects of the first ``n`` genes."""
+        return GeneEffects(*(getattr(self, field.name)[:n] for field in fields(self)))
 
 
 def draw_effects(rng: np.random.Generator) -> GeneEffects:
-    """Effects of all genes; always of all, so that a shorter list has the same genes with the same effects."""
+    """Draw the effects of all genes."""
+    # Always of all genes, so that a study with fewer genes has the same effects.
     groups = np.array([group for _, group in GENES])
-    baseline, domain, hypoxia = (np.zeros(s) for s in (len(groups), (len(groups), len(DOMAINS)), len(groups)))
+    baseline, hypoxia = np.zeros(len(groups)), np.zeros(len(groups))
+    domain = np.zeros((len(groups), len(DOMAINS)))
     for group in dict.fromkeys(groups):
-        of_group = groups == group
-        n = of_group.sum()
-        baseline[of_group] = rng.normal(*_BASELINE.get(group, _MARKER_BASELINE), n)
+        members = groups == group
+        n = members.sum()
+        baseline[members] = rng.normal(*_BASELINE.get(group, _MARKER_BASELINE), n)
         if group in DOMAINS:
-            domain[of_group, DOMAINS.index(group)] = rng.normal(*_EFFECT, n)
+            domain[members, DOMAINS.index(group)] = rng.normal(*_EFFECT, n)
         if group in _GRADIENT_EFFECT:
-            hypoxia[of_group] = rng.normal(*_GRADIENT_EFFECT[group], n)
+            hypoxia[members] = rng.normal(*_GRADIENT_EFFECT[group], n)
     domain[groups == "proliferation", DOMAINS.index("tumour")] = 1.0
     return GeneEffects(baseline, domain, hypoxia, _confounded(rng, len(groups)), rng.uniform(4, 16, len(groups)))
 
 
 def _confounded(rng: np.random.Generator, n_genes: int) -> np.ndarray:
-    """One gene of every block of five, so that short gene lists have their share."""
-    chosen = np.arange(0, n_genes, _BLOCK) + rng.integers(0, _BLOCK, -(-n_genes // _BLOCK))
+    """Draw the confounded genes: one gene of every block of five, so that short lists have their share of them."""
+    starts = np.arange(0, n_genes, _CONFOUNDED_BLOCK)
+    chosen = starts + rng.integers(0, _CONFOUNDED_BLOCK, len(starts))
     effect = np.zeros(n_genes)
     effect[chosen[chosen < n_genes]] = CONFOUNDER_EFFECT
     return effect
 
 
 def log_rate(effects: GeneEffects, shares: np.ndarray, hypoxia: np.ndarray, signal: float) -> np.ndarray:
-    """Noise-free log-rate (n_spots, G), equation 1 of :func:`img2gene.datasets.synthetic_cohort`."""
+    """Compute the noise-free log-rate (n_spots, G), equation 1 of :func:`img2gene.datasets.synthetic_cohort`."""
     spatial = shares @ effects.domain.T + np.outer(hypoxia - 0.5, effects.hypoxia)
     return effects.baseline + signal * spatial
 
 
 def shares_of(rate: np.ndarray) -> np.ndarray:
-    """Softmax over genes: the share of each gene in a spot's transcripts."""
+    """Compute the share of each gene in a spot's transcripts, the softmax over genes."""
+    # Subtracting the maximum changes nothing but keeps the exponential finite.
     weights = np.exp(rate - rate.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
 
 
 def draw_counts(rng: np.random.Generator, expected: np.ndarray, dispersion: np.ndarray, dropout: float) -> csr_matrix:
-    """Negative binomial (as a gamma-Poisson mixture) around ``expected``, then entries lost with ``dropout``."""
+    """Draw negative binomial counts around ``expected``, then lose each count with probability ``dropout``."""
     from scipy.sparse import csr_matrix
 
+    # A negative binomial is a Poisson distribution whose mean is gamma-distributed.
     counts = rng.poisson(rng.gamma(np.broadcast_to(dispersion, expected.shape), expected / dispersion))
     counts[rng.uniform(size=counts.shape) < dropout] = 0
     return csr_matrix(counts.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Human gene symbols by what drives them in :func:`img2gene.datasets.synthetic_cohort`."""
+"""Human gene symbols, grouped by what drives their expression in :func:`img2gene.datasets.synthetic_cohort`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from itertools import chain, zip_longest
 
 DOMAINS = ("tumour", "stroma", "immune", "adipose", "epithelium", "necrosis")
 
+# Real symbols, so that gene sets and pathway methods work on the synthetic cohort.
 _GROUPS = {
     "tumour": """
         ERBB2 KRT8 KRT18 EPCAM GRB7 KRT19 CDH1 MUC1 GATA3 XBP1 ESR1 FOXA1 TFF1 TFF3 AGR2 CLDN3 CLDN4 CLDN7 ELF3 SPDEF
@@ -52,7 +53,8 @@ _GROUPS = {
 
 
 def _round_robin() -> tuple[tuple[str, str], ...]:
-    """One gene of every group in turn, so that any leading part of the list has markers of everything."""
+    """Take one gene of every group in turn."""
+    # The first n genes then have markers of every domain, for any n of at least ten.
     columns = ([(symbol, group) for symbol in text.split()] for group, text in _GROUPS.items())
     return tuple(pair for pair in chain.from_iterable(zip_longest(*columns)) if pair is not None)
 

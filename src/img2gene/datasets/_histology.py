@@ -23,7 +23,7 @@ _BAND_PX = 192
 
 @dataclass(frozen=True)
 class Stain:
-    """One patient's staining: dye vectors, concentrations, and the light through empty glass."""
+    """Holds the staining of one patient: dye vectors, concentrations, and the light through empty glass."""
 
     vectors: np.ndarray
     haematoxylin: float
@@ -33,7 +33,7 @@ class Stain:
 
 @dataclass(frozen=True)
 class _Scene:
-    """Everything of a section that is drawn once, before its pixels are computed band by band."""
+    """Holds the parts of a section that are drawn once, before its pixels are computed band by band."""
 
     tissue: Tissue
     shape: tuple[int, int]
@@ -46,7 +46,7 @@ class _Scene:
 
 
 def draw_stain(rng: np.random.Generator) -> Stain:
-    """Vectors turned by a few degrees, concentrations within about ± 25 %, a near-white lamp."""
+    """Draw dye vectors turned by a few degrees, concentrations within about ± 25 %, and a near-white lamp."""
     vectors = np.stack([_HAEMATOXYLIN, _EOSIN]) + rng.normal(0, 0.03, (2, 3))
     vectors = np.maximum(vectors, 0.05)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -75,12 +75,13 @@ def _draw_scene(rng: np.random.Generator, tissue: Tissue, mpp: float) -> _Scene:
 
 
 def _grain(rng: np.random.Generator, size_um: tuple[float, float], lump_um: float) -> np.ndarray:
-    """White noise at every ``lump_um``; its SD is about 1 once interpolated."""
+    """Draw white noise on a grid of ``lump_um``."""
+    # Interpolation averages neighbours, which reduces the SD of 1.5 to about 1.
     return 1.5 * rng.standard_normal([int(size / lump_um) + 3 for size in size_um], dtype=np.float32)
 
 
 def _streaks(rng: np.random.Generator) -> np.ndarray:
-    """A tile of noise drawn out along its second axis, which repeats without a seam."""
+    """Draw a tile of noise that is stretched along its second axis and repeats without a seam."""
     from scipy.ndimage import gaussian_filter
 
     tile = gaussian_filter(rng.standard_normal((1024, 1024), dtype=np.float32), (2.0, 20.0), mode="wrap")
@@ -88,7 +89,8 @@ def _streaks(rng: np.random.Generator) -> np.ndarray:
 
 
 def _membranes(tissue: Tissue, fat: FatCells, shape: tuple[int, int], mpp: float) -> np.ndarray:
-    """Walls of the fat cells on every second pixel, only where there is fat: the search is what costs time."""
+    """Draw the walls of the fat cells on every second pixel."""
+    # Only where there is fat: searching the nearest cells takes most of the time.
     row, column = (np.arange(length // 2 + 2) * 2 * mpp for length in shape)
     share = tissue.domains[DOMAINS.index("adipose")]
     coarse = (np.minimum((p / STEP_UM).astype(int), n - 1) for p, n in zip((row, column), share.shape, strict=True))
@@ -99,7 +101,7 @@ def _membranes(tissue: Tissue, fat: FatCells, shape: tuple[int, int], mpp: float
 
 
 class _Band:
-    """Maps of some rows of a scene at full resolution, as float32 (rows, width)."""
+    """Computes maps float32 (rows, width) of some rows of a scene at full resolution."""
 
     def __init__(self, scene: _Scene, rows: slice) -> None:
         self.scene, self.rows = scene, rows
@@ -111,7 +113,7 @@ class _Band:
         return tuple(index * self.scene.mpp for index in indices)  # type: ignore[return-value]
 
     def stretch(self, field: np.ndarray, step_um: float = STEP_UM) -> np.ndarray:
-        """A coarse map, interpolated linearly to the pixels."""
+        """Interpolate a coarse map linearly to the pixels."""
         for axis, position in enumerate(self.positions):
             below = np.minimum((position / step_um).astype(int), field.shape[axis] - 2)
             weight = (position / step_um - below).astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
@@ -120,20 +122,20 @@ class _Band:
         return field
 
     def grain(self, name: str) -> np.ndarray:
-        """Noise of SD about 1."""
+        """Return noise of SD about 1."""
         return self.stretch(self.scene.grains[name], max(_GRAINS_UM[name], self.scene.mpp))
 
     def share(self, domain: str) -> np.ndarray:
-        """Share of one domain in every pixel."""
+        """Return the share of one domain in every pixel."""
         return self.stretch(self.scene.tissue.domains[DOMAINS.index(domain)])
 
 
 def _dyes(band: _Band) -> tuple[np.ndarray, np.ndarray]:
-    """Haematoxylin and eosin in every pixel, for a stain of average strength."""
+    """Compute haematoxylin and eosin in every pixel, for a stain of average strength."""
     nuclear = band.scene.nuclear[band.rows] * (1 + 0.16 * band.grain("chromatin"))
     haematoxylin, eosin = _cytoplasm(band)
     _draw_glands(band, haematoxylin, eosin)
-    # Nuclei take next to no eosin.
+    # Nuclei take up almost no eosin.
     eosin *= 1 - 0.75 * np.minimum(nuclear / 0.6, 1)
     edge = band.stretch(band.scene.tissue.outline) + 0.010 * band.grain("fray") + 0.004 * band.grain("fine")
     on_tissue = np.clip(edge / 0.01 + 0.5, 0, 1)
@@ -142,7 +144,7 @@ def _dyes(band: _Band) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cytoplasm(band: _Band) -> tuple[np.ndarray, np.ndarray]:
-    """Haematoxylin and eosin of everything but nuclei and glands."""
+    """Compute haematoxylin and eosin of all tissue except nuclei and glands."""
     cloud, fine, speck, fibres = band.grain("cloud"), band.grain("fine"), band.grain("speck"), _fibres(band)
     septa = np.clip(1.6 - np.abs(band.stretch(band.scene.tissue.nests)) / SEPTUM, 0, 1)
     walls = band.stretch(band.scene.walls, 2 * band.scene.mpp)
@@ -166,7 +168,7 @@ def _cytoplasm(band: _Band) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fibres(band: _Band) -> np.ndarray:
-    """Wavy collagen along the contours of the flow, 0 (cleft) to 1.2: streaky noise looked up along them."""
+    """Draw wavy collagen from 0 (cleft) to 1.2: streaky noise looked up along the contours of the flow."""
     flow, tile = band.scene.tissue.flow, band.scene.streaks
     across, along = band.stretch(flow), band.stretch(_along(flow))
     streaks = np.full_like(across, 1.0)
@@ -178,14 +180,14 @@ def _fibres(band: _Band) -> np.ndarray:
 
 
 def _along(flow: np.ndarray) -> np.ndarray:
-    """Position along the fibres: the coordinate at right angles to the mean direction of ``flow``."""
+    """Compute positions along the fibres, at right angles to the mean direction of ``flow``."""
     dy, dx = (part.mean() for part in np.gradient(flow, STEP_UM))
     y, x = np.indices(flow.shape) * STEP_UM
     return (dx * y - dy * x) / np.hypot(dx, dy)
 
 
 def _draw_glands(band: _Band, haematoxylin: np.ndarray, eosin: np.ndarray) -> None:
-    """Draw each acinus into the dye maps: an empty lumen within a wall of pale pink cytoplasm."""
+    """Draw each acinus into the dye maps: an empty lumen inside a wall of pale pink cytoplasm."""
     y, x = band.positions
     for centre, lumen in zip(band.scene.glands.xy, band.scene.glands.lumen, strict=True):
         reach = lumen + GLAND_WALL_UM + 2
@@ -200,7 +202,7 @@ def _draw_glands(band: _Band, haematoxylin: np.ndarray, eosin: np.ndarray) -> No
 
 
 def _absorb(rng: np.random.Generator, haematoxylin: np.ndarray, eosin: np.ndarray, stain: Stain) -> np.ndarray:
-    """Beer-Lambert: light × exp(−Σ concentration × optical density), with the camera's noise."""
+    """Compute RGB by Beer-Lambert, light × exp(−Σ concentration × optical density), and add the camera's noise."""
     noise = 1.6 * rng.standard_normal(eosin.shape, dtype=np.float32)
     dyes = (np.float32(stain.haematoxylin) * haematoxylin, np.float32(stain.eosin) * eosin)
     channels = []

@@ -1,4 +1,4 @@
-"""Nuclei of a synthetic section: where they lie and how they are drawn."""
+"""Place the nuclei of a synthetic section and draw them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _BATCH = 1024
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Look of one kind of nucleus; lengths in µm, density per mm², colours as haematoxylin concentration."""
+class NucleusType:
+    """Describes one type of nuclei: density per mm², radius in µm, darkness as haematoxylin concentration."""
 
     density: float
     radius: float
@@ -27,21 +27,21 @@ class Kind:
 
 
 _KINDS = {
-    "tumour": Kind(6200, 4.7, 0.22, 1.25, 0.80, vesicular=0.55, lobes=0.10),
-    "stroma": Kind(1500, 3.1, 0.15, 3.4, 0.95),
-    "immune": Kind(13000, 2.9, 0.08, 1.08, 1.25, lobes=0.04),
-    "necrosis": Kind(2600, 1.5, 0.45, 1.30, 1.15, lobes=0.10),
+    "tumour": NucleusType(6200, 4.7, 0.22, 1.25, 0.80, vesicular=0.55, lobes=0.10),
+    "stroma": NucleusType(1500, 3.1, 0.15, 3.4, 0.95),
+    "immune": NucleusType(13000, 2.9, 0.08, 1.08, 1.25, lobes=0.04),
+    "necrosis": NucleusType(2600, 1.5, 0.45, 1.30, 1.15, lobes=0.10),
 }
 _LYMPHOCYTE_DENSITY = {"stroma": 450, "epithelium": 350, "tumour": 250, "necrosis": 250}
-_GHOST = Kind(2200, 3.8, 0.20, 1.2, 0.24, lobes=0.08)
-_FAT_NUCLEUS = Kind(0, 2.4, 0.10, 3.2, 1.00)
-_GLAND_NUCLEUS = Kind(0, 3.3, 0.08, 1.5, 0.85, vesicular=0.25)
-_MYOEPITHELIUM = Kind(0, 2.2, 0.10, 3.0, 1.05)
+_GHOST = NucleusType(2200, 3.8, 0.20, 1.2, 0.24, lobes=0.08)
+_FAT_NUCLEUS = NucleusType(0, 2.4, 0.10, 3.2, 1.00)
+_GLAND_NUCLEUS = NucleusType(0, 3.3, 0.08, 1.5, 0.85, vesicular=0.25)
+_MYOEPITHELIUM = NucleusType(0, 2.2, 0.10, 3.0, 1.05)
 
 
 @dataclass(frozen=True)
 class Nuclei:
-    """One entry per nucleus: centre and semi-axes in µm, angle of the long axis, and its look."""
+    """Holds centre, semi-axes (µm), angle of the long axis, and appearance, one entry per nucleus."""
 
     x: np.ndarray
     y: np.ndarray
@@ -53,14 +53,14 @@ class Nuclei:
     lobes: np.ndarray
 
     def take(self, index: np.ndarray) -> Nuclei:
-        """The nuclei at ``index``."""
+        """Return the nuclei at ``index``."""
         return Nuclei(*(column[index] for column in astuple(self)))
 
 
 def draw_nuclei(rng: np.random.Generator, tissue: Tissue, glands: Glands, fat: FatCells) -> Nuclei:
-    """All nuclei of a section.
+    """Draw all nuclei of a section.
 
-    Hypoxia *h* thins them out (density × (1.4 − 1.15 h)) and enlarges them (radius × (0.85 + 0.4 h)), in every domain.
+    In every domain, hypoxia *h* changes their density by the factor 1.4 − 1.15 h and their radius by 0.85 + 0.4 h.
     """
     parts = []
     for name, kind in [*_KINDS.items(), ("necrosis", _GHOST)]:
@@ -79,9 +79,10 @@ def draw_nuclei(rng: np.random.Generator, tissue: Tissue, glands: Glands, fat: F
 
 
 def stamp_nuclei(nuclei: Nuclei, shape: tuple[int, int], mpp: float) -> np.ndarray:
-    """Haematoxylin concentration of the nuclei alone, float32 (height, width)."""
+    """Draw the haematoxylin concentration of the nuclei alone, float32 (height, width)."""
     canvas = np.zeros(shape, dtype=np.float32)
-    # Windows of similar size together: one wide window for all would cost several times the pixels.
+    # Nuclei of similar size share a batch, whose window fits the largest of them. One window size for all nuclei would
+    # need several times the pixels.
     order = np.argsort(nuclei.long, kind="stable")
     for start in range(0, len(order), _BATCH):
         _stamp_batch(canvas, nuclei.take(order[start : start + _BATCH]), mpp)
@@ -103,7 +104,7 @@ def _stamp_batch(canvas: np.ndarray, nuclei: Nuclei, mpp: float) -> None:
 
 
 def _profile(dx: np.ndarray, dy: np.ndarray, nuclei: Nuclei, mpp: float) -> np.ndarray:
-    """Darkness of lobed ellipses with a soft edge of one pixel, a pale centre and a nucleolus where vesicular."""
+    """Compute the darkness of lobed ellipses with a soft edge; vesicular ones have a pale centre and a nucleolus."""
     long, short, angle, darkness, vesicular, lobes = (
         np.asarray(column, dtype=np.float32)[:, None, None] for column in astuple(nuclei)[2:]
     )
@@ -111,7 +112,7 @@ def _profile(dx: np.ndarray, dy: np.ndarray, nuclei: Nuclei, mpp: float) -> np.n
     v = (dy * np.cos(angle) - dx * np.sin(angle)) / short
     square = u * u + v * v
     radius = np.sqrt(square)
-    # cos of three times the polar angle, without an arctangent per pixel.
+    # The cosine of three times the polar angle, without an arctangent per pixel.
     rim = radius + lobes * u * (4 * u * u - 3 * square) / np.maximum(square, 1e-6)
     edge = np.clip((1 - rim) * short / mpp + 0.5, 0, 1)
     pale = 1 - vesicular * np.clip(1 - square, 0, 1)
@@ -120,15 +121,16 @@ def _profile(dx: np.ndarray, dy: np.ndarray, nuclei: Nuclei, mpp: float) -> np.n
 
 
 def _scatter(rng: np.random.Generator, tissue: Tissue, densities: dict[str, float]) -> np.ndarray:
-    """Positions of one kind of nucleus, given its density in each domain."""
+    """Draw positions of one type of nuclei from its density in each domain."""
     peak = 1.4 * max(densities.values())
     xy = jittered_lattice(rng, tissue.size_um, 1000 / np.sqrt(peak * 0.866), jitter=0.2)
-    wanted = sum(density * tissue.domains[DOMAINS.index(name)] for name, density in densities.items())
-    wanted = wanted * (1.4 - 1.15 * tissue.hypoxia) * (tissue.outline > 0)
-    return xy[rng.uniform(size=len(xy)) < sample_field(wanted, xy) / peak]
+    density = sum(value * tissue.domains[DOMAINS.index(name)] for name, value in densities.items())
+    density = density * (1.4 - 1.15 * tissue.hypoxia) * (tissue.outline > 0)
+    # A lattice of the highest density is thinned: nuclei then keep their distance from each other.
+    return xy[rng.uniform(size=len(xy)) < sample_field(density, xy) / peak]
 
 
-def _shape(rng: np.random.Generator, tissue: Tissue, xy: np.ndarray, kind: Kind) -> Nuclei:
+def _shape(rng: np.random.Generator, tissue: Tissue, xy: np.ndarray, kind: NucleusType) -> Nuclei:
     swelling = 0.85 + 0.4 * sample_field(tissue.hypoxia, xy)
     angle = rng.uniform(0, np.pi, len(xy))
     if kind.aspect > 2:
@@ -137,7 +139,7 @@ def _shape(rng: np.random.Generator, tissue: Tissue, xy: np.ndarray, kind: Kind)
 
 
 def _nuclei(
-    rng: np.random.Generator, xy: np.ndarray, angle: np.ndarray, swelling: np.ndarray | float, kind: Kind
+    rng: np.random.Generator, xy: np.ndarray, angle: np.ndarray, swelling: np.ndarray | float, kind: NucleusType
 ) -> Nuclei:
     n = len(xy)
     radius = kind.radius * swelling * np.exp(kind.spread * rng.standard_normal(n))
@@ -154,8 +156,8 @@ def _nuclei(
     )
 
 
-def _ring(rng: np.random.Generator, glands: Glands, kind: Kind, out_um: float, spacing_um: float) -> Nuclei:
-    """Nuclei around each lumen: upright in the inner layer, lying flat in the outer one."""
+def _ring(rng: np.random.Generator, glands: Glands, kind: NucleusType, out_um: float, spacing_um: float) -> Nuclei:
+    """Draw nuclei around each lumen, upright in the inner layer and flat in the outer layer."""
     radius = glands.lumen + out_um
     counts = np.rint(2 * np.pi * radius / spacing_um).astype(int)
     gland = np.repeat(np.arange(len(counts)), counts)
@@ -167,7 +169,7 @@ def _ring(rng: np.random.Generator, glands: Glands, kind: Kind, out_um: float, s
 
 
 def _on_walls(rng: np.random.Generator, tissue: Tissue, fat: FatCells) -> Nuclei:
-    """Flat nuclei of fat cells, pressed against their walls."""
+    """Draw the flat nuclei of fat cells, which lie on their walls."""
     xy, angle = fat.wall_sites()
     adipose = sample_field(tissue.domains[DOMAINS.index("adipose")], xy)
     keep = (adipose > 0.6) & (sample_field(tissue.outline, xy) > 0) & (rng.uniform(size=len(xy)) < 0.7)

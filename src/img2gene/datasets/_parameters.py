@@ -25,8 +25,8 @@ _NUMBERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters:
-    """Checked arguments of :func:`img2gene.datasets.synthetic_cohort`."""
+class CohortParameters:
+    """Holds the arguments of :func:`img2gene.datasets.synthetic_cohort` and checks all of them at once."""
 
     n_patients: int
     n_sections: int
@@ -45,25 +45,29 @@ class Parameters:
         limits = {**_INTEGERS, "n_genes": (10, len(SYMBOLS))}
         problems = [_integer_problem(name, getattr(self, name), *limits[name]) for name in limits]
         problems += [_number_problem(name, getattr(self, name), *_NUMBERS[name]) for name in _NUMBERS]
+        # Without a usable number of patients their names cannot be checked.
         known = None if problems[0] else self.patients
         problems.append(_patient_problem(self.confounded_patients, known))
         raise_problems([problem for problem in problems if problem])
 
     @property
     def patients(self) -> list[str]:
-        """``P1`` to ``P<n_patients>``."""
+        """Names of the patients, ``P1`` to ``P<n_patients>``."""
         return [f"P{i + 1}" for i in range(self.n_patients)]
 
     @property
     def confounded(self) -> list[str]:
-        """Patients whose stain drives expression; all but the last unless they are named."""
-        return self.patients[:-1] if self.confounded_patients is None else [str(p) for p in self.confounded_patients]
+        """Patients in which the stain drives expression. By default all but the last."""
+        return (
+            self.patients[:-1] if self.confounded_patients is None else [str(name) for name in self.confounded_patients]
+        )
 
 
 def _integer_problem(name: str, value: object, low: int, high: int) -> str:
+    # Python counts True and False as integers.
     if isinstance(value, int | np.integer) and not isinstance(value, bool) and low <= value <= high:
         return ""
-    return f"{name}={value!r}: give a whole number from {low} to {high}."
+    return f"{name}={value!r}: expected a whole number from {low} to {high}."
 
 
 def _number_problem(name: str, value: object, low: float, high: float) -> str:
@@ -73,14 +77,14 @@ def _number_problem(name: str, value: object, low: float, high: float) -> str:
         and low <= value <= high
     ):
         return ""
-    return f"{name}={value!r}: give a number from {low:g} to {high:g}."
+    return f"{name}={value!r}: expected a number from {low:g} to {high:g}."
 
 
 def _patient_problem(names: object, patients: list[str] | None) -> str:
     if names is None:
         return ""
     if isinstance(names, str) or not isinstance(names, Iterable):
-        return f"confounded_patients={names!r}: give a list of names, as in ['P1']."
+        return f"confounded_patients={names!r}: expected a list of names, such as ['P1']."
     unknown = [] if patients is None else [name for name in names if name not in patients]
     return (
         f"confounded_patients: no patient {listing(unknown)} (available: {listing(patients or [])})." if unknown else ""

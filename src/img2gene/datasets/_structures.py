@@ -1,4 +1,4 @@
-"""Glands and fat cells of a synthetic section: drawn into the dye maps, and lined by nuclei."""
+"""Glands and fat cells of a synthetic section. The image shows their walls, and nuclei line them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _WALL_UM = 1.2
 
 @dataclass(frozen=True)
 class Glands:
-    """Acini: centres (n, 2) in µm, and the radius of each lumen."""
+    """Holds the acini: centres (n, 2) in µm, and the radius of each lumen."""
 
     xy: np.ndarray
     lumen: np.ndarray
 
     def outside(self, xy: np.ndarray) -> np.ndarray:
-        """Whether each position (x, y) lies outside every gland."""
+        """Return for each position (x, y) whether it lies outside all glands."""
         if not len(self.xy):
             return np.ones(len(xy), dtype=bool)
         distance = np.linalg.norm(xy[:, None] - self.xy[None], axis=-1)
@@ -33,21 +33,23 @@ class Glands:
 
 @dataclass(frozen=True)
 class FatCells:
-    """Vacuoles: centres (n, 2) in µm, and how far each pushes its walls outwards."""
+    """Holds the vacuoles: centres (n, 2) in µm, and the distance by which each pushes its walls outwards."""
 
     xy: np.ndarray
     push: np.ndarray
 
     def walls(self, xy: np.ndarray) -> np.ndarray:
-        """Membrane at positions (x, y), 0–1: borders of an additively weighted Voronoi diagram, hence curved."""
+        """Compute the density of membrane at positions (x, y), 0–1."""
         from scipy.spatial import cKDTree
 
+        # Borders of an additively weighted Voronoi diagram are curved, as membranes are. The two cells nearest by weighted
+        # distance are searched among the four nearest by plain distance.
         distance, index = cKDTree(self.xy).query(xy, k=4)
         nearest = np.partition(distance - self.push[index], 1, axis=1)
         return np.exp(-(((nearest[:, 1] - nearest[:, 0]) / (2 * _WALL_UM)) ** 2))
 
     def wall_sites(self) -> tuple[np.ndarray, np.ndarray]:
-        """A point on the wall between each cell and its nearest neighbour, and the direction of the wall there."""
+        """Return a point on the wall between each cell and its nearest neighbour, and the wall's direction there."""
         from scipy.spatial import cKDTree
 
         distance, index = cKDTree(self.xy).query(self.xy, k=2)
@@ -57,7 +59,7 @@ class FatCells:
 
 
 def draw_glands(rng: np.random.Generator, tissue: Tissue) -> Glands:
-    """Acini on a jittered lattice wherever normal epithelium prevails."""
+    """Draw acini on a jittered lattice wherever normal epithelium prevails."""
     xy = jittered_lattice(rng, tissue.size_um, _GLAND_PITCH_UM, jitter=0.1)
     lumen = rng.uniform(3, 14, len(xy))
     share = sample_field(tissue.domains[DOMAINS.index("epithelium")], xy)
@@ -66,13 +68,14 @@ def draw_glands(rng: np.random.Generator, tissue: Tissue) -> Glands:
 
 
 def draw_fat_cells(rng: np.random.Generator, tissue: Tissue) -> FatCells:
-    """Vacuoles all over the canvas; only those within adipose tissue show."""
+    """Draw vacuoles all over the canvas. The image shows only the vacuoles within adipose tissue."""
     xy = jittered_lattice(rng, tissue.size_um, _FAT_CELL_UM, jitter=0.15)
     return FatCells(xy, rng.uniform(0, 10, len(xy)))
 
 
 def jittered_lattice(rng: np.random.Generator, size_um: tuple[float, float], pitch: float, jitter: float) -> np.ndarray:
-    """Points (x, y) on a hexagonal lattice, each moved by a normal step of SD ``jitter`` × pitch."""
+    """Draw points (x, y) on a hexagonal lattice, each moved by a normal step of SD ``jitter`` × pitch."""
+    # 0.866 is the square root of 3/4: the distance between rows of a hexagonal lattice of pitch 1.
     row, column = np.indices((int(size_um[0] / pitch / 0.866) + 2, int(size_um[1] / pitch) + 2))
     xy = np.stack([(column + 0.5 * (row % 2)) * pitch, row * pitch * 0.866], axis=-1).reshape(-1, 2)
     return xy + pitch * rng.normal(0, jitter, xy.shape)

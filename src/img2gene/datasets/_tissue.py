@@ -1,4 +1,4 @@
-"""Layout of a synthetic section on a coarse grid: outline, domains, hypoxia, stain field and spots."""
+"""Draw the layout of a synthetic section on a coarse grid: outline, domains, hypoxia, stain field and spots."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from img2gene.datasets._genes import DOMAINS
 from img2gene.datasets._parameters import PITCH_UM, SPOT_UM
 
+# About a third of the shortest smoothing length, 25 µm, so that the coarse grid loses no structure.
 STEP_UM = 8.0
 SEPTUM = 0.09
 
@@ -23,7 +24,7 @@ _SHARE_CONCENTRATION = 60.0
 
 @dataclass(frozen=True)
 class Tissue:
-    """One section's layout; all maps share a grid of ``STEP_UM`` whose first cell is centred on (0, 0) µm.
+    """Holds the layout of one section. All maps share a grid of ``STEP_UM`` that starts at (0, 0) µm.
 
     Attributes
     ----------
@@ -38,7 +39,7 @@ class Tissue:
     flow
         (h, w) stream function in µm; stromal fibres follow its contours.
     nests
-        (h, w); septa between nests of tumour run where it is within ``SEPTUM`` of 0.
+        (h, w). Septa between nests of tumour run where its absolute value is below ``SEPTUM``.
     spots
         (n_spots, 2) centres as (x, y) in µm.
     array
@@ -56,20 +57,20 @@ class Tissue:
 
     @property
     def size_um(self) -> tuple[float, float]:
-        """Height and width."""
+        """Height and width in µm."""
         height, width = self.outline.shape
         return (height - 1) * STEP_UM, (width - 1) * STEP_UM
 
 
 def draw_composition(rng: np.random.Generator) -> np.ndarray:
-    """Shares of the domains in one patient's sections."""
+    """Draw the shares of the domains in the sections of one patient."""
     mean = np.array([_COMPOSITION[name] for name in DOMAINS])
     share = np.maximum(rng.dirichlet(_SHARE_CONCENTRATION * mean), 0.04)
     return share / share.sum()
 
 
 def draw_tissue(rng: np.random.Generator, n_spots: int, composition: np.ndarray) -> Tissue:
-    """A new section with exactly ``n_spots`` spots inside the tissue."""
+    """Draw a section with exactly ``n_spots`` spots inside the tissue."""
     shape = _canvas(rng, n_spots)
     outline = _outline(rng, shape)
     spots, array, outline = _place_spots(rng, outline, n_spots)
@@ -84,7 +85,7 @@ def draw_tissue(rng: np.random.Generator, n_spots: int, composition: np.ndarray)
 def smooth_field(
     rng: np.random.Generator, shape: tuple[int, int], length_um: float, inside: np.ndarray | None = None
 ) -> np.ndarray:
-    """White noise smoothed with a Gaussian of SD ``length_um``; mean 0, SD 1 (within ``inside``)."""
+    """Smooth white noise with a Gaussian of SD ``length_um``, then scale to mean 0 and SD 1 (within ``inside``)."""
     from scipy.ndimage import gaussian_filter
 
     field = gaussian_filter(rng.standard_normal(shape), length_um / STEP_UM, mode="reflect", truncate=3)
@@ -93,19 +94,19 @@ def smooth_field(
 
 
 def sample_field(field: np.ndarray, xy: np.ndarray, order: int = 1) -> np.ndarray:
-    """Values of a (h, w) map at positions (x, y) in µm."""
+    """Interpolate a (h, w) map at positions (x, y) in µm."""
     from scipy.ndimage import map_coordinates
 
     return map_coordinates(field, xy[..., ::-1].T / STEP_UM, order=order, mode="nearest").T
 
 
 def spot_mean(field: np.ndarray, spots: np.ndarray) -> np.ndarray:
-    """Mean of a (h, w) map over each spot's disc."""
+    """Average a (h, w) map over the disc of each spot."""
     return sample_field(field, spots[:, None, :] + _disc()).mean(axis=1)
 
 
 def _disc(n: int = 61) -> np.ndarray:
-    """``n`` points that cover a spot evenly (sunflower arrangement), (n, 2) in µm from its centre."""
+    """Return ``n`` points (n, 2) in µm from the centre of a spot that cover it evenly (sunflower arrangement)."""
     index = np.arange(n)
     radius = SPOT_UM / 2 * np.sqrt((index + 0.5) / n)
     angle = index * np.pi * (3 - np.sqrt(5))
@@ -130,7 +131,7 @@ def _outline(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 def _place_spots(
     rng: np.random.Generator, outline: np.ndarray, n_spots: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ``n_spots`` lattice sites deepest in the tissue, and the outline shifted so that it just holds them."""
+    """Choose the ``n_spots`` lattice sites deepest in the tissue; return their positions, indices and a new outline."""
     height, width = (np.array(outline.shape) - 1) * STEP_UM
     rows, columns = int(height / (PITCH_UM * np.sqrt(0.75))) + 2, int(width / PITCH_UM) + 2
     row, column = (grid.ravel() for grid in np.indices((rows, columns)))
@@ -139,12 +140,13 @@ def _place_spots(
     lattice = lattice - rng.uniform(0, PITCH_UM / 2, 2)
     depth = sample_field(outline, lattice[:, None, :] + _disc()).min(axis=1)
     depth[((lattice < SPOT_UM) | (lattice > np.array([width, height]) - SPOT_UM)).any(axis=1)] = -np.inf
+    # The outline is shifted at the end so that it just contains the chosen spots: every section has the same number.
     chosen = np.sort(np.argsort(-depth, kind="stable")[:n_spots])
     return lattice[chosen], np.column_stack([row, column])[chosen], outline - depth[chosen].min() + 0.01
 
 
 def _hypoxia(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """A slope across the section in a random direction, bent by a smooth field, squeezed into 0–1."""
+    """Draw a slope across the section in a random direction, bent by a smooth field, within 0–1."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.meshgrid(*(np.linspace(-1.7, 1.7, n) for n in shape), indexing="ij")
     z = 0.8 * (np.cos(angle) * x + np.sin(angle) * y) + 0.7 * smooth_field(rng, shape, 120)
@@ -153,13 +155,13 @@ def _hypoxia(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 def _domains(rng: np.random.Generator, inside: np.ndarray, composition: np.ndarray, hypoxia: np.ndarray) -> np.ndarray:
     fields = {name: smooth_field(rng, inside.shape, _LENGTH_UM[name], inside) for name in DOMAINS}
-    # Necrosis lies in the hypoxic heart of the tumour, as where a tumour has outgrown its vessels.
+    # Necrosis lies in hypoxic tumour, as in tumours that outgrow their vessels.
     fields["necrosis"] = 0.6 * fields["necrosis"] + 0.7 * fields["tumour"] + 3.0 * (hypoxia - 0.5)
     return _calibrated_softmax(np.stack([fields[name] for name in DOMAINS]), inside, composition)
 
 
 def _calibrated_softmax(fields: np.ndarray, inside: np.ndarray, composition: np.ndarray) -> np.ndarray:
-    """Softmax over domains with one offset each, such that their areas within the tissue are ``composition``."""
+    """Compute the softmax over domains, with offsets that make their areas within the tissue equal ``composition``."""
     offset = np.zeros(len(fields))
     within = fields[:, inside]
     for _ in range(40):

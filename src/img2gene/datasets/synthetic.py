@@ -1,4 +1,4 @@
-"""A study with known truth: H&E-like sections and counts drawn from a stated model."""
+"""Draw synthetic H&E-like sections and counts from a stated model, so that the truth is known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from img2gene.datasets import _counts
 from img2gene.datasets._genes import DOMAINS, GROUPS, SYMBOLS
 from img2gene.datasets._histology import STAIN_FIELD_EFFECT, Stain, draw_stain, render
-from img2gene.datasets._parameters import PITCH_UM, SPOT_UM, Parameters
+from img2gene.datasets._parameters import PITCH_UM, SPOT_UM, CohortParameters
 from img2gene.datasets._tissue import Tissue, draw_composition, draw_tissue, spot_mean
 
 if TYPE_CHECKING:
@@ -42,19 +42,19 @@ def synthetic_cohort(
     r"""Draw a study of H&E-like sections whose expression is known.
 
     Every section is a piece of tissue with six domains *k* (tumour, stroma, immune, adipose, normal epithelium,
-    necrosis), a hypoxia gradient *h* and a stain field *c*, all smooth random fields. The image shows all three: each
-    domain has nuclei, texture and colours of its own; nuclei grow larger and sparser as *h* rises; eosin is multiplied by
-    exp(0.22 c). Spots are 55 µm wide in a hexagonal array of pitch 100 µm, as on Visium.
+    necrosis), a hypoxia gradient *h* and a stain field *c*. All three are smooth random fields, and the image shows all
+    three: domains differ in nuclei, texture and colour; nuclei grow larger and sparser as *h* rises; eosin is
+    multiplied by exp(0.22 c). Spots are 55 µm wide in a hexagonal array of pitch 100 µm, as on Visium.
 
-    With :math:`f_{sk}` the share of domain *k* in spot *s*, and :math:`h_s` and :math:`c_s` the fields' means over the
-    spot, gene *g* has the log-rate
+    Let :math:`f_{sk}` be the share of domain *k* in spot *s*, and :math:`h_s` and :math:`c_s` the means of the fields
+    over the spot. Gene *g* then has the log-rate
 
     .. math:: \eta_{sg} = \beta_g + \mathrm{signal} \cdot \Bigl(\sum_k f_{sk} \Delta_{gk}
               + \gamma_g (h_s - \tfrac12)\Bigr) \qquad (1)
 
     and ``layers["truth"]`` is :math:`\log(1 + 10^4 \, \mathrm{softmax}_g(\eta_{sg}))`: the natural logarithm of the
-    expected counts scaled to 10,000 per spot, free of batch effects, confounding, dropout and sampling noise. The counts
-    of a spot of patient *p* are
+    expected counts scaled to 10,000 per spot, without batch effects, confounding, dropout and sampling noise. The
+    counts of a spot of patient *p* are
 
     .. math::
         \mu_{sg} &= L_s \, \mathrm{softmax}_g\bigl(\eta_{sg} + b_{pg} + \mathrm{confounding} \cdot \kappa_g c_s\bigr) \\
@@ -63,27 +63,28 @@ def synthetic_cohort(
     with variance :math:`\mu + \mu^2 / \theta_g` of the negative binomial, :math:`\theta_g` uniform on 4–16,
     :math:`\log L_s` normal with mean :math:`\log \mathrm{depth}` and SD 0.35, and :math:`b_{pg}` normal with mean 0 and
     SD ``batch``. Markers have :math:`\Delta` about 2.4 in their own domain and 0 elsewhere; :math:`\gamma` is about 2.4
-    for hypoxia genes and −2.2 for genes of the cell cycle, which also have :math:`\Delta = 1` in tumour; housekeeping and
-    noise genes have neither. :math:`\kappa` is 0.6 for one gene in five and 0 for the rest; the confounding term is absent
-    in patients that are not confounded.
+    for hypoxia genes and −2.2 for genes of the cell cycle, which also have :math:`\Delta = 1` in tumour; housekeeping
+    and noise genes have neither. :math:`\kappa` is 0.6 for one gene in five and 0 for the rest. Patients that are not
+    confounded have no confounding term.
 
     Parameters
     ----------
     n_patients
-        1–1000, named ``P1``, ``P2``, … Each has its own stain (dye vectors, concentrations, lamp), mix of domains and
-        batch effect.
+        Number of patients, 1–1000. They are named ``P1``, ``P2``, … Patients differ in stain (dye vectors,
+        concentrations, lamp), in their mix of domains and in their batch effect.
     n_sections
-        Sections per patient, 1–100, named ``P1_S1``, …
+        Sections per patient, 1–100. They are named ``P1_S1``, ``P1_S2``, …
     n_spots
-        Spots in every section, 10–5000; the tissue grows with it.
+        Spots in every section, 10–5000. The tissue grows with this number.
     n_genes
-        10–298; the first ones of a fixed list that alternates between marker groups. None takes all.
+        Number of genes, 10–298, from the start of a fixed list that alternates between marker groups. None takes all.
     seed
-        Non-negative. The same arguments and seed give the same study. Patients and sections have random streams of
-        their own: asking for more leaves the earlier ones as they were, except that the *last* patient changes its part
-        if ``confounded_patients`` is None and ``confounding`` above 0.
+        Seed of all random numbers, at least 0. The same arguments give the same study. More patients or sections
+        leave the existing sections unchanged. The only exception: with ``confounding`` above 0 and
+        ``confounded_patients=None``, the last patient of the smaller study becomes confounded in the larger one.
     signal
-        Multiplies all effects of tissue on expression, 0–5; 0 leaves none. The image does not depend on it.
+        Factor of all effects of tissue on expression, 0–5. At 0, expression does not depend on the tissue. The image
+        does not depend on ``signal``.
     dropout
         Probability that a count is lost, 0–0.95.
     depth
@@ -91,8 +92,9 @@ def synthetic_cohort(
     batch
         SD of the patients' batch effects on the log-rate, 0–2.
     confounding
-        How strongly the stain field drives the confounded genes, 0–1. At 0 stain says nothing about expression (beyond
-        the batch of a patient). Above it, models that read expression off the eosin are misled in the other patients.
+        How strongly the stain field drives the confounded genes, 0–1. At 0, stain carries no information about
+        expression except through the patient's batch effect. Above 0, models that learn expression from eosin fail in
+        the patients that are not confounded.
     confounded_patients
         Names of the patients in which the stain field drives expression. None means all but the last.
     mpp
@@ -105,10 +107,10 @@ def synthetic_cohort(
 
     - ``X``: raw counts, CSR float32; ``layers["truth"]``: float32, see above
     - ``obs``: ``section``, ``patient``, ``domain`` (largest share), ``hypoxia`` (:math:`h_s`), ``confounder``
-      (:math:`c_s`), ``stain`` (eosin relative to the average stain), ``expected_counts`` (:math:`L_s`), ``library_size``,
-      ``array_row``, ``array_col``
-    - ``obsm["domain_fractions"]``: float32 (n_obs, 6), :math:`f_{sk}` in the order of ``domains`` in ``uns["synthetic"]``;
-      ``obsm["spatial"]``: centres in pixels
+      (:math:`c_s`), ``stain`` (eosin relative to the average stain), ``expected_counts`` (:math:`L_s`),
+      ``library_size``, ``array_row``, ``array_col``
+    - ``obsm["domain_fractions"]``: float32 (n_obs, 6), :math:`f_{sk}` in the order of ``domains`` in
+      ``uns["synthetic"]``; ``obsm["spatial"]``: centres in pixels
     - ``var``: ``group``, ``confounded``, ``baseline`` (:math:`\beta`), ``hypoxia_effect`` (:math:`\gamma`),
       ``dispersion`` (:math:`\theta`); ``varm["domain_effect"]`` (:math:`\Delta`)
     - ``uns["synthetic"]``: JSON with all arguments, ``domains`` and ``confounded_genes``
@@ -116,7 +118,7 @@ def synthetic_cohort(
     Raises
     ------
     Img2GeneError
-        Arguments out of range or unknown patients, all in one message.
+        An argument is out of range, or a patient is not known. The message lists all problems.
 
     Examples
     --------
@@ -125,7 +127,7 @@ def synthetic_cohort(
     >>> sdata["table"].shape
     (60, 40)
     """
-    parameters = Parameters(
+    parameters = CohortParameters(
         n_patients=n_patients,
         n_sections=n_sections,
         n_spots=n_spots,
@@ -144,7 +146,7 @@ def synthetic_cohort(
 
 @dataclass(frozen=True)
 class _Patient:
-    """What all sections of one patient share."""
+    """Holds the properties that all sections of one patient share."""
 
     name: str
     stain: Stain
@@ -153,13 +155,13 @@ class _Patient:
     confounding: float
 
 
-def _draw_cohort(parameters: Parameters) -> SpatialData:
+def _draw_cohort(parameters: CohortParameters) -> SpatialData:
     from tqdm.auto import tqdm
 
     from img2gene.io import concat_sections
     from img2gene.settings import settings
 
-    # One child per patient, however many there are: a longer cohort begins with the shorter one.
+    # One child seed per patient, so that a study with more patients begins with the smaller study.
     gene_seed, *patient_seeds = np.random.SeedSequence(parameters.seed).spawn(parameters.n_patients + 1)
     effects = _counts.draw_effects(np.random.default_rng(gene_seed)).head(parameters.n_genes)
     sections = tqdm(
@@ -175,7 +177,7 @@ def _draw_cohort(parameters: Parameters) -> SpatialData:
 
 
 def _draw_sections(
-    parameters: Parameters, effects: _counts.GeneEffects, seeds: list[np.random.SeedSequence]
+    parameters: CohortParameters, effects: _counts.GeneEffects, seeds: list[np.random.SeedSequence]
 ) -> Iterator[SpatialData]:
     for name, seed in zip(parameters.patients, seeds, strict=True):
         patient_seed, *section_seeds = seed.spawn(parameters.n_sections + 1)
@@ -184,7 +186,7 @@ def _draw_sections(
             yield _draw_section(section_seed, f"{name}_S{number}", patient, effects, parameters)
 
 
-def _draw_patient(rng: np.random.Generator, name: str, parameters: Parameters) -> _Patient:
+def _draw_patient(rng: np.random.Generator, name: str, parameters: CohortParameters) -> _Patient:
     return _Patient(
         name=name,
         stain=draw_stain(rng),
@@ -195,11 +197,15 @@ def _draw_patient(rng: np.random.Generator, name: str, parameters: Parameters) -
 
 
 def _draw_section(
-    seed: np.random.SeedSequence, name: str, patient: _Patient, effects: _counts.GeneEffects, parameters: Parameters
+    seed: np.random.SeedSequence,
+    name: str,
+    patient: _Patient,
+    effects: _counts.GeneEffects,
+    parameters: CohortParameters,
 ) -> SpatialData:
     from img2gene.io.sections import build_section
 
-    # Streams of their own, so that the image stays the same whatever is asked of the expression.
+    # Separate random streams, so that no parameter of the expression changes the image.
     layout, picture, expression = (np.random.default_rng(child) for child in seed.spawn(3))
     tissue = draw_tissue(layout, parameters.n_spots, patient.composition)
     fractions = np.column_stack([spot_mean(share, tissue.spots) for share in tissue.domains])
@@ -233,7 +239,7 @@ def _express(
     fractions: np.ndarray,
     patient: _Patient,
     effects: _counts.GeneEffects,
-    parameters: Parameters,
+    parameters: CohortParameters,
 ) -> AnnData:
     import pandas as pd
     from anndata import AnnData
@@ -252,12 +258,13 @@ def _express(
     )
 
 
-def _describe(table: AnnData, effects: _counts.GeneEffects, parameters: Parameters) -> None:
-    """Add what describes genes and generator once for the study: joining tables would have to reconcile it."""
+def _describe(table: AnnData, effects: _counts.GeneEffects, parameters: CohortParameters) -> None:
+    """Add the columns that describe genes, and the record of all arguments."""
     import pandas as pd
 
+    # Added to the joined table, because joining sections would have to reconcile copies of them.
     confounded = effects.confounder > 0
-    # anndata forgets categories without rows when it cuts a table: small sections may lack a domain.
+    # anndata drops categories without rows when it subsets a table, and small sections may lack a domain.
     table.obs["domain"] = table.obs["domain"].cat.set_categories(list(DOMAINS))
     table.var["group"] = pd.Categorical(GROUPS[: parameters.n_genes])
     table.var["confounded"] = confounded
