@@ -15,6 +15,11 @@ def check_encoder(encoder: EncoderSpec | Encoder, *, atol: float = 1e-4) -> None
 
     The encoder is called with a few made-up patches of 48 pixels.
 
+    The rules: features are float32 (n, width) and finite; they depend on the pixels, on no other patch of the
+    batch, and on no earlier call; pixels are not changed; the fields of the specification are complete and
+    possible; tokens, if the specification declares a ``token_width``, are float32 (n, grid², token_width), finite,
+    independent of the batch, and come with the features of a plain call.
+
     Parameters
     ----------
     encoder
@@ -26,10 +31,7 @@ def check_encoder(encoder: EncoderSpec | Encoder, *, atol: float = 1e-4) -> None
     Raises
     ------
     AssertionError
-        The encoder breaks a rule. The message says which: features are float32 (n, width) and finite; they depend on the
-        pixels, on no other patch of the batch, and on no earlier call; pixels are not changed; the fields of the
-        specification are complete and possible; tokens, if the specification declares a ``token_width``, are float32 (n,
-        grid², token_width), finite, independent of the batch, and come with the features of a plain call.
+        A rule is broken; the message says which.
 
     Examples
     --------

@@ -21,6 +21,9 @@ _N_SIDE, _PITCH_UM, _WIDTH, _N_GENES, _N_TOKENS, _TOKEN_WIDTH = 6, 100.0, 8, 5, 
 def assert_models_equal(one: Model, other: Model, *, atol: float = 0.0) -> None:
     """Assert that two models hold the same configuration and arrays.
 
+    The models differ. The message names the first entry of the configuration or the first array that differs, with
+    the expected value and the value found.
+
     Parameters
     ----------
     one
@@ -33,8 +36,7 @@ def assert_models_equal(one: Model, other: Model, *, atol: float = 0.0) -> None:
     Raises
     ------
     AssertionError
-        The models differ. The message names the first entry of the configuration or the first array that differs, with
-        the expected value and the value found.
+        A rule is broken; the message says which.
 
     Examples
     --------
@@ -89,6 +91,12 @@ def check_predictor(make: str | Callable[[], Predictor], *, atol: float = 1e-5) 
     It is fitted to small made-up data: two patients with two sections of 36 spots each, on a square lattice. The data hold
     tokens if the predictor declares them as an input.
 
+    The rules: predictions are float32 (n_spots, n_genes) and finite, also for a section that was not in the
+    training data, unless the predictor refuses it with an ``Img2GeneError``; the same seed gives the same
+    predictions; predictions depend neither on the order of the spots, nor on other sections, nor on earlier calls;
+    fitting and predicting change no input; the stored state has the declared shapes and restores the same
+    predictions; configuration and summary are JSON.
+
     Parameters
     ----------
     make
@@ -99,10 +107,7 @@ def check_predictor(make: str | Callable[[], Predictor], *, atol: float = 1e-5) 
     Raises
     ------
     AssertionError
-        The predictor breaks a rule. The message says which: predictions are float32 (n_spots, n_genes) and finite, also for
-        a section that was not in the training data, unless the predictor refuses it with an ``Img2GeneError``; the same seed gives the same predictions; predictions depend neither
-        on the order of the spots, nor on other sections, nor on earlier calls; fitting and predicting change no input; the
-        stored state has the declared shapes and restores the same predictions; configuration and summary are JSON.
+        A rule is broken; the message says which.
 
     Examples
     --------
