@@ -385,7 +385,9 @@ def test_weights_that_do_not_fit_are_named(plain, tuned):
     strange = dataclasses.replace(tuned, encoder={"first.0.weight": np.zeros((2, 2)), "third": np.zeros(1)})
     with pytest.raises(Img2GeneError, match="has no weight `third`") as caught:
         ig.tl.predict(plain, strange)
-    assert "`first.0.weight` of encoder `blur` has shape (6, 3, 3, 3); the trained model has (2, 2)" in str(caught.value)
+    assert "`first.0.weight` of encoder `blur` has shape (6, 3, 3, 3); the trained model has (2, 2)" in str(
+        caught.value
+    )
 
 
 def test_a_batch_is_of_one_section_and_an_epoch_holds_every_spot_once(plain):
