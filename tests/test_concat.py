@@ -205,7 +205,7 @@ def test_what_cannot_be_joined_is_refused(parts, make_section):
     with pytest.raises(Img2GeneError, match="genes='outer': choose 'intersection' or 'union'"):
         ig.io.concat_sections(parts, genes="outer")
     with pytest.raises(
-        Img2GeneError, match="(?s)2 problems:.*images with the same name in two parts: S1_image.*shapes .*S1_spots"
+        Img2GeneError, match="(?s)2 problems:.*images with the same name in two sections: S1_image.*shapes .*S1_spots"
     ):
         ig.io.concat_sections([*parts, make_section("S1", "P9", n_side=4)])
 

@@ -126,7 +126,10 @@ def with_value(row, column, value):
         (with_value(1, 2, np.inf), "holds infinite values"),
         (with_value(1, 2, "many"), "columns that are not numbers: C"),
         (counts_frame().rename(index={"2x6": "2x5"}), "duplicate spots: 2x5"),
-        (counts_frame().rename(index={"2x6": "spot7"}), "named by array coordinates, like 10x21; found spot7"),
+        (
+            counts_frame().rename(index={"2x6": "spot7"}),
+            "row names must be array coordinates such as 10x21, but are spot7",
+        ),
         (counts_frame()[["A", "B", "C", "A"]], "duplicate genes: A"),
     ],
 )
@@ -152,7 +155,7 @@ def test_all_problems_of_a_table_come_together(read):
         (spot_frame().drop(columns=["pixel_x"]), r"columns pixel_x not found \(available: x, y, pixel_y, selected\)"),
         (pd.concat([spot_frame(), spot_frame()[:1]]), r"array position listed twice: \(4, 7\)"),
         (spot_frame().assign(x=spot_frame().x + 20), "no spot of the count table is listed"),
-        (spot_frame().assign(pixel_x=-spot_frame().pixel_x), "swapped or mirrored coordinates"),
+        (spot_frame().assign(pixel_x=-spot_frame().pixel_x), "may be swapped or mirrored"),
         (spot_frame().assign(pixel_y=spot_frame().pixel_y * 2), r"differ between x and y \(30.0, 60.0\)"),
         (spot_frame()[:2], "Too few spots to derive microns per pixel"),
     ],

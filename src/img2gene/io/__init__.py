@@ -1,4 +1,4 @@
-"""Read sections, join them, store and load trained models."""
+"""Read sections, join them, and store and load trained models."""
 
 from img2gene.io._concat import concat_sections
 from img2gene.io.convert import from_anndata, to_anndata

@@ -32,26 +32,26 @@ def concat_sections(
 ) -> SpatialData:
     """Join sections (or studies) into one study.
 
-    Unlike :func:`spatialdata.concatenate`, ``uns`` survives: patch specifications, trained models, squidpy's thumbnails.
+    :func:`spatialdata.concatenate` drops ``uns``. This function keeps it, with patch specifications and thumbnails.
 
     Parameters
     ----------
     sections
-        SpatialData objects with distinct element names; the keys of a mapping are not used.
+        SpatialData objects with distinct element names. Of a mapping, only the values are used.
     genes
-        ``"intersection"`` keeps the genes that all tables share; ``"union"`` keeps all, with NaN where a gene was not
-        measured. Library sizes over each section's full transcriptome are kept in ``obs["library_size"]`` first.
+        ``"intersection"`` keeps the genes that all tables share. ``"union"`` keeps all genes, with NaN where a gene was
+        not measured. In both cases ``obs["library_size"]`` counts all genes of the section.
 
     Returns
     -------
-    A new SpatialData that shares pixels with its parts. Tables of the same key are joined; where two parts store
-    different things under one ``uns`` key, the later one is kept under ``<key>-<its first region>``.
+    A new SpatialData that shares the pixels of ``sections``. Tables of the same key are joined. If two sections have
+    different values under one ``uns`` key, the later value is kept under ``<key>-<its first region>``.
 
     Raises
     ------
     Img2GeneError
-        Element names that occur twice, tables annotated by different columns, embeddings of different width, or no gene
-        in common.
+        ``sections`` is empty or holds something else, element names occur twice, tables name their regions in different
+        columns, embeddings have different widths, or the tables share no gene.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def _part_problems(parts: list[SpatialData]) -> list[str]:
         twice = names[names.duplicated()].unique()
         if len(twice):
             problems.append(
-                f"{kind} with the same name in two parts: {listing(twice)}. Read them with distinct section names "
+                f"{kind} with the same name in two sections: {listing(twice)}. Read them with distinct section names "
                 "(`section=`, or `dataset_id=` of spatialdata_io)."
             )
     return problems
@@ -111,7 +111,7 @@ def _join_tables(tables: list[AnnData], key: str, genes: str) -> AnnData:
     prepared = _prepare(tables, key, genes)
     names = pd.Index([name for table in prepared for name in table.obs_names])
     with warnings.catch_warnings():
-        # Genes that were not measured become stored NaN: that is what the union asks for.
+        # scipy warns that NaN make the matrix less sparse. A union needs them for genes that were not measured.
         warnings.simplefilter("ignore", SparseEfficiencyWarning)
         joined = ad.concat(
             prepared,
@@ -121,6 +121,7 @@ def _join_tables(tables: list[AnnData], key: str, genes: str) -> AnnData:
             keys=[region[0] for region in regions] if names.has_duplicates else None,
             index_unique="-" if names.has_duplicates else None,
         )
+    # Filling with NaN may turn float32 into float64, which doubles the memory.
     joined.X = joined.X.astype(np.result_type(*(table.X.dtype for table in prepared)))
     joined.obs = _storable(joined.obs, prepared)
     joined.uns = _merge_uns(tables, regions)
@@ -130,7 +131,7 @@ def _join_tables(tables: list[AnnData], key: str, genes: str) -> AnnData:
 
 
 def _prepare(tables: list[AnnData], key: str, genes: str) -> list[AnnData]:
-    """Copies with the library size kept, cut to the shared genes unless the union is wanted."""
+    """Copy the tables with their library sizes, and keep only shared genes for an intersection."""
     shared = tables[0].var_names
     for table in tables[1:]:
         shared = shared.intersection(table.var_names, sort=False)
@@ -143,11 +144,12 @@ def _prepare(tables: list[AnnData], key: str, genes: str) -> list[AnnData]:
     deep = {name: table.obsm[name] for table in tables for name in table.obsm if len(table.obsm[name].shape) > 2}
     prepared = []
     for table in tables:
+        # Before genes are dropped, because the library size belongs to the full transcriptome.
         sizes = library_size(table)
         table = table.copy() if genes == "union" else table[:, shared].copy()
         table.obs[_schema.LIBRARY_SIZE] = sizes
         for name in deep.keys() - set(table.obsm):
-            # anndata fills what a part lacks in two dimensions only.
+            # anndata fills missing arrays only if they have two dimensions; tokens have three.
             kind = np.result_type(deep[name].dtype, np.float16)
             table.obsm[name] = np.full((table.n_obs, *deep[name].shape[1:]), np.nan, dtype=kind)
         prepared.append(table)
@@ -160,7 +162,8 @@ def _check_widths(tables: list[AnnData], key: str) -> None:
         widths = {" × ".join(map(str, table.obsm[name].shape[1:])) for table in tables if name in table.obsm}
         if len(widths) > 1:
             problems.append(
-                f"`obsm['{name}']` of `{key}` has different widths ({listing(sorted(widths))}): embed anew."
+                f"`obsm['{name}']` of `{key}` has different widths ({listing(sorted(widths))}). Run "
+                "`img2gene.pp.embed_patches` on each section with the same arguments."
             )
     raise_problems(problems)
 
@@ -172,7 +175,8 @@ def _shared_keys(tables: list[AnnData], key: str) -> tuple[str, str]:
     }
     if len(pairs) > 1:
         raise Img2GeneError(
-            f"The tables `{key}` name their regions and instances in different columns: {listing(sorted(pairs))}."
+            f"The tables `{key}` name their regions and instances in different columns: {listing(sorted(pairs))}. "
+            "Rename the columns in one of them."
         )
     return pairs.pop()
 
@@ -183,7 +187,8 @@ def _regions(table: AnnData) -> list[str]:
 
 
 def _storable(obs: pd.DataFrame, parts: list[AnnData]) -> pd.DataFrame:
-    """Joined columns in a dtype that can be written: categories stay categories, truth values with gaps nullable."""
+    """Give joined columns a dtype that can be written."""
+    # Concatenation turns differing categories, and booleans with gaps, into objects.
     obs = obs.copy()
     for column in obs:
         dtypes = [part.obs[column].dtype for part in parts if column in part.obs]
@@ -200,30 +205,32 @@ def _merge_uns(tables: list[AnnData], regions: list[list[str]]) -> dict[str, Any
         for key, value in copy.deepcopy(dict(table.uns)).items():
             if key == "spatialdata_attrs":
                 continue
-            left = _merge_package(merged, value) if key == _schema.UNS else _merge_value(merged, key, value)
-            if left is not None:
+            conflict = _merge_package(merged, value) if key == _schema.UNS else _merge_value(merged, key, value)
+            if conflict is not None:
                 other = f"{key}-{names[0]}"
-                merged[other] = left
-                logger.info("uns[%r] differs between the parts; the later one is kept as uns[%r]", key, other)
+                merged[other] = conflict
+                logger.info("uns[%r] differs between sections; the later value is kept as uns[%r]", key, other)
     return merged
 
 
 def _merge_value(merged: dict[str, Any], key: str, value: Any) -> Any:
-    """Put ``value`` into ``merged[key]``; whatever contradicts what is there is returned."""
+    """Merge ``value`` into ``merged[key]`` and return the part that conflicts with present values, or None."""
     if key not in merged:
         merged[key] = value
         return None
     if isinstance(value, Mapping) and isinstance(merged[key], Mapping):
-        there = merged[key] = dict(merged[key])
-        left = {name: rest for name, item in value.items() if (rest := _merge_value(there, name, item)) is not None}
-        return left or None
+        present = merged[key] = dict(merged[key])
+        conflicts = {
+            name: rest for name, item in value.items() if (rest := _merge_value(present, name, item)) is not None
+        }
+        return conflicts or None
     return None if _same(merged[key], value) else value
 
 
 def _merge_package(merged: dict[str, Any], value: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Merge this package's container: per-section JSON by section, everything else as a whole."""
+    """Merge the records of this package: per-section JSON by section, and everything else as a whole."""
     container = merged.setdefault(_schema.UNS, {})
-    left = {}
+    conflicts = {}
     for key, item in value.items():
         if key in _BY_SECTION and key in container:
             joined, rest = _merge_json(container[key], item)
@@ -234,12 +241,12 @@ def _merge_package(merged: dict[str, Any], value: Mapping[str, Any]) -> dict[str
             container.setdefault(key, item)
             rest = None
         if rest is not None:
-            left[key] = rest
-    return {"format": value.get("format", _schema.FORMAT), **left} if left else None
+            conflicts[key] = rest
+    return {"format": value.get("format", _schema.FORMAT), **conflicts} if conflicts else None
 
 
 def _merge_json(first: str, second: str) -> tuple[str, str | None]:
-    """Union of two JSON objects and, where they contradict each other, the second one back."""
+    """Join two JSON objects. If their values conflict, return both unchanged."""
     one, two = json.loads(str(first)), json.loads(str(second))
     conflict = _json_conflict(one, two)
     return (first, second) if conflict else (json.dumps(_json_union(one, two)), None)

@@ -1,4 +1,4 @@
-"""To and from the AnnData layout that squidpy and scanpy have always used."""
+"""Convert a study to and from the AnnData layout of squidpy and scanpy."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 def to_anndata(sdata: SpatialData, *, table_key: str = "table") -> AnnData:
-    """The table of a study as an AnnData that squidpy plots without further arguments.
+    """Convert the table of a study to an AnnData that squidpy can plot.
 
     Parameters
     ----------
     sdata
-        Study; :func:`img2gene.pp.extract_patches` gives it thumbnails where its reader did not.
+        Study. If its reader stored no thumbnails, :func:`img2gene.pp.extract_patches` adds them.
     table_key
         Table to take.
 
     Returns
     -------
-    A copy with ``obsm["spatial"]`` and, per section, ``uns["spatial"]`` (thumbnail, scale factors), without the
-    annotation of SpatialData regions. Plot with ``squidpy.pl.spatial_scatter(adata, library_key="section")``.
+    AnnData, a copy of the table. It has ``obsm["spatial"]``, and ``uns["spatial"]`` with thumbnail and scale factors of
+    each section. Plot it with ``squidpy.pl.spatial_scatter(adata, library_key="section")``.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def to_anndata(sdata: SpatialData, *, table_key: str = "table") -> AnnData:
         )
     adata = table.copy()
     adata.uns.pop("spatialdata_attrs", None)
-    # A subset keeps the thumbnails of sections it has lost, and squidpy would look for their spots.
+    # A subset keeps the thumbnails of dropped sections, and squidpy would look for their spots.
     present = set(study.sections)
     adata.uns["spatial"] = {name: item for name, item in adata.uns.get("spatial", {}).items() if name in present}
     return adata
@@ -66,29 +66,29 @@ def from_anndata(
     patient_key: str | None = None,
     image: str = "hires",
 ) -> SpatialData:
-    """A study from an AnnData in squidpy's layout.
+    """Convert an AnnData in squidpy's layout to a study.
 
     Parameters
     ----------
     adata
         Raw counts with ``obsm["spatial"]`` and ``uns["spatial"][<library>]`` (``images``, ``scalefactors``).
     spot_um
-        Spot diameter in µm (Visium 55, legacy ST 100), from which microns per pixel follow.
+        Spot diameter in µm (Visium 55, legacy ST 100). It gives the microns per pixel of the images.
     library_key
-        Column of obs that names each spot's library; needed for several libraries.
+        Column of ``obs`` with the library of each spot. Needed if there are several libraries.
     patient_key
-        Column of obs that names the donor.
+        Column of ``obs`` with the donor of each spot.
     image
-        Which image of each library to take.
+        Key of the image of each library.
 
     Returns
     -------
-    SpatialData as from the package's readers, one section per library.
+    SpatialData as from :func:`img2gene.io.build_section`, with one section per library.
 
     Raises
     ------
     Img2GeneError
-        No positions, no images, or libraries that the column does not name.
+        Positions or images are missing, ``library_key`` is needed, or a library has spots of several patients.
 
     Examples
     --------
@@ -100,12 +100,18 @@ def from_anndata(
     """
     libraries = dict(adata.uns.get("spatial", {}))
     if "spatial" not in adata.obsm or not libraries:
-        raise MissingKeyError('The AnnData needs positions in `obsm["spatial"]` and images in `uns["spatial"]`.')
+        raise MissingKeyError(
+            'The AnnData needs positions in `obsm["spatial"]` and images in `uns["spatial"]` (available: '
+            f"obsm {listing(adata.obsm)}; uns {listing(adata.uns)}). Read it with a reader that keeps images."
+        )
     for key in (library_key, patient_key):
         if key is not None and key not in adata.obs:
             raise MissingKeyError(missing(key, "adata.obs", adata.obs.columns))
     if library_key is None and len(libraries) > 1:
-        raise Img2GeneError(f"Several libraries ({listing(libraries)}); name the column of obs with `library_key=`.")
+        raise Img2GeneError(
+            f"There are several libraries ({listing(libraries)}). Pass the column of `obs` that names them as "
+            "`library_key=`."
+        )
     names = (
         np.array([next(iter(libraries))] * adata.n_obs)
         if library_key is None
@@ -113,7 +119,9 @@ def from_anndata(
     )
     unknown = sorted(set(names) - set(libraries))
     if unknown:
-        raise MissingKeyError(f"No images for the libraries {listing(unknown)} (available: {listing(libraries)}).")
+        raise MissingKeyError(
+            f'`uns["spatial"]` has no images of the libraries {listing(unknown)} (available: {listing(libraries)}).'
+        )
     return concat_sections(
         [
             _section(adata[names == name], name, libraries[name], spot_um, patient_key, image)
@@ -134,8 +142,11 @@ def _section(
     scale = float(factors.get(f"tissue_{image}_scalef", 1.0))
     patients = [] if patient_key is None else sorted(set(adata.obs[patient_key].astype(str)))
     if len(patients) > 1:
-        raise Img2GeneError(f"Library `{name}` has spots of several patients ({listing(patients)}).")
+        raise Img2GeneError(
+            f"Library `{name}` has spots of several patients ({listing(patients)}). A section belongs to one patient."
+        )
     table = adata.copy()
+    # Thumbnails and records of the whole AnnData do not belong to a single section.
     for key in ("spatial", _schema.UNS):
         table.uns.pop(key, None)
     return build_section(

@@ -1,4 +1,4 @@
-"""Tasks of HEST-Benchmark: counts as AnnData, patches as crops of 112 µm, folds and genes as files beside them."""
+"""Read tasks of HEST-Benchmark: counts as AnnData, patches as crops of 112 µm, and files with folds and genes."""
 
 from __future__ import annotations
 
@@ -22,36 +22,38 @@ _SPOT_UM = 55.0
 
 
 def find(folder: Path) -> list[str]:
-    """Sections with counts and patches."""
+    """List the sections that have both counts and patches."""
     return sorted(
         path.stem for path in folder.glob("adata/*.h5ad") if (folder / "patches" / f"{path.stem}.h5").is_file()
     )
 
 
 def panel(folder: Path) -> list[str] | None:
-    """The genes that the task is scored on; None where no file says."""
+    """Read the genes on which the task is scored; return None if the task has no file of genes."""
     path = folder / "var_50genes.json"
     return json.loads(path.read_text())["genes"] if path.is_file() else None
 
 
 def splits(folder: Path) -> dict[str, str]:
-    """The fold that holds out each section, from ``splits/``; folds that are no partition are refused."""
+    """Read from ``splits/`` which fold holds out each section; raise if the folds are no partition of the sections."""
     held: dict[str, str] = {}
     trained: dict[str, set[str]] = {}
     for path in sorted(folder.glob("splits/test_*.csv")):
         number = path.stem.removeprefix("test_")
         partner = path.with_name(f"train_{number}.csv")
         if not partner.is_file():
-            raise Img2GeneError(f"{path} has no {partner.name} beside it.")
+            raise Img2GeneError(f"{path} needs the file {partner.name} in the same folder.")
         test, train = _listed(path), _listed(partner)
         if set(test) & set(held):
-            raise Img2GeneError(f"{path} holds out {listing(set(test) & set(held))}, which another fold does, too.")
+            twice = listing(sorted(set(test) & set(held)))
+            raise Img2GeneError(f"{path} holds out {twice}, which another fold also holds out.")
         held |= dict.fromkeys(test, f"split{number}")
         trained[f"split{number}"] = set(train)
     for fold, used in trained.items():
         if used != {name for name, other in held.items() if other != fold}:
             raise Img2GeneError(
-                f"{folder / 'splits'}: {fold} trains on {listing(sorted(used))}, not on all that it does not hold out."
+                f"{folder / 'splits'}: {fold} trains on {listing(sorted(used))}; expected all sections that it does "
+                "not hold out."
             )
     return held
 
@@ -66,7 +68,7 @@ def _listed(path: Path) -> list[str]:
 
 
 def metadata(folder: Path) -> pd.DataFrame | None:
-    """Rows of the newest ``HEST_v*.csv`` beside the tasks, indexed by section; None where there is none."""
+    """Read the newest ``HEST_v*.csv`` next to the task folders, indexed by section; return None if there is none."""
     import pandas as pd
 
     files = sorted(folder.parent.glob("HEST_v*.csv"))
@@ -74,18 +76,19 @@ def metadata(folder: Path) -> pd.DataFrame | None:
 
 
 def patients(folder: Path) -> dict[str, str]:
-    """Patient of each section: from the metadata, else the folds of the task, which do not divide patients."""
-    known = metadata(folder)
-    found = splits(folder)
-    if known is not None and "patient" in known:
-        # Patients are numbered anew in each of the studies that HEST-1k collects.
-        study = known.get("dataset_title", known["patient"].map(lambda _: "")).astype(str)
-        found |= {str(name): f"{study[name]} {patient}".strip() for name, patient in known["patient"].dropna().items()}
-    return found
+    """Return the patient of each section, from the metadata or, without it, from the folds of the task."""
+    rows = metadata(folder)
+    # The folds of the task keep all sections of a patient together, so a fold is a safe substitute for a patient.
+    names = splits(folder)
+    if rows is not None and "patient" in rows:
+        # Every study in HEST-1k numbers its patients anew.
+        study = rows.get("dataset_title", rows["patient"].map(lambda _: "")).astype(str)
+        names |= {str(name): f"{study[name]} {patient}".strip() for name, patient in rows["patient"].dropna().items()}
+    return names
 
 
 def read_section(folder: Path, name: str, patient: str | None) -> tuple[SpatialData, np.ndarray]:
-    """Counts and places of the spots that have a patch, and their patches uint8 (n_obs, H, W, 3)."""
+    """Read counts and positions of the spots that have a patch, and their patches uint8 (n_obs, H, W, 3)."""
     import anndata as ad
     import scipy.sparse as sp
 
@@ -95,15 +98,17 @@ def read_section(folder: Path, name: str, patient: str | None) -> tuple[SpatialD
     stored = ad.read_h5ad(folder / "adata" / f"{name}.h5ad")
     rows = stored.obs_names.astype(str).get_indexer(barcodes)
     if (rows < 0).any():
-        raise Img2GeneError(f"{name}: patches of spots without counts: {listing(barcodes[rows < 0], 5)}.")
+        raise Img2GeneError(f"{name}: spots with a patch but without counts: {listing(barcodes[rows < 0], 5)}.")
     if "spatial" not in stored.obsm:
-        raise Img2GeneError(f"{name}: no places of spots in obsm['spatial'] (available: {listing(stored.obsm)}).")
+        raise Img2GeneError(
+            f"{name}: obsm['spatial'] with the positions not found (available: {listing(stored.obsm)})."
+        )
     places = np.asarray(stored.obsm["spatial"], dtype=float)[rows]
     mpp = _microns_per_pixel(folder, name, places, corners)
     table = ad.AnnData(sp.csr_matrix(stored.X[rows], dtype=np.float32), var=stored.var[[]].copy())
     table.var_names_make_unique()
     table.obs_names = [f"{name}_{barcode}" for barcode in barcodes]
-    # There is no image; the smallest one that a section can have stands in for it until it is dropped.
+    # The task has no image. A blank one stands in for it; `img2gene.benchmark.embeddings` drops it.
     blank = np.full((8, 8, 3), 255, dtype=np.uint8)
     sdata = build_section(blank, places, table, section=name, patient=patient, mpp=mpp, spot_um=_SPOT_UM)
     fold = splits(folder).get(name)
@@ -114,9 +119,10 @@ def read_section(folder: Path, name: str, patient: str | None) -> tuple[SpatialD
 
 
 def _read_crops(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels, barcodes and corners of all patches."""
+    """Read pixels, barcodes and top left corners of all patches."""
     import h5py
 
+    # Releases differ in the name of the barcodes.
     with h5py.File(path) as file:
         key = "barcodes" if "barcodes" in file else "barcode"
         lacking = [name for name in ("img", key, "coords") if name not in file]
@@ -127,21 +133,23 @@ def _read_crops(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _microns_per_pixel(folder: Path, name: str, places: np.ndarray, corners: np.ndarray) -> float:
-    """From the metadata, else from corners of patches, which lie half a patch from the spots."""
-    known = metadata(folder)
-    if known is not None and name in known.index and known.at[name, "pixel_size_um_estimated"] > 0:
-        return float(known.at[name, "pixel_size_um_estimated"])
+    """Read microns per pixel from the metadata, or derive them from the corners of the patches."""
+    rows = metadata(folder)
+    if rows is not None and name in rows.index and rows.at[name, "pixel_size_um_estimated"] > 0:
+        return float(rows.at[name, "pixel_size_um_estimated"])
+    # A corner lies half a patch from its spot, in both directions.
     half = places - corners
     middle = float(np.median(half))
     if not middle > 0 or np.abs(half - middle).max() > 0.05 * middle + 1:
         raise Img2GeneError(
-            f"{name}: microns per pixel are neither in HEST_v*.csv beside the tasks, nor do corners of patches tell them."
+            f"{name}: microns per pixel are unknown. HEST_v*.csv next to the task folders does not list them, and they "
+            "cannot be derived from the corners of the patches."
         )
     return PATCH_UM / (2 * middle)
 
 
 def _record_patches(table: AnnData, places: np.ndarray, name: str, mpp: float, side_px: int) -> None:
-    """The record that :func:`img2gene.pp.extract_patches` would leave."""
+    """Write the record that :func:`img2gene.pp.extract_patches` would write."""
     from img2gene._study.patches import field_boxes
 
     side = int(round(PATCH_UM / mpp))

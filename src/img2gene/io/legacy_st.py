@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PITCH_UM = 200.0
-"""Centre-to-centre distance of neighbouring spots on a legacy ST array, in µm."""
+"""Distance between the centres of neighbouring spots on a legacy ST array, in µm."""
 ARRAY_SHAPE = (33, 35)
-"""Spots per row and column of a legacy ST array, the frame that images without a spot file are cropped to."""
+"""Spots per row and per column of a legacy ST array. Images without a spot file are cropped to this frame."""
 
 
 def read_legacy_st(
@@ -41,35 +41,36 @@ def read_legacy_st(
     Parameters
     ----------
     counts
-        Tab-separated raw counts (gzip allowed), spots in rows named ``AxB`` by their array coordinates (fractions
-        allowed), genes in columns.
+        Tab-separated raw counts, which may be gzipped: genes in columns, spots in rows. Row names ``AxB`` give the
+        array coordinates, which may be fractions.
     image
         H&E image file (JPEG, PNG, TIFF), or its pixels as uint8 (height, width, 3).
     spots
         Tab-separated spot file with ``x``, ``y`` (array coordinates), ``pixel_x`` (column), ``pixel_y`` (row) and
-        optionally ``selected``; only selected spots with counts are kept. Without it the image is taken to be cropped
-        to the array's frame of 33 × 35 spots, so that spot ``AxB`` lies at ``((A - 1) / 32 · width, (B - 1) / 34 · height)``.
+        optionally ``selected``. Only selected spots with counts are kept. Without this file, the image must be cropped
+        to the array's frame of 33 × 35 spots: spot ``AxB`` then lies at
+        ``((A - 1) / 32 · width, (B - 1) / 34 · height)``.
     section
-        Name of the section; also its coordinate system and the stem of its element names.
+        Name of the section. It also names the coordinate system and begins the names of the elements.
     patient
-        Donor of the section. Splits are made by it: sections of one donor share its name.
+        Donor of the section. Give all sections of one donor the same name, because splits keep patients apart by it.
     spot_um
         Spot diameter in µm.
     mpp
-        Microns per pixel of the image. By default from the distance of neighbouring spots, ``pitch_um``.
+        Microns per pixel of the image. By default they follow from the distance between neighbouring spots.
     pitch_um
-        Centre-to-centre distance of neighbouring spots in µm, used when ``mpp`` is not given.
+        Distance between the centres of neighbouring spots in µm, used if ``mpp`` is None.
 
     Returns
     -------
-    SpatialData with ``images["<section>_image"]``, circles ``shapes["<section>_spots"]`` and ``tables["table"]``, whose X
-    holds raw counts (CSR float32) and obs holds ``section``, ``patient``, ``region``, ``spot_id``, ``library_size``.
+    SpatialData as from :func:`img2gene.io.build_section`. ``tables["table"].X`` holds raw counts (CSR float32), and its
+    ``obs`` also has ``array_x`` and ``array_y``.
 
     Raises
     ------
     Img2GeneError
-        The files do not fit each other, counts are not raw counts, spots or genes are duplicated, or the section's
-        name cannot be stored.
+        The files belong to different sections, counts are not raw counts, spots or genes occur twice, or the name of
+        the section cannot be stored.
 
     Examples
     --------
@@ -105,7 +106,7 @@ def _read_image(path: Path) -> np.ndarray:
 
     from img2gene._study.images import to_rgb
 
-    # Whole-slide images exceed Pillow's guard against decompression bombs; the file is the user's own.
+    # Pillow refuses images of the size of whole slides as possible decompression bombs. Users trust their own files.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as picture:
@@ -126,13 +127,14 @@ def _check_counts(table: pd.DataFrame, source: str) -> None:
         duplicated = names[names.duplicated()].unique()
         if len(duplicated):
             problems.append(f"{source}: duplicate {kind}: {listing(duplicated)}.")
-    # pandas renames a repeated column to "name.1", so a repetition shows only in the pairs
+    # pandas renames a repeated column to "name.1", so duplicates show only as pairs.
     raise_problems(problems + _renamed_duplicates(table, source))
 
 
 def _renamed_duplicates(table: pd.DataFrame, source: str) -> list[str]:
     stems = table.columns.str.replace(r"\.1$", "", regex=True)
     twice = stems[(stems != table.columns) & stems.isin(table.columns)]
+    # A gene may be called "name.1", so only columns with equal counts are duplicates.
     clones = [gene for gene in twice if table[gene].equals(table[f"{gene}.1"])]
     return [f"{source}: duplicate genes: {listing(clones)}."] if clones else []
 
@@ -141,7 +143,7 @@ def _array_coordinates(names: pd.Index, source: str) -> np.ndarray:
     parts = names.astype(str).str.extract(r"^(-?[\d.]+)x(-?[\d.]+)$").to_numpy(dtype=object)
     bad = names[pd.isna(parts).any(axis=1)]
     if len(bad):
-        raise Img2GeneError(f"{source}: spots are named by array coordinates, like 10x21; found {listing(bad)}.")
+        raise Img2GeneError(f"{source}: row names must be array coordinates such as 10x21, but are {listing(bad)}.")
     return parts.astype(float)
 
 
@@ -156,20 +158,22 @@ def _join_spots(
     keys = pd.MultiIndex.from_frame(spots[["x", "y"]].round().astype(int))
     if keys.has_duplicates:
         raise Img2GeneError(f"{source}: array position listed twice: {listing(keys[keys.duplicated()])}.")
-    wanted = pd.MultiIndex.from_arrays(np.rint(array_xy).astype(int).T)
-    place = keys.get_indexer(wanted)
-    found = place >= 0
-    if not found.any():
-        raise Img2GeneError(f"{source}: no spot of the count table is listed; are both files of one section?")
-    if not found.all() or len(keys) > found.sum():
-        logger.info("%s: kept %d of %d counted and %d listed spots", source, found.sum(), len(found), len(keys))
-    chosen = spots.iloc[place[found]]
+    rows = keys.get_indexer(pd.MultiIndex.from_arrays(np.rint(array_xy).astype(int).T))
+    listed = rows >= 0
+    if not listed.any():
+        raise Img2GeneError(
+            f"{source}: no spot of the count table is listed. Check that both files are of one section."
+        )
+    if not listed.all() or len(keys) > listed.sum():
+        logger.info("%s: kept %d of %d counted and %d listed spots", source, listed.sum(), len(listed), len(keys))
+    chosen = spots.iloc[rows[listed]]
+    # Some files also give array coordinates that were adjusted to the image.
     array = chosen[["new_x", "new_y"] if {"new_x", "new_y"} <= set(chosen) else ["x", "y"]]
-    return table[found], array.to_numpy(float), chosen[["pixel_x", "pixel_y"]].to_numpy(float)
+    return table[listed], array.to_numpy(float), chosen[["pixel_x", "pixel_y"]].to_numpy(float)
 
 
 def _pixels_per_array_unit(array_xy: np.ndarray, xy: np.ndarray) -> float:
-    """Pixels per array step: least squares of pixel on array coordinates, averaged over both axes."""
+    """Fit pixel to array coordinates by least squares; return pixels per array step, averaged over both axes."""
     spread = array_xy - array_xy.mean(axis=0)
     if len(xy) < 3 or (np.square(spread).sum(axis=0) == 0).any():
         raise Img2GeneError("Too few spots to derive microns per pixel from their distance; pass `mpp=`.")
@@ -177,7 +181,7 @@ def _pixels_per_array_unit(array_xy: np.ndarray, xy: np.ndarray) -> float:
     if (slopes <= 0).any() or abs(slopes[0] / slopes[1] - 1) > 0.1:
         raise Img2GeneError(
             f"Pixels per array unit differ between x and y ({slopes[0]:.1f}, {slopes[1]:.1f}): "
-            "swapped or mirrored coordinates? Pass `mpp=` if this is meant."
+            "the coordinates may be swapped or mirrored. If they are right, pass `mpp=`."
         )
     return float(slopes.mean())
 
