@@ -58,19 +58,19 @@ def nearest_spots(positions: np.ndarray, k: int) -> np.ndarray:
 def position_ranks(points: np.ndarray) -> np.ndarray:
     """Ranks 0 … n − 1 of spots by row coordinate, then by column; coordinates that differ by rounding count as equal."""
     tolerance = _TIE * np.ptp(points, axis=0).max(initial=0) if len(points) else 0
-    lines = [_lines(coordinate, tolerance) for coordinate in points.T]
+    lines = [tie_groups(coordinate, tolerance) for coordinate in points.T]
     ranks = np.empty(len(points), dtype=np.intp)
     # np.lexsort sorts by its last key first: the lines of a lattice, then the exact coordinates.
     ranks[np.lexsort([*points.T[::-1], *lines[::-1]])] = np.arange(len(points))
     return ranks
 
 
-def _lines(coordinate: np.ndarray, tolerance: float) -> np.ndarray:
-    """Number of the lattice line of each spot: values that differ by no more than ``tolerance`` share one."""
-    order = np.argsort(coordinate, kind="stable")
-    lines = np.empty(len(coordinate), dtype=np.intp)
-    lines[order] = np.cumsum(np.diff(coordinate[order], prepend=coordinate[order[:1]]) > tolerance)
-    return lines
+def tie_groups(values: np.ndarray, tolerance: float) -> np.ndarray:
+    """Numbers 0, 1, … of values in rising order, the same for neighbours no farther apart than ``tolerance``."""
+    order = np.argsort(values, kind="stable")
+    groups = np.empty(len(values), dtype=np.intp)
+    groups[order] = np.cumsum(np.diff(values[order], prepend=values[order[:1]]) > tolerance)
+    return groups
 
 
 def _first_neighbors(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +74,19 @@ def choose_pathways(
 
 
 def score_spots(
-    method: str, counts: Any, labels: Any, sets: Mapping[str, np.ndarray], *, reference: np.ndarray | None = None
+    method: str,
+    counts: Any,
+    labels: Any,
+    sets: Mapping[str, np.ndarray],
+    *,
+    reference: np.ndarray | None = None,
+    genes: Sequence[str] | np.ndarray | None = None,
 ) -> np.ndarray:
-    """Scores float32 (n_spots, n_sets) by one of ``METHODS``; ``labels`` and ``reference`` are those of the z-score."""
+    """Score gene sets in every spot by one of ``METHODS``, float32 (n_spots, n_sets).
+
+    Only the z-score uses ``labels`` and ``reference``. AUCell and ssGSEA use ``counts`` and the names of ``genes``, which break
+    ties.
+    """
     if method == "zscore":
         return zscore(labels, sets, reference=reference)
-    return (aucell if method == "aucell" else ssgsea)(counts, sets)
+    return (aucell if method == "aucell" else ssgsea)(counts, sets, genes=genes)

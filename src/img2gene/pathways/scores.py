@@ -18,7 +18,14 @@ _BATCH_VALUES = 2**22
 _SSGSEA_SPOTS = 128
 
 
-def aucell(counts: Matrix, sets: Sets, *, n_up: int | None = None, batch_size: int | None = None) -> np.ndarray:
+def aucell(
+    counts: Matrix,
+    sets: Sets,
+    *,
+    genes: Sequence[str] | np.ndarray | None = None,
+    n_up: int | None = None,
+    batch_size: int | None = None,
+) -> np.ndarray:
     r"""Area under the recovery curve of each set among the top genes of each spot (AUCell).
 
     With the genes of a spot ranked by falling count, rank :math:`r_g` from 1, and :math:`k` genes in the set,
@@ -27,9 +34,10 @@ def aucell(counts: Matrix, sets: Sets, *, n_up: int | None = None, batch_size: i
                                   {\sum_{i=1}^{\min(k,\, n_\mathrm{up} - 1)} (n_\mathrm{up} - i)}
 
     Only ranks count, so a score depends on its spot alone, and neither on the library size nor on any increasing
-    transformation of the counts. Ties are broken by one fixed random order of the genes, undetected genes included: the
-    result equals decoupler's ``aucell`` (2.2, ``empty=False``; and with its default wherever every gene is detected
-    somewhere).
+    transformation of the counts. Ties are broken by one fixed random order of the genes, undetected genes included. With
+    ``genes`` this order is drawn for the sorted names, so that a score does not depend on the order of the columns. Without
+    it the order is drawn for the columns as they are. The result equals decoupler's ``aucell`` (2.2, ``empty=False``; and with
+    its default wherever every gene is detected somewhere) where there are no ties, or where the columns are sorted by name.
 
     Parameters
     ----------
@@ -37,6 +45,8 @@ def aucell(counts: Matrix, sets: Sets, *, n_up: int | None = None, batch_size: i
         (n_spots, n_genes) sparse or dense, finite: counts, or anything that orders genes within a spot.
     sets
         Columns of each set.
+    genes
+        (n_genes,) names of the columns, which break ties.
     n_up
         How many top genes count, from 2; by default 5 % of all genes, rounded up.
     batch_size
@@ -49,7 +59,7 @@ def aucell(counts: Matrix, sets: Sets, *, n_up: int | None = None, batch_size: i
     Raises
     ------
     Img2GeneError
-        ``n_up`` out of range, no sets, or columns that ``counts`` does not have.
+        ``n_up`` out of range, no sets, columns that ``counts`` does not have, or ``genes`` that are not one name per column.
 
     References
     ----------
@@ -69,7 +79,8 @@ def aucell(counts: Matrix, sets: Sets, *, n_up: int | None = None, batch_size: i
     n_spots, n_genes = counts.shape
     columns = _checked(sets, n_genes)
     top = _n_up(n_up, n_genes)
-    order = np.random.default_rng(0).choice(n_genes, n_genes, replace=False)
+    # decoupler draws this order for the columns. Sorting by name first keeps its draws, and the scores of sorted tables.
+    order = _by_name(genes, n_genes)[np.random.default_rng(0).choice(n_genes, n_genes, replace=False)]
     priority = np.empty(n_genes, dtype=np.int32)
     priority[order] = np.arange(n_genes - 1, -1, -1, dtype=np.int32)
     members = sp.csr_matrix(_members([priority[found] for found in columns], n_genes))
@@ -130,11 +141,12 @@ def _top_weights(keys: np.ndarray, top: int, n_genes: int) -> sp.csr_matrix:
     return sp.csr_matrix((weights, places.ravel(), starts), shape=(len(keys), n_genes))
 
 
-def ssgsea(counts: Matrix, sets: Sets) -> np.ndarray:
+def ssgsea(counts: Matrix, sets: Sets, *, genes: Sequence[str] | np.ndarray | None = None) -> np.ndarray:
     """Single-sample gene set enrichment of each spot, computed by gseapy.
 
     The enrichment score of Barbie et al. with ranks as weights, to the power .25. It is the plain score: the normalised one
-    divides by the range over all spots, so that it would change with the spots it is computed for.
+    divides by the range over all spots, so that it would change with the spots it is computed for. gseapy takes genes with
+    equal counts in the order of its table: with ``genes`` in the order of their names, without it as the columns are.
 
     Parameters
     ----------
@@ -142,6 +154,8 @@ def ssgsea(counts: Matrix, sets: Sets) -> np.ndarray:
         (n_spots, n_genes) sparse or dense.
     sets
         Columns of each set.
+    genes
+        (n_genes,) names of the columns, which break ties.
 
     Returns
     -------
@@ -150,7 +164,7 @@ def ssgsea(counts: Matrix, sets: Sets) -> np.ndarray:
     Raises
     ------
     Img2GeneError
-        No sets, or columns that ``counts`` does not have.
+        No sets, columns that ``counts`` does not have, or ``genes`` that are not one name per column.
 
     References
     ----------
@@ -167,13 +181,15 @@ def ssgsea(counts: Matrix, sets: Sets) -> np.ndarray:
     from tqdm.auto import tqdm
 
     columns = _checked(sets, counts.shape[1])
-    named = {f"S{place}": [f"G{column}" for column in found] for place, found in enumerate(columns)}
+    order = _by_name(genes, counts.shape[1])
+    places = np.argsort(order)
+    named = {f"S{number}": [f"G{place}" for place in np.sort(places[found])] for number, found in enumerate(columns)}
     scores = np.full((counts.shape[0], len(columns)), np.nan, dtype=np.float32)
     by_rows = _by_rows(counts)
     rows = np.flatnonzero(n_detected(by_rows))
     batches = [rows[part] for part in _batches(len(rows), _SSGSEA_SPOTS)]
     for part in tqdm(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 3):
-        scores[part] = _ssgsea_batch(_dense(by_rows[part]), named)
+        scores[part] = _ssgsea_batch(_dense(by_rows[part])[:, order], named)
     return scores
 
 
@@ -273,6 +289,16 @@ def _checked(sets: Sets, n_genes: int) -> list[np.ndarray]:
     problems += [f"Gene sets {listing(outside)} name columns outside 0 to {n_genes - 1}."] if outside else []
     raise_problems(problems)
     return list(columns.values())
+
+
+def _by_name(genes: Sequence[str] | np.ndarray | None, n_genes: int) -> np.ndarray:
+    """Columns sorted by the names of their genes; as they are without names."""
+    if genes is None:
+        return np.arange(n_genes)
+    names = np.asarray(genes, dtype=str)
+    if names.shape != (n_genes,):
+        raise Img2GeneError(f"`genes` has {names.size} names for {n_genes} columns: pass one name per column.")
+    return np.argsort(names, kind="stable")
 
 
 def _members(columns: list[np.ndarray], n_genes: int) -> np.ndarray:
