@@ -140,11 +140,11 @@ def test_scores_are_those_of_a_cross_validation(finished):
     ig.pp.extract_patches(study)
     ig.pp.embed_patches(study, "sparse")
     direct = ig.tl.cross_validate(study, "ridge", genes=20, seed=0)
-    found = pd.read_csv(finished / "synthetic-lopo.csv")
-    assert set(found["model"]) == set(direct.models)
+    stored = pd.read_csv(finished / "synthetic-lopo.csv")
+    assert set(stored["model"]) == set(direct.models)
     keys = ["model", "section", "gene"]
-    joined = found.merge(direct.scores, on=keys)
-    assert len(joined) == len(found) == len(direct.scores)
+    joined = stored.merge(direct.scores, on=keys)
+    assert len(joined) == len(stored) == len(direct.scores)
     np.testing.assert_allclose(joined["pcc_x"], joined["pcc_y"], atol=1e-5)
 
 
@@ -196,10 +196,10 @@ def test_several_seeds_are_shown_with_their_spread(finished):
     assert main([*SYNTHETIC, "--models", "ridge", "--seeds", "0", "1", "--out", str(finished)]) == 0
     table = summary_of(finished)
     assert set(table["seed"]) == {0, 1}
-    own = table[(table["genes"] == "all") & (table["model"] == "ridge")]
-    mean, sd = own["pcc"].mean(), own["pcc"].std()
+    rows = table[(table["genes"] == "all") & (table["model"] == "ridge")]
+    mean, sd = rows["pcc"].mean(), rows["pcc"].std()
     # The scores of a ridge do not depend on the seed, and so does its interval.
-    low, high = own[["low", "high"]].iloc[0]
+    low, high = rows[["low", "high"]].iloc[0]
     row = next(line for line in (finished / "summary.md").read_text().splitlines() if line.startswith("| ridge  "))
     assert f"{mean:.3f} ± {sd:.3f} [{low:.3f}, {high:.3f}]" in row
 
@@ -213,16 +213,16 @@ def test_the_interval_over_patients_is_that_of_their_means_over_seeds(finished):
         )
         for seed, shift in enumerate(shifts)
     }
-    own = scores.assign(pcc=scores["pcc"] + shifts.mean(axis=0)).query("model == 'ridge'")
-    units = own.groupby(["patient", "section"])["pcc"].mean().groupby("patient").mean()
-    found = intervals(Outcome(None, None, seeds))["ridge"]
-    np.testing.assert_allclose(found, mean_interval(units.to_numpy())[1:])
+    averaged = scores.assign(pcc=scores["pcc"] + shifts.mean(axis=0)).query("model == 'ridge'")
+    units = averaged.groupby(["patient", "section"])["pcc"].mean().groupby("patient").mean()
+    interval = intervals(Outcome(None, None, seeds))["ridge"]
+    np.testing.assert_allclose(interval, mean_interval(units.to_numpy())[1:])
 
 
-def test_parameters_that_a_model_refuses_are_told_without_a_traceback(tmp_path, capsys, monkeypatch):
+def test_parameters_that_a_model_refuses_are_reported_without_a_traceback(tmp_path, capsys, monkeypatch):
     message = refused(capsys, *SYNTHETIC, "--models", "ridge:penalty=abc", "--out", str(tmp_path))
     assert "--models ridge:penalty=abc: " in message and "abc" in message
-    monkeypatch.setattr(ig.tl, "cross_validate", lambda *given, **asked: 1 / 0)
+    monkeypatch.setattr(ig.tl, "cross_validate", lambda *args, **kwargs: 1 / 0)
     message = refused(capsys, *SYNTHETIC, "--models", "ridge", "--out", str(tmp_path))
     assert "synthetic, lopo: ZeroDivisionError: division by zero" in message
 
@@ -242,9 +242,9 @@ def test_restricted_runs_are_marked_and_missing_sections_named(tmp_path):
     assert "## her2st, lopo-smooth (restricted)" in page
     assert "2 of 36 sections (B1, C1) from 2 of 8 patients; missing: A1," in page
     assert "**not comparable**: restricted run, other genes" in page
-    assert "Genes: 12. **Not those of the protocol** (250)." in page
+    assert "Genes: 12. **The protocol uses other genes** (250)." in page
     assert "DKAN" in page
-    # What cannot be run is told with what it lacks.
+    # Protocols that cannot run are listed with their missing sections.
     assert "her2st, B4-to-C3: 0 of 2 sections (none); missing: B4, C3." in page
     assert "cscc: no section present; expected cscc/" in page
     assert set(table["smooth"]) == {8}
@@ -286,7 +286,7 @@ def test_patches_of_hest_benchmark_are_joined_with_their_spots(tmp_path):
     np.testing.assert_allclose((boxes[:, :2] + boxes[:, 2:])[:, ::-1] / 2, stored[barcodes].obsm["spatial"])
 
 
-def test_metadata_of_hest_tell_patients_and_microns(tmp_path):
+def test_metadata_of_hest_supply_patients_and_microns(tmp_path):
     write_hest(tmp_path / "hest" / "IDC", ["TENX95", "TENX99"], np.random.default_rng(1), [["TENX95"], ["TENX99"]])
     inventory = cohorts.get("hest:IDC").find(tmp_path)
     assert inventory.patients == {"TENX95": "split0", "TENX99": "split1"}
@@ -308,7 +308,7 @@ def test_folds_of_hest_that_are_no_partition_are_refused(tmp_path, capsys):
     names = ["TENX95", "TENX99"]
     write_hest(tmp_path / "hest" / "IDC", names, np.random.default_rng(1), [["TENX95"], names])
     call = ("--cohort", "hest:IDC", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
-    assert "holds out TENX95, which another fold does, too" in refused(capsys, *call)
+    assert "holds out TENX95, which another fold also holds out" in refused(capsys, *call)
 
 
 def test_patients_are_read_from_a_list_where_they_are_not_known(tmp_path, capsys):
@@ -320,11 +320,11 @@ def test_patients_are_read_from_a_list_where_they_are_not_known(tmp_path, capsys
     (tmp_path / "stnet" / "patients.csv").write_text("section,patient\nS1,a\nS2,b\n")
     inventory = cohorts.get("stnet").find(tmp_path)
     assert inventory.patients == {"S1": "a", "S2": "b"}
-    assert inventory.describe().endswith("from 2 of 23 patients; missing: sections whose names are not known here.")
+    assert inventory.describe().endswith("from 2 of 23 patients; missing: sections whose names are not known.")
     assert main([*call, "--encoder", "sparse", "--genes", "12"]) == 0
 
 
-def test_unknown_names_are_told_with_the_known_ones(tmp_path, capsys):
+def test_errors_for_unknown_names_list_the_known_names(tmp_path, capsys):
     out = ("--out", str(tmp_path))
     assert "No cohort 'her2' (near: her2st)" in refused(capsys, "--cohort", "her2", *out)
     assert "No protocol 'leave' (available: lopo" in refused(
@@ -344,7 +344,7 @@ def test_numbers_that_make_no_sense_are_refused_together(tmp_path, capsys):
     assert all(name in message for name in ("3 problems", "--jobs 0", "--genes 0", "--seeds"))
 
 
-def test_a_folder_without_cohorts_is_told_what_is_expected(tmp_path, capsys):
+def test_a_folder_without_cohorts_raises_an_error_that_lists_the_expected_files(tmp_path, capsys):
     for data in (tmp_path, tmp_path / "nowhere"):
         message = refused(capsys, "--data", str(data), "--out", str(tmp_path / "out"))
         assert "holds no section of these cohorts" in message
@@ -352,7 +352,7 @@ def test_a_folder_without_cohorts_is_told_what_is_expected(tmp_path, capsys):
         assert "adata/<section>.h5ad" in message
 
 
-def test_a_broken_section_is_told_and_the_rest_is_run(tmp_path, capsys):
+def test_a_broken_section_is_reported_and_the_other_protocols_run(tmp_path, capsys):
     write_legacy(tmp_path / "her2st", ("B1", "C1"), np.random.default_rng(0))
     (tmp_path / "her2st" / "ST-imgs" / "B1.jpg").write_bytes(b"no image")
     call = ["--cohort", "synthetic", "her2st", "--protocol", "lopo", "--encoder", "sparse", "--genes", "10"]
@@ -376,7 +376,7 @@ def test_help_is_quick_to_load():
     assert done.stdout.split() == []
 
 
-def test_list_tells_what_is_there(tmp_path, capsys):
+def test_list_shows_the_present_sections(tmp_path, capsys):
     write_legacy(tmp_path / "her2st", ("B1",), np.random.default_rng(0))
     assert main(["--list", "--data", str(tmp_path)]) == 0
     text = capsys.readouterr().out

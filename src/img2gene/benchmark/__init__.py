@@ -1,3 +1,3 @@
-"""Published protocols on their cohorts, from sections to one table: ``python -m img2gene.benchmark --help``."""
+"""Run published protocols on their cohorts: ``python -m img2gene.benchmark --help``."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The command ``python -m img2gene.benchmark``."""
+"""Parse and run the command ``python -m img2gene.benchmark``."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from img2gene.benchmark import cohorts, protocols
 if TYPE_CHECKING:
     from img2gene.benchmark.cohorts import Inventory
     from img2gene.benchmark.protocols import Protocol
-    from img2gene.benchmark.runner import Outcome, Request
+    from img2gene.benchmark.runner import Outcome, RunOptions
 
 logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
-Score models on published protocols, and write one table of them all.
+Score models on published protocols, and write all scores into one table.
 
-Sections are read from the folders below --data, embedded once, and every model is trained and scored by
-img2gene.tl.cross_validate beside the baselines. Where sections of a cohort are absent, the protocol runs on those that are
-there, and every table says so. A second call with the same --out goes on from what was finished.
+The command reads sections from the folders below --data and embeds each section once. img2gene.tl.cross_validate then
+trains and scores every model and the baselines. If a cohort lacks some of its sections, the protocol runs on the
+others, and every table says so. Repeat a call with the same --out to continue after an interruption.
 """
 _EXAMPLES = """\
 examples:
@@ -41,148 +41,169 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    found = argparse.ArgumentParser(
+    """Create the parser of the command's arguments."""
+    command = argparse.ArgumentParser(
         "python -m img2gene.benchmark",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = found.add_argument
-    add("--list", action="store_true", help="list cohorts, what of them is present, and protocols")
-    add("--cohort", nargs="+", default=["all"], metavar="NAME", help="cohorts, or all that are present (default)")
-    add("--protocol", nargs="+", default=["all"], metavar="NAME", help="protocols, or all of each cohort (default)")
+    add = command.add_argument
+    add("--list", action="store_true", help="list the cohorts with their present sections, and the protocols")
+    add("--cohort", nargs="+", default=["all"], metavar="NAME", help="cohorts (default: all with sections)")
+    add("--protocol", nargs="+", default=["all"], metavar="NAME", help="protocols (default: all of each cohort)")
     add(
         "--models",
         nargs="+",
         default=["ridge"],
         metavar="MODEL",
-        help="name, or name:parameter=value,… (default: ridge)",
+        help="model names, or name:parameter=value,… (default: ridge)",
     )
     add(
         "--data",
         type=Path,
         default=default_data(),
-        help="folder of the cohorts (default: $IMG2GENE_DATA or ../shared/data)",
+        help="folder with the cohorts (default: $IMG2GENE_DATA or ../shared/data)",
     )
-    add("--out", type=Path, default=Path("results/benchmark"), help="folder of results (default: results/benchmark)")
-    add("--encoder", default="default", metavar="NAME", help="encoder of the patches (default: the package's)")
-    add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="one run for each (default: 0)")
+    add("--out", type=Path, default=Path("results/benchmark"), help="folder for results (default: results/benchmark)")
+    add("--encoder", default="default", metavar="NAME", help="encoder of the patches (default: the default encoder)")
+    add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds; every model runs with each (default: 0)")
     add("--jobs", type=int, default=1, metavar="N", help="processes; -1 for one per core (default: 1)")
     add(
         "--genes",
         type=int,
         metavar="N",
-        help="number of genes, by their mean in each training fold, instead of the protocol's",
+        help="score the N genes with the highest mean in each training fold instead of the genes of the protocol",
     )
-    return found
+    return command
 
 
 def default_data() -> Path:
-    """Where cohorts are looked for."""
+    """Return the folder of ``IMG2GENE_DATA``, or ``../shared/data`` if it is not set."""
     return Path(os.environ.get("IMG2GENE_DATA") or "../shared/data")
 
 
-# Whatever a model raises on its data: hours of other protocols may be left.
+# Errors of one protocol do not end the command, because hours of other protocols may be left.
 _FAILURES = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is run, and why something is not."""
+class Schedule:
+    """Lists the protocols to run on each cohort, and why others cannot run.
+
+    Attributes
+    ----------
+    pairs
+        Present sections of a cohort, and a protocol to run on them.
+    not_run
+        One sentence for each cohort or protocol that cannot run.
+    """
 
     pairs: list[tuple[Inventory, Protocol]]
-    notes: list[str]
+    not_run: list[str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0, or 2 for input that cannot be used."""
-    given = parser().parse_args(arguments)
+    """Run the command and return its exit status: 2 if an input cannot be used or a protocol failed, otherwise 0."""
+    parsed = parser().parse_args(arguments)
     try:
-        if given.list:
-            print(overview(given.data))
+        if parsed.list:
+            print(overview(parsed.data))
             return 0
         with warnings.catch_warnings():
+            # Dependencies warn of their own use of each other, which users of the command cannot change.
             warnings.simplefilter("ignore", DeprecationWarning)
-            return run(given)
+            return run(parsed)
     except (Img2GeneError, OSError) as error:
         print(f"img2gene.benchmark: {error}", file=sys.stderr)
         return 2
 
 
-def run(given: argparse.Namespace) -> int:
-    """Run all that was asked for; what fails is told at the end, and does not keep the rest from running."""
-    plan = planned(given)
-    request = requested(given)
+def run(arguments: argparse.Namespace) -> int:
+    """Run all protocols and write the tables. A protocol that fails is reported at the end; the others still run."""
+    schedule = make_schedule(arguments)
+    options = run_options(arguments)
     from img2gene.benchmark import report, runner
     from img2gene.benchmark.embeddings import Embeddings
 
-    embeddings = Embeddings(request.out / "embeddings", request.encoder)
+    embeddings = Embeddings(options.out / "embeddings", options.encoder)
     outcomes: list[Outcome] = []
     failures: list[str] = []
     start = time.perf_counter()
-    for inventory, protocol in plan.pairs:
+    for inventory, protocol in schedule.pairs:
         try:
-            outcomes.append(runner.run(inventory, protocol, request, embeddings, tell))
+            outcomes.append(runner.run(inventory, protocol, options, embeddings, print_progress))
         except _FAILURES as error:
             logger.debug("traceback", exc_info=True)
+            # Messages of other errors, such as KeyError, do not make sense without their type.
             kind = "" if isinstance(error, Img2GeneError | OSError) else f"{type(error).__name__}: "
             failures.append(f"{inventory.cohort.name}, {protocol.name}: {kind}{error}")
         if outcomes:
-            # After each, so that an interruption leaves a table of what was finished.
-            report.write(outcomes, [*plan.notes, *failures], request.out)
+            # Written after each protocol, so that an interruption leaves a table of the finished ones.
+            report.write(outcomes, [*schedule.not_run, *failures], options.out)
     if outcomes:
-        print((request.out / "summary.md").read_text())
-        print(
-            f"{len(outcomes)} table{'s' * (len(outcomes) > 1)} in {time.perf_counter() - start:.0f} s: {request.out}/summary.md, summary.csv"
-        )
+        print((options.out / "summary.md").read_text())
+        count = f"{len(outcomes)} table{'s' * (len(outcomes) > 1)}"
+        print(f"Wrote {count} in {time.perf_counter() - start:.0f} s: {options.out}/summary.md, summary.csv")
     for line in failures:
         print(f"img2gene.benchmark: {line}", file=sys.stderr)
     return 2 if failures else 0
 
 
-def tell(line: str) -> None:
-    """Say what is being done."""
+def print_progress(line: str) -> None:
+    """Print a line at once, also into a pipe or file."""
     print(line, flush=True)
 
 
-def planned(given: argparse.Namespace) -> Plan:
-    """Pairs of cohorts and protocols to run; everything that is wrong with the arguments is raised at once."""
-    problems = Problems()
-    every = given.cohort == ["all"]
-    found: list[Inventory] = []
-    for name in _all_cohorts() if every else dict.fromkeys(given.cohort):
-        with problems.collect():
-            found.append(cohorts.get(name).find(given.data))
-    asked: list[Protocol] = []
-    for name in protocols.PROTOCOLS if given.protocol == ["all"] else dict.fromkeys(given.protocol):
-        with problems.collect():
-            asked.append(protocols.get(name))
-    problems.raise_all()
-    absent = [inventory for inventory in found if not inventory.present]
-    if len(absent) == len(found):
-        raise Img2GeneError(f"{given.data} holds no section of these cohorts. Expected:\n{expected(found)}")
-    notes = [
-        f"{inventory.cohort.name}: no section present; expected {inventory.cohort.expected}." for inventory in absent
+def make_schedule(arguments: argparse.Namespace) -> Schedule:
+    """Pair cohorts with protocols. The error lists everything that is wrong with the arguments."""
+    inventories, selected = _selection(arguments)
+    present = [inventory for inventory in inventories if inventory.present]
+    if not present:
+        raise Img2GeneError(f"{arguments.data} holds no section of these cohorts. Expected:\n{expected(inventories)}")
+    not_run = [
+        f"{inventory.cohort.name}: no section present; expected {inventory.cohort.expected}."
+        for inventory in inventories
+        if not inventory.present
     ]
-    pairs, unfit = _pairs([inventory for inventory in found if inventory.present], asked)
-    if not every:
-        raise_problems(notes)
+    pairs, unfit = _pairs(present, selected)
+    if arguments.cohort != ["all"]:
+        # A cohort that the user named has to be there; of all cohorts, most folders hold a few.
+        raise_problems(not_run)
     if not pairs:
-        known = listing([name for protocol in asked for name in protocol.cohorts], 30)
-        raise Img2GeneError("\n".join(["Nothing to run.", *unfit]) if unfit else f"These protocols are for {known}.")
-    return Plan(pairs, [*notes, *unfit])
+        known = listing([name for protocol in selected for name in protocol.cohorts], 30)
+        raise Img2GeneError(
+            "\n".join(["No protocol can run.", *unfit]) if unfit else f"These protocols are for {known}."
+        )
+    return Schedule(pairs, [*not_run, *unfit])
 
 
-def _all_cohorts() -> list[str]:
+def _selection(arguments: argparse.Namespace) -> tuple[list[Inventory], list[Protocol]]:
+    """Look up the cohorts and protocols that the arguments name."""
+    problems = Problems()
+    inventories: list[Inventory] = []
+    for name in _real_cohorts() if arguments.cohort == ["all"] else dict.fromkeys(arguments.cohort):
+        with problems.collect():
+            inventories.append(cohorts.get(name).find(arguments.data))
+    selected: list[Protocol] = []
+    for name in protocols.PROTOCOLS if arguments.protocol == ["all"] else dict.fromkeys(arguments.protocol):
+        with problems.collect():
+            selected.append(protocols.get(name))
+    problems.raise_all()
+    return inventories, selected
+
+
+def _real_cohorts() -> list[str]:
     return [name for name in cohorts.COHORTS if name != cohorts.SYNTHETIC]
 
 
-def _pairs(found: list[Inventory], asked: list[Protocol]) -> tuple[list[tuple[Inventory, Protocol]], list[str]]:
-    """What can be run, and why other protocols of these cohorts cannot."""
+def _pairs(
+    inventories: list[Inventory], selected: list[Protocol]
+) -> tuple[list[tuple[Inventory, Protocol]], list[str]]:
+    """Pair cohorts with the protocols that can run, and say why the other protocols of these cohorts cannot."""
     pairs, unfit = [], []
-    for inventory in found:
-        for protocol in asked:
+    for inventory in inventories:
+        for protocol in selected:
             if inventory.cohort.name in protocol.cohorts:
                 problem = inventory.problem(protocol.groups, protocol.sections)
                 if problem is None:
@@ -192,40 +213,40 @@ def _pairs(found: list[Inventory], asked: list[Protocol]) -> tuple[list[tuple[In
     return pairs, unfit
 
 
-def expected(found: list[Inventory]) -> str:
-    """Files of all cohorts, a line each."""
-    return "\n".join(f"  {inventory.cohort.name}: {inventory.cohort.expected}" for inventory in found)
+def expected(inventories: list[Inventory]) -> str:
+    """List the files that each cohort needs, one line per cohort."""
+    return "\n".join(f"  {inventory.cohort.name}: {inventory.cohort.expected}" for inventory in inventories)
 
 
-def requested(given: argparse.Namespace) -> Request:
-    """Models and options, checked."""
+def run_options(arguments: argparse.Namespace) -> RunOptions:
+    """Check models and options. The error lists everything that is wrong with them."""
     from img2gene import encoders
-    from img2gene.benchmark.runner import Request
+    from img2gene.benchmark.runner import RunOptions
 
     problems = Problems()
     candidates: dict[str, dict[str, Any]] = {}
-    for text in given.models:
+    for text in arguments.models:
         with problems.collect():
             name, params = parse_model(text)
             _check_parameters(text, name, params)
             candidates[text] = {"model": name, **params}
-    encoder = given.encoder
+    encoder, jobs, genes = arguments.encoder, arguments.jobs, arguments.genes
     with problems.collect():
-        encoder = encoders.get(given.encoder).name
-    problems.messages += [f"--jobs {given.jobs}: expected a number of processes, or -1."] * (given.jobs == 0)
-    problems.messages += [f"--genes {given.genes}: expected 1 or more."] * (given.genes is not None and given.genes < 1)
-    problems.messages += ["--seeds: expected numbers of at least 0."] * (min(given.seeds) < 0)
+        encoder = encoders.get(encoder).name
+    problems.messages += [f"--jobs {jobs}: expected a number of processes, or -1."] * (jobs == 0)
+    problems.messages += [f"--genes {genes}: expected 1 or more."] * (genes is not None and genes < 1)
+    problems.messages += ["--seeds: expected numbers of at least 0."] * (min(arguments.seeds) < 0)
     problems.raise_all()
-    return Request(candidates, given.out, encoder, tuple(dict.fromkeys(given.seeds)), given.jobs, given.genes)
+    return RunOptions(candidates, arguments.out, encoder, tuple(dict.fromkeys(arguments.seeds)), jobs, genes)
 
 
 def parse_model(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and parameters of a model such as ``ridge:n_components=10,center=none``."""
+    """Split a model such as ``ridge:n_components=10,center=none`` into its name and parameters."""
     from img2gene import models
 
     name, _, rest = text.partition(":")
     if name not in models.list():
-        raise Img2GeneError(f"No model {name!r} ({near(name, models.list())}).")
+        raise Img2GeneError(f"No model {name!r} ({near(name, models.list())}). See `img2gene.models.list()`.")
     params = {}
     for part in rest.split(",") if rest else []:
         key, equals, value = part.partition("=")
@@ -236,9 +257,10 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _check_parameters(text: str, name: str, params: dict[str, Any]) -> None:
-    """Raise if no model can be made of these parameters, in whatever way it says so."""
+    """Raise if the model refuses these parameters."""
     from img2gene import models
 
+    # Models of other packages may raise errors of other types.
     try:
         models.create(name, **params)
     except (TypeError, ValueError) as error:
@@ -246,6 +268,7 @@ def _check_parameters(text: str, name: str, params: dict[str, Any]) -> None:
 
 
 def _value(text: str) -> Any:
+    # Numbers, True, None and quoted text; everything else is text, such as the name of an option.
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -253,13 +276,13 @@ def _value(text: str) -> Any:
 
 
 def overview(data: Path) -> str:
-    """Cohorts with what is present of them in a data folder, and protocols."""
+    """List the cohorts with their sections in a data folder, and the protocols."""
     lines = [f"Cohorts ({data}):"]
     for cohort in cohorts.COHORTS.values():
         inventory = cohort.find(data)
         lines += [f"  {cohort.name:15} {cohort.title}"]
-        there = inventory.describe() if inventory.present else f"absent; expected {cohort.expected}"
-        lines += [f"  {'':15} {there}"]
+        state = inventory.describe() if inventory.present else f"absent; expected {cohort.expected}"
+        lines += [f"  {'':15} {state}"]
     lines += ["", "Protocols:"]
     for protocol in protocols.PROTOCOLS.values():
         lines += [f"  {protocol.name:15} {protocol.title}", f"  {'':15} for {', '.join(protocol.cohorts)}"]

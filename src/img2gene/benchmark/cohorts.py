@@ -1,4 +1,4 @@
-"""The cohorts of the benchmark: which sections each has, and which of them a data folder holds."""
+"""Define the cohorts of the benchmark and find their sections in a data folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near
-from img2gene.benchmark.layouts import LAYOUTS, Section
+from img2gene.benchmark.layouts import LAYOUTS, StoredSection
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -20,20 +20,20 @@ SYNTHETIC = "synthetic"
 
 @dataclass(frozen=True)
 class Cohort:
-    """A cohort as it was published.
+    """Describes a cohort as it was published.
 
     Attributes
     ----------
     name, title
-        Name on the command line, and what it is.
+        Name on the command line, and title in tables.
     folder, layout
-        Folder below the data folder, and how sections lie in it, one of :data:`img2gene.benchmark.layouts.LAYOUTS`.
+        Folder below the data folder, and the layout of its files, a key of :data:`img2gene.benchmark.layouts.LAYOUTS`.
     sections
-        Names of all sections; empty where they are not known here and those of the folder are taken.
+        Names of all sections. If it is empty, all sections in the folder are used.
     patients
-        Patient of each section, as far as known here.
+        Patient of each section, if the publication lists them.
     n_sections, n_patients
-        How many there are in all; None where that is not known here.
+        Numbers of sections and patients of the whole cohort, or None if they are not known.
     """
 
     name: str
@@ -47,18 +47,18 @@ class Cohort:
 
     @property
     def expected(self) -> str:
-        """Where its files are looked for."""
+        """Files that the data folder must contain, for messages."""
         text = f"{self.folder}/ with {LAYOUTS[self.layout].expected}"
         return text if self.layout == "hest" or self.patients else f"{text}; patients.csv (section,patient)"
 
     def find(self, data: Path) -> Inventory:
-        """What of it is in a data folder."""
+        """Find the sections of this cohort in a data folder."""
         if self.name == SYNTHETIC:
             return Inventory(self, data, self.sections, self.patients)
         folder = data / self.folder
-        found = LAYOUTS[self.layout].find(folder) if folder.is_dir() else []
-        # A folder may hold more than was published; a protocol is about what was.
-        present = tuple(name for name in (self.sections or found) if name in found)
+        complete = LAYOUTS[self.layout].find(folder) if folder.is_dir() else []
+        # A folder may hold more sections than were published; protocols use the published ones.
+        present = tuple(name for name in (self.sections or complete) if name in complete)
         known = {**self.patients, **(_listed_patients(folder) if present else {})}
         if self.layout == "hest" and present:
             from img2gene.io import hest
@@ -69,16 +69,16 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What of a cohort is there.
+    """Lists the sections of a cohort that a data folder holds.
 
     Attributes
     ----------
     cohort, folder
-        Which cohort, and where it was looked for.
+        The cohort, and its folder.
     present
         Sections with all of their files.
     patients
-        Patients of these, as far as known.
+        Patient of each present section, if it is known.
     """
 
     cohort: Cohort
@@ -86,44 +86,45 @@ class Inventory:
     present: tuple[str, ...]
     patients: dict[str, str]
 
-    def used(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Present sections, or those of them that a protocol asks for."""
-        return tuple(name for name in self.present if not asked or name in asked)
+    # In all methods, ``selected`` names the sections of a protocol that uses only some; empty means all sections.
 
-    def missing(self, asked: tuple[str, ...] = ()) -> list[str]:
-        """Names of absent sections, as far as they are known."""
-        return [name for name in (asked or self.cohort.sections) if name not in self.present]
+    def used(self, selected: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the present sections that a protocol uses."""
+        return tuple(name for name in self.present if not selected or name in selected)
 
-    def n_expected(self, asked: tuple[str, ...] = ()) -> int | None:
-        """Sections that there should be."""
-        return len(asked) or self.cohort.n_sections
+    def missing(self, selected: tuple[str, ...] = ()) -> list[str]:
+        """Return the names of absent sections. Absent sections without a known name are left out."""
+        return [name for name in (selected or self.cohort.sections) if name not in self.present]
 
-    def restricted(self, asked: tuple[str, ...] = ()) -> bool:
-        """Whether sections are absent."""
-        expected = self.n_expected(asked)
-        return expected is not None and len(self.used(asked)) < expected
+    def n_expected(self, selected: tuple[str, ...] = ()) -> int | None:
+        """Return the number of sections of the complete cohort, or None if it is not known."""
+        return len(selected) or self.cohort.n_sections
 
-    def describe(self, asked: tuple[str, ...] = ()) -> str:
-        """What is there and what is not, in a sentence."""
-        used, expected = self.used(asked), self.n_expected(asked)
-        text = (
-            f"{len(used)} of {'an unknown number of' if expected is None else expected} sections ({listing(used, 100)})"
-        )
+    def restricted(self, selected: tuple[str, ...] = ()) -> bool:
+        """Return whether sections are absent."""
+        expected = self.n_expected(selected)
+        return expected is not None and len(self.used(selected)) < expected
+
+    def describe(self, selected: tuple[str, ...] = ()) -> str:
+        """Describe in one sentence which sections are present and which are missing."""
+        used, expected = self.used(selected), self.n_expected(selected)
+        total = "an unknown number of" if expected is None else expected
+        text = f"{len(used)} of {total} sections ({listing(used, 100)})"
         n_patients = len({self.patients[name] for name in used if name in self.patients})
-        if n_patients and not asked and self.cohort.n_patients is not None:
+        if n_patients and not selected and self.cohort.n_patients is not None:
             text += f" from {n_patients} of {self.cohort.n_patients} patients"
-        if not self.restricted(asked):
+        if not self.restricted(selected):
             return f"{text}."
-        names = self.missing(asked)
-        return f"{text}; missing: {listing(names, 100) if names else 'sections whose names are not known here'}."
+        names = self.missing(selected)
+        return f"{text}; missing: {listing(names, 100) if names else 'sections whose names are not known'}."
 
-    def problem(self, groups: str, asked: tuple[str, ...] = ()) -> str | None:
-        """What keeps the sections that a protocol asks for from being divided by ``groups``; None if nothing does."""
+    def problem(self, groups: str, selected: tuple[str, ...] = ()) -> str | None:
+        """Say why the sections of a protocol cannot be divided by ``groups``, or return None if they can."""
         from img2gene.io import hest
 
-        used = self.used(asked)
+        used = self.used(selected)
         if len(used) < 2:
-            return f"{self.describe(asked)} Two are needed at least."
+            return f"{self.describe(selected)} A protocol needs at least two sections."
         if groups == hest.SPLIT:
             unknown, where = [name for name in used if name not in hest.splits(self.folder)], "splits/test_*.csv"
         elif groups == _schema.PATIENT:
@@ -134,20 +135,20 @@ class Inventory:
             f"the {groups} of {listing(unknown)} is not known; list it in {self.folder}/{where}." if unknown else None
         )
 
-    def read(self, name: str) -> Section:
+    def read(self, name: str) -> StoredSection:
         """Read one section."""
         if self.cohort.name == SYNTHETIC:
-            return Section(_synthetic_section(name))
+            return StoredSection(_synthetic_section(name))
         return LAYOUTS[self.cohort.layout].read(self.folder, name, self.patients.get(name))
 
     def panel(self) -> list[str]:
-        """The genes of a HEST-Benchmark task."""
+        """Read the genes of a HEST-Benchmark task."""
         from img2gene.io import hest
 
-        found = hest.panel(self.folder)
-        if found is None:
-            raise Img2GeneError(f"{self.folder}/var_50genes.json not found; choose a number with --genes.")
-        return found
+        genes = hest.panel(self.folder)
+        if genes is None:
+            raise Img2GeneError(f"{self.folder}/var_50genes.json not found. Choose a number of genes with --genes.")
+        return genes
 
 
 def _listed_patients(folder: Path) -> dict[str, str]:
@@ -161,6 +162,7 @@ def _listed_patients(folder: Path) -> dict[str, str]:
     return {row["section"]: row["patient"] for row in rows}
 
 
+# Small enough for a run of all protocols within seconds.
 @cache
 def _synthetic_cohort() -> SpatialData:
     from img2gene import datasets
@@ -182,12 +184,12 @@ def _synthetic_section(name: str) -> SpatialData:
 
 
 def _lettered(sizes: dict[str, int]) -> dict[str, str]:
-    """Sections named by the patient's letter and a number."""
+    """Map sections to patients, if sections are named by the letter of the patient and a number."""
     return {f"{patient}{i}": patient for patient, n in sizes.items() for i in range(1, n + 1)}
 
 
-def _of_patients(name: str, title: str, folder: str, layout: str, patients: dict[str, str]) -> Cohort:
-    """A cohort whose sections and patients are all known."""
+def _complete(name: str, title: str, folder: str, layout: str, patients: dict[str, str]) -> Cohort:
+    """Define a cohort whose sections and patients are all known."""
     sections, n_patients = tuple(patients), len(set(patients.values()))
     return Cohort(name, title, folder, layout, sections, patients, len(sections), n_patients)
 
@@ -207,13 +209,11 @@ _KIDNEY = tuple(f"INT{i}" for i in range(1, 25))
 COHORTS = {
     cohort.name: cohort
     for cohort in (
-        _of_patients("her2st", "HER2-positive breast cancer (Andersson et al. 2021)", "her2st", "legacy", _HER2ST),
-        _of_patients("cscc", "cutaneous squamous cell carcinoma, ST arrays (GSE144240)", "cscc", "legacy", _CSCC),
+        _complete("her2st", "HER2-positive breast cancer (Andersson et al. 2021)", "her2st", "legacy", _HER2ST),
+        _complete("cscc", "cutaneous squamous cell carcinoma, ST arrays (GSE144240)", "cscc", "legacy", _CSCC),
         Cohort("stnet", "breast cancer (He et al. 2020)", "stnet", "legacy", n_sections=68, n_patients=23),
-        _of_patients("liver", "liver, sections of one donor (GSE240429)", "liver", "visium", _LIVER),
-        _of_patients(
-            "mob", "mouse olfactory bulb, two replicates", "mob_st", "array", {"MOB1": "MOB1", "MOB2": "MOB2"}
-        ),
+        _complete("liver", "liver, sections of one donor (GSE240429)", "liver", "visium", _LIVER),
+        _complete("mob", "mouse olfactory bulb, two replicates", "mob_st", "array", {"MOB1": "MOB1", "MOB2": "MOB2"}),
         Cohort("lung-organoid", "lung organoids", "lung_organoid_visium", "visium", sections=_ORGANOIDS, n_sections=4),
         _hest("IDC", "invasive ductal carcinoma", ("NCBI783", "NCBI785", "TENX95", "TENX99")),
         _hest("PRAD", "prostate adenocarcinoma", _PROSTATE),
@@ -224,7 +224,11 @@ COHORTS = {
         _hest("CCRCC", "clear cell renal cell carcinoma", _KIDNEY),
         _hest("LUNG", "lung adenocarcinoma", ("TENX118", "TENX141")),
         _hest("LYMPH_IDC", "lymph node metastases of IDC", ("NCBI681", "NCBI682", "NCBI683", "NCBI684")),
-        _hest("PSC", "PSC, of CMRCNet and no task of HEST-Benchmark", ("NCBI672", "NCBI673", "NCBI674", "NCBI675")),
+        _hest(
+            "PSC",
+            "PSC, a data set of CMRCNet that is no task of HEST-Benchmark",
+            ("NCBI672", "NCBI673", "NCBI674", "NCBI675"),
+        ),
         Cohort(
             SYNTHETIC,
             "drawn by img2gene.datasets.synthetic_cohort",
@@ -238,7 +242,7 @@ COHORTS = {
 
 
 def get(name: str) -> Cohort:
-    """A cohort by its name; an unknown one lists the known ones."""
+    """Return a cohort by its name; the error for an unknown name lists the known names."""
     if name not in COHORTS:
         raise MissingKeyError(f"No cohort {name!r} ({near(name, COHORTS)}). See --list.")
     return COHORTS[name]

@@ -1,4 +1,4 @@
-"""Embeddings of sections, kept in a folder so that none is computed twice."""
+"""Embed sections, and keep the embeddings in a folder so that none is computed twice."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from img2gene.benchmark.cohorts import Inventory
-    from img2gene.benchmark.layouts import Section
+    from img2gene.benchmark.layouts import StoredSection
 
+# Each patch is embedded as it is and mirrored, and both embeddings are averaged.
 ORIENTATIONS = 2
+# Rows of an image that are read at a time for its fingerprint, so that memory does not grow with the image.
 _ROWS = 2048
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of one encoder.
+    """Stores the embeddings of one encoder.
 
     Attributes
     ----------
     folder
-        Where they are kept.
+        Folder of the embeddings.
     encoder
-        Registered encoder.
+        Registered name of the encoder.
     recent
-        Sections of the latest cohort, which several protocols share.
+        Embedded sections of the latest cohort, because several protocols use them.
     """
 
     folder: Path
@@ -42,9 +44,10 @@ class Embeddings:
     recent: dict[tuple[str, str, tuple[float, ...] | None], SpatialData] = field(default_factory=dict)
 
     def read(self, inventory: Inventory, name: str, patch_um: tuple[float, ...] | None) -> SpatialData:
-        """A section of a cohort with its embedding, without its image.
+        """Read a section of a cohort with its embedding and without its image.
 
-        ``patch_um`` are the fields of view, None for the default ones; sections that come as patches have that of these.
+        ``patch_um`` are the fields of view, or None for the default ones. Stored patches have a field of view of their
+        own, so ``patch_um`` has no effect on them.
         """
         cohort = inventory.cohort.name
         if any(other != cohort for other, *_ in self.recent):
@@ -54,8 +57,8 @@ class Embeddings:
             self.recent[key] = self.add(inventory.read(name), patch_um)
         return self.recent[key]
 
-    def add(self, section: Section, patch_um: tuple[float, ...] | None) -> SpatialData:
-        """The section with its embedding and without its image, which nothing looks at any more."""
+    def add(self, section: StoredSection, patch_um: tuple[float, ...] | None) -> SpatialData:
+        """Embed a section, or read its stored embedding, and return it without its image, which is no longer needed."""
         from spatialdata import SpatialData
 
         from img2gene import encoders, pp
@@ -79,7 +82,7 @@ class Embeddings:
         _schema.apply(table, update)
         return SpatialData(shapes=dict(sdata.shapes), labels=dict(sdata.labels), tables={"table": table})
 
-    def _compute(self, section: Section, identity: dict[str, Any]) -> np.ndarray:
+    def _compute(self, section: StoredSection, identity: dict[str, Any]) -> np.ndarray:
         from img2gene import encoders, pp
         from img2gene._study.embedding import encode
         from img2gene.settings import settings
@@ -97,8 +100,8 @@ def _region_key(table: Any) -> str:
     return table.uns["spatialdata_attrs"]["region_key"]
 
 
-def _digest(section: Section, identity: dict[str, Any]) -> str:
-    """A fingerprint of everything that the embedding depends on: pixels, windows, encoder."""
+def _digest(section: StoredSection, identity: dict[str, Any]) -> str:
+    """Compute a fingerprint of everything that the embedding depends on: pixels, windows and encoder."""
     from img2gene._study.images import scale0
 
     table = section.sdata["table"]

@@ -1,4 +1,4 @@
-"""How the sections of a cohort lie in its folder, and how they are read."""
+"""Find and read the sections of a cohort, for each layout of files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Section:
-    """One section that was read.
+class StoredSection:
+    """Holds one section as its cohort stores it: with an image, or with patches.
 
     Attributes
     ----------
     sdata
-        Counts and places, and the image unless there are ``crops``.
+        Counts and positions of the spots. The image is blank if there are ``crops``.
     crops
-        uint8 (n_obs, H, W, 3): the patch of each spot, where a cohort comes as patches instead of images.
+        Patch of each spot, uint8 (n_obs, H, W, 3), if the cohort has patches instead of images.
     """
 
     sdata: SpatialData
@@ -33,31 +33,31 @@ class Section:
 
 @dataclass(frozen=True)
 class Layout:
-    """Files of a section, for people and for programs.
+    """Describes the files of a section, and holds the functions that find and read them.
 
     Attributes
     ----------
     expected
-        The files of each section, for messages.
+        Files of a section, in words, for messages.
     find
-        Names of the sections in a folder that have all of their files.
+        Function that lists the sections of a folder that have all of their files.
     read
-        Read one section: ``read(folder, name, patient)``.
+        Function that reads one section, called as ``read(folder, name, patient)``.
     """
 
     expected: str
     find: Callable[[Path], list[str]]
-    read: Callable[[Path, str, str | None], Section]
+    read: Callable[[Path, str, str | None], StoredSection]
 
 
 def find_legacy(folder: Path) -> list[str]:
-    """Sections with counts, image and spots."""
+    """List the sections that have counts, image and spot file."""
     names = [path.name.removesuffix(".tsv.gz") for path in folder.glob("ST-cnts/*.tsv.gz")]
     return sorted(name for name in names if all(path.is_file() for path in _legacy_files(folder, name)))
 
 
 def read_legacy(folder: Path, name: str, patient: str | None) -> SpatialData:
-    """A section of legacy Spatial Transcriptomics in the layout of her2st."""
+    """Read a section of legacy Spatial Transcriptomics in the layout of her2st."""
     from img2gene import io
 
     return io.read_legacy_st(*_legacy_files(folder, name), section=name, patient=patient)
@@ -72,29 +72,29 @@ def _legacy_files(folder: Path, name: str) -> tuple[Path, Path, Path]:
 
 
 def find_arrays(folder: Path) -> list[str]:
-    """Sections with counts and an image that is the frame of the array."""
+    """List the sections that have counts and an image, which is cropped to the array."""
     names = [path.name.removesuffix("_counts.tsv.gz") for path in folder.glob("*_counts.tsv.gz")]
     return sorted(name for name in names if (folder / f"{name}.jpg").is_file())
 
 
 def read_array(folder: Path, name: str, patient: str | None) -> SpatialData:
-    """A section of legacy Spatial Transcriptomics whose image is the frame of the array."""
+    """Read a section of legacy Spatial Transcriptomics whose image is cropped to the array."""
     from img2gene import io
 
     return io.read_legacy_st(folder / f"{name}_counts.tsv.gz", folder / f"{name}.jpg", section=name, patient=patient)
 
 
 def find_visium(folder: Path) -> list[str]:
-    """Folders that Space Ranger wrote."""
+    """List the folders that Space Ranger wrote."""
     return sorted(path.parent.name for path in folder.glob("*/filtered_feature_bc_matrix.h5"))
 
 
 def read_visium(folder: Path, name: str, patient: str | None = None) -> SpatialData:
-    """A Visium section in the folder of its name."""
+    """Read a Visium section from the folder of its name."""
     import spatialdata_io
 
     with warnings.catch_warnings():
-        # What spatialdata-io says of every such folder.
+        # spatialdata-io warns so about every folder of Space Ranger.
         warnings.filterwarnings("ignore", "Variable names are not unique", UserWarning)
         warnings.filterwarnings("ignore", "Converting `region_key", UserWarning)
         sdata = spatialdata_io.visium(folder / name, dataset_id=name)
@@ -103,21 +103,23 @@ def read_visium(folder: Path, name: str, patient: str | None = None) -> SpatialD
     return sdata
 
 
-def _with_image(read: Callable[[Path, str, str | None], SpatialData]) -> Callable[[Path, str, str | None], Section]:
-    return lambda folder, name, patient: Section(read(folder, name, patient))
+def _with_image(
+    read: Callable[[Path, str, str | None], SpatialData],
+) -> Callable[[Path, str, str | None], StoredSection]:
+    return lambda folder, name, patient: StoredSection(read(folder, name, patient))
 
 
 def find_patches(folder: Path) -> list[str]:
-    """Sections of a HEST-Benchmark task with both expression and patches."""
+    """List the sections of a HEST-Benchmark task that have both counts and patches."""
     from img2gene.io import hest
 
     return hest.find(folder)
 
 
-def _read_patches(folder: Path, name: str, patient: str | None) -> Section:
+def _read_patches(folder: Path, name: str, patient: str | None) -> StoredSection:
     from img2gene.io import hest
 
-    return Section(*hest.read_section(folder, name, patient))
+    return StoredSection(*hest.read_section(folder, name, patient))
 
 
 LAYOUTS = {

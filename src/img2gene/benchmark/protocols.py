@@ -1,4 +1,4 @@
-"""Published protocols, and those of the project, as data: what is held out, which genes, which labels."""
+"""Define the protocols: what is held out, which genes are predicted, and on which scale."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from dataclasses import dataclass, field
 
 from img2gene._errors import MissingKeyError, near
 
-# Labels of HEST-Benchmark; those of all other protocols are log1p(1e4 · count / library size).
+# Expression in HEST-Benchmark. All other protocols predict log1p(1e4 · count / library size).
 LOG_COUNTS = "log1p_counts"
 _TASKS = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "LUNG", "LYMPH_IDC")
 _HEST = tuple(f"hest:{task}" for task in _TASKS)
 _CMRCNET = tuple(f"hest:{task}" for task in ("COAD", "IDC", "LYMPH_IDC", "READ", "SKCM", "PSC"))
-_OWN = {"HEG-250": ("mean", 250), "HVG-50": ("variance", 50)}
+_GENE_GROUPS = {"HEG-250": ("mean", 250), "HVG-50": ("variance", 50)}
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a cohort is divided, labelled and scored.
+    """Defines how a cohort is divided, which expression is predicted, and how it is scored.
 
     Attributes
     ----------
     name, title
-        Name on the command line, and what it is.
+        Name on the command line, and title in tables.
     cohorts
-        Cohorts that it is for.
+        Names of the cohorts to which the protocol applies.
     groups, n_folds, test_on
-        As in :func:`img2gene.tl.cross_validate`; no more folds than there are groups.
+        As in :func:`img2gene.tl.cross_validate`. If a cohort has fewer groups than ``n_folds``, each group is a fold.
     sections
-        Sections that take part; empty for all.
+        Sections that take part. Empty means all.
     within
-        Whether sections of one patient may be on both sides; the result is marked.
+        Whether sections of one patient may be both in training and test. Tables mark such results.
     genes
-        How many genes, by their mean in each training fold; None for the list that comes with the task.
+        Number of genes with the highest mean in each training fold, or None for the gene list of the task.
     gene_groups
-        As in :func:`img2gene.tl.evaluate`; None for the default ones.
+        As in :func:`img2gene.tl.evaluate`. None takes the default groups.
     smooth
-        Neighbours over which labels are averaged.
+        Number of neighbours over which expression is averaged.
     layer
-        Labels other than the package's own: :data:`LOG_COUNTS`, or None.
+        Layer with the expression to predict: :data:`LOG_COUNTS`, or None for log-normalised counts.
     patch_um
-        Fields of view in µm; None for the default ones of :func:`img2gene.pp.extract_patches`.
+        Fields of view in µm. None takes the default of :func:`img2gene.pp.extract_patches`.
     differs
-        How it differs from what was published, beside the models.
+        Differences from the publication, apart from the models.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Protocol:
     sections: tuple[str, ...] = ()
     within: bool = False
     genes: int | None = 250
+    # Left out of the hash, because a dictionary cannot be hashed.
     gene_groups: dict[str, tuple[str, int]] | None = field(default=None, hash=False)
     smooth: int = 0
     layer: str | None = None
@@ -60,24 +61,33 @@ class Protocol:
     differs: str = ""
 
 
-_PANEL = (
-    "The genes are those with the highest mean in each training fold; published panels were chosen on all sections."
-)
+_PANEL = "The genes have the highest mean in each training fold. Published panels were chosen on all sections."
 _LEAVE_ONE = ("her2st", "cscc", "mob", "synthetic")
 _OF_C = ("C2", "C3", "C4", "C5", "C6")
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("lopo", "one patient left out at a time, raw labels", _LEAVE_ONE, differs=_PANEL),
-        Protocol("lopo-smooth", "one patient left out at a time, 3 × 3 labels", _LEAVE_ONE, smooth=8, differs=_PANEL),
-        Protocol("8-fold", "patients in eight folds, raw labels", ("stnet",), n_folds=8, differs=_PANEL),
+        Protocol("lopo", "one patient held out at a time, raw expression", _LEAVE_ONE, differs=_PANEL),
         Protocol(
-            "8-fold-smooth", "patients in eight folds, 3 × 3 labels", ("stnet",), n_folds=8, smooth=8, differs=_PANEL
+            "lopo-smooth",
+            "one patient held out at a time, expression averaged over 3 × 3 spots",
+            _LEAVE_ONE,
+            smooth=8,
+            differs=_PANEL,
+        ),
+        Protocol("8-fold", "patients in eight folds, raw expression", ("stnet",), n_folds=8, differs=_PANEL),
+        Protocol(
+            "8-fold-smooth",
+            "patients in eight folds, expression averaged over 3 × 3 spots",
+            ("stnet",),
+            n_folds=8,
+            smooth=8,
+            differs=_PANEL,
         ),
         Protocol(
             "sections",
-            "one section left out at a time, raw labels",
+            "one section held out at a time, raw expression",
             ("liver", "lung-organoid"),
             groups="section",
             within=True,
@@ -85,7 +95,7 @@ PROTOCOLS = {
         ),
         Protocol(
             "sections-smooth",
-            "one section left out at a time, smoothed labels",
+            "one section held out at a time, expression averaged over neighbours",
             ("liver", "lung-organoid"),
             groups="section",
             within=True,
@@ -94,13 +104,13 @@ PROTOCOLS = {
         ),
         Protocol(
             "sections-of-C",
-            "sections C2–C6 of patient C left out one at a time",
+            "sections C2–C6 of patient C, one held out at a time",
             ("her2st",),
             groups="section",
             sections=_OF_C,
             within=True,
             genes=1000,
-            gene_groups=_OWN,
+            gene_groups=_GENE_GROUPS,
         ),
         Protocol(
             "B4-to-C3",
@@ -110,7 +120,7 @@ PROTOCOLS = {
             test_on=("C3",),
             sections=("B4", "C3"),
             genes=1000,
-            gene_groups=_OWN,
+            gene_groups=_GENE_GROUPS,
         ),
         Protocol(
             "C-to-B4",
@@ -119,7 +129,7 @@ PROTOCOLS = {
             test_on=("B",),
             sections=("B4", *_OF_C),
             genes=1000,
-            gene_groups=_OWN,
+            gene_groups=_GENE_GROUPS,
         ),
         Protocol(
             "cmrcnet-section",
@@ -129,14 +139,14 @@ PROTOCOLS = {
             n_folds=5,
             within=True,
             genes=1000,
-            differs="The published panel is the union of each section's 1,000 most variable genes, test sections included.",
+            differs="The published panel joins the 1,000 most variable genes of each section, including test sections.",
         ),
         Protocol(
             "cmrcnet-patient",
-            "the cohorts of CMRCNet, one patient left out at a time",
+            "cohorts of CMRCNet, one patient held out at a time",
             _CMRCNET,
             genes=1000,
-            differs="Published scores hold out sections, not patients.",
+            differs="Published scores hold out sections instead of patients.",
         ),
         Protocol(
             "hest-bench",
@@ -146,15 +156,15 @@ PROTOCOLS = {
             genes=None,
             layer=LOG_COUNTS,
             patch_um=(112.0,),
-            differs="Its probe is `ridge, not centred`. Published scores are correlations over all spots of a fold, "
-            "here over those of a section. The 50 genes were chosen on all sections.",
+            differs="The published probe is the row `ridge, not centred`. Published correlations are over all spots of "
+            "a fold; correlations here are within a section. The 50 genes were chosen on all sections.",
         ),
     )
 }
 
 
 def get(name: str) -> Protocol:
-    """A protocol by its name; an unknown one lists the known ones."""
+    """Return a protocol by its name; the error for an unknown name lists the known names."""
     if name not in PROTOCOLS:
         raise MissingKeyError(f"No protocol {name!r} ({near(name, PROTOCOLS)}). See --list.")
     return PROTOCOLS[name]

@@ -1,4 +1,4 @@
-"""Published scores, to stand beside those of a run."""
+"""Published scores, which tables show next to the scores of a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _TABLE = "DKAN, AAAI 2026, table 1: mean PCC of 250 genes and of the 50 best predicted ones"
 _COHORTS = ("her2st", "stnet", "cscc")
+# Mean PCC of all genes and of the 50 best predicted genes, for each of the cohorts above.
 _DKAN = {
     "ST-Net": ((0.150, 0.287), (0.081, 0.192), (0.170, 0.289)),
     "HisToGene": ((0.150, 0.295), (0.103, 0.217), (0.178, 0.319)),
@@ -20,27 +21,27 @@ _PROBE = {"ResNet50": 0.326, "UNI": 0.386, "Virchow2": 0.398, "H-optimus-0": 0.4
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Published scores of one cohort.
+class PublishedScores:
+    """Holds the published scores of one cohort.
 
     Attributes
     ----------
     source
-        Where they stand, and what they are.
+        Publication, and the meaning of its scores.
     scores
-        For each method PCC over all genes and, where it was published, over the 50 best predicted ones.
+        For each method, PCC over all genes and, if it was published, over the 50 best predicted genes.
     """
 
     source: str
     scores: dict[str, tuple[float, float | None]]
 
 
-def published(cohort: str, protocol: str) -> Reference | None:
-    """Scores published for a protocol on a cohort; None where none are known here."""
+def published(cohort: str, protocol: str) -> PublishedScores | None:
+    """Return the published scores of a protocol on a cohort, or None if there are none."""
     if protocol in ("lopo-smooth", "8-fold-smooth") and cohort in _COHORTS:
         place = _COHORTS.index(cohort)
-        return Reference(_TABLE, {method: rows[place] for method, rows in _DKAN.items()})
+        return PublishedScores(_TABLE, {method: rows[place] for method, rows in _DKAN.items()})
     if protocol == "hest-bench":
-        source = "HEST-Benchmark, linear probe: mean PCC over its nine tasks, not of this one"
-        return Reference(source, {name: (value, None) for name, value in _PROBE.items()})
+        source = "HEST-Benchmark, linear probe: mean PCC over its nine tasks, not over this task alone"
+        return PublishedScores(source, {name: (value, None) for name, value in _PROBE.items()})
     return None

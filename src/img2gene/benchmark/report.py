@@ -1,4 +1,4 @@
-"""Results as tables: scores of every gene, a summary, and a page that says what may be compared with what."""
+"""Write the results as tables: scores of every gene, a summary, and a page that says what can be compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from img2gene import metrics
-from img2gene.benchmark.references import Reference, published
+from img2gene.benchmark.references import PublishedScores, published
 from img2gene.benchmark.runner import Outcome
 
 if TYPE_CHECKING:
@@ -20,16 +20,16 @@ N_BEST = 50
 BEST = f"HPG-{N_BEST}"
 _HEADER = """# Benchmark
 
-Correlations are Pearson's, per gene within each section, averaged over genes, then sections, then patients; with several
-seeds, mean ± SD over seeds. In brackets the 95 % confidence interval over patients (over sections where these are the unit), of
-their means over seeds.
-{best} is the mean of the {n} genes with the highest achieved correlation: optimistic by construction, here only beside
-published values of that kind. A restricted run has some sections of its cohort only: its scores compare with no others.
+PCC is Pearson's correlation of each gene within each section, averaged over genes, then over sections, then over
+patients. With several seeds, tables show mean ± SD over seeds. Brackets hold the 95 % confidence interval of the mean
+over patients, or over sections if these are the unit; seeds are averaged first. {best} is the mean over the {n} genes
+with the highest achieved correlation. It is optimistic by construction and shown only because publications report it.
+A restricted run lacks sections of its cohort. Do not compare its scores with other runs.
 """
 
 
 def summary(outcome: Outcome) -> pd.DataFrame:
-    """One row per seed, gene group and model, with what the scores say something about."""
+    """Tabulate all scores with one row per seed, gene group and model, and state the scope of each score."""
     protocol, inventory = outcome.protocol, outcome.inventory
     facts = {"cohort": inventory.cohort.name, "protocol": protocol.name, "restricted": outcome.restricted}
     facts |= {"missing": ", ".join(inventory.missing(protocol.sections)), "smooth": protocol.smooth}
@@ -43,7 +43,7 @@ def summary(outcome: Outcome) -> pd.DataFrame:
 
 
 def best_predicted(result: CrossValidation) -> pd.DataFrame:
-    """Mean correlation of the genes that each model predicts best, where there are more than so many."""
+    """Average the correlation of the genes that each model predicts best, if there are more than :data:`N_BEST`."""
     rows = []
     for model in result.models:
         genes = result.genes(model)["pcc"].dropna()
@@ -53,7 +53,10 @@ def best_predicted(result: CrossValidation) -> pd.DataFrame:
 
 
 def write(outcomes: list[Outcome], notes: Iterable[str], out: Path) -> pd.DataFrame:
-    """Write ``<cohort>-<protocol>.csv`` of the latest outcome, ``summary.csv`` and ``summary.md``; return the summary."""
+    """Write ``<cohort>-<protocol>.csv`` of the latest outcome, ``summary.csv`` and ``summary.md``; return the summary.
+
+    ``notes`` say which protocols did not run.
+    """
     out.mkdir(parents=True, exist_ok=True)
     latest = outcomes[-1]
     latest.scores.to_csv(out / f"{latest.name}.csv", index=False)
@@ -65,7 +68,7 @@ def write(outcomes: list[Outcome], notes: Iterable[str], out: Path) -> pd.DataFr
 
 
 def page(outcomes: list[Outcome], tables: list[pd.DataFrame], notes: Iterable[str]) -> str:
-    """All outcomes on a Markdown page, with what was not run."""
+    """Write all outcomes, and the ``notes`` on protocols that did not run, as one Markdown page."""
     parts = [_HEADER.format(best=BEST, n=N_BEST)]
     parts += [section(outcome, table) for outcome, table in zip(outcomes, tables, strict=True)]
     lines = [f"- {note}" for note in notes]
@@ -73,7 +76,7 @@ def page(outcomes: list[Outcome], tables: list[pd.DataFrame], notes: Iterable[st
 
 
 def section(outcome: Outcome, table: pd.DataFrame) -> str:
-    """One protocol on one cohort: what was scored on what, the table, and published values."""
+    """Write the part on one protocol and cohort: scope, sections, genes, scores, and published scores."""
     protocol, inventory = outcome.protocol, outcome.inventory
     result = next(iter(outcome.results.values()))
     mark = " (restricted)" if outcome.restricted else ""
@@ -87,22 +90,22 @@ def section(outcome: Outcome, table: pd.DataFrame) -> str:
     lines += [f"- {protocol.differs}"] * bool(protocol.differs)
     lines += [f"- {message}" for message in result.warnings]
     lines += ["", models(table, intervals(outcome)).to_markdown(disable_numparse=True), ""]
-    reference = published(inventory.cohort.name, protocol.name)
-    why = ["restricted run"] * outcome.restricted + ["other genes"] * outcome.other_genes
-    return "\n".join(lines + (_published(reference, why) if reference else []))
+    scores = published(inventory.cohort.name, protocol.name)
+    obstacles = ["restricted run"] * outcome.restricted + ["other genes"] * outcome.other_genes
+    return "\n".join(lines + (_published(scores, obstacles) if scores else []))
 
 
 def _genes(outcome: Outcome) -> str:
-    """How many genes were predicted, and whether these are those of the protocol."""
+    """Say how many genes were predicted, and whether the protocol names other genes."""
     text = f"Genes: {outcome.n_genes}."
     if not outcome.other_genes:
         return text
-    own = outcome.protocol.genes or "the list of the task"
-    return f"{text} **Not those of the protocol** ({own})."
+    expected = outcome.protocol.genes or "the gene list of the task"
+    return f"{text} **The protocol uses other genes** ({expected})."
 
 
 def intervals(outcome: Outcome) -> dict[str, tuple[float, float]]:
-    """95 % confidence interval of each model over patients (or sections), of their mean correlation over seeds."""
+    """Compute the 95 % confidence interval of each model's mean over patients (or sections), after averaging seeds."""
     parts = [result.by_unit().rename(columns={result.unit: "unit"}) for result in outcome.results.values()]
     units = pd.concat(parts).groupby(["model", "unit"], sort=False)["pcc"].mean()
     return {
@@ -112,14 +115,15 @@ def intervals(outcome: Outcome) -> dict[str, tuple[float, float]]:
 
 
 def models(table: pd.DataFrame, bounds: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
-    """One row per model: correlation for each gene group, with the ``bounds`` over all genes, and other scores."""
+    """Tabulate correlations for each gene group, with the ``bounds`` over all genes, and other scores, by model."""
     names = list(dict.fromkeys(table["model"]))
     every = table[table["genes"] == "all"]
     columns = {}
     for group in dict.fromkeys(table["genes"]):
-        own = table[table["genes"] == group]
-        known = bounds if group == "all" else {}
-        cells = {model: _cell(own.loc[own["model"] == model, "pcc"].dropna(), known.get(model)) for model in names}
+        rows = table[table["genes"] == group]
+        # Intervals are computed over all genes only.
+        shown = bounds if group == "all" else {}
+        cells = {model: _cell(rows.loc[rows["model"] == model, "pcc"].dropna(), shown.get(model)) for model in names}
         columns[f"PCC {group}"] = cells
     for metric, title in (("mse", "MSE"), ("r2", "R²")):
         columns[title] = every.groupby("model")[metric].mean().map("{:.3f}".format).to_dict()
@@ -128,7 +132,7 @@ def models(table: pd.DataFrame, bounds: Mapping[str, tuple[float, float]]) -> pd
 
 
 def _cell(values: pd.Series, bounds: tuple[float, float] | None) -> str:
-    """Mean over seeds, with the SD where there are several, and the interval over patients where it is known."""
+    """Format the mean over seeds, the SD if there are several seeds, and the interval over patients if it is known."""
     if not len(values):
         return "–"
     text = f"{values.mean():.3f}"
@@ -136,12 +140,17 @@ def _cell(values: pd.Series, bounds: tuple[float, float] | None) -> str:
     return text if bounds is None or math.isnan(bounds[0]) else f"{text} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
-def _published(reference: Reference, why: list[str]) -> list[str]:
-    """Published values, and what keeps them from being compared."""
-    judged = f"**not comparable**: {', '.join(why)}" if why else "see the differences above"
+def _published(reference: PublishedScores, obstacles: list[str]) -> list[str]:
+    """Tabulate published scores, and say why they cannot be compared."""
+    verdict = f"**not comparable**: {', '.join(obstacles)}" if obstacles else "see the differences above"
     rows = [
         {"published": name, "PCC all": f"{mean:.3f}", f"PCC {BEST}": "–" if best is None else f"{best:.3f}"}
         for name, (mean, best) in reference.scores.items()
     ]
-    table = pd.DataFrame(rows).assign(comparable="no" if why else "see above")
-    return [f"Published ({reference.source}); {judged}.", "", table.to_markdown(index=False, disable_numparse=True), ""]
+    table = pd.DataFrame(rows).assign(comparable="no" if obstacles else "see above")
+    return [
+        f"Published scores ({reference.source}); {verdict}.",
+        "",
+        table.to_markdown(index=False, disable_numparse=True),
+        "",
+    ]

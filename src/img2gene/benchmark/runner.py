@@ -1,4 +1,4 @@
-"""Run protocols on cohorts, going on from what earlier runs finished."""
+"""Run protocols on cohorts, and reuse the results of earlier runs."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 
     from img2gene.tl import CrossValidation
 
-# What of a protocol does not change its scores.
-_WORDS = ("title", "cohorts", "differs")
+# Fields of a protocol that do not change its scores: stored results stay valid when they change.
+_DESCRIPTIVE = ("title", "cohorts", "differs")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is run, whatever the cohort.
+class RunOptions:
+    """Holds the options that all cohorts and protocols of a call share.
 
     Attributes
     ----------
     models
         Arguments of :func:`img2gene.tl.fit` for each label.
     out
-        Folder of results.
+        Folder for the results.
     encoder
-        Registered encoder.
+        Registered name of the encoder.
     seeds
-        One run each.
+        Seeds. Every model runs with each.
     jobs
-        Processes.
+        Number of processes.
     genes
-        Number of genes instead of the protocol's; None for those.
+        Number of genes, or None for the genes of the protocol.
     """
 
     models: dict[str, dict[str, Any]]
@@ -58,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results of a protocol on a cohort, for each seed."""
+    """Holds the results of a protocol on a cohort, for each seed."""
 
     inventory: Inventory
     protocol: Protocol
@@ -66,47 +66,50 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        """Stem of its files."""
+        """Start of the names of its files."""
         return f"{self.inventory.cohort.name.replace(':', '-')}-{self.protocol.name}"
 
     @property
     def restricted(self) -> bool:
-        """Whether sections of the cohort, or those of the protocol, are absent."""
+        """Whether sections of the protocol are absent."""
         return self.inventory.restricted(self.protocol.sections)
 
     @property
     def n_genes(self) -> int:
-        """Genes that were asked for."""
-        asked = next(iter(self.results.values())).settings["genes"]
-        return asked if isinstance(asked, int) else len(asked)
+        """Number of predicted genes."""
+        genes = next(iter(self.results.values())).settings["genes"]
+        return genes if isinstance(genes, int) else len(genes)
 
     @property
     def other_genes(self) -> bool:
-        """Whether these are not those of the protocol."""
-        own = self.protocol.genes
-        return self.n_genes != (len(self.inventory.panel()) if own is None else own)
+        """Whether the protocol uses other genes."""
+        expected = self.protocol.genes
+        return self.n_genes != (len(self.inventory.panel()) if expected is None else expected)
 
     @property
     def scores(self) -> pd.DataFrame:
-        """Scores of every seed, model, section and gene."""
+        """Table of the scores of every seed, model, section and gene."""
         return pd.concat([result.scores.assign(seed=seed) for seed, result in self.results.items()], ignore_index=True)
 
 
 def run(
-    inventory: Inventory, protocol: Protocol, request: Request, embeddings: Embeddings, say: Callable[[str], None]
+    inventory: Inventory, protocol: Protocol, options: RunOptions, embeddings: Embeddings, say: Callable[[str], None]
 ) -> Outcome:
-    """Read and embed the present sections of a cohort, and cross-validate all models with every seed."""
+    """Read and embed the present sections of a cohort, and cross-validate all models with every seed.
+
+    ``say`` receives a line about each step.
+    """
     study = read_study(inventory, protocol, embeddings, say)
-    candidates = _candidates(request.models)
+    candidates = _candidates(options.models)
     outcome = Outcome(inventory, protocol, {})
     parts = {}
-    # Pathways become part of the study, and so of what a run goes on from, when the first model asks for them: models that
-    # do not have to come before, whichever others there are.
+    # A stored run continues only on an unchanged study, and pathway scores change the study. Models without pathways
+    # run first, so that their runs do not depend on which other models are in the call.
     for label in sorted(candidates, key=lambda name: _uses_pathways(candidates[name])):
-        for seed in request.seeds:
+        for seed in options.seeds:
             say(f"{outcome.name}: {label}, seed {seed}")
-            parts[seed, label] = _cross_validate(study, outcome, {label: candidates[label]}, request, seed)
-    for seed in request.seeds:
+            parts[seed, label] = _cross_validate(study, outcome, {label: candidates[label]}, options, seed)
+    for seed in options.seeds:
         outcome.results[seed] = _joined([parts[seed, label] for label in candidates])
     return outcome
 
@@ -114,7 +117,7 @@ def run(
 def read_study(
     inventory: Inventory, protocol: Protocol, embeddings: Embeddings, say: Callable[[str], None]
 ) -> SpatialData:
-    """The present sections with their embeddings, without images."""
+    """Read the present sections with their embeddings and without images."""
     from img2gene import io
 
     used = inventory.used(protocol.sections)
@@ -125,37 +128,39 @@ def read_study(
     return study
 
 
-def _candidates(asked: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The models asked for, and the baselines that are not among them."""
+def _candidates(models: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Add the baselines to the models of the call, unless a model equals a baseline."""
     from img2gene.tl.cross_validate import BASELINES
 
-    present = list(asked.values())
-    return asked | {label: given for label, given in BASELINES.items() if given not in present}
+    present = list(models.values())
+    return models | {label: arguments for label, arguments in BASELINES.items() if arguments not in present}
 
 
-def _uses_pathways(given: dict[str, Any]) -> bool:
+def _uses_pathways(arguments: dict[str, Any]) -> bool:
     from img2gene import models
 
-    predictor = models.create(given["model"], **{key: value for key, value in given.items() if key != "model"})
+    predictor = models.create(arguments["model"], **{key: arguments[key] for key in arguments if key != "model"})
     return isinstance(predictor, models.UsesPathways) and predictor.uses_pathways
 
 
 def _cross_validate(
-    study: SpatialData, outcome: Outcome, model: dict[str, dict[str, Any]], request: Request, seed: int
+    study: SpatialData, outcome: Outcome, model: dict[str, dict[str, Any]], options: RunOptions, seed: int
 ) -> CrossValidation:
-    """One model with one seed, in a folder of its own: adding a model later computes that one only."""
+    """Cross-validate one model with one seed."""
     from img2gene import pp, tl
 
     protocol = outcome.protocol
-    ((label, given),) = model.items()
-    if _uses_pathways(given) and "pathways" not in study["table"].obsm:
-        pp.score_pathways(study, encoder=request.encoder)
-    genes = request.genes or protocol.genes or outcome.inventory.panel()
-    facts = {name: value for name, value in dataclasses.asdict(protocol).items() if name not in _WORDS}
-    facts |= {"model": given, "encoder": request.encoder, "genes": genes}
+    ((label, arguments),) = model.items()
+    if _uses_pathways(arguments) and "pathways" not in study["table"].obsm:
+        pp.score_pathways(study, encoder=options.encoder)
+    genes = options.genes or protocol.genes or outcome.inventory.panel()
+    # The folder's name depends on everything that changes scores, so that other settings get another folder.
+    facts = {name: value for name, value in dataclasses.asdict(protocol).items() if name not in _DESCRIPTIVE}
+    facts |= {"model": arguments, "encoder": options.encoder, "genes": genes}
     facts |= {"sections": outcome.inventory.used(protocol.sections)}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
     slug = re.sub(r"[^A-Za-z0-9.=-]+", "_", label)
+    # Each model has a folder of its own, so that a later call with one more model computes only that one.
     return tl.cross_validate(
         study,
         model,
@@ -166,17 +171,17 @@ def _cross_validate(
         gene_groups=protocol.gene_groups,
         layer=protocol.layer,
         smooth=protocol.smooth,
-        encoder=request.encoder,
+        encoder=options.encoder,
         baselines=False,
         seed=seed,
-        n_jobs=request.jobs,
-        folder=request.out / "runs" / outcome.name / f"{slug}-{digest}-seed{seed}",
+        n_jobs=options.jobs,
+        folder=options.out / "runs" / outcome.name / f"{slug}-{digest}-seed{seed}",
         allow_leakage=protocol.within,
     )
 
 
 def _n_folds(study: SpatialData, protocol: Protocol) -> int | None:
-    """Folds of the protocol, as far as there are groups for them."""
+    """Return the number of folds of the protocol, at most one per group."""
     from img2gene._study.study import Study
 
     n_groups = len(np.unique(Study.of(study).groups(protocol.groups)))
@@ -184,13 +189,13 @@ def _n_folds(study: SpatialData, protocol: Protocol) -> int | None:
 
 
 def _joined(parts: list[CrossValidation]) -> CrossValidation:
-    """Cross-validations of one model each as one of all; rows that need no model are those of the first."""
+    """Join cross-validations of one model each. Rows that need no model are taken from the first."""
     from img2gene.tl.evaluate import BASELINE_ROWS
 
     first = parts[0]
     shared = {name: first.scores["model"] == name for name in BASELINE_ROWS}
-    own = [part.scores[~part.scores["model"].isin(BASELINE_ROWS)] for part in parts]
-    scores = pd.concat([*own, *(first.scores[rows] for rows in shared.values())], ignore_index=True)
+    rows = [part.scores[~part.scores["model"].isin(BASELINE_ROWS)] for part in parts]
+    scores = pd.concat([*rows, *(first.scores[mask] for mask in shared.values())], ignore_index=True)
     structure = pd.concat([part.structure for part in parts], ignore_index=True)
     folds = first.folds
     for part in parts[1:]:
