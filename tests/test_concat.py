@@ -60,8 +60,10 @@ def test_library_sizes_stay_those_of_the_full_transcriptome(parts):
         del part["table"].obs["library_size"]
     joined = ig.io.concat_sections(parts)["table"]
     np.testing.assert_array_equal(joined.obs["library_size"], expected)
-    own = labels(parts[1]["table"], np.arange(16), parts[1]["table"].var_names.get_indexer(["A", "B", "D"]), layer=None)
-    np.testing.assert_array_equal(labels(joined, np.arange(16, 32), np.arange(3), layer=None), own)
+    expected = labels(
+        parts[1]["table"], np.arange(16), parts[1]["table"].var_names.get_indexer(["A", "B", "D"]), layer=None
+    )
+    np.testing.assert_array_equal(labels(joined, np.arange(16, 32), np.arange(3), layer=None), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Changing the sparsity structure:scipy.sparse.SparseEfficiencyWarning")
@@ -157,11 +159,11 @@ def test_a_second_different_model_is_kept_under_another_key(make_study):
         ig.tl.fit(study, "ridge", penalty=penalty)
     joined = ig.io.concat_sections(studies)
     for key, study in zip(("img2gene", "img2gene-B1_spots"), studies, strict=True):
-        kept, own = ig.get.model(joined, key), ig.get.model(study)
-        assert kept.report == own.report
+        kept, original = ig.get.model(joined, key), ig.get.model(study)
+        assert kept.report == original.report
         features = study["table"].obsm["X_tiny"]
         names = np.array(["x"] * len(features))
-        assert kept.predict(features, names).tobytes() == own.predict(features, names).tobytes()
+        assert kept.predict(features, names).tobytes() == original.predict(features, names).tobytes()
 
 
 def test_a_joined_study_survives_storage(trained_study, make_section, tmp_path):

@@ -76,9 +76,9 @@ def test_torch_and_onnxruntime_agree(name):
     one, two = (encoders.load(name, backend=backend, device="cpu", amp=False) for backend in ("torch", "onnx"))
     for side in (96, 75):
         expected = one(pixels(2, side))
-        found = two(pixels(2, side))
-        assert found.shape == (2, encoders.get(name).width)
-        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+        features = two(pixels(2, side))
+        assert features.shape == (2, encoders.get(name).width)
+        assert np.abs(features - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_pooled_stages_are_means_and_sds_of_the_stage_maps(network):
@@ -88,9 +88,9 @@ def test_pooled_stages_are_means_and_sds_of_the_stage_maps(network):
         for first, last in ((0, 7), (2, 6), (1, 1)):
             chosen = maps[first : last + 1]
             moments = [stage.mean(axis=(2, 3)) for stage in chosen] + [stage.std(axis=(2, 3)) for stage in chosen]
-            found = PooledStages(network, first, last)(images).numpy()
-            np.testing.assert_allclose(found, np.concatenate(moments, axis=1), rtol=1e-3, atol=1e-4)
-            assert found.shape[1] == pooled_width((first, last))
+            features = PooledStages(network, first, last)(images).numpy()
+            np.testing.assert_allclose(features, np.concatenate(moments, axis=1), rtol=1e-3, atol=1e-4)
+            assert features.shape[1] == pooled_width((first, last))
 
 
 def test_widths_of_the_registered_spans():
@@ -107,8 +107,8 @@ def test_same_padding_is_tensorflows():
 
 
 def test_normalisation_by_hand():
-    found = normalise(torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1), (0.5, 0.2, 0.0), (0.5, 0.1, 2.0))
-    np.testing.assert_allclose(found.numpy().ravel(), [-1, 0, 0.5], atol=1e-6)
+    scaled = normalise(torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1), (0.5, 0.2, 0.0), (0.5, 0.1, 2.0))
+    np.testing.assert_allclose(scaled.numpy().ravel(), [-1, 0, 0.5], atol=1e-6)
 
 
 def test_resizing_keeps_constants_and_averages_when_shrinking():
@@ -132,10 +132,10 @@ def test_resizing_in_eight_bits_stays_within_a_grey_level_of_floats():
 def test_the_colour_texture_encoder_by_hand():
     encoder = encoders.load("color-texture")
     flat = np.full((1, 40, 40, 3), [200, 100, 50], dtype=np.uint8)
-    found = encoder(flat)
-    assert found.shape == (1, encoder.width)
-    np.testing.assert_allclose(found[0, :6], [200 / 255, 100 / 255, 50 / 255, 0, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(encoder(np.concatenate([pixels(1, 40), flat]))[1], found[0])
+    features = encoder(flat)
+    assert features.shape == (1, encoder.width)
+    np.testing.assert_allclose(features[0, :6], [200 / 255, 100 / 255, 50 / 255, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(encoder(np.concatenate([pixels(1, 40), flat]))[1], features[0])
 
 
 def test_an_unknown_encoder_lists_the_known_ones():
@@ -153,13 +153,13 @@ def test_the_default_is_an_alias_of_an_ungated_encoder():
 
 
 def test_the_list_holds_what_is_known_without_loading_anything():
-    found = encoders.list()
-    assert found.index.is_unique
-    assert {"efficientnet-lite0", "color-texture", "uni", "tiny"} <= set(found.index)
-    assert found.loc["uni", "gated"]
-    assert found.loc["uni", "licence"] == "CC-BY-NC-ND-4.0"
-    assert found.loc["tiny", "width"] == 6
-    assert "build" not in found
+    table = encoders.list()
+    assert table.index.is_unique
+    assert {"efficientnet-lite0", "color-texture", "uni", "tiny"} <= set(table.index)
+    assert table.loc["uni", "gated"]
+    assert table.loc["uni", "licence"] == "CC-BY-NC-ND-4.0"
+    assert table.loc["tiny", "width"] == 6
+    assert "build" not in table
 
 
 def test_registering(tiny_encoder, monkeypatch):
@@ -252,12 +252,12 @@ def rechunked(sdata, chunks):
 
 
 def test_an_embedding_holds_the_features_of_every_patch_field_by_field(section):
-    found = features(section, orientations=1)
-    assert found.dtype == np.float32
+    embedding = features(section, orientations=1)
+    assert embedding.dtype == np.float32
     encoder = encoders.load("tiny")
     for field in range(2):
-        own = encoder(ig.get.patches(section, range(16), field=field))
-        np.testing.assert_allclose(found[:, 6 * field : 6 * field + 6], own, rtol=1e-5)
+        expected_field = encoder(ig.get.patches(section, range(16), field=field))
+        np.testing.assert_allclose(embedding[:, 6 * field : 6 * field + 6], expected_field, rtol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ["tiny", "default"])
@@ -265,8 +265,8 @@ def test_batch_size_and_workers_do_not_matter(section, encoder):
     name = encoders.get(encoder).name
     expected = features(section, name, batch_size=16, num_workers=0, orientations=1)
     for batch_size, workers in ((1, 0), (7, 1), (64, 2)):
-        found = features(section, name, batch_size=batch_size, num_workers=workers, orientations=1)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        embedding = features(section, name, batch_size=batch_size, num_workers=workers, orientations=1)
+        np.testing.assert_allclose(embedding, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunks", [(3, 17, 33), (1, 100, 100), (3, 5, 100)])
@@ -340,9 +340,9 @@ def test_patches_and_their_image_have_to_be_there(section, make_section):
 
 
 def test_onnx_is_named_when_it_is_missing(monkeypatch):
-    found = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == "onnxruntime" else found(name, *a)
+        importlib.util, "find_spec", lambda name, *a: None if name == "onnxruntime" else find_spec(name, *a)
     )
     with pytest.raises(Img2GeneError, match=r'needs onnxruntime: `pip install "img2gene\[onnx\]"`'):
         encoders.load("default", backend="onnx", device="cpu")

@@ -49,14 +49,14 @@ def expected_windows(pixels, boxes):
 
 def streamed(image, boxes, batch_size, num_workers):
     """Windows of every field in the order of ``boxes``; each spot must come exactly once."""
-    found = {}
+    pixels_of = {}
     for windows in stream_windows(image, boxes, batch_size, num_workers):
         assert len(windows.index) <= batch_size
         for place, spot in enumerate(windows.index):
-            assert spot not in found
-            found[spot] = [field[place] for field in windows.fields]
-    assert sorted(found) == list(range(len(boxes)))
-    return [found[spot] for spot in range(len(boxes))]
+            assert spot not in pixels_of
+            pixels_of[spot] = [field[place] for field in windows.fields]
+    assert sorted(pixels_of) == list(range(len(boxes)))
+    return [pixels_of[spot] for spot in range(len(boxes))]
 
 
 @st.composite

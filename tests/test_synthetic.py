@@ -135,9 +135,9 @@ def test_markers_are_higher_in_their_own_domain(clean: AnnData):
 
 def test_hypoxia_raises_its_genes_and_lowers_the_cell_cycle(clean: AnnData):
     tumour = clean[clean.obs["domain"] == "tumour"]
-    found = pd.Series(correlations(tumour.layers["truth"], tumour.obs["hypoxia"].to_numpy()), clean.var_names)
-    assert found[["CA9", "VEGFA"]].min() > 0.8
-    assert found[["MKI67", "TOP2A"]].max() < -0.8
+    by_gene = pd.Series(correlations(tumour.layers["truth"], tumour.obs["hypoxia"].to_numpy()), clean.var_names)
+    assert by_gene[["CA9", "VEGFA"]].min() > 0.8
+    assert by_gene[["MKI67", "TOP2A"]].max() < -0.8
 
 
 def test_truth_is_the_stated_function_of_what_the_object_holds(table: AnnData):
@@ -190,15 +190,15 @@ def test_batch_moves_genes_of_one_patient_together():
 @pytest.mark.parametrize(("confounding", "low", "high"), [(1.0, 0.25, 1.0), (0.0, -0.1, 0.1)])
 def test_stain_drives_the_confounded_genes_in_training_patients_only(confounding: float, low: float, high: float):
     table = draw(3, n_spots=120, mpp=2.0, confounding=confounding)["table"]
-    found = {}
+    by_patient = {}
     for name in ("P1", "P2", "P3"):
         part = of_patient(table, name)
-        found[name] = correlations(log_counts(part) - part.layers["truth"], part.obs["stain"].to_numpy())
+        by_patient[name] = correlations(log_counts(part) - part.layers["truth"], part.obs["stain"].to_numpy())
     chosen = table.var["confounded"].to_numpy()
     assert chosen.mean() == pytest.approx(0.2, abs=0.01)
     for name in ("P1", "P2"):
-        assert low < found[name][chosen].mean() < high
-    assert abs(found["P3"][chosen].mean()) < 0.1
+        assert low < by_patient[name][chosen].mean() < high
+    assert abs(by_patient["P3"][chosen].mean()) < 0.1
 
 
 def test_confounded_patients_can_be_named():

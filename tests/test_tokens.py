@@ -62,9 +62,9 @@ def test_cells_are_those_of_adaptive_pooling():
     maps = torch.randn(2, 4, 7, 7), torch.randn(2, 3, 56, 56)
     for grid in (3, 4, 7, 9):
         expected = torch.cat([torch.nn.functional.adaptive_avg_pool2d(stage, grid) for stage in maps], dim=1)
-        found = pool_tokens(maps, grid)
-        assert found.shape == (2, grid**2, 7)
-        torch.testing.assert_close(found, expected.flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-6)
+        tokens = pool_tokens(maps, grid)
+        assert tokens.shape == (2, grid**2, 7)
+        torch.testing.assert_close(tokens, expected.flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-6)
 
 
 def test_tokens_of_colour_and_texture_are_the_features_of_each_cell():
@@ -114,14 +114,14 @@ def test_torch_and_onnxruntime_agree_on_tokens(name):
     one, two = (encoders.load(name, backend=backend, device="cpu", amp=False) for backend in ("torch", "onnx"))
     for side, grid in ((96, 3), (75, 4)):
         patches = pixels(2, side)
-        expected, found = (encoder.tokens(patches, side, grid) for encoder in (one, two))
-        assert found[1].shape == (2, grid**2, encoders.get(name).token_width)
-        for theirs, ours, alone in zip(expected, found, (two(patches), None), strict=True):
+        expected, results = (encoder.tokens(patches, side, grid) for encoder in (one, two))
+        assert results[1].shape == (2, grid**2, encoders.get(name).token_width)
+        for theirs, ours, alone in zip(expected, results, (two(patches), None), strict=True):
             assert ours.dtype == np.float32
             assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
             if alone is not None:
                 np.testing.assert_allclose(ours, alone, rtol=1e-6, atol=1e-6)
-    assert [part.shape for part in two.tokens(patches[:0], 75, 4)] == [(0, one.width), (0, 16, found[1].shape[2])]
+    assert [part.shape for part in two.tokens(patches[:0], 75, 4)] == [(0, one.width), (0, 16, results[1].shape[2])]
 
 
 class Convolutional(torch.nn.Module):
@@ -130,8 +130,8 @@ class Convolutional(torch.nn.Module):
     def forward_features(self, x):
         return torch.nn.functional.avg_pool2d(x, 8)
 
-    def forward_head(self, found):
-        return found.mean(dim=(2, 3))
+    def forward_head(self, unpooled):
+        return unpooled.mean(dim=(2, 3))
 
     def forward(self, x):
         return self.forward_head(self.forward_features(x))
@@ -146,8 +146,8 @@ class Transformer(Convolutional):
         patches = super().forward_features(x).flatten(2).transpose(1, 2)
         return torch.cat([torch.full_like(patches[:, :2], 1e3), patches], dim=1)
 
-    def forward_head(self, found):
-        return found[:, 0]
+    def forward_head(self, unpooled):
+        return unpooled[:, 0]
 
 
 @pytest.mark.parametrize("network", [Convolutional(), Transformer()])
@@ -216,8 +216,8 @@ def test_neither_batch_size_nor_tokens_change_what_is_embedded(section, name):
     expected = embed(tokens=16, batch_size=16)
     assert expected[f"X_{name}_tokens"].shape == (9, 16, encoders.get(name).token_width)
     assert expected[f"X_{name}_tokens"].dtype == np.float16
-    for found in (plain, embed(tokens=16, batch_size=2, num_workers=1), embed(tokens=16, batch_size=5)):
-        for key, values in found.items():
+    for update in (plain, embed(tokens=16, batch_size=2, num_workers=1), embed(tokens=16, batch_size=5)):
+        for key, values in update.items():
             tolerance = 1e-6 if key == f"X_{name}" else 2e-3
             np.testing.assert_allclose(values, expected[key], rtol=tolerance, atol=tolerance)
 
