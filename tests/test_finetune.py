@@ -24,6 +24,7 @@ from img2gene.models.networks.ensemble import Single
 from img2gene.models.networks.finetuning import Batch, FineTuning, FineTuningParameters, Regressor, _turned
 from img2gene.models.networks.train import train
 from img2gene.models.networks.training_task import TrainingSchedule, TrainingTask
+from img2gene.testing import assert_models_equal
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*num_workers.*:UserWarning")
 
@@ -216,17 +217,16 @@ def test_held_out_sections_are_not_looked_at(plain):
     sdata["table"].X = sp.csr_matrix(counts)
     sdata.images["D1_image"].data[:] = 7
     model, again = (fit(study, finetune_epochs=1) for study in (sdata, plain))
-    for name, value in model.encoder.items():
-        np.testing.assert_array_equal(value, again.encoder[name])
+    assert model.encoder
+    assert_models_equal(model, again)
 
 
 def test_pixels_in_a_file_give_the_same_weights(plain, monkeypatch):
-
     one = fit(plain, finetune_epochs=1)
     monkeypatch.setattr(study_finetuning, "_MEMORY_BYTES", 0)
     two = fit(plain, finetune_epochs=1)
-    for name, value in one.encoder.items():
-        np.testing.assert_array_equal(value, two.encoder[name])
+    assert one.encoder
+    assert_models_equal(one, two)
 
 
 def test_one_section_is_validated_on_a_block_of_it():

@@ -261,11 +261,15 @@ def test_all_problems_come_in_one_message(study):
 
 def test_a_panel_chosen_on_the_training_sections_is_welcome(study):
     ig.pp.select_genes(study, 4, sections=["A1", "A2", "B1"])
-    assert len(ig.tl.fit(study, "ridge", validate_on=["C"], inplace=False).genes) == 4
+    panel = study["table"].var_names[study["table"].var["panel"]].tolist()
+    assert len(panel) == 4
+    assert ig.tl.fit(study, "ridge", validate_on=["C"], inplace=False).genes == panel
 
 
 def test_one_section_trains_only_on_request(study):
     keep_one_section(study)
+    with pytest.raises(Img2GeneError, match="allow_single_section=True"):
+        ig.tl.fit(study, "ridge", inplace=False)
     model = ig.tl.fit(study, "ridge", allow_single_section=True, inplace=False)
     assert model.report["fit"]["inner_folds"] == "block"
 
