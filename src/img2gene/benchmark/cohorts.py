@@ -203,6 +203,7 @@ _CSCC = {f"{patient}_ST_rep{i}": patient for patient in ("P2", "P5", "P9", "P10"
 _LIVER = {f"C73_{area}_VISIUM": "C73" for area in ("A1", "B1", "C1", "D1")}
 _ORGANOIDS = tuple(f"V19D02-088_{area}" for area in ("A1", "B1", "C1", "D1"))
 _SYNTHETIC = {f"P{i}_S{j}": f"P{i}" for i in (1, 2, 3) for j in (1, 2)}
+# HEST-Benchmark has no section MEND155.
 _PROSTATE = tuple(f"MEND{i}" for i in range(139, 163) if i != 155)
 _KIDNEY = tuple(f"INT{i}" for i in range(1, 25))
 

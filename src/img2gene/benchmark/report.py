@@ -128,6 +128,7 @@ def models(table: pd.DataFrame, bounds: Mapping[str, tuple[float, float]]) -> pd
     for metric, title in (("mse", "MSE"), ("r2", "R²")):
         columns[title] = every.groupby("model")[metric].mean().map("{:.3f}".format).to_dict()
     columns["undefined"] = every.groupby("model")["n_nan"].max().astype(int).to_dict()
+    # Formatting turns missing numbers into the text "nan".
     return pd.DataFrame(columns, index=pd.Index(names, name="model")).fillna("–").replace("nan", "–")
 
 
