@@ -1,6 +1,7 @@
 """Scores against independent implementations, and what must not change them."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
@@ -182,3 +183,32 @@ def test_moran_tells_smooth_genes_from_noise_and_constants():
     assert smooth > 0.9
     assert abs(noisy) < 0.15
     assert np.isnan(constant)
+
+
+def test_every_metric_of_the_catalog_prefers_the_better_prediction():
+    from img2gene.metrics.catalog import ARGUMENTS, CATALOG, METRICS, goodness
+    from img2gene.metrics.moments import Moments
+    from img2gene.metrics.regression import ranks
+
+    rng = np.random.default_rng(0)
+    positions = np.indices((12, 12)).reshape(2, -1).T.astype(float)
+    truth = np.sin(positions / 3).sum(axis=1)[:, None] + 0.1 * rng.normal(size=(144, 8))
+
+    def scores(noise):
+        sd = noise * rng.uniform(0.2, 2, truth.shape)
+        predicted = truth + sd * rng.normal(size=truth.shape)
+        values = {"truth": truth, "predicted": predicted, "mean": truth.mean(axis=0), "positions": positions}
+        values |= {"graph": neighbor_graph(positions), "moments": Moments.of(truth, predicted)}
+        values |= {"truth_ranks": ranks(truth), "predicted_ranks": ranks(predicted)}
+        values |= {"lower": predicted - noise, "upper": predicted + noise, "sd": sd if noise < 1 else sd[::-1]}
+        return {m.name: m.function(*(values[name] for name in ARGUMENTS[m.needs])) for m in CATALOG.values()}
+
+    good, bad = scores(0.1), scores(2.0)
+    assert tuple(good) == METRICS
+    for name in METRICS:
+        assert good[name].shape == (8,)
+        if name != "coverage":
+            assert goodness(pd.Series(good[name]), name, None).min() > goodness(pd.Series(bad[name]), name, None).max()
+    levels = pd.Series([0.5, 0.9, 0.95])
+    assert goodness(levels, "coverage", 0.9).idxmax() == 1
+    assert goodness(levels, "coverage", None).equals(levels)

@@ -255,6 +255,15 @@ def test_draws_of_coincident_spots_follow_their_values():
     )
 
 
+def test_the_spots_that_are_drawn_from_a_large_section_do_not_depend_on_their_order(monkeypatch):
+    monkeypatch.setattr("img2gene.metrics.surrogates._MAX_SPOTS", 40)
+    spots = draw(0)
+    other = spots.shuffled(4)
+    np.testing.assert_allclose(
+        correlation_test(other)[np.argsort(other.columns)], correlation_test(spots), atol=1e-5, rtol=0
+    )
+
+
 @pytest.mark.parametrize("function", [pathways.aucell, pathways.ssgsea])
 def test_names_sort_genes_before_ties_are_broken(function):
     spots = draw(0).shuffled(1)

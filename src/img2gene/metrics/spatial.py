@@ -171,6 +171,12 @@ def morans_i(values: np.ndarray, graph: sp.spmatrix) -> np.ndarray:
     return per_gene(run, given)
 
 
+def moran_difference(truth: np.ndarray, predicted: np.ndarray, graph: sp.spmatrix) -> np.ndarray:
+    """Subtract Moran's I of measured expression from Moran's I of predictions, float64 (n_genes,)."""
+    one, two = columns(truth, predicted)
+    return morans_i(two, graph) - morans_i(one, graph)
+
+
 def moran_agreement(truth: np.ndarray, predicted: np.ndarray, graph: sp.spmatrix) -> tuple[float, float]:
     """Do predictions have spatial structure in the same genes as the labels, and as much of it?
 

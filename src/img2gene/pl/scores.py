@@ -8,24 +8,13 @@ import numpy as np
 
 from img2gene._docs import fill_parameters
 from img2gene._errors import MissingKeyError, listing
+from img2gene.metrics.catalog import CATALOG
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-METRIC_LABELS = {
-    "pcc": "PCC",
-    "spearman": "Spearman",
-    "mse": "MSE",
-    "mae": "MAE",
-    "r2": "R²",
-    "nrmse": "NRMSE",
-    "ssim": "SSIM",
-    "moran": "Moran's I, predicted − measured",
-    "pcc_pooled": "PCC over all sections together",
-    "width": "width of intervals",
-    "error_correlation": "Spearman of error and predicted SD",
-}
+METRIC_LABELS = {metric.name: metric.label for metric in CATALOG.values()}
 _COLORS = ("#3b6fb6", "#8a8a8a", "#c9c9c9", "#c4673d", "#5c9e5c", "#8d6cb3")
 
 

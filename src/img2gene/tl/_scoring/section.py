@@ -11,7 +11,7 @@ import pandas as pd
 
 from img2gene import _schema, metrics
 from img2gene._study.study import Study
-from img2gene.metrics.catalog import METRICS, OF_SPOTS
+from img2gene.metrics.catalog import ARGUMENTS, CATALOG, METRICS
 from img2gene.metrics.moments import Moments
 from img2gene.metrics.regression import ranks
 from img2gene.models import Model
@@ -93,58 +93,55 @@ class SectionValues:
         ``mean`` is that of the training labels of each gene.
         """
         ranked = ranks(self.truth), ranks(self.predicted)
-        own = Moments.of(self.truth, self.predicted)
-        rows = {model: self._scores(self.predicted, own, ranked, mean) | self._uncertainty()}
-        pooled = {model: [own]}
-        for name, level in ((MEAN, mean), (ORACLE, own.means[0])):
+        moments = Moments.of(self.truth, self.predicted)
+        rows, pooled = {model: self._scores(moments, ranked, mean)}, {model: [moments]}
+        for name, level in ((MEAN, mean), (ORACLE, moments.means[0])):
             constant = np.broadcast_to(level, self.truth.shape)
-            moments = Moments.of(self.truth, constant)
-            rows[name] = self._scores(constant, moments, (ranked[0], constant), mean)
-            pooled[name] = [moments]
+            baseline = SectionValues(self.truth, constant, None, None, None, self.places)
+            pooled[name] = [Moments.of(self.truth, constant)]
+            rows[name] = baseline._scores(pooled[name][0], (ranked[0], constant), mean)
         if n_permutations:
             orders = [rng.permutation(len(self.truth)) for _ in range(n_permutations)]
             rows[NULL], pooled[NULL] = self._null(orders, ranked, mean)
-        frames = [pd.DataFrame({"model": name, "gene": genes, **found}) for name, found in rows.items()]
+        frames = [pd.DataFrame({"model": name, "gene": genes, **scores}) for name, scores in rows.items()]
         columns = ["model", "gene", *METRICS]
         return pd.concat([frame.reindex(columns=columns) for frame in frames], ignore_index=True), pooled
 
     def _null(
         self, orders: list[np.ndarray], ranked: tuple[np.ndarray, np.ndarray], mean: np.ndarray
     ) -> tuple[Scores, list[Moments]]:
-        """Mean scores of shuffled labels; those of maps, which take longest and vary least, from the first shuffle alone."""
-        found, pooled = [], []
+        """Mean scores of shuffled expression; maps, which take longest and vary least, are scored for the first shuffle alone."""
+        results, pooled = [], []
         for number, order in enumerate(orders):
-            shuffled = SectionValues(
-                self.truth[order], self.predicted, None, None, None, None if number else self.places
-            )
+            places = None if number else self.places
+            shuffled = SectionValues(self.truth[order], self.predicted, None, None, None, places)
             pooled.append(Moments.of(shuffled.truth, self.predicted))
-            found.append(shuffled._scores(self.predicted, pooled[-1], (ranked[0][order], ranked[1]), mean))
-        return found[0] | {name: np.mean([scores[name] for scores in found], axis=0) for name in OF_SPOTS}, pooled
+            results.append(shuffled._scores(pooled[-1], (ranked[0][order], ranked[1]), mean))
+        means = {name: np.mean([scores[name] for scores in results], axis=0) for name in results[-1]}
+        return results[0] | means, pooled
 
-    def _scores(
-        self, predicted: np.ndarray, moments: Moments, ranked: tuple[np.ndarray, np.ndarray], mean: np.ndarray
-    ) -> Scores:
-        found = {
-            "pcc": moments.pearson(),
-            "spearman": metrics.pearson(*ranked),
-            "mse": metrics.mse(self.truth, predicted),
-            "mae": metrics.mae(self.truth, predicted),
-            "r2": metrics.r2(self.truth, predicted, mean),
-            "nrmse": metrics.nrmse(self.truth, predicted),
+    def _scores(self, moments: Moments, ranked: tuple[np.ndarray, np.ndarray], mean: np.ndarray) -> Scores:
+        """Metrics of the catalog that can be computed in one section, with the arguments that are known here."""
+        places, (truth_ranks, predicted_ranks) = self.places, ranked
+        values = {
+            "truth": self.truth,
+            "predicted": self.predicted,
+            "mean": mean,
+            "moments": moments,
+            "truth_ranks": truth_ranks,
+            "predicted_ranks": predicted_ranks,
+            "positions": None if places is None else places.positions,
+            "graph": None if places is None else places.graph,
+            "lower": self.lower,
+            "upper": self.upper,
+            "sd": self.std,
         }
-        if self.places is None:
-            return found
-        measured, own = (metrics.morans_i(values, self.places.graph) for values in (self.truth, predicted))
-        return found | {"ssim": metrics.ssim(self.truth, predicted, self.places.positions), "moran": own - measured}
-
-    def _uncertainty(self) -> Scores:
-        found = {}
-        if self.lower is not None and self.upper is not None:
-            found["coverage"] = metrics.coverage(self.truth, self.lower, self.upper)
-            found["width"] = metrics.interval_width(self.lower, self.upper)
-        if self.std is not None:
-            found["error_correlation"] = metrics.error_correlation(self.truth, self.predicted, self.std)
-        return found
+        scores = {}
+        for metric in CATALOG.values():
+            arguments = [values[name] for name in ARGUMENTS[metric.needs]]
+            if metric.needs != "pooled" and all(value is not None for value in arguments):
+                scores[metric.name] = metric.function(*arguments)
+        return scores
 
 
 def pool(sections: Iterable[Pooled]) -> Scores:
@@ -153,4 +150,5 @@ def pool(sections: Iterable[Pooled]) -> Scores:
     for section in sections:
         for name, parts in section.items():
             total[name] = [one + two for one, two in zip(total[name], parts, strict=True)] if name in total else parts
-    return {name: np.mean([moments.pearson() for moments in parts], axis=0) for name, parts in total.items()}
+    correlation = CATALOG["pcc_pooled"].function
+    return {name: np.mean([correlation(moments) for moments in parts], axis=0) for name, parts in total.items()}
