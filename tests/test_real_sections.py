@@ -1,5 +1,8 @@
 """The main job on real sections, at the accuracy that a quick slide-centred ridge is known to reach."""
 
+import json
+
+import numpy as np
 import pytest
 import spatialdata_io
 
@@ -57,6 +60,12 @@ def test_visium_sections_need_no_special_handling(data):
 
 
 def test_a_space_ranger_folder_with_an_rgba_image_is_read(data):
-    sdata = spatialdata_io.visium(data / "formats" / "visium", dataset_id="tiny")
+    folder = data / "formats" / "visium"
+    sdata = spatialdata_io.visium(folder, dataset_id="tiny")
     ig.pp.extract_patches(sdata, spot_um=55)
-    assert sdata["table"].obsm["patch_bbox"].shape == (2695, 4)
+    boxes = sdata["table"].obsm["patch_bbox"]
+    assert boxes.shape == (2695, 4)
+    scale = json.loads((folder / "spatial" / "scalefactors_json.json").read_text())["tissue_hires_scalef"]
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    np.testing.assert_allclose(centres, sdata["table"].obsm["spatial"][:, ::-1] * scale, atol=1)
+    assert ig.get.patches(sdata, [0]).shape == (1, *(boxes[0, 2:] - boxes[0, :2]), 3)
