@@ -87,7 +87,7 @@ def test_edges_of_the_scores_of_spots():
     assert np.isnan(auroc(some, [np.nan, 1, 2]))
     with pytest.raises(Img2GeneError, match=r"Truth \(3,\) and score \(2,\) differ in shape"):
         auroc(some, [1.0, 2])
-    with pytest.raises(Img2GeneError, match="truth values, or by 0 and 1"):
+    with pytest.raises(Img2GeneError, match="must be boolean, or contain only 0 and 1"):
         dice(np.array([0.0, 0.5]), np.array([0, 1]))
 
 

@@ -129,9 +129,9 @@ def test_levels_of_sections_make_a_pooled_correlation_alone():
 
 def test_sections_to_pool_have_to_be_pairs_of_the_same_genes():
     ones = np.ones((3, 2))
-    with pytest.raises(Img2GeneError, match="Labels of 2 sections and predictions of 1"):
+    with pytest.raises(Img2GeneError, match="Expression of 2 sections and predictions of 1"):
         pooled_pearson([ones, ones], [ones])
-    with pytest.raises(Img2GeneError, match="Labels of 0 sections"):
+    with pytest.raises(Img2GeneError, match="Expression of 0 sections"):
         pooled_pearson([], [])
     with pytest.raises(Img2GeneError, match="differ in their number of genes"):
         pooled_pearson([ones, ones[:, :1]], [ones, ones[:, :1]])

@@ -128,7 +128,7 @@ def test_rows_of_a_network_without_a_gene_are_left_out(caplog):
 
 def test_a_file_without_tabs_is_no_gmt(tmp_path):
     (tmp_path / "list.gmt").write_text("ERBB2\nESR1\n")
-    with pytest.raises(Img2GeneError, match=r"is no GMT file.*2 lines are not \(ERBB2, ESR1\)"):
+    with pytest.raises(Img2GeneError, match=r"is no GMT file.*2 lines have fewer than three parts \(ERBB2, ESR1\)"):
         read_gene_sets(tmp_path / "list.gmt")
 
 
@@ -224,7 +224,7 @@ def test_mouse_genes_that_look_human_do_not_keep_human_sets_from_matching(caplog
     np.testing.assert_array_equal(sets["a"], [0, 2, 3])
     np.testing.assert_array_equal(sets["b"], [1, 4])
     assert table["fraction"].tolist() == [1, 1]
-    assert "2 of their genes are measured under the exact name, 5 in any case" in caplog.text
+    assert "2 of their genes match exactly, 5 in any case" in caplog.text
     caplog.clear()
     sets, _ = match_gene_sets({"a": ["ERBB2", "C2", "F3"]}, mouse, min_genes=2)
     np.testing.assert_array_equal(sets["a"], [0, 1])

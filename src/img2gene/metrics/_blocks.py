@@ -1,4 +1,4 @@
-"""Matrices of many genes, worked on in blocks of genes: bounded memory, several blocks at a time."""
+"""Work on matrices of many genes in blocks of genes: with bounded memory, and several blocks at a time."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ _Result = TypeVar("_Result")
 
 
 def columns(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Arrays of equal shape as (n_spots, n_genes), of whatever type they are."""
+    """Bring arrays of equal shape to (n_spots, n_genes); their types stay."""
     refuse_sparse(*arrays)
-    found = [np.asarray(values) for values in arrays]
-    if len({values.shape for values in found}) > 1:
-        names = ("Labels", "predictions") if len(found) == 2 else ("Values",) * len(found)
-        shapes = " and ".join(f"{name} {values.shape}" for name, values in zip(names, found, strict=True))
+    matrices = [np.asarray(values) for values in arrays]
+    if len({values.shape for values in matrices}) > 1:
+        names = ("Expression", "predictions") if len(matrices) == 2 else ("Values",) * len(matrices)
+        shapes = " and ".join(f"{name} {values.shape}" for name, values in zip(names, matrices, strict=True))
         raise Img2GeneError(f"{shapes} differ in shape.")
-    if found[0].ndim not in (1, 2):
-        raise Img2GeneError(f"Expected (n_spots, n_genes) arrays, got {found[0].ndim} dimensions.")
-    return tuple(values if values.ndim == 2 else values[:, None] for values in found)
+    if matrices[0].ndim not in (1, 2):
+        raise Img2GeneError(f"Expected (n_spots, n_genes) arrays, got {matrices[0].ndim} dimensions.")
+    return tuple(values if values.ndim == 2 else values[:, None] for values in matrices)
 
 
 def refuse_sparse(*arrays: object) -> None:
     """Raise for sparse matrices: numpy would take each for one object."""
     if any(sp.issparse(values) for values in arrays):
         raise Img2GeneError(
-            "Sparse matrices: pass dense ones, `.toarray()`, a part of the genes at a time if these are large."
+            "Metrics take no sparse matrices. Pass `.toarray()`, of a part of the genes at a time if it is large."
         )
 
 
 def each_block(function: Callable[[slice], _Result], n_genes: int, values_per_gene: int) -> list[_Result]:
-    """Results of ``function`` for blocks of genes, in order; it runs in threads, as numpy and scipy let go of the lock."""
+    """Call ``function`` for blocks of genes and return the results in order."""
     size = max(1, _BLOCK_VALUES // max(1, values_per_gene))
     blocks = [slice(start, min(start + size, n_genes)) for start in range(0, max(n_genes, 1), size)]
     threads = min(len(blocks), _cores(), _MAX_THREADS)
     if threads == 1:
         return [function(block) for block in blocks]
+    # Threads run side by side, as numpy and scipy release the lock of the interpreter.
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, blocks))
 
@@ -56,10 +57,10 @@ def each_block(function: Callable[[slice], _Result], n_genes: int, values_per_ge
 def per_gene(
     function: Callable[..., np.ndarray], *arrays: np.ndarray, values_per_gene: int | None = None
 ) -> np.ndarray:
-    """Results (…, n_genes) of ``function``, which is given blocks of (n_spots, n_genes) arrays as float64 (n_genes, n_spots).
+    """Call ``function`` on blocks of (n_spots, n_genes) arrays, as float64 (n_genes, n_spots), and join its results.
 
-    The values of a gene lie side by side, so that sums over spots round alike whatever else is in the block. The blocks are
-    copies, which ``function`` may overwrite.
+    The values of a gene are contiguous, so that sums over spots round alike whatever else is in the block. The blocks
+    are copies, which ``function`` may overwrite.
     """
     n_spots, n_genes = arrays[0].shape
 
@@ -70,7 +71,7 @@ def per_gene(
 
 
 def is_constant(sum_of_squares: np.ndarray, peak: np.ndarray, n: int) -> np.ndarray:
-    """Whether a spread around the mean is no more than rounding error beside the largest absolute value; True for NaN."""
+    """Whether a spread around the mean is no more than rounding error of the largest absolute value; True for NaN."""
     return ~(np.sqrt(sum_of_squares) > _CONSTANT * peak * np.sqrt(n))
 
 
@@ -79,8 +80,8 @@ def spread(values: np.ndarray) -> np.ndarray:
     if not values.shape[1]:
         return np.full(len(values), np.nan)
     centred = values - values.mean(axis=1, keepdims=True)
-    found = np.einsum("gn,gn->g", centred, centred)
-    return np.where(is_constant(found, np.abs(values).max(axis=1), values.shape[1]), np.nan, found)
+    squares = np.einsum("gn,gn->g", centred, centred)
+    return np.where(is_constant(squares, np.abs(values).max(axis=1), values.shape[1]), np.nan, squares)
 
 
 def standardise(values: np.ndarray) -> np.ndarray:

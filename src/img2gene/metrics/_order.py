@@ -34,7 +34,7 @@ def order_by_counts(
     if library is not None:
         row_keys ^= _hashes(library.astype(np.float64).view(np.uint64) + np.uint64(1))
     column_keys = _sums(counts.indices, _hashes(values ^ row_keys[rows]), counts.shape[1])
-    # Spots that hold the same counts in different genes are told apart by these genes, and the genes by these spots.
+    # Spots with the same counts in different genes differ in the keys of these genes, and genes in the keys of spots.
     row_keys ^= _sums(rows, _hashes(values ^ column_keys[counts.indices]), counts.shape[0])
     column_keys = _sums(counts.indices, _hashes(values ^ row_keys[rows]), counts.shape[1])
     return np.lexsort((row_keys, groups)), np.argsort(column_keys, kind="stable")
@@ -48,7 +48,7 @@ def _sums(index: np.ndarray, hashes: np.ndarray, n: int) -> np.ndarray:
 
 
 def _hashes(values: np.ndarray) -> np.ndarray:
-    """Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014: the finaliser of SplitMix64."""
+    """Mix 64 bits as SplitMix64 does: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014."""
     mixed = values + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

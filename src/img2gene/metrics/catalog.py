@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Direction = Literal["higher", "lower", "zero"]
-# Arguments of a metric's function, by what it needs. `mean` is the training mean of each gene, `sd` the predicted SD; moments
-# and ranks are computed once for several metrics and baselines.
+# Arguments of a metric's function, by what it needs. `mean` is the training mean of each gene, `sd` the predicted SD.
+# Moments and ranks are computed once for several metrics and baselines.
 ARGUMENTS = {
     "moments": ("moments",),
     "ranks": ("truth_ranks", "predicted_ranks"),
@@ -101,8 +101,8 @@ def direction(metric: str) -> Direction | None:
 def goodness(values: pd.Series, metric: str, level: float | None) -> pd.Series:
     """Turn scores into values that are higher where the scores are better.
 
-    ``level`` is the nominal level of intervals, which their coverage is compared with. Scores without a direction stay as they
-    are.
+    ``level`` is the nominal level of intervals, which their coverage is compared with. Scores without a direction stay
+    as they are.
     """
     if metric == "coverage" and level is not None:
         return -(values - level).abs()

@@ -1,4 +1,4 @@
-"""How well a score, or a decision, tells spots inside a tissue from spots outside; every function takes (n_spots,) arrays."""
+"""Scores of how well spots inside a structure are separated from spots outside; functions take (n_spots,) arrays."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from img2gene._errors import Img2GeneError, raise_problems
 
 
 def auroc(truth: np.ndarray, score: np.ndarray) -> float:
-    """Area under the receiver operating characteristic: does the score rank inside above outside?
+    """Compute the area under the receiver operating characteristic: does the score rank inside above outside?
 
-    AUROC = P(s⁺ > s⁻) + ½ P(s⁺ = s⁻) for a random spot inside (+) and one outside (−), from 0 to 1: ½ is chance, whatever
-    the share of spots inside. Only the order of the scores counts.
+    AUROC = P(s⁺ > s⁻) + ½ P(s⁺ = s⁻) for a random spot inside (+) and one outside (−), from 0 to 1. Chance is ½,
+    whatever the share of spots inside. Only the order of the scores counts.
 
     Parameters
     ----------
@@ -42,10 +42,10 @@ def auroc(truth: np.ndarray, score: np.ndarray) -> float:
 
 
 def auprc(truth: np.ndarray, score: np.ndarray) -> float:
-    """Area under the precision-recall curve, as average precision: are the highest scores inside?
+    """Compute the area under the precision-recall curve, as average precision: are the highest scores inside?
 
-    AUPRC = Σₙ (Rₙ − Rₙ₋₁) Pₙ over the thresholds n, with precision P and recall R, above 0 and up to 1: chance is the share
-    of spots inside, so values compare within one section only.
+    AUPRC = Σₙ (Rₙ − Rₙ₋₁) Pₙ over the thresholds n, with precision P and recall R, above 0 and up to 1. Chance is the
+    share of spots inside, so compare values within one section only.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def auprc(truth: np.ndarray, score: np.ndarray) -> float:
 
 
 def dice(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Dice coefficient of two sets of spots: how far do they overlap?
+    """Compute the Dice coefficient of two sets of spots: how far do they overlap?
 
     Dice = 2 · (in both) / (in truth + in predicted), from 0 (disjoint) to 1 (equal); the F₁ score of the decision.
 
@@ -113,16 +113,18 @@ def _pair(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _is_rankable(inside: np.ndarray, values: np.ndarray) -> bool:
+    # scikit-learn raises for NaN, and warns where an area is not defined.
     return bool(inside.any() and not inside.all() and not np.isnan(values).any())
 
 
 def _as_bool(values: np.ndarray) -> np.ndarray:
-    found = np.asarray(values)
-    if found.dtype == bool or not found.size:
-        return found.astype(bool)
-    if found.dtype.kind not in "iuf" or not np.isin(found, (0, 1)).all():
-        raise Img2GeneError("Which spots are inside has to be told by truth values, or by 0 and 1.")
-    return found.astype(bool)
+    flags = np.asarray(values)
+    if flags.dtype == bool or not flags.size:
+        return flags.astype(bool)
+    # A score passed as a decision would silently become True everywhere.
+    if flags.dtype.kind not in "iuf" or not np.isin(flags, (0, 1)).all():
+        raise Img2GeneError("`truth` and decisions must be boolean, or contain only 0 and 1.")
+    return flags.astype(bool)
 
 
 def _check_shapes(one: np.ndarray, two: np.ndarray) -> None:

@@ -8,9 +8,10 @@ from img2gene._errors import Img2GeneError
 
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of independent values with the interval of Student's t.
+    """Compute the mean of independent values, with its interval by Student's t.
 
-    mean ± t_{(1 + level) / 2, n − 1} · SD / √n. With few patients it is wide; a bootstrap over so few would be too narrow.
+    mean ± t_{(1 + level) / 2, n − 1} · SD / √n. With few patients the interval is wide; a bootstrap over few patients
+    would be too narrow.
 
     Parameters
     ----------
@@ -45,12 +46,13 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float
 
 
 def signed_rank_pvalue(differences: np.ndarray) -> float:
-    """Two-sided p-value of Wilcoxon's signed-rank test that differences are symmetric around 0.
+    """Test with Wilcoxon's signed ranks, two-sided, whether differences are symmetric around 0.
 
     Parameters
     ----------
     differences
-        (n,), one for each pair; NaN are left out. Exact below 50 differences without ties, else the normal approximation.
+        (n,), one for each pair; NaN are left out. Exact below 50 differences without ties, else the normal
+        approximation.
 
     Returns
     -------
@@ -72,6 +74,7 @@ def signed_rank_pvalue(differences: np.ndarray) -> float:
     known = differences[np.isfinite(differences)]
     if not len(known):
         return np.nan
+    # scipy divides 0 by 0 where all differences are 0, and warns.
     if not known.any():
         return 1.0
     return float(wilcoxon(known).pvalue)

@@ -14,14 +14,14 @@ from img2gene.metrics._blocks import columns, is_constant, per_gene
 
 @dataclass(frozen=True)
 class Moments:
-    """What a Pearson correlation needs to know of labels and predictions; ``a + b`` is that of the spots of both.
+    """Sums that a Pearson correlation is computed from; ``a + b`` are the moments of the spots of both.
 
     Attributes
     ----------
     n
         Spots.
     means, squares, peaks
-        float64 (2, n_genes), labels and predictions: mean, sum of squares around it, largest absolute value.
+        float64 (2, n_genes), measured and predicted: mean, sum of squares around it, largest absolute value.
     products
         float64 (n_genes,): sum of products around the means.
     """
@@ -34,7 +34,7 @@ class Moments:
 
     @classmethod
     def of(cls, truth: np.ndarray, predicted: np.ndarray) -> Moments:
-        """Moments of (n_spots, n_genes) labels and predictions."""
+        """Compute the moments of measured and predicted expression (n_spots, n_genes)."""
         one, two = columns(truth, predicted)
         return cls._of_rows(len(one), per_gene(row_moments, one, two))
 
@@ -43,7 +43,7 @@ class Moments:
         return cls(n, rows[0:2], rows[2:4], rows[4:6], rows[6])
 
     def __add__(self, other: Moments) -> Moments:
-        """Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979."""
+        """Join moments as in Chan, Golub & LeVeque, "Updating formulae for computing sample variances", 1979."""
         if not (self.n and other.n):
             return self if self.n else other
         n = self.n + other.n
@@ -58,20 +58,22 @@ class Moments:
         )
 
     def pearson(self) -> np.ndarray:
-        """Correlation of each gene; NaN where labels or predictions are constant or hold NaN, or there are fewer than two spots."""
+        """Correlation of each gene; NaN where a side is constant or holds NaN, or there are fewer than two spots."""
         known = (self.n > 1) & ~is_constant(self.squares, self.peaks, self.n).any(axis=0)
         lengths = np.sqrt(self.squares)
-        found = np.full_like(self.products, np.nan)
-        np.divide(self.products, lengths[0] * lengths[1], out=found, where=known)
-        return np.clip(found, -1, 1)
+        correlation = np.full_like(self.products, np.nan)
+        np.divide(self.products, lengths[0] * lengths[1], out=correlation, where=known)
+        # Rounding leaves some perfect correlations a little beyond 1.
+        return np.clip(correlation, -1, 1)
 
 
 def row_moments(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Means, squares, peaks (of both) and products, float64 (7, n_genes), of (n_genes, n_spots) blocks."""
+    """Compute means, squares and peaks (of both) and products, float64 (7, n_genes), of (n_genes, n_spots) blocks."""
     if not one.shape[1]:
         return np.full((7, len(one)), np.nan)
     means = np.stack([one.mean(axis=1), two.mean(axis=1)])
     peaks = np.stack([np.abs(values).max(axis=1) for values in (one, two)])
+    # Centred first: sums of squares minus squared means cancel where the mean is large.
     centred = [values - mean[:, None] for values, mean in zip((one, two), means, strict=True)]
     pairs = ((0, 0), (1, 1), (0, 1))
     sums = [np.einsum("gn,gn->g", centred[i], centred[j]) for i, j in pairs]
@@ -79,15 +81,15 @@ def row_moments(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 
 
 def row_pearson(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Correlations of the rows of (n_genes, n_spots) blocks."""
+    """Correlate the rows of (n_genes, n_spots) blocks."""
     return Moments._of_rows(one.shape[1], row_moments(one, two)).pearson()
 
 
 def pooled_pearson(truth: Sequence[np.ndarray], predicted: Sequence[np.ndarray]) -> np.ndarray:
-    """Pearson correlation of each gene over the spots of all sections together.
+    """Compute the Pearson correlation of each gene over the spots of all sections together.
 
-    As :func:`img2gene.metrics.pearson` of the stacked sections, from −1 to 1, without stacking them. A model that only tells
-    sections apart correlates well here, and not at all within sections; where both differ, the level of sections decides.
+    As :func:`img2gene.metrics.pearson` of the stacked sections, from −1 to 1, without stacking them. A model that only
+    predicts the level of each section correlates well here, and not at all within sections.
 
     Parameters
     ----------
@@ -96,13 +98,13 @@ def pooled_pearson(truth: Sequence[np.ndarray], predicted: Sequence[np.ndarray])
 
     Returns
     -------
-    float64 (n_genes,); NaN where labels or predictions are constant over all sections, hold NaN, or there are fewer than two
+    float64 (n_genes,); NaN where either side is constant over all sections or holds NaN, or there are fewer than two
     spots.
 
     Raises
     ------
     Img2GeneError
-        No section, as many labels as predictions are not given, or their shapes differ.
+        No section, different numbers of measured and predicted sections, or shapes that differ.
 
     Examples
     --------
@@ -113,7 +115,9 @@ def pooled_pearson(truth: Sequence[np.ndarray], predicted: Sequence[np.ndarray])
     (array([-1.]), array([0.96]))
     """
     if not len(truth) or len(truth) != len(predicted):
-        raise Img2GeneError(f"Labels of {len(truth)} sections and predictions of {len(predicted)}: give both for each.")
+        raise Img2GeneError(
+            f"Expression of {len(truth)} sections and predictions of {len(predicted)}: pass both for every section."
+        )
     parts = [Moments.of(*pair) for pair in zip(truth, predicted, strict=True)]
     if len({part.products.shape for part in parts}) > 1:
         raise Img2GeneError("The sections differ in their number of genes.")

@@ -1,4 +1,4 @@
-"""Expression as pictures: spots rasterised on a grid of their pitch, and the structural similarity of such maps."""
+"""Rasterise spots on a grid of their pitch, and compare such maps by their structural similarity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from img2gene.metrics._blocks import columns, per_gene, spread
 
 _WINDOW = 7
 _K1, _K2 = 0.01, 0.03
-# Spots of square lattices then lie at a quarter of a cell, those of hexagonal ones at a quarter or at three: never at an edge.
+# Spots of square lattices lie at a quarter of a cell, and of hexagonal ones at a quarter or three: never at an edge.
 _PHASE = 0.25
 _MAX_CELLS_PER_SPOT = 1000
 # Below √2, the diagonal of a square lattice
@@ -35,7 +35,7 @@ class Grid:
 
     @classmethod
     def of(cls, positions: np.ndarray) -> Grid:
-        """Grid that spots at ``positions`` (n_spots, 2: row, column) lie on."""
+        """Lay a grid over spots at ``positions`` (n_spots, 2: row, column)."""
         places = np.asarray(positions, dtype=np.float64)
         if places.ndim != 2 or places.shape[1] != 2 or not np.isfinite(places).all():
             raise Img2GeneError(f"Expected finite positions (n_spots, 2: row, column), got shape {places.shape}.")
@@ -45,8 +45,8 @@ class Grid:
         height, width = (int(number) for number in index.max(axis=0) + 1)
         if height * width > _MAX_CELLS_PER_SPOT * len(places):
             raise Img2GeneError(
-                f"{len(places)} spots at a pitch of {pitch(places):g} would lie on {height} x {width} cells: the positions "
-                "are not those of one section."
+                f"{len(places)} spots at a pitch of {pitch(places):g} would lie on {height} x {width} cells. Pass the "
+                "positions of one section, in the same unit for rows and columns."
             )
         return cls((height, width), index[:, 0] * width + index[:, 1])
 
@@ -57,35 +57,36 @@ class Grid:
 
     def means(self, values: np.ndarray) -> np.ndarray:
         """Mean of ``values`` (n_genes, n_spots) in each cell, (n_genes, rows, columns); 0 in empty cells."""
-        found = np.zeros((len(values), self.shape[0] * self.shape[1]))
+        maps = np.zeros((len(values), self.shape[0] * self.shape[1]))
         counts = self.counts.ravel()
         if (counts < 2).all():
-            found[:, self.cells] = values
+            maps[:, self.cells] = values
         else:
             order = np.argsort(self.cells, kind="stable")
             filled, first = np.unique(self.cells[order], return_index=True)
-            found[:, filled] = np.add.reduceat(values[:, order], first, axis=1) / counts[filled]
-        return found.reshape(len(values), *self.shape)
+            maps[:, filled] = np.add.reduceat(values[:, order], first, axis=1) / counts[filled]
+        return maps.reshape(len(values), *self.shape)
 
 
 def pitch(positions: np.ndarray) -> float:
-    """Distance between neighbouring spots: the median over all pairs that are about as near as a spot's two nearest."""
+    """Measure the distance between neighbouring spots: the median over pairs about as near as a spot's two nearest."""
     from scipy.spatial import cKDTree
 
     places = np.unique(positions, axis=0)
     if len(places) < 2:
         return 1.0
     distances = cKDTree(places).query(places, k=min(7, len(places)))[0][:, 1:]
-    # The two nearest are neighbours even at corners, but where spots lie off their lattice they are the nearer ones.
+    # The two nearest are neighbours even at corners, but their median is too small where spots lie off their lattice.
     near = np.median(distances[:, :2])
     return float(np.median(distances[distances < _NEIGHBOR * near]))
 
 
 def rasterize(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Maps of expression: the spots of a section as pixels of a grid of their pitch.
+    """Draw the spots of a section as pixels of a grid of their pitch.
 
-    A pixel is as wide as neighbouring spots are apart (in the median) and holds the mean of the spots in it. On a hexagonal lattice, whose rows are nearer to each other than its spots, two rows meet in one row of pixels
-    out of six or seven.
+    A pixel is as wide as the median distance between neighbouring spots, and holds the mean of the spots in it. The
+    rows of a hexagonal lattice are nearer to each other than its spots: every sixth or seventh row of pixels holds two
+    of them.
 
     Parameters
     ----------
@@ -111,22 +112,23 @@ def rasterize(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
     array([[ 5.,  6.],
            [ 7., nan]])
     """
-    (given,) = columns(values)
-    grid = _grid_of(given, positions)
-    found = np.full((given.shape[1], *grid.shape), np.nan)
+    (matrix,) = columns(values)
+    grid = _grid_of(matrix, positions)
+    maps = np.full((matrix.shape[1], *grid.shape), np.nan)
     filled = grid.counts > 0
-    found[:, filled] = grid.means(np.array(given.T, dtype=np.float64, order="C"))[:, filled]
-    return np.moveaxis(found, 0, -1)
+    maps[:, filled] = grid.means(np.array(matrix.T, dtype=np.float64, order="C"))[:, filled]
+    return np.moveaxis(maps, 0, -1)
 
 
 def ssim(truth: np.ndarray, predicted: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Structural similarity of the measured and the predicted map of each gene in one section.
+    """Compute the structural similarity of the measured and the predicted map of each gene in one section.
 
     SSIM = mean over windows of (2 μ_y μ_ŷ + C₁)(2 σ_yŷ + C₂) / ((μ_y² + μ_ŷ² + C₁)(σ_y² + σ_ŷ² + C₂)), C₁ = (.01 L)²,
-    C₂ = (.03 L)², from −1 to 1. Maps are those of :func:`img2gene.metrics.rasterize`; windows are 7 × 7 pixels, all weighted
-    alike, with sample (co)variances; L is the range of labels and predictions of the gene together. On a rectangle full of spots
-    this equals ``skimage.metrics.structural_similarity`` with its defaults. Elsewhere only tissue counts: pixels without
-    a spot are left out of the windows, and windows of which less than half holds spots are left out of the mean.
+    C₂ = (.03 L)², from −1 to 1. Maps are drawn by :func:`img2gene.metrics.rasterize`. Windows have 7 × 7 pixels of
+    equal weight, and sample (co)variances. L is the range of the measured and predicted values of the gene together. On
+    a rectangle full of spots this equals ``skimage.metrics.structural_similarity`` with its defaults. Elsewhere only
+    tissue counts: windows leave out pixels without a spot, and the mean leaves out windows that are less than half
+    filled.
 
     Parameters
     ----------
@@ -137,9 +139,9 @@ def ssim(truth: np.ndarray, predicted: np.ndarray, positions: np.ndarray) -> np.
 
     Returns
     -------
-    float64 (n_genes,); NaN where the labels are constant, anything is NaN, or no window fits on the tissue, which has to be seven
-    spots wide. A constant prediction has an SSIM, near 0 where the labels vary. Where a gene is 0 in both maps its windows count
-    1: compare SSIM between models, not between genes.
+    float64 (n_genes,); NaN where the measured values are constant, anything is NaN, or no window fits on the tissue,
+    which must be seven spots wide. A constant prediction has an SSIM, near 0 where the measured values vary. Windows
+    where a gene is 0 in both maps count as 1: compare SSIM between models, not between genes.
 
     Raises
     ------
@@ -171,11 +173,11 @@ def ssim(truth: np.ndarray, predicted: np.ndarray, positions: np.ndarray) -> np.
 
     def run(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         extent = np.maximum(first.max(axis=1), second.max(axis=1)) - np.minimum(first.min(axis=1), second.min(axis=1))
-        # Also of those with NaN, and of constant ones, whose range may be 0.
+        # NaN for genes that hold NaN, and for constant ones, whose range may be 0.
         extent[np.isnan(spread(first))] = np.nan
         return _similarity(grid.means(first), grid.means(second), extent, counts, used)
 
-    # Half as many genes in a block, for the many maps that are held at a time.
+    # Half as many genes in a block, as many maps are held at the same time.
     return per_gene(run, one, two, values_per_gene=2 * grid.shape[0] * grid.shape[1])
 
 
@@ -183,7 +185,7 @@ def _similarity(
     one: np.ndarray, two: np.ndarray, extent: np.ndarray, counts: np.ndarray, used: np.ndarray
 ) -> np.ndarray:
     """Mean SSIM of maps (n_genes, rows, columns) over the windows in use; ``counts`` are their pixels with spots."""
-    # Windows that are not in use are computed, too, as picking the others takes longer; one pixel has no covariance.
+    # Unused windows are computed, too, as selecting the others takes longer. One pixel has no covariance.
     n = np.maximum(counts, 2)
 
     def covariance(products: np.ndarray, means: np.ndarray) -> np.ndarray:
@@ -197,10 +199,10 @@ def _similarity(
     shared = one_mean * two_mean
     power = one_mean**2 + two_mean**2
     c1, c2 = ((k * extent[:, None, None]) ** 2 for k in (_K1, _K2))
-    found = (2 * shared + c1) / (power + c1)
-    found *= 2 * covariance(one * two, shared) + c2
-    found /= covariance(one**2 + two**2, power) + c2
-    return np.einsum("grc,rc->g", found, used / used.sum())
+    similarity = (2 * shared + c1) / (power + c1)
+    similarity *= 2 * covariance(one * two, shared) + c2
+    similarity /= covariance(one**2 + two**2, power) + c2
+    return np.einsum("grc,rc->g", similarity, used / used.sum())
 
 
 def _window_sums(maps: np.ndarray) -> np.ndarray:
@@ -214,5 +216,5 @@ def _window_sums(maps: np.ndarray) -> np.ndarray:
 def _grid_of(values: np.ndarray, positions: np.ndarray) -> Grid:
     grid = Grid.of(positions)
     if len(grid.cells) != len(values):
-        raise Img2GeneError(f"{len(grid.cells)} positions for {len(values)} spots.")
+        raise Img2GeneError(f"{len(grid.cells)} positions for {len(values)} spots: pass one per spot.")
     return grid

@@ -1,6 +1,6 @@
-"""Scores of predictions against labels, per gene; every function takes (n_spots, n_genes) arrays.
+"""Scores of predictions against measured expression, per gene; functions take (n_spots, n_genes) arrays.
 
-A gene that is constant in the labels or the predictions has no correlation: it is NaN, never 0.
+A gene with constant measured or predicted values has no correlation: it is NaN, never 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from img2gene.metrics.moments import Moments, row_pearson
 
 
 def pearson(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each gene over spots.
+    """Compute the Pearson correlation of each gene over spots.
 
     r = Σ (y − ȳ)(ŷ − ŷ̄) / √(Σ (y − ȳ)² Σ (ŷ − ŷ̄)²), from −1 to 1.
 
@@ -23,7 +23,7 @@ def pearson(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    float64 (n_genes,); NaN where labels or predictions are constant, hold NaN, or there are fewer than two spots.
+    float64 (n_genes,); NaN where either side is constant or holds NaN, or there are fewer than two spots.
 
     Examples
     --------
@@ -36,7 +36,7 @@ def pearson(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def spearman(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Spearman correlation of each gene over spots: Pearson correlation of average ranks, from −1 to 1.
+    """Compute the Spearman correlation of each gene over spots: Pearson correlation of average ranks, from −1 to 1.
 
     Parameters and edge cases as in :func:`pearson`.
 
@@ -51,40 +51,42 @@ def spearman(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def row_spearman(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Rank correlations of the rows of (n_genes, n_spots) blocks."""
+    """Compute rank correlations of the rows of (n_genes, n_spots) blocks."""
     return row_pearson(row_ranks(one), row_ranks(two))
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Average rank of each spot for every gene, float32 (n_spots, n_genes), which is exact up to eight million spots.
+    """Rank the spots of every gene, float32 (n_spots, n_genes); ties share their mean.
 
-    Labels that are compared more than once are ranked once: ``spearman(a, b)`` equals ``pearson(ranks(a), ranks(b))``.
+    Values that are compared more than once are ranked once: ``spearman(a, b)`` equals ``pearson(ranks(a), ranks(b))``.
     """
-    (given,) = columns(values)
-    found = np.empty(given.shape, dtype=np.float32)
+    (matrix,) = columns(values)
+    # Multiples of ½ are exact in single precision up to eight million spots.
+    result = np.empty(matrix.shape, dtype=np.float32)
 
     def run(block: slice) -> None:
-        found[:, block] = row_ranks(np.array(given[:, block].T, order="C")).T
+        result[:, block] = row_ranks(np.array(matrix[:, block].T, order="C")).T
 
-    each_block(run, given.shape[1], len(given))
-    return found
+    each_block(run, matrix.shape[1], len(matrix))
+    return result
 
 
 def row_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks, from 1, of each row; ties share their mean, rows with NaN are NaN. Up to seven times as fast as scipy's ``rankdata``."""
-    found = np.empty(values.shape)
-    for row, out in zip(values, found, strict=True):
+    """Rank each row from 1; ties share their mean, and rows with NaN are NaN."""
+    result = np.empty(values.shape)
+    # Up to seven times as fast as scipy's `rankdata`
+    for row, out in zip(values, result, strict=True):
         order = np.argsort(row)
         ordered = row[order]
         edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
         counts = np.diff(edges)
         out[order] = np.repeat(edges[:-1] + (counts + 1) / 2, counts)
-    found[np.isnan(values).any(axis=1)] = np.nan
-    return found
+    result[np.isnan(values).any(axis=1)] = np.nan
+    return result
 
 
 def mse(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Mean squared error of each gene, mean (y − ŷ)², 0 at best; NaN without spots.
+    """Compute the mean squared error of each gene, mean (y − ŷ)², 0 at best; NaN without spots.
 
     Examples
     --------
@@ -97,10 +99,10 @@ def mse(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def nrmse(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Root of the mean squared error of each gene, in standard deviations of its labels.
+    """Compute the root mean squared error of each gene, in standard deviations of its measured values.
 
-    NRMSE = √(mean (y − ŷ)²) / SD(y), with the population SD, from 0 at best to ∞; the mean of the labels, which no model knows,
-    would reach 1.
+    NRMSE = √(mean (y − ŷ)²) / SD(y), with the population SD, from 0 at best to ∞. The mean of the measured values,
+    which no model knows, would reach 1.
 
     Parameters
     ----------
@@ -109,7 +111,7 @@ def nrmse(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    float64 (n_genes,); NaN where the labels are constant, anything is NaN, or there are no spots.
+    float64 (n_genes,); NaN where the measured values are constant, anything is NaN, or there are no spots.
 
     Examples
     --------
@@ -126,7 +128,7 @@ def nrmse(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def mae(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Mean absolute error of each gene, mean ``abs(y − ŷ)``, 0 at best; NaN without spots.
+    """Compute the mean absolute error of each gene, mean ``abs(y − ŷ)``, 0 at best; NaN without spots.
 
     Examples
     --------
@@ -143,10 +145,10 @@ def mae(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def r2(truth: np.ndarray, predicted: np.ndarray, reference: np.ndarray | float) -> np.ndarray:
-    """Share of squared error that the prediction saves against a constant reference.
+    """Compute the share of squared error that the prediction saves against a constant reference.
 
     R² = 1 − Σ (y − ŷ)² / Σ (y − reference)², from −∞ to 1; 0 is as good as the reference. With the training mean as
-    reference no knowledge of the test section is used.
+    reference, R² uses no knowledge of the test section.
 
     Parameters
     ----------
@@ -157,7 +159,7 @@ def r2(truth: np.ndarray, predicted: np.ndarray, reference: np.ndarray | float) 
 
     Returns
     -------
-    float64 (n_genes,); NaN where every label equals the reference.
+    float64 (n_genes,); NaN where every measured value equals the reference.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How well labels could be predicted at best: the noise ceiling of each gene."""
+"""Estimate how well each gene could be predicted at best: the noise ceiling."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def noise_ceiling(
     n_splits: int = 3,
     seed: int = 0,
 ) -> np.ndarray:
-    r"""PCC within a section that a perfect model would reach, for each gene.
+    r"""Estimate the PCC within a section that a perfect model would reach, for each gene.
 
-    The labels :math:`y = \log(1 + 10^4 x / L)` of counts *x* and library size *L* are what can be known of a spot plus
-    noise. With the share *R* of their variance that can be known, no prediction correlates better than :math:`\sqrt R`.
+    The expression :math:`y = \log(1 + 10^4 x / L)` of counts *x* and library size *L* is signal plus noise. If the
+    signal has the share *R* of the variance, no prediction correlates better than :math:`\sqrt R`.
 
-    ``method="genes"`` takes for knowable what a gene shares with others. A gene's labels are compared with two summaries
-    :math:`u_1, u_2` of the same spots, each from one half of the other genes, none of which has the gene's noise or that
-    of the other summary. With canonical variates :math:`u_{1j}, u_{2j}` of correlation :math:`\rho_j`,
+    ``method="genes"`` takes for signal what a gene shares with others. A gene is compared with two summaries
+    :math:`u_1, u_2` of the same spots, each from one half of the other genes. Neither summary shares noise with the
+    gene or with the other summary. With canonical variates :math:`u_{1j}, u_{2j}` of correlation :math:`\rho_j`,
 
     .. math:: R = \frac{\sum_{i \ne k} y_i H_{ik} y_k}{\sum_i (1 - H_{ii}) \, y_i^2},
               \qquad H = \sum_j \frac{u_{1j} u_{2j}^\top}{\rho_j}
 
-    which corrects for the noise of the summaries (dividing by :math:`\rho_j`) and for chance (leaving out i = k).
-    Noise of every kind counts, as long as it is a gene's own: sampling, overdispersion, lost counts. So does variation in
-    the tissue that a gene shares with no other.
+    which corrects for the noise of the summaries (dividing by :math:`\rho_j`) and for chance (leaving out i = k). Every
+    kind of noise that is specific to a gene counts: sampling, overdispersion, lost counts. So does variation in the
+    tissue that a gene shares with no other.
 
-    ``method="thinning"`` takes for noise what sampling of molecules adds. Counts are divided at random, each half is
-    normalised, and the correlation *r* of the halves is brought to full depth: :math:`R = 2r / (1 + r)`. Overdispersion
-    and lost counts are the same in both halves, so this is an upper bound.
+    ``method="thinning"`` takes for noise what the sampling of molecules adds. Counts are divided at random, each half
+    is normalised, and the correlation *r* of the halves is brought to full depth: :math:`R = 2r / (1 + r)`.
+    Overdispersion and lost counts are the same in both halves, so this is an upper bound.
 
     Parameters
     ----------
@@ -60,27 +60,29 @@ def noise_ceiling(
     library
         (n_spots,) counts of the whole transcriptome; by default the row sums.
     sections
-        (n_spots,) names; correlations are within sections, and averaged over them. By default all spots are one section.
+        (n_spots,) names; correlations are within sections, and averaged over them. By default all spots are one
+        section.
     genes
-        Columns whose ceiling is asked for; by default all.
+        Columns to estimate the ceiling of; by default all.
     labels
-        (n_spots, len(genes)) labels on another scale than that above, for ``method="genes"``.
+        (n_spots, len(genes)) expression on another scale than log-normalised, for ``method="genes"``.
     method
         ``"genes"`` or ``"thinning"``.
     n_splits
-        How often genes or counts are divided at random; results are averaged.
+        How often genes or counts are divided at random; results are averaged. The divisions do not depend on the order
+        of spots and genes.
     seed
         Seed of the divisions.
 
     Returns
     -------
-    float64 (len(genes),) from 0 to 1. NaN where labels are constant in every section, and for all genes where
-    ``method="genes"`` has fewer than 8 genes to look at. Spots without counts are left out.
+    float64 (len(genes),) from 0 to 1. NaN where expression is constant in every section, and for all genes where
+    ``method="genes"`` has fewer than 8 genes to compare. Spots without counts are left out.
 
     Raises
     ------
     Img2GeneError
-        Unknown method, shapes that differ, or own labels with ``method="thinning"``.
+        Unknown method, shapes that differ, or ``labels`` with ``method="thinning"``.
 
     References
     ----------
@@ -118,14 +120,14 @@ def noise_ceiling(
 
 
 def spearman_brown(r: np.ndarray | float, factor: float = 2.0) -> np.ndarray:
-    """Reliability of a measurement ``factor`` times as long as one of reliability ``r``: k r / (1 + (k − 1) r).
+    """Compute the reliability of a longer measurement from the reliability r of a shorter one: k r / (1 + (k − 1) r).
 
     Parameters
     ----------
     r
         Reliability, such as the correlation of two halves.
     factor
-        k; 2 leads from half to whole.
+        How many times longer, k; 2 leads from half to whole.
 
     Returns
     -------
@@ -142,7 +144,7 @@ def spearman_brown(r: np.ndarray | float, factor: float = 2.0) -> np.ndarray:
 
 
 def normalise(counts: sp.csr_matrix, library: np.ndarray) -> np.ndarray:
-    """Labels log1p(1e4 counts / library), float64 (n_spots, n_genes); a spot without counts has zeros."""
+    """Compute log1p(1e4 counts / library), float64 (n_spots, n_genes); a spot without counts has zeros."""
     scale = np.divide(SCALE, library, out=np.zeros(len(library)), where=library > 0)
     return np.log1p(sp.diags(scale).dot(counts).toarray())
 
@@ -150,19 +152,20 @@ def normalise(counts: sp.csr_matrix, library: np.ndarray) -> np.ndarray:
 def split_counts(
     counts: sp.csr_matrix, library: np.ndarray, rng: np.random.Generator
 ) -> list[tuple[sp.csr_matrix, np.ndarray]]:
-    """Two halves of the molecules with their library sizes; every molecule goes to one of them at random."""
+    """Divide the molecules into two halves with their library sizes; every molecule goes to one of them at random."""
     first = counts.astype(np.int64)
     first.data = rng.binomial(first.data, 0.5)
+    # Molecules of genes that are not in the table count in the library size: they are divided, too.
     elsewhere = np.maximum(np.rint(library - np.asarray(counts.sum(axis=1)).ravel()), 0).astype(np.int64)
     size = np.asarray(first.sum(axis=1)).ravel() + rng.binomial(elsewhere, 0.5)
     return [(first, size), (counts - first, library - size)]
 
 
 def method_problems(method: str) -> list[str]:
-    """What is wrong with the name of a method; empty if nothing is."""
+    """List what is wrong with the name of a method."""
     if method in METHODS:
         return []
-    return [f"method={method!r}: a noise ceiling is found with {' or '.join(map(repr, METHODS))}."]
+    return [f"method={method!r}: estimate noise ceilings with {' or '.join(map(repr, METHODS))}."]
 
 
 def _check(
@@ -181,9 +184,11 @@ def _check(
     if labels is None:
         return
     if method == "thinning":
-        raise Img2GeneError("Only counts can be thinned; labels on a scale of their own need method='genes'.")
+        raise Img2GeneError("Only counts can be thinned: for `labels` on another scale pass method='genes'.")
     if np.shape(labels) != (len(library), len(columns)):
-        raise Img2GeneError(f"Labels {np.shape(labels)} are not one per spot and gene {(len(library), len(columns))}.")
+        raise Img2GeneError(
+            f"`labels` of shape {np.shape(labels)} are not one per spot and gene {(len(library), len(columns))}."
+        )
 
 
 def _thinning(
@@ -224,19 +229,20 @@ def _shared(
         return np.full(len(columns), np.nan)
     share = np.zeros(len(columns))
     for _ in range(n_splits):
+        # No gene may be part of its own summaries: each fold is explained by genes of the others.
         fold = rng.permutation(counts.shape[1]) % _N_FOLDS
         for number in range(_N_FOLDS):
-            own = np.flatnonzero(fold[columns] == number)
+            members = np.flatnonzero(fold[columns] == number)
             others = rng.permutation(np.flatnonzero(fold[anchors] != number))
             variates = _variates(profiles[:, others[::2]], profiles[:, others[1::2]], len(labels) - groups.max() - 1)
-            share[own] += _explained(labels[:, own], *variates) / n_splits
+            share[members] += _explained(labels[:, members], *variates) / n_splits
     # A section where a gene is constant holds zeros: the mean is over the others.
     share = np.divide(share * (groups.max() + 1), n_sections, out=np.full(len(share), np.nan), where=n_sections > 0)
     return np.sqrt(np.clip(share, 0, 1))
 
 
 def _standardise(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values of mean 0 within sections, where their squares add up to the same; number of sections where a gene varies."""
+    """Centre values within sections and scale their squares to the same sum; count the sections where a gene varies."""
     result, varying = np.zeros(values.shape), np.zeros(values.shape[1])
     n_sections = groups.max(initial=-1) + 1
     for group in range(n_sections):
@@ -250,7 +256,8 @@ def _standardise(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np
 def _profiles(counts: sp.csr_matrix, library: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The genes with the highest share of the counts, and these shares with mean 0 within sections and variance 1.
 
-    Shares and not their logarithms: the expected share does not depend on the depth, so depth does not make genes alike.
+    Shares and not their logarithms: the expected share does not depend on depth, so genes do not correlate through
+    depth.
     """
     share = sp.diags(1 / library).dot(counts).tocsc()
     anchors = np.argsort(-np.asarray(share.sum(axis=0)).ravel(), kind="stable")[:_N_ANCHORS]
@@ -269,15 +276,15 @@ def _variates(one: np.ndarray, two: np.ndarray, n: int) -> tuple[np.ndarray, np.
     left, rho, right = np.linalg.svd(first.T @ second)
     # Largest correlation of independent noise (Wachter 1980) in `rank` dimensions on either side
     noise = 2 * np.sqrt(rank / n * (1 - rank / n))
-    found = rho > noise
-    return (first @ left)[:, found], (second @ right.T)[:, found], rho[found]
+    real = rho > noise
+    return (first @ left)[:, real], (second @ right.T)[:, real], rho[real]
 
 
 def _explained(labels: np.ndarray, one: np.ndarray, two: np.ndarray, rho: np.ndarray) -> np.ndarray:
-    """Share of the variance of each column of labels, without the terms that a spot makes with itself."""
-    own = (one * two / rho).sum(axis=1) @ np.square(labels)
+    """Share of the variance of each column of labels that the variates explain, without the terms i = k."""
+    diagonal = (one * two / rho).sum(axis=1) @ np.square(labels)
     total = ((one.T @ labels) * (two.T @ labels) / rho[:, None]).sum(axis=0)
-    return (total - own) / (len(labels) - own)
+    return (total - diagonal) / (len(labels) - diagonal)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

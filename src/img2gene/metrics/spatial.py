@@ -18,8 +18,9 @@ _BLOCK_NEIGHBORS = 2**22
 def nearest_spots(positions: np.ndarray, k: int) -> np.ndarray:
     """Find the k nearest other spots of each spot.
 
-    Spots at the same distance are taken by row coordinate, then by column coordinate. The neighbours of a spot therefore do
-    not depend on the order of the spots. Only coincident spots are taken by their index, as they have the same position.
+    Spots at the same distance are taken by row coordinate, then by column coordinate. The neighbours of a spot
+    therefore do not depend on the order of the spots. Only coincident spots are taken by their index, as they have the
+    same position.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ def nearest_spots(positions: np.ndarray, k: int) -> np.ndarray:
 
 
 def position_ranks(points: np.ndarray) -> np.ndarray:
-    """Ranks 0 … n − 1 of spots by row coordinate, then by column; coordinates that differ by rounding count as equal."""
+    """Rank spots 0 … n − 1 by row coordinate, then by column. Coordinates that differ by rounding count as equal."""
     tolerance = _TIE * np.ptp(points, axis=0).max(initial=0) if len(points) else 0
     lines = [tie_groups(coordinate, tolerance) for coordinate in points.T]
     ranks = np.empty(len(points), dtype=np.intp)
@@ -76,9 +77,10 @@ def tie_groups(values: np.ndarray, tolerance: float) -> np.ndarray:
 def _first_neighbors(
     rows: np.ndarray, distance: np.ndarray, candidates: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First k candidates of each row by distance and then by number, and whether further spots may be as near as the k-th.
+    """Take the first k candidates of each row by distance, then by number. Flag rows where further spots may tie.
 
-    ``distance`` rises along each row; ``candidates`` holds the numbers of the spots, their own number ``rows`` included.
+    ``distance`` rises along each row; ``candidates`` holds the numbers of the spots, the number of the spot itself
+    (``rows``) included.
     """
     itself = candidates == rows[:, None]
     # Of many coincident spots one may not find itself: then the last candidate makes room.
@@ -96,12 +98,15 @@ def _first_neighbors(
 
 
 def neighbor_graph(positions: np.ndarray, k: int = 6) -> sp.csr_matrix:
-    """Row-normalised graph of the k nearest spots.
+    """Connect each spot with its k nearest spots, by weights that add up to 1.
+
+    Spots at the same distance are taken by row coordinate, then by column coordinate, so that the graph does not depend
+    on the order of the spots.
 
     Parameters
     ----------
     positions
-        (n_spots, 2).
+        (n_spots, 2: row, column).
     k
         Neighbours per spot; at most n_spots − 1 are used.
 
@@ -125,7 +130,7 @@ def neighbor_graph(positions: np.ndarray, k: int = 6) -> sp.csr_matrix:
 
 
 def morans_i(values: np.ndarray, graph: sp.spmatrix) -> np.ndarray:
-    """Moran's I of each gene.
+    """Compute Moran's I of each gene.
 
     I = (n / Σ w) · Σ w_ij z_i z_j / Σ z_i², z = x − x̄; about −1/(n − 1) without spatial structure, towards 1 with it.
 
@@ -152,7 +157,7 @@ def morans_i(values: np.ndarray, graph: sp.spmatrix) -> np.ndarray:
     >>> bool(morans_i(line, neighbor_graph(np.hstack([line, line]), k=2))[0] > 0)
     True
     """
-    (given,) = columns(values)
+    (matrix,) = columns(values)
     weights = sp.csr_matrix(graph)
     total = weights.sum()
 
@@ -168,7 +173,7 @@ def morans_i(values: np.ndarray, graph: sp.spmatrix) -> np.ndarray:
         products = np.einsum("gn,gn->g", block, lagged) * block.shape[1]
         return np.divide(products, scale, out=np.full_like(scale, np.nan), where=known)
 
-    return per_gene(run, given)
+    return per_gene(run, matrix)
 
 
 def moran_difference(truth: np.ndarray, predicted: np.ndarray, graph: sp.spmatrix) -> np.ndarray:
@@ -178,11 +183,12 @@ def moran_difference(truth: np.ndarray, predicted: np.ndarray, graph: sp.spmatri
 
 
 def moran_agreement(truth: np.ndarray, predicted: np.ndarray, graph: sp.spmatrix) -> tuple[float, float]:
-    """Do predictions have spatial structure in the same genes as the labels, and as much of it?
+    """Compare the spatial structure of predictions and measured expression: in the same genes, and as much of it?
 
-    With I and Î, Moran's I of labels and predictions (:func:`img2gene.metrics.morans_i`): the Pearson correlation of I and Î
-    over genes, from −1 to 1, and the mean of Î − I, 0 at best. Predictions from images are smooth and counts are noisy, so that
-    the difference is above 0 even for a model that predicts the true expression: the correlation is the score to compare.
+    With Moran's I of measured and Î of predicted expression (:func:`img2gene.metrics.morans_i`), the scores are the
+    Pearson correlation of I and Î over genes, from −1 to 1, and the mean of Î − I, 0 at best. Predictions from images
+    are smooth and counts are noisy: the difference is above 0 even for a model that predicts the true expression.
+    Compare models by the correlation.
 
     Parameters
     ----------
@@ -193,8 +199,8 @@ def moran_agreement(truth: np.ndarray, predicted: np.ndarray, graph: sp.spmatrix
 
     Returns
     -------
-    Correlation and mean difference over the genes whose I is defined for both. NaN where there is no such gene; the correlation
-    also with fewer than two of them, or where all have the same I.
+    Correlation and mean difference over the genes whose I is defined for both. Both are NaN without such a gene; the
+    correlation also with fewer than two, or where all have the same I.
 
     Examples
     --------
@@ -207,8 +213,8 @@ def moran_agreement(truth: np.ndarray, predicted: np.ndarray, graph: sp.spmatrix
     [1.0, 0.0]
     """
     one, two = columns(truth, predicted)
-    measured, found = morans_i(one, graph), morans_i(two, graph)
-    known = np.isfinite(measured) & np.isfinite(found)
+    measured, modelled = morans_i(one, graph), morans_i(two, graph)
+    known = np.isfinite(measured) & np.isfinite(modelled)
     if not known.any():
         return np.nan, np.nan
-    return float(pearson(measured[known], found[known])[0]), float((found - measured)[known].mean())
+    return float(pearson(measured[known], modelled[known])[0]), float((modelled - measured)[known].mean())

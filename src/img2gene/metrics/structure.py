@@ -1,4 +1,4 @@
-"""Gene–gene structure: which genes vary together, and whether predictions keep that."""
+"""Measure which genes vary together, and whether predictions preserve that."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from img2gene.metrics._blocks import each_block, refuse_sparse, spread
 from img2gene.metrics.moments import Moments
 
 _MIN_PAIRS = 3
+# Rows of all genes at once would take several matrices of n_genes² values.
 _BLOCK_PAIRS = 2**21
 
 
 def gene_correlation(values: np.ndarray) -> np.ndarray:
-    """Pearson correlation of every gene with every other over spots.
+    """Compute the Pearson correlation of every gene with every other over spots.
 
     r_gh = Σ (x_g − x̄_g)(x_h − x̄_h) / √(Σ (x_g − x̄_g)² Σ (x_h − x̄_h)²), from −1 to 1.
 
     Parameters
     ----------
     values
-        (n_spots, n_genes) of one section: between sections, differences of stain and depth correlate all genes.
+        (n_spots, n_genes) of one section: differences of stain and depth between sections would correlate all genes.
 
     Returns
     -------
-    float64 (n_genes, n_genes), symmetric. Row and column of a gene that is constant or holds NaN are NaN, its diagonal too;
-    with fewer than two spots everything is.
+    float64 (n_genes, n_genes), symmetric. Row and column of a gene that is constant or holds NaN are NaN, its diagonal
+    too; with fewer than two spots all values are NaN.
 
     Raises
     ------
@@ -58,15 +59,17 @@ def gene_correlation(values: np.ndarray) -> np.ndarray:
         unit[:, block] = ((rows - rows.mean(axis=1, keepdims=True)) / length[:, None]).T
 
     each_block(standardise, n_genes, n_spots)
-    found = unit.T @ unit
-    return np.clip(found, -1, 1, out=found)
+    correlation = unit.T @ unit
+    # Rounding leaves the diagonal a little off 1.
+    return np.clip(correlation, -1, 1, out=correlation)
 
 
 def structure_score(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """How well a predicted correlation matrix agrees with the measured one.
+    """Compare a predicted correlation matrix with the measured one.
 
-    Both scores compare the upper triangles, each pair of genes once and without the diagonal: the Pearson correlation says
-    whether the same pairs vary together, the root of the mean squared difference whether they do so as strongly.
+    Both scores compare the upper triangles: each pair of genes once, without the diagonal. The Pearson correlation
+    measures whether the same pairs vary together, the root mean squared difference (RMSE) whether they do so as
+    strongly.
 
     Parameters
     ----------
@@ -75,8 +78,8 @@ def structure_score(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, fl
 
     Returns
     -------
-    Pearson correlation, from −1 to 1, and RMSE, from 0 at best to 2. Both are NaN with fewer than three defined pairs; the
-    correlation also where all pairs have the same value.
+    Pearson correlation, from −1 to 1, and RMSE, from 0 at best to 2. Both are NaN with fewer than three defined pairs;
+    the correlation also where all pairs have the same value.
 
     Raises
     ------
@@ -96,7 +99,7 @@ def structure_score(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, fl
     if one.shape != two.shape or one.ndim != 2 or one.shape[0] != one.shape[1]:
         raise Img2GeneError(
             f"Expected two (n_genes, n_genes) correlation matrices, got shapes {one.shape} and {two.shape}; "
-            "`img2gene.metrics.gene_correlation` makes them of expression."
+            "compute them from expression with `img2gene.metrics.gene_correlation`."
         )
     parts = [_block_moments(one, two, block) for block in _row_blocks(len(one))]
     moments = reduce(Moments.__add__, (part for part, _ in parts))

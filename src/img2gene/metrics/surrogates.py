@@ -1,4 +1,4 @@
-"""Whether predictions correlate with labels beyond what two smooth maps do by chance."""
+"""Test whether predictions correlate with expression more than two smooth maps do by chance."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from img2gene.metrics._order import order_by_position
 from img2gene.metrics.regression import pearson
 from img2gene.metrics.spatial import neighbor_graph
 
+# The time that eigenvectors take grows with the third power of the number of spots.
 _MAX_SPOTS = 4000
 _BLOCK = 1000
 # 1 / (4 P(Z > √2)), the constant of Bentkus & Dzindzalieta
@@ -27,16 +28,17 @@ def spatial_correlation_test(
     n_permutations: int = 999,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""Mean Pearson correlation within sections, and its one-sided p-value against labels with the same smoothness.
+    r"""Compute the mean PCC within sections and its one-sided p-value against random maps of the same smoothness.
 
-    Two smooth maps that have nothing to do with each other correlate far more often than shuffled ones. So labels are not
-    shuffled but drawn anew with the spatial autocorrelation they have (Moran spectral randomisation): in the basis
-    :math:`v_k` of eigenvectors of the section's centred neighbour graph, from smooth to rough, every coefficient keeps its
-    size and takes a random sign. With coefficients :math:`a_k, b_k` of labels and predictions of unit length, the
-    correlation is :math:`\sum_k a_k b_k`, and under the null :math:`\sum_k \epsilon_k a_k b_k` with :math:`\epsilon_k = \pm 1`.
+    Two unrelated smooth maps correlate far more often than shuffled ones. So measured expression is not shuffled but
+    redrawn with its own spatial autocorrelation (Moran spectral randomisation): in the basis :math:`v_k` of
+    eigenvectors of the section's centred neighbour graph, from smooth to rough, every coefficient keeps its size and
+    takes a random sign. With coefficients :math:`a_k, b_k` of measured and predicted expression of unit length, the
+    correlation is :math:`\sum_k a_k b_k`, and under the null :math:`\sum_k \epsilon_k a_k b_k` with signs
+    :math:`\epsilon_k = \pm 1`.
 
-    p is the smaller of (b + 1) / (n + 1), where b of n draws reach the observed mean, and of a bound that needs no draws,
-    3.178 P(Z > z) with z = mean / √Σ (a_k b_k)², which holds for every sum with random signs.
+    p is the smaller of two values: (b + 1) / (n + 1), where b of n draws reach the observed mean; and a bound that
+    needs no draws, 3.178 P(Z > z) with z = mean / √Σ (a_k b_k)², which holds for every sum with random signs.
 
     Parameters
     ----------
@@ -49,7 +51,7 @@ def spatial_correlation_test(
     n_permutations
         Draws n.
     seed
-        Seed of the draws.
+        Seed of the draws, which do not depend on the order of spots and genes.
 
     Returns
     -------
@@ -83,8 +85,8 @@ def spatial_correlation_test(
     groups = np.zeros(len(truth), dtype=int) if sections is None else np.unique(sections, return_inverse=True)[1]
     if np.shape(truth) != np.shape(predicted) or len({len(truth), len(positions), len(groups)}) > 1:
         raise Img2GeneError(
-            f"Labels {np.shape(truth)}, predictions {np.shape(predicted)}, positions {np.shape(positions)} and "
-            f"sections ({len(groups)},) are not of the same spots and genes."
+            f"Expression {np.shape(truth)}, predictions {np.shape(predicted)}, positions {np.shape(positions)} and "
+            f"sections ({len(groups)},) must have the same spots and genes."
         )
     rng = np.random.default_rng(seed)
     pcc, draws = np.zeros((2, truth.shape[1])), _Draws(truth.shape[1], n_permutations)
@@ -109,7 +111,7 @@ class _Draws:
         self.null = np.zeros((n_permutations, n_genes), dtype=np.float32)
 
     def add(self, truth: np.ndarray, predicted: np.ndarray, positions: np.ndarray, rng: np.random.Generator) -> None:
-        """Take in one section."""
+        """Add one section to the sums."""
         basis = _smooth_to_rough(positions).T
         signs = 2 * rng.integers(0, 2, (len(self.null), len(truth)), dtype=np.int8) - 1
         signs = signs.astype(np.float32)

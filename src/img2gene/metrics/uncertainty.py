@@ -1,6 +1,6 @@
-"""Are predictive intervals and standard deviations right? Every function takes (n_spots, n_genes) arrays.
+"""Check predictive intervals and standard deviations; functions take (n_spots, n_genes) arrays.
 
-Intervals and deviations may be NaN, not known, in some spots: these are left out. A gene without any is NaN, never 0.
+Spots with an unknown (NaN) interval or deviation are left out. A gene without any known spot is NaN, never 0.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from img2gene.metrics.regression import row_spearman
 
 
 def coverage(truth: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """Share of spots, for each gene, whose label lies in its predictive interval.
+    """Compute the share of spots, for each gene, whose measured value lies in its predictive interval.
 
-    Coverage = mean [l ≤ y ≤ u], from 0 to 1. Intervals of nominal 90 % should hold .9; read it beside their width, as wide
-    enough ones hold everything. An interval whose bounds are crossed holds nothing.
+    Coverage = mean [l ≤ y ≤ u], from 0 to 1. Nominal 90 % intervals should cover .9 of the values. Read coverage
+    together with width, as wide enough intervals cover everything. An interval whose bounds are crossed covers nothing.
 
     Parameters
     ----------
@@ -42,10 +42,10 @@ def coverage(truth: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndar
 
 
 def interval_width(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """Mean width of the predictive intervals of each gene, on the scale of the labels.
+    """Compute the mean width of the predictive intervals of each gene, on the scale of the expression.
 
-    Width = mean (u − l), from 0; of two models with the same :func:`img2gene.metrics.coverage` that with narrower intervals
-    knows more.
+    Width = mean (u − l), from 0. Of two models with the same :func:`img2gene.metrics.coverage`, the one with narrower
+    intervals is better.
 
     Parameters
     ----------
@@ -65,6 +65,7 @@ def interval_width(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """
 
     def run(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        # In place: `per_gene` passes copies.
         high -= low
         return _mean_known(high, ~np.isnan(high))
 
@@ -72,11 +73,11 @@ def interval_width(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
 
 
 def error_correlation(truth: np.ndarray, predicted: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    """Does the predicted standard deviation tell where a gene's errors are large?
+    """Correlate a gene's absolute errors with the predicted standard deviation.
 
-    Spearman correlation of abs(y − ŷ) with the SD over spots, from −1 to 1; 0 is an SD that says nothing of where errors lie. Even
-    the true SD stays well below 1, as an error drawn with a large SD may be small: normal errors whose SDs are log-normal, with
-    σ = .5, reach .46.
+    The score is the Spearman correlation of abs(y − ŷ) with the SD over spots, from −1 to 1. It is 0 where the SD does
+    not predict which errors are large. Even the true SD stays well below 1, as an error drawn with a large SD may be
+    small: normal errors with log-normal SDs, σ = .5, reach .46.
 
     Parameters
     ----------
@@ -85,8 +86,8 @@ def error_correlation(truth: np.ndarray, predicted: np.ndarray, sd: np.ndarray) 
 
     Returns
     -------
-    float64 (n_genes,) over the spots where all three are known; NaN with fewer than two of them, and where SD or error are
-    constant.
+    float64 (n_genes,) over the spots where all three are known; NaN with fewer than two such spots, and where SD or
+    error are constant.
 
     Examples
     --------
@@ -99,11 +100,12 @@ def error_correlation(truth: np.ndarray, predicted: np.ndarray, sd: np.ndarray) 
     def run(value: np.ndarray, guess: np.ndarray, deviation: np.ndarray) -> np.ndarray:
         error = np.abs(value - guess)
         known = ~np.isnan(error + deviation)
-        found = row_spearman(error, deviation)
+        correlation = row_spearman(error, deviation)
+        # Ranks depend on which spots are known, so that these genes are ranked one by one.
         for gene in np.flatnonzero(~known.all(axis=1)):
             spots = known[gene]
-            found[gene] = row_spearman(error[gene, spots][None], deviation[gene, spots][None])[0]
-        return found
+            correlation[gene] = row_spearman(error[gene, spots][None], deviation[gene, spots][None])[0]
+        return correlation
 
     return per_gene(run, *columns(truth, predicted, sd))
 

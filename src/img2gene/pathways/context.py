@@ -1,4 +1,4 @@
-"""The pathways of a study: which ones, and how much of each is in every spot."""
+"""Choose the pathways of a study, and score them in every spot."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PathwayContext:
     scores
         float32 (n_spots, P); NaN in spots without counts.
     enrichment
-        What they were selected by, see :func:`img2gene.pathways.enrich`; None where there was nothing to select.
+        Table that they were selected by, see :func:`img2gene.pathways.enrich`; None where nothing was selected.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def choose_pathways(
     features: np.ndarray | None,
     seed: int,
 ) -> tuple[list[str], pd.DataFrame]:
-    """The ``n_top`` sets that are most enriched among the genes which vary with the tissue, and the enrichment of all."""
+    """Choose the ``n_top`` sets most enriched among genes that vary with the tissue; return the table of all, too."""
     import pandas as pd
 
     if features is None:
@@ -84,8 +84,8 @@ def score_spots(
 ) -> np.ndarray:
     """Score gene sets in every spot by one of ``METHODS``, float32 (n_spots, n_sets).
 
-    Only the z-score uses ``labels`` and ``reference``. AUCell and ssGSEA use ``counts`` and the names of ``genes``, which break
-    ties.
+    Only the z-score uses ``labels`` and ``reference``. AUCell and ssGSEA use ``counts`` and the names of ``genes``,
+    which break ties.
     """
     if method == "zscore":
         return zscore(labels, sets, reference=reference)

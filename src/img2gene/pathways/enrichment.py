@@ -1,4 +1,4 @@
-"""Which gene sets vary with the tissue: genes ranked by place and morphology, and their enrichment."""
+"""Rank genes by how much they vary with the tissue, and select the gene sets enriched among them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TIE = 1e-10
 def rank_genes(
     labels: Any, sections: np.ndarray, positions: np.ndarray, features: np.ndarray | None = None, *, seed: int = 0
 ) -> np.ndarray:
-    r"""How much each gene has to do with the tissue.
+    r"""Rank genes by how much they vary with the tissue.
 
     Two criteria, each turned into ranks from 0 (least) to 1 (most) and averaged:
 
@@ -45,9 +45,9 @@ def rank_genes(
     positions
         (n_spots, 2), comparable within a section.
     features
-        (n_spots, width) embedding; without it spatial variability alone ranks.
+        (n_spots, width) embedding; without it only spatial variability ranks genes.
     seed
-        Of the principal components, which are found by random projection.
+        Seed of the random projection that computes the principal components.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def rank_genes(
     Raises
     ------
     Img2GeneError
-        Arrays of different length.
+        Arrays with different numbers of spots, or too few spots for the components.
 
     References
     ----------
@@ -98,7 +98,7 @@ def _check_lengths(labels: Any, **arrays: np.ndarray | None) -> None:
 
 
 def _blocks(labels: Any) -> Iterator[np.ndarray]:
-    """Dense columns, as many at a time as keep double-precision copies small."""
+    """Yield dense columns, as many at a time as keep double-precision copies small."""
     by_column = sp.csc_matrix(labels) if sp.issparse(labels) else labels
     width = max(1, _BLOCK_VALUES // max(labels.shape[0], 1))
     for start in range(0, labels.shape[1], width):
@@ -107,7 +107,7 @@ def _blocks(labels: Any) -> Iterator[np.ndarray]:
 
 
 def _basis(features: np.ndarray, sections: np.ndarray, positions: np.ndarray, seed: int) -> np.ndarray:
-    """Leading components, found for spots in the order of sections and positions, which their random projection follows."""
+    """Compute the leading components of spots sorted by section and position, which the random projection follows."""
     place = position_ranks(np.asarray(positions, dtype=np.float64))
     order = np.lexsort((place, np.unique(sections, return_inverse=True)[1]))
     components = _components(np.asarray(features)[order], sections[order], seed)
@@ -117,8 +117,8 @@ def _basis(features: np.ndarray, sections: np.ndarray, positions: np.ndarray, se
 
 
 def _components(features: np.ndarray, sections: np.ndarray, seed: int) -> np.ndarray:
-    """Orthonormal scores (n_spots, c) of the leading components of the features, centred by section and of unit SD."""
-    # Randomised, as 20 components of thousands of features do not need the exact decomposition that ridge regression does.
+    """Compute orthonormal scores (n_spots, c) of the leading components of centred features of unit SD."""
+    # Randomised: 20 of thousands of components need no exact decomposition, unlike ridge regression.
     from sklearn.utils.extmath import randomized_svd
 
     centred = centre(features, sections)
@@ -132,14 +132,14 @@ def _components(features: np.ndarray, sections: np.ndarray, seed: int) -> np.nda
 
 
 def _explained(centred: np.ndarray, basis: np.ndarray, n_sections: int) -> np.ndarray:
-    """Adjusted share of each gene's variance within sections that the components explain; NaN if it has none."""
+    """Compute the adjusted share of each gene's variance within sections that the components explain."""
     total = np.square(centred).sum(axis=0)
     part = np.square(basis.T @ centred).sum(axis=0)
     freedom = len(centred) - n_sections
     if freedom <= basis.shape[1]:
         raise Img2GeneError(
-            f"{len(centred)} spots of {n_sections} sections are too few to relate genes to {basis.shape[1]} components of "
-            "morphology. Take more sections."
+            f"{len(centred)} spots of {n_sections} sections are too few to relate genes to {basis.shape[1]} components "
+            "of morphology. Add sections, or leave out `features`."
         )
     share = np.divide(part, total, out=np.full_like(total, np.nan), where=total > 1e-12)
     return 1 - (1 - share) * freedom / (freedom - basis.shape[1])
@@ -153,7 +153,7 @@ def _mean_known(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks scaled to 0–1, ties averaged; NaN stays."""
+    """Scale ranks to 0–1, with ties averaged; NaN stays."""
     from scipy.stats import rankdata
 
     known = np.isfinite(values)
@@ -166,7 +166,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def enrich(
     ranking: pd.Series, gene_sets: Mapping[str, Iterable[str]], *, seed: int, n_permutations: int = 1000
 ) -> pd.DataFrame:
-    """Pre-ranked gene set enrichment, computed by gseapy.
+    """Compute pre-ranked gene set enrichment with gseapy.
 
     The ranking is centred at its mean, so that sets collect at either end; genes with equal values are sorted by
     name. The random sets that scores are compared with are shared by sets of one size, and p-values are refined by the
@@ -179,16 +179,16 @@ def enrich(
     gene_sets
         Genes of each set, named as in ``ranking``.
     seed
-        Of the permutations.
+        Seed of the random sets.
     n_permutations
         Random sets that normalise the score, 100 or more.
 
     Returns
     -------
-    One row per set, by falling NES, then by name: ``pathway``, ``es``, ``nes`` (enrichment score, plain and over the mean of
-    random sets of the same sign), ``pval`` (at least 1e-10), ``fdr`` (Benjamini–Hochberg), ``n_genes`` (ranked ones),
-    ``leading_edge`` (genes that make the score, joined by ``;``). Sets without a ranked gene, and those that hold all of
-    them, are NaN.
+    One row per set, by falling NES, then by name: ``pathway``, ``es``, ``nes`` (enrichment score, plain and over the
+    mean of random sets of the same sign), ``pval`` (at least 1e-10), ``fdr`` (Benjamini–Hochberg), ``n_genes`` (ranked
+    ones), ``leading_edge`` (genes that make the score, joined by ``;``). Sets without a ranked gene, and those that
+    hold all of them, are NaN.
 
     Raises
     ------
@@ -223,7 +223,7 @@ def enrich(
     usable = {code: genes for code, genes in coded.items() if 0 < len(genes) < len(ordered)}
     if not usable:
         return _enrichment_table(names, coded, {}, ordered)
-    # Codes, as gseapy changes the case of genes; and sorted already, as it would order equal values anyhow.
+    # Codes, as gseapy changes the case of genes. Sorted already, so that equal values stay in the order of names.
     results = gseapy.prerank(
         ordered.set_axis(list(codes.values())),
         usable,
@@ -243,14 +243,14 @@ def enrich(
 
 
 def _descending(ranking: pd.Series) -> pd.Series:
-    """Centred, falling strictly: ties are apart by a millionth of the smallest step of the ranks."""
+    """Centre the ranking and sort it, falling strictly: equal genes are a millionth of a mean step apart."""
     known = ranking.dropna().astype(np.float64)
     twice = known.index[known.index.duplicated()]
     if len(known) < 3 or len(twice):
         raise Img2GeneError(
-            f"{len(known)} genes are ranked and {len(twice)} of them named twice: expected three or more, named once each."
+            f"{len(known)} genes are ranked and {len(twice)} of them named twice: rank three or more, each named once."
         )
-    # Equal ranks go by name. The mean is taken in that order, too, as sums in another order differ in their last digits.
+    # Equal values are sorted by name. So is the mean, as sums in another order differ in their last digits.
     known = known.sort_index()
     ordered = (known - known.mean()).sort_values(ascending=False, kind="stable")
     step = 1e-6 * max(float(np.ptp(ordered)), 1e-6) / len(ordered)
@@ -258,13 +258,13 @@ def _descending(ranking: pd.Series) -> pd.Series:
 
 
 def _enrichment_table(
-    names: list[str], coded: dict[str, list[str]], found: Mapping[str, dict[str, Any]], ordered: pd.Series
+    names: list[str], coded: dict[str, list[str]], results: Mapping[str, dict[str, Any]], ordered: pd.Series
 ) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
     for name, (code, genes) in zip(names, coded.items(), strict=True):
-        result = found.get(code, {})
+        result = results.get(code, {})
         leading = [str(ordered.index[int(gene[1:])]) for gene in str(result.get("lead_genes", "")).split(";") if gene]
         numbers = {key: float(result.get(key, np.nan)) for key in ("es", "nes", "pval", "fdr")}
         rows.append({"pathway": name, **numbers, "n_genes": len(genes), "leading_edge": ";".join(leading)})
@@ -277,18 +277,18 @@ def _by_nes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def select_pathways(table: pd.DataFrame, n_top: int) -> list[str]:
-    """Names of the sets with the highest NES.
+    """Select the sets with the highest NES.
 
     Parameters
     ----------
     table
         From :func:`img2gene.pathways.enrich`.
     n_top
-        How many.
+        Number of sets.
 
     Returns
     -------
-    Names by falling NES; equal ones by name, those without NES last.
+    Names by falling NES, then by name; sets without NES come last.
 
     Examples
     --------

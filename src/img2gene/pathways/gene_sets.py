@@ -1,4 +1,4 @@
-"""Collections of gene sets from wherever they are kept: a dict, a GMT file, a network, the package, a library."""
+"""Read collections of gene sets: from a dict, a GMT file, a network, the package or a library."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def read_gene_sets(
         - a dict of lists of genes;
         - the path of a GMT file, ``.gmt`` or ``.gmt.gz``;
         - a network as decoupler uses it: a data frame with the columns ``source`` (set) and ``target`` (gene);
-        - ``"tissue"``: 32 tissue programmes and cell types that come with the package, human and mouse;
-        - ``"hallmark"``, ``"reactome"``, ``"go_bp"``, or any library of Enrichr: downloaded once through gseapy and kept
-          in ``img2gene.settings.cache_dir``.
+        - ``"tissue"``: 32 tissue programmes and cell types in the package, human and mouse;
+        - ``"hallmark"``, ``"reactome"``, ``"go_bp"``, or any library of Enrichr: downloaded once through gseapy and
+          kept in ``img2gene.settings.cache_dir``.
     organism
-        ``"human"`` or ``"mouse"``; decides which symbols a named collection has. Libraries of Enrichr have human symbols
-        for both: :func:`img2gene.pathways.match_gene_sets` compares them regardless of case where it must.
+        ``"human"`` or ``"mouse"``; decides which symbols a named collection has. Libraries of Enrichr have human
+        symbols for both: :func:`img2gene.pathways.match_gene_sets` compares them regardless of case where it must.
 
     Returns
     -------
@@ -52,12 +52,12 @@ def read_gene_sets(
     MissingKeyError
         No collection of that name, or no such file.
     Img2GeneError
-        Something else than gene sets, no connection for a download, or an unknown organism.
+        No gene sets, no connection for a download, or an unknown organism.
 
     References
     ----------
-    The works that describe the programmes of ``"tissue"`` are named in the collection itself. Hallmarks: Liberzon et al.,
-    Cell Systems 2015. Enrichr: Kuleshov et al., Nucleic Acids Research 2016.
+    The works that describe the programmes of ``"tissue"`` are named in the collection itself. Hallmarks: Liberzon et
+    al., Cell Systems 2015. Enrichr: Kuleshov et al., Nucleic Acids Research 2016.
 
     Examples
     --------
@@ -73,8 +73,8 @@ def read_gene_sets(
         return _checked(_from_network(source))
     if not isinstance(source, (str, Path)):
         raise Img2GeneError(
-            f"Gene sets cannot be read from {type(source).__name__}: pass a dict, a GMT path, a data frame with `source` and "
-            f"`target`, or a name ({listing([*PACKAGED, *ALIASES])})."
+            f"Gene sets cannot be read from {type(source).__name__}: pass a dict, a GMT path, a data frame with `source` "
+            f"and `target`, or a name ({listing([*PACKAGED, *ALIASES])})."
         )
     return _from_name(source, organism)
 
@@ -96,7 +96,7 @@ def _packaged(name: str, organism: str) -> dict[str, list[str]]:
 def _read_gmt(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         raise MissingKeyError(
-            f"No GMT file {str(path)!r}. Named collections are {listing([*PACKAGED, *ALIASES])} and the libraries of Enrichr."
+            f"No GMT file {str(path)!r}. Named collections are {listing([*PACKAGED, *ALIASES])} and libraries of Enrichr."
         )
     opened = gzip.open if path.suffix == ".gz" else open
     try:
@@ -108,8 +108,8 @@ def _read_gmt(path: Path) -> dict[str, list[str]]:
     short = [str(row[0]) for row in rows if len(row) < 3]
     if short:
         raise Img2GeneError(
-            f"{str(path)!r} is no GMT file: expected name, description and genes separated by tabs, which {len(short)} lines "
-            f"are not ({listing(short, 3)})."
+            f"{str(path)!r} is no GMT file: expected name, description and genes separated by tabs; {len(short)} lines "
+            f"have fewer than three parts ({listing(short, 3)})."
         )
     twice = [name for name, n in Counter(row[0] for row in rows).items() if n > 1]
     if twice:
@@ -132,7 +132,7 @@ def _from_network(network: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _checked(sets: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Sets without repeated and empty genes; one error for everything that is not a list of names."""
+    """Drop repeated and empty genes; raise one error for everything that is not a list of names."""
     wrong = [name for name, genes in sets.items() if isinstance(genes, str) or not _are_names(genes)]
     problems = [f"Gene sets {listing(wrong)} are not lists of gene names."] if wrong else []
     problems += ["The collection has no gene sets."] if not sets else []

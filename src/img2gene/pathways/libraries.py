@@ -20,7 +20,7 @@ ALIASES = {
 
 
 def read_library(name: str, organism: str, *, packaged: Iterable[str] = ()) -> dict[str, list[str]]:
-    """A library of Enrichr by its name or alias, from the cache or downloaded into it."""
+    """Read a library of Enrichr by its name or alias, from the cache or downloaded into it."""
     library = ALIASES.get(name, name)
     path = Path(settings.cache_dir) / "gene_sets" / f"{library}.gmt"
     if path.is_file():
@@ -40,22 +40,22 @@ def _download(name: str, library: str, organism: str, packaged: Iterable[str]) -
         # gseapy would leave out sets of more than 2,000 genes.
         sets = gseapy.get_library(library, organism=organism, max_size=10**6) if library in known else None
     except Exception as error:
-        # gseapy raises bare exceptions for what the server answers, and those of requests for the connection.
+        # gseapy raises bare exceptions for answers of the server, and lets errors of the connection through.
         raise Img2GeneError(
-            f"gene_sets={name!r} is none of the collections that come with the package ({listing(packaged)}), and Enrichr's "
-            f"library {library!r} could not be downloaded ({error}). Without a connection pass the path of a GMT file, for "
-            "example one downloaded from https://www.gsea-msigdb.org."
+            f"gene_sets={name!r} is none of the collections of the package ({listing(packaged)}), and Enrichr's "
+            f"library {library!r} could not be downloaded ({error}). Without a connection pass the path of a GMT file, "
+            "for example one downloaded from https://www.gsea-msigdb.org."
         ) from error
     if sets is None:
         raise MissingKeyError(
-            f"No gene sets named {name!r} (available: {listing([*packaged, *ALIASES])}; Enrichr: {listing(known, 20)}). "
-            "Pass one of these, a GMT path, a dict or a data frame."
+            f"No gene sets named {name!r} (available: {listing([*packaged, *ALIASES])}; Enrichr: {listing(known, 20)}"
+            "). Pass one of these, a GMT path, a dict or a data frame."
         )
     return sets
 
 
 def _write_gmt(path: Path, sets: dict[str, list[str]], description: str) -> None:
-    """Write at once, so that an interrupted download leaves no half of a library."""
+    """Write the file in one step, so that an interrupted download leaves no incomplete library."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ["\t".join([title, description, *genes]) for title, genes in sets.items()]
     write_bytes(path, ("\n".join(lines) + "\n").encode())

@@ -28,9 +28,10 @@ def match_gene_sets(
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """Find the columns that each gene set names.
 
-    Names are compared with ``genes`` and with ``ids``; the whole collection takes whichever knows more of its genes. The
-    version of an Ensembl id (``ENSG00000141736.14``) is not compared. Case is ignored where that finds at least twice as many
-    genes, as for human sets on a mouse, of whose genes some (``C2``, ``F3``) are written as in humans: a warning says so.
+    Names are compared with ``genes`` and with ``ids``; the whole collection uses whichever matches more of its genes.
+    The version of an Ensembl id (``ENSG00000141736.14``) is not compared. Case is ignored, with a warning, where that
+    matches at least twice as many genes. Not only where nothing matches: a few symbols of mice (``C2``, ``F3``) are
+    written like those of humans.
 
     Parameters
     ----------
@@ -62,27 +63,28 @@ def match_gene_sets(
     """
     symbols = [str(gene) for gene in genes]
     spaces = [_places(symbols)] + ([] if ids is None else [_places(str(name) for name in ids)])
-    found = _matched(gene_sets, spaces)
-    kept = {name: columns for name, columns in found.items() if len(columns) >= min_genes}
+    matches = _matched(gene_sets, spaces)
+    kept = {name: columns for name, columns in matches.items() if len(columns) >= min_genes}
     if not kept:
-        raise Img2GeneError(_no_overlap(gene_sets, spaces, found, min_genes))
-    dropped = [name for name in found if name not in kept]
+        raise Img2GeneError(_no_overlap(gene_sets, spaces, matches, min_genes))
+    dropped = [name for name in matches if name not in kept]
     if dropped:
         logger.warning(
             "dropped %d gene sets with under %d measured genes: %s", len(dropped), min_genes, listing(dropped)
         )
-    return kept, _table(gene_sets, found, symbols, min_genes)
+    return kept, _table(gene_sets, matches, symbols, min_genes)
 
 
 def _matched(gene_sets: Mapping[str, Iterable[str]], spaces: list[dict[str, int]]) -> dict[str, np.ndarray]:
-    """Columns by exact names, or regardless of case where that finds at least twice as many."""
+    """Match exact names, or names regardless of case where that matches at least twice as many."""
     exact = max((_columns(gene_sets, space) for space in spaces), key=_n_matched)
     folded = max((_columns(gene_sets, _folded(space), fold=True) for space in spaces), key=_n_matched)
     counts = _n_matched(exact), _n_matched(folded)
+    # Folding case may join different genes, so that it has to be worth it.
     if not counts[1] or counts[1] < 2 * counts[0]:
         return exact
     logger.warning(
-        "gene sets were matched regardless of case: %d of their genes are measured under the exact name, %d in any case",
+        "gene sets were matched regardless of case: %d of their genes match exactly, %d in any case",
         *counts,
     )
     return folded
@@ -94,7 +96,7 @@ def _plain(name: str) -> str:
 
 
 def _places(names: Iterable[str]) -> dict[str, int]:
-    """Column of each name; of names that occur twice, the first."""
+    """Map each name to its column; of names that occur twice, to the first."""
     places: dict[str, int] = {}
     for column, name in enumerate(names):
         places.setdefault(_plain(name), column)
@@ -111,44 +113,44 @@ def _folded(space: dict[str, int]) -> dict[str, int]:
 def _columns(
     gene_sets: Mapping[str, Iterable[str]], space: dict[str, int], *, fold: bool = False
 ) -> dict[str, np.ndarray]:
-    found = {}
+    matches = {}
     for name, genes in gene_sets.items():
         plain = (_plain(gene).casefold() if fold else _plain(gene) for gene in genes)
-        found[name] = np.array(sorted({space[gene] for gene in plain if gene in space}), dtype=np.int64)
-    return found
+        matches[name] = np.array(sorted({space[gene] for gene in plain if gene in space}), dtype=np.int64)
+    return matches
 
 
-def _n_matched(found: dict[str, np.ndarray]) -> int:
-    return sum(map(len, found.values()))
+def _n_matched(matches: dict[str, np.ndarray]) -> int:
+    return sum(map(len, matches.values()))
 
 
 def _table(
-    gene_sets: Mapping[str, Iterable[str]], found: dict[str, np.ndarray], symbols: list[str], min_genes: int
+    gene_sets: Mapping[str, Iterable[str]], matches: dict[str, np.ndarray], symbols: list[str], min_genes: int
 ) -> pd.DataFrame:
     import pandas as pd
 
-    sizes = np.array([len(set(gene_sets[name])) for name in found])
-    matched = np.array([len(columns) for columns in found.values()])
+    sizes = np.array([len(set(gene_sets[name])) for name in matches])
+    matched = np.array([len(columns) for columns in matches.values()])
     return pd.DataFrame(
         {
-            "pathway": list(found),
+            "pathway": list(matches),
             "n_genes": sizes,
             "n_matched": matched,
             "fraction": matched / np.maximum(sizes, 1),
-            "genes": [";".join(symbols[column] for column in columns) for columns in found.values()],
+            "genes": [";".join(symbols[column] for column in columns) for columns in matches.values()],
             "kept": matched >= min_genes,
         }
     )
 
 
 def _no_overlap(
-    gene_sets: Mapping[str, Iterable[str]], spaces: list[dict[str, int]], found: dict[str, np.ndarray], min_genes: int
+    gene_sets: Mapping[str, Iterable[str]], spaces: list[dict[str, int]], matches: dict[str, np.ndarray], min_genes: int
 ) -> str:
-    most = max(map(len, found.values()), default=0)
+    most = max(map(len, matches.values()), default=0)
     theirs = listing(dict.fromkeys(gene for genes in gene_sets.values() for gene in genes), 5)
     ours = " and ".join(listing(space, 5) for space in spaces)
     return (
-        f"No gene set has {min_genes} measured genes (the best has {most}). The sets name {theirs}; the table has {ours}. "
-        "If these are different name spaces, pass the column of var with matching names as `gene_ids=`, or gene sets of the "
-        "same organism (`organism=`); for a small panel lower `min_genes`."
+        f"No gene set has {min_genes} measured genes (the best has {most}). The sets name {theirs}; the table has {ours}"
+        ". If these are different name spaces, pass the column of var with matching names as `gene_ids=`, or gene sets of "
+        "the same organism (`organism=`); for a small panel lower `min_genes`."
     )

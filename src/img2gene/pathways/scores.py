@@ -1,4 +1,4 @@
-"""Scores of gene sets in every spot."""
+"""Score gene sets in every spot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def aucell(
     n_up: int | None = None,
     batch_size: int | None = None,
 ) -> np.ndarray:
-    r"""Area under the recovery curve of each set among the top genes of each spot (AUCell).
+    r"""Compute the area under the recovery curve of each set among the top genes of each spot (AUCell).
 
     With the genes of a spot ranked by falling count, rank :math:`r_g` from 1, and :math:`k` genes in the set,
 
@@ -34,10 +34,11 @@ def aucell(
                                   {\sum_{i=1}^{\min(k,\, n_\mathrm{up} - 1)} (n_\mathrm{up} - i)}
 
     Only ranks count, so a score depends on its spot alone, and neither on the library size nor on any increasing
-    transformation of the counts. Ties are broken by one fixed random order of the genes, undetected genes included. With
-    ``genes`` this order is drawn for the sorted names, so that a score does not depend on the order of the columns. Without
-    it the order is drawn for the columns as they are. The result equals decoupler's ``aucell`` (2.2, ``empty=False``; and with
-    its default wherever every gene is detected somewhere) where there are no ties, or where the columns are sorted by name.
+    transformation of the counts. Ties are broken by one fixed random order of the genes, undetected genes included.
+    With ``genes`` this order is drawn for the sorted names, so that a score does not depend on the order of the
+    columns. Without it the order is drawn for the columns as they are. The result equals decoupler's ``aucell`` (2.2,
+    ``empty=False``; and with its default wherever every gene is detected somewhere) where there are no ties, or where
+    the columns are sorted by name.
 
     Parameters
     ----------
@@ -59,7 +60,8 @@ def aucell(
     Raises
     ------
     Img2GeneError
-        ``n_up`` out of range, no sets, columns that ``counts`` does not have, or ``genes`` that are not one name per column.
+        ``n_up`` out of range, no sets, columns that ``counts`` does not have, or ``genes`` that are not one name per
+        column.
 
     References
     ----------
@@ -79,23 +81,23 @@ def aucell(
     n_spots, n_genes = counts.shape
     columns = _checked(sets, n_genes)
     top = _n_up(n_up, n_genes)
-    # decoupler draws this order for the columns. Sorting by name first keeps its draws, and the scores of sorted tables.
+    # decoupler draws this order for columns as they are. Sorting by name first keeps its scores of sorted tables.
     order = _by_name(genes, n_genes)[np.random.default_rng(0).choice(n_genes, n_genes, replace=False)]
     priority = np.empty(n_genes, dtype=np.int32)
     priority[order] = np.arange(n_genes - 1, -1, -1, dtype=np.int32)
-    members = sp.csr_matrix(_members([priority[found] for found in columns], n_genes))
-    highest = np.array([np.arange(top - 1, max(top - 1 - len(found), 0), -1).sum() for found in columns])
+    indicator = sp.csr_matrix(_members([priority[members] for members in columns], n_genes))
+    highest = np.array([np.arange(top - 1, max(top - 1 - len(members), 0), -1).sum() for members in columns])
     by_rows = _by_rows(counts)
     scores = np.full((n_spots, len(columns)), np.nan, dtype=np.float32)
     batches = _rank_batches(by_rows, top, batch_size or max(1, _BATCH_VALUES // n_genes))
     for rows, dense in tqdm(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 64):
         part = _dense(by_rows[rows]) if dense else by_rows[rows]
-        scores[rows] = (_top_weights(_sort_keys(part, priority), top, n_genes) @ members).toarray() / highest
+        scores[rows] = (_top_weights(_sort_keys(part, priority), top, n_genes) @ indicator).toarray() / highest
     return scores
 
 
 def _rank_batches(by_rows: Matrix, top: int, size: int) -> list[tuple[np.ndarray, bool]]:
-    """Rows of each batch, and whether their undetected genes have to be ranked too; empty rows are left out."""
+    """Divide rows into batches, flagged where undetected genes have to be ranked too; empty rows are left out."""
     detected = n_detected(by_rows)
     filled = np.flatnonzero(detected)
     dense = not sp.issparse(by_rows) or by_rows.data.min(initial=0) < 0
@@ -106,7 +108,7 @@ def _rank_batches(by_rows: Matrix, top: int, size: int) -> list[tuple[np.ndarray
 
 
 def _sort_keys(part: Matrix, priority: np.ndarray) -> np.ndarray:
-    """One integer for each value of a row, in the order of the values, then of priority: which its lowest bits hold.
+    """Encode each value of a row as an integer that sorts by value, then by priority, which its lowest bits hold.
 
     (n, n_genes) of a dense array, (n, most values in a row) of a sparse one of positive values, filled with 0.
     """
@@ -122,7 +124,7 @@ def _sort_keys(part: Matrix, priority: np.ndarray) -> np.ndarray:
 
 
 def _codes(values: np.ndarray, bits: int) -> np.ndarray:
-    """Integers in the order of the values: counts themselves, int32 if they have so few bits; else their dense ranks."""
+    """Map values to integers of the same order: counts to themselves, other values to their dense ranks."""
     low, high = values.min(initial=0), values.max(initial=0)
     if low >= 0 and high < 2**31:
         codes = values.astype(np.int32)
@@ -132,7 +134,7 @@ def _codes(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _top_weights(keys: np.ndarray, top: int, n_genes: int) -> sp.csr_matrix:
-    """``top`` − rank of the ``top`` highest keys of each row, (n, n_genes) in the order of priority."""
+    """Compute ``top`` − rank of the ``top`` highest keys of each row, (n, n_genes) in the order of priority."""
     highest = np.partition(keys, keys.shape[1] - top, axis=1)[:, keys.shape[1] - top :]
     highest.sort(axis=1)
     places = (highest & (2 ** (n_genes - 1).bit_length() - 1)).astype(np.int32)
@@ -142,11 +144,12 @@ def _top_weights(keys: np.ndarray, top: int, n_genes: int) -> sp.csr_matrix:
 
 
 def ssgsea(counts: Matrix, sets: Sets, *, genes: Sequence[str] | np.ndarray | None = None) -> np.ndarray:
-    """Single-sample gene set enrichment of each spot, computed by gseapy.
+    """Compute the single-sample gene set enrichment of each spot with gseapy.
 
-    The enrichment score of Barbie et al. with ranks as weights, to the power .25. It is the plain score: the normalised one
-    divides by the range over all spots, so that it would change with the spots it is computed for. gseapy takes genes with
-    equal counts in the order of its table: with ``genes`` in the order of their names, without it as the columns are.
+    The enrichment score of Barbie et al. with ranks as weights, to the power .25. The score is not normalised, as
+    normalisation divides by the range over all spots: a spot's score would depend on the other spots. gseapy takes
+    genes with equal counts in the order of its table: with ``genes`` in the order of their names, without it as the
+    columns are.
 
     Parameters
     ----------
@@ -183,7 +186,9 @@ def ssgsea(counts: Matrix, sets: Sets, *, genes: Sequence[str] | np.ndarray | No
     columns = _checked(sets, counts.shape[1])
     order = _by_name(genes, counts.shape[1])
     places = np.argsort(order)
-    named = {f"S{number}": [f"G{place}" for place in np.sort(places[found])] for number, found in enumerate(columns)}
+    named = {
+        f"S{number}": [f"G{place}" for place in np.sort(places[members])] for number, members in enumerate(columns)
+    }
     scores = np.full((counts.shape[0], len(columns)), np.nan, dtype=np.float32)
     by_rows = _by_rows(counts)
     rows = np.flatnonzero(n_detected(by_rows))
@@ -197,18 +202,18 @@ def _ssgsea_batch(values: np.ndarray, named: dict[str, list[str]]) -> np.ndarray
     import gseapy
     import pandas as pd
 
-    # Names of our own: gseapy changes the case of genes and reads digits as Entrez ids.
+    # Codes instead of names: gseapy changes the case of genes and reads digits as Entrez ids.
     frame = pd.DataFrame(values.T, index=[f"G{column}" for column in range(values.shape[1])])
     frame.columns = [f"spot{place}" for place in range(len(values))]
-    found = gseapy.ssgsea(
+    results = gseapy.ssgsea(
         frame, named, outdir=None, min_size=1, max_size=values.shape[1], threads=1, no_plot=True, verbose=False
     ).res2d
-    table = found.pivot(index="Name", columns="Term", values="ES")
+    table = results.pivot(index="Name", columns="Term", values="ES")
     return table.reindex(index=frame.columns, columns=list(named)).to_numpy(dtype=np.float32)
 
 
 def zscore(labels: Matrix, sets: Sets, *, reference: np.ndarray | None = None) -> np.ndarray:
-    """Mean over the set of each gene's z-score.
+    """Average the z-scores of the genes of each set.
 
     Parameters
     ----------
@@ -217,13 +222,13 @@ def zscore(labels: Matrix, sets: Sets, *, reference: np.ndarray | None = None) -
     sets
         Columns of each set.
     reference
-        Rows, or a mask of rows, whose mean and SD each gene is measured against; by default all. For a fair test these are
+        Rows, or a mask of rows, whose mean and SD each gene is measured against; by default all. For a fair test pass
         the training spots.
 
     Returns
     -------
-    float32 (n_spots, n_sets). Genes that do not vary in the reference are left out; a set of nothing else is NaN, and so
-    are spots without any expression.
+    float32 (n_spots, n_sets). Genes that do not vary in the reference are left out. Sets without other genes
+    are NaN, and so are spots without any expression.
 
     Raises
     ------
@@ -232,8 +237,8 @@ def zscore(labels: Matrix, sets: Sets, *, reference: np.ndarray | None = None) -
 
     References
     ----------
-    Lee et al., "Inferring pathway activity toward precise disease classification", PLoS Computational Biology 2008, with
-    the mean instead of the sum over √k.
+    Lee et al., "Inferring pathway activity toward precise disease classification", PLoS Computational Biology 2008,
+    with the mean instead of the sum over √k.
 
     Examples
     --------
@@ -258,7 +263,7 @@ def zscore(labels: Matrix, sets: Sets, *, reference: np.ndarray | None = None) -
 
 
 def _moments(values: Matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and SD of each gene, float64; the SD of genes that do not vary is exactly 0."""
+    """Compute mean and SD of each gene, float64; the SD of genes that do not vary is exactly 0."""
     n = max(values.shape[0], 1)
     mean = np.asarray(values.sum(axis=0, dtype=np.float64)).ravel() / n
     squares = values.multiply(values) if sp.issparse(values) else np.square(values, dtype=np.float64)
@@ -269,7 +274,7 @@ def _moments(values: Matrix) -> tuple[np.ndarray, np.ndarray]:
 
 
 def n_detected(by_rows: Matrix) -> np.ndarray:
-    """Values other than 0 in each row of a dense array, or of a CSR matrix without stored zeros."""
+    """Count the values other than 0 in each row of a dense array, or of a CSR matrix without stored zeros."""
     return np.diff(by_rows.indptr) if sp.issparse(by_rows) else np.count_nonzero(by_rows, axis=1)
 
 
@@ -281,9 +286,9 @@ def _n_up(n_up: int | None, n_genes: int) -> int:
 
 
 def _checked(sets: Sets, n_genes: int) -> list[np.ndarray]:
-    columns = {name: np.unique(np.asarray(found, dtype=np.int64)) for name, found in sets.items()}
-    empty = [name for name, found in columns.items() if not len(found)]
-    outside = [name for name, found in columns.items() if len(found) and (found[0] < 0 or found[-1] >= n_genes)]
+    columns = {name: np.unique(np.asarray(members, dtype=np.int64)) for name, members in sets.items()}
+    empty = [name for name, members in columns.items() if not len(members)]
+    outside = [name for name, part in columns.items() if len(part) and (part[0] < 0 or part[-1] >= n_genes)]
     problems = ["There are no gene sets to score."] * (not columns)
     problems += [f"Gene sets {listing(empty)} have no genes."] if empty else []
     problems += [f"Gene sets {listing(outside)} name columns outside 0 to {n_genes - 1}."] if outside else []
@@ -302,10 +307,10 @@ def _by_name(genes: Sequence[str] | np.ndarray | None, n_genes: int) -> np.ndarr
 
 
 def _members(columns: list[np.ndarray], n_genes: int) -> np.ndarray:
-    members = np.zeros((n_genes, len(columns)))
-    for place, found in enumerate(columns):
-        members[found, place] = 1
-    return members
+    indicator = np.zeros((n_genes, len(columns)))
+    for place, members in enumerate(columns):
+        indicator[members, place] = 1
+    return indicator
 
 
 def _batches(n: int, size: int) -> list[slice]:
@@ -313,14 +318,15 @@ def _batches(n: int, size: int) -> list[slice]:
 
 
 def _by_rows(matrix: Matrix) -> Matrix:
-    """CSR without stored zeros, or a dense array."""
+    """Convert to CSR without stored zeros, or to a dense array."""
     if not sp.issparse(matrix):
         return np.asarray(matrix)
-    found = sp.csr_matrix(matrix)
-    if not found.data.all():
-        found = found.copy()
-        found.eliminate_zeros()
-    return found
+    rows = sp.csr_matrix(matrix)
+    if not rows.data.all():
+        # csr_matrix may share its arrays with the input, which must not change.
+        rows = rows.copy()
+        rows.eliminate_zeros()
+    return rows
 
 
 def _dense(matrix: Matrix) -> np.ndarray:
