@@ -1,17 +1,22 @@
 """Input that cannot be used is refused by an error that names the culprit."""
 
+import dataclasses
+import json
+
 import anndata as ad
 import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 from shapely import Point
 
 import img2gene as ig
 from img2gene import Img2GeneError, MissingKeyError
+from img2gene.encoders.trainable import select_stage
 from img2gene.io import hest
-from img2gene.metrics import auroc
+from img2gene.metrics import auroc, pearson, pooled_pearson, ssim
 from img2gene.models import registry
 from img2gene.models.networks.debiasing import Backdoor
 from img2gene.models.networks.losses import coherence
@@ -50,6 +55,33 @@ def lose_the_image(sdata):
 def white_image(sdata):
     image = sdata["A1_image"]
     sdata.images["A1_image"] = image.copy(data=da.full(image.shape, 255, dtype=np.uint8))
+
+
+def lose_counts(sdata):
+    table = sdata["table"]
+    table.X = table.X * 0
+    table.obs["library_size"] = 0.0
+
+
+def lose_counts_of_c(sdata):
+    table = sdata["table"]
+    rows = (table.obs["section"] == "C1").to_numpy()
+    counts = table.X.toarray()
+    counts[rows] = 0
+    table.X = type(table.X)(counts)
+    table.obs["library_size"] = counts.sum(axis=1)
+
+
+def patches_without_a_region(sdata):
+    record = json.loads(sdata["table"].uns["img2gene"]["patches"])
+    del record["regions"]["B1_spots"]
+    sdata["table"].uns["img2gene"]["patches"] = json.dumps(record)
+
+
+def other_genes(sdata):
+    fit(sdata)
+    ig.tl.predict(sdata)
+    sdata["table"].var_names = [f"other{i}" for i in range(sdata["table"].n_vars)]
 
 
 def own_shapes(sdata):
@@ -129,6 +161,18 @@ STUDIES = {
         Img2GeneError,
         "of section A1; .*remove",
     ),
+    "no patches of a region": (patches_without_a_region, ig.pl.patches, {}, Img2GeneError, "B1_spots.*extract_patches"),
+    "number of patches": (nothing, ig.pl.patches, {"n": 0}, Img2GeneError, "n=0, "),
+    "no counts": (lose_counts, ig.tl.cross_validate, {"models": "mean"}, Img2GeneError, "table.* count"),
+    "no counts of a patient": (
+        lose_counts_of_c,
+        ig.tl.cross_validate,
+        {"models": "mean", "test_on": ["C"]},
+        Img2GeneError,
+        "patient C .*available: A, B",
+    ),
+    "genes of a model": (other_genes, ig.tl.evaluate, {}, Img2GeneError, r"12 genes \(G00, "),
+    "cross-validation": (nothing, ig.report, {"cv": "result.csv", "path": "page.html"}, Img2GeneError, "^cv: .*str"),
     "genes of a report": (nothing, ig.report, {"genes": [], "path": "page.html"}, Img2GeneError, r"genes=\[\]: .*None"),
 }  # fmt: skip
 
@@ -231,6 +275,7 @@ def reference_bank():
     return ReferenceBank(rows, rows, names, names, np.zeros((3, 2), dtype=np.float32))
 
 
+FAR = np.array([[0, 0], [0, 1], [1, 0], [9e4, 9e4]])
 ARRAYS = {
     "dimensions of a score": (lambda: auroc(np.ones((2, 2)), np.ones((2, 2))), "2 dimensions"),
     "exclusions": (lambda: reference_bank().nearest(np.eye(3), 1, excluded=np.array(["S1"]), by="section"), "^1 .* 3 queries"),
@@ -244,6 +289,11 @@ ARRAYS = {
         lambda: rank_genes(np.eye(4), np.array(["S1"] * 4), np.eye(4)[:, :2], np.eye(4)),
         "^4 spots of 1 sections",
     ),
+    "sparse": (lambda: pearson(sp.csr_matrix(np.eye(3)), sp.csr_matrix(np.eye(3))), r"sparse .*`\.toarray\(\)`"),
+    "sections of one side": (lambda: pooled_pearson([np.eye(3)], []), "1 sections .* 0"),
+    "genes of sections": (lambda: pooled_pearson(*[[np.ones((3, 2)), np.ones((3, 4))]] * 2), "number of genes"),
+    "several sections": (lambda: ssim(np.eye(4), np.eye(4), FAR), "^4 spots .* one section"),
+    "no ceilings": (lambda: ig.pl.predictability(pd.DataFrame({"pcc": [0.5]})), r"available: pcc\)"),
 }  # fmt: skip
 
 
@@ -272,12 +322,7 @@ def test_predictions_without_positions_cannot_be_drawn(result):
 
 def test_coverage_without_measured_spots_is_refused(trained_study, copy_of):
     sdata = copy_of(trained_study)
-    table = sdata["table"]
-    counts = table.X.toarray()
-    rows = (table.obs["section"] == "C1").to_numpy()
-    counts[rows] = 0
-    table.X = type(table.X)(counts)
-    table.obs["library_size"] = counts.sum(axis=1)
+    lose_counts_of_c(sdata)
     with pytest.raises(Img2GeneError, match="sections C1"):
         ig.pl.calibration(sdata, sections=["C1"])
 
@@ -312,3 +357,17 @@ def test_a_parameter_that_a_model_cannot_use_is_named_with_the_model(study, monk
     monkeypatch.setitem(registry._REGISTRY, "picky", Picky)
     with pytest.raises(Img2GeneError, match=r"models\['mine'\]: 'picky' .*'size': 'many'.*invalid literal"):
         ig.tl.cross_validate(study, {"mine": {"model": "picky", "size": "many"}})
+
+
+def test_a_last_stage_without_weights_is_refused(tiny_encoder):
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+    spec = dataclasses.replace(tiny_encoder, name="idle", last_stage=("1",))
+    with pytest.raises(Img2GeneError, match=r"`idle`: .*\(1\)"):
+        select_stage(network, spec, last=True)
+
+
+def test_predictions_never_replace_another_table(trained_study, copy_of):
+    sdata = copy_of(trained_study)
+    ig.pp.tile_slide(sdata, "C1_image", tile_um=100, key_added="squares")
+    with pytest.raises(Img2GeneError, match="key_added='squares'"):
+        ig.tl.predict(sdata, key_added="squares")

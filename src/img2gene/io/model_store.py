@@ -130,7 +130,7 @@ def load_model(path: str | Path) -> Model:
 
     path = Path(path)
     if not path.is_file():
-        near = sorted(str(found) for found in path.parent.glob(f"*{SUFFIX}")) if path.parent.is_dir() else []
+        near = sorted(str(file) for file in path.parent.glob(f"*{SUFFIX}")) if path.parent.is_dir() else []
         raise MissingKeyError(missing(path.name, str(path.parent), near))
     content = path.read_bytes()
     config = _metadata(content).get("img2gene")

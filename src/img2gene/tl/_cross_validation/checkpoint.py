@@ -42,7 +42,7 @@ class Part:
     Attributes
     ----------
     scores
-        Scores of every section and gene, those of the baselines included.
+        Scores of every section and gene, with the scores of the baselines.
     structure
         Structure scores of every section and gene group.
     layers
