@@ -26,7 +26,7 @@ T = TypeVar("T")
 # Describes the run that a folder belongs to; no part of a run has this name.
 RECORD = "identity.json"
 _TEMPORARY = ".partial"
-# Readers of JSON, parquet, npz and safetensors raise these on damaged files; errors of Arrow are ValueErrors or OSErrors.
+# Readers of JSON, parquet, npz and safetensors raise these on damaged files. Arrow raises ValueErrors or OSErrors.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -88,7 +88,7 @@ def fingerprint(**arrays: np.ndarray | None) -> dict[str, str]:
 
 
 def read_record(folder: Path, argument: str) -> dict[str, Any] | None:
-    """Read what a run recorded about itself in a folder; None if it recorded nothing, an unreadable record is refused."""
+    """Read the record of the run that a folder belongs to; None without a record. Refuse an unreadable record."""
     if folder.exists() and not folder.is_dir():
         raise Img2GeneError(f"{argument}={str(folder)!r} is a file; name a folder.")
     path = folder / RECORD
@@ -100,8 +100,8 @@ def read_record(folder: Path, argument: str) -> dict[str, Any] | None:
         record = None
     if not isinstance(record, dict):
         raise Img2GeneError(
-            f"{str(path)!r} cannot be read, so these files cannot be matched to a run. Remove the folder, or name another one "
-            f"as `{argument}`."
+            f"{str(path)!r} cannot be read, so these files cannot be matched to a run. Remove the folder, or name "
+            f"another one as `{argument}`."
         )
     return record
 
@@ -135,8 +135,8 @@ class ResumableFolder:
             differ = [name for name in sorted({*record, *facts}) if record.get(name) != facts.get(name)]
             if differ:
                 raise Img2GeneError(
-                    f"{argument}={str(path)!r} holds a {what} with other {listing(differ)}; results of two are never mixed. "
-                    "Name another folder, or remove this one."
+                    f"{argument}={str(path)!r} holds a {what} with other {listing(differ)}; results of two are never "
+                    "mixed. Name another folder, or remove this one."
                 )
             return cls(path)
         # An interrupted first write leaves a temporary file, which is no reason to refuse the folder.
@@ -150,7 +150,7 @@ class ResumableFolder:
         return cls(path)
 
     def part(self, name: str) -> Path | None:
-        """Path of a part, for what a part keeps in a folder of its own."""
+        """Return the path of a folder in which a part keeps files of its own; None if nothing is kept."""
         return None if self.folder is None else self.folder / name
 
     def load(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:

@@ -1,4 +1,4 @@
-"""Trained models as data: safetensors and JSON, in an object or in a file."""
+"""Store trained models as data (safetensors and JSON), in an object or in a file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_model(table: AnnData, model: Model, key: str) -> None:
 
 
 def read_model(table: AnnData, key: str) -> Model:
-    """The model stored under ``uns[key]``."""
+    """Read the model that is stored under ``uns[key]``."""
     from img2gene.models import Model
 
     stored = _container(table, key).get("model")
@@ -50,7 +50,7 @@ def read_model(table: AnnData, key: str) -> Model:
 
 
 def stored_models(table: AnnData) -> list[str]:
-    """Keys of ``uns`` that hold a trained model."""
+    """List the keys of ``uns`` that hold a trained model."""
     return [key for key in table.uns if "model" in _container(table, key)]
 
 
@@ -119,7 +119,7 @@ def load_model(path: str | Path) -> Model:
     Raises
     ------
     Img2GeneError
-        No such file, not a model of this package, or arrays that do not fit its declared architecture.
+        The file does not exist, holds no model of this package, or its arrays do not fit the declared architecture.
 
     Examples
     --------
@@ -140,7 +140,7 @@ def load_model(path: str | Path) -> Model:
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    """Metadata of a safetensors file; empty if it is not one."""
+    """Read the metadata of a safetensors file; empty for other files."""
     length = int.from_bytes(content[:8], "little")
     try:
         return json.loads(content[8 : 8 + length]).get("__metadata__", {})

@@ -88,8 +88,8 @@ def _compare_arrays(name: str, expected: np.ndarray, values: np.ndarray, atol: f
 def check_predictor(make: str | Callable[[], Predictor], *, atol: float = 1e-5) -> None:
     """Check that a predictor keeps the contract of :class:`img2gene.models.Predictor`.
 
-    It is fitted to small made-up data: two patients with two sections of 36 spots each, on a square lattice. The data hold
-    tokens if the predictor declares them as an input.
+    It is fitted to small made-up data: two patients with two sections of 36 spots each, on a square lattice. The data
+    hold tokens if the predictor declares them as an input.
 
     The rules: predictions are float32 (n_spots, n_genes) and finite, also for a section that was not in the
     training data, unless the predictor refuses it with an ``Img2GeneError``; the same seed gives the same

@@ -22,8 +22,8 @@ FORMAT = 2
 def part_key(*names: object) -> str:
     """Name the files of a part after its fold and model.
 
-    The name is readable and unique: the names that it is made from follow as a digest. It does not depend on the order of the
-    parts.
+    The name is readable and, because it ends with a digest of fold and model, unique. It does not depend on the order
+    of the parts.
 
     Examples
     --------
@@ -74,8 +74,9 @@ def open_results(
         written = {name: stored.get(name) for name in versions}
         if written != versions:
             raise Img2GeneError(
-                f"folder={str(folder)!r} was written by img2gene {written['img2gene']} (format {written['format']}); this is "
-                f"{versions['img2gene']} (format {FORMAT}). Name another folder, or install the version that wrote it."
+                f"folder={str(folder)!r} was written by img2gene {written['img2gene']} (format {written['format']}); "
+                f"this is {versions['img2gene']} (format {FORMAT}). Name another folder, or install the version that "
+                "wrote it."
             )
     return ResumableFolder.open(folder, versions | facts, what=what, argument="folder")
 
