@@ -170,7 +170,7 @@ def fold_context(
             seed=seed,
         )
     chosen = {name: record["gene_sets"][name] for name in names}
-    scores = score_spots(record["method"], table.X[rows], normalised, set_columns(table, chosen))
+    scores = score_spots(record["method"], table.X[rows], normalised, set_columns(table, chosen), genes=table.var_names)
     return _defined(PathwayContext(names, chosen, record["method"], scores, enrichment))
 
 

@@ -220,7 +220,7 @@ class _Selection:
         table = self.study.table
         labels = log_counts(table, np.arange(table.n_obs)) if method == "zscore" else None
         columns = set_columns(table, gene_sets)
-        return score_spots(method, table.X, labels, columns, reference=self.rows)
+        return score_spots(method, table.X, labels, columns, reference=self.rows, genes=table.var_names)
 
     def _features(self, encoder: str | None) -> np.ndarray | None:
         if encoder is None and not has_embedding(self.study):
