@@ -635,7 +635,7 @@ def test_comparison_takes_no_gain_from_genes_without_a_score():
     assert (row["n_better"], row["n_dropped"], row["n_genes"], row["n_patients"]) == (0, 2, 2, 3)
     assert row["p_genes"] == pytest.approx(stats.wilcoxon([-0.1, -0.1]).pvalue)
     for text in (found.to_markdown(), found._repr_html_()):
-        assert "fewer genes" in text and "lazy (2)" in text and "`compare` pairs them" in text
+        assert "fewer genes" in text and "lazy (2)" in text and "`compare` uses the pairs that both models have" in text
     whole = toy({"ridge": WHOLE, "training mean": BLANK, "mean": BLANK})
     assert "fewer genes" not in whole.to_markdown()
 

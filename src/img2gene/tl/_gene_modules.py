@@ -19,7 +19,7 @@ def cluster_genes(correlation: np.ndarray, n_modules: int | None) -> tuple[np.nd
     correlation
         (n_genes, n_genes); genes with NaN on the diagonal have no correlation.
     n_modules
-        At most so many; None takes the number from 2 to 10 with the highest silhouette.
+        Largest number of modules; None takes the number from 2 to 10 with the highest silhouette.
 
     Returns
     -------

@@ -138,7 +138,7 @@ def gene_correlation(
     allow_leakage: bool = False,
     inplace: bool = True,
 ) -> GeneCorrelation:
-    """Compare which genes vary together in the predictions with which do in the measurement.
+    """Compare which genes vary together in the predictions and in the measurement.
 
     Within each section the genes are correlated over spots, measured and predicted; both matrices are averaged over sections.
     Modules of genes that vary together come from the measured matrix, by average linkage on 1 − r.
@@ -180,8 +180,8 @@ def gene_correlation(
 
     Notes
     -----
-    Counts are noisy, which draws measured correlations towards 0; predictions are smooth, and correlate more. So the RMSE is
-    well above 0 even for a model that predicts the true expression, and the Pearson correlation is the score to compare.
+    Noise in counts draws measured correlations towards 0, while predictions are smooth and correlate more. So the RMSE is well
+    above 0 even for a model that predicts the true expression. Compare models by the Pearson correlation.
 
     Sections are averaged as plain means. Fisher's z would remove a bias that is negligible beyond some 50 spots, and let one
     section with a correlation near 1, as smooth predictions have, decide alone.
@@ -246,10 +246,10 @@ def correlate(
     return _result(model, key, genes, matrices, scores, n_modules), constant
 
 
-def _chosen_genes(table: AnnData, model: Model, asked: tuple[str, int] | Sequence[str] | None) -> list[str]:
-    """Names of the genes asked for, each once; unknown ones are named with similar ones."""
+def _chosen_genes(table: AnnData, model: Model, genes: tuple[str, int] | Sequence[str] | None) -> list[str]:
+    """List the chosen genes, each once; an unknown gene is refused with similar names."""
     predicted = [gene for gene in model.genes if gene in table.var_names]
-    rule = GENES if asked is None else _names_or_rule(asked)
+    rule = GENES if genes is None else _names_or_rule(genes)
     if is_rule(rule):
         names = [gene for gene in model.top_genes(*rule) if gene in table.var_names]
     else:
@@ -257,30 +257,30 @@ def _chosen_genes(table: AnnData, model: Model, asked: tuple[str, int] | Sequenc
         absent = [gene for gene in names if gene not in predicted]
         raise_problems([f"`{gene}` is not predicted ({near(gene, predicted)})." for gene in absent], MissingKeyError)
     if len(names) < 2:
-        raise Img2GeneError(f"genes={asked!r} gives {listing(names)}; correlations need at least two genes.")
+        raise Img2GeneError(f"genes={genes!r} gives {listing(names)}; correlations need at least two genes.")
     return names
 
 
-def _names_or_rule(asked: Any) -> tuple[Any, ...]:
+def _names_or_rule(genes: Any) -> tuple[Any, ...]:
     """Names of genes, or a statistic and how many genes lead it; anything else is refused."""
-    parts = (asked,) if isinstance(asked, str) else tuple(asked) if isinstance(asked, Iterable) else (None,)
+    parts = (genes,) if isinstance(genes, str) else tuple(genes) if isinstance(genes, Iterable) else (None,)
     if all(isinstance(part, str) for part in parts):
         return parts
     if len(parts) == 2 and isinstance(parts[1], (int, np.integer)) and parts[1] > 0:
         return parts[0], int(parts[1])
     raise Img2GeneError(
-        f"genes={asked!r}: pass names of genes, or a statistic and how many genes lead it, such as {GENES!r}."
+        f"genes={genes!r}: pass names of genes, or a statistic and how many genes lead it, such as {GENES!r}."
     )
 
 
 def _constant(section: str, genes: list[str], pair: list[np.ndarray]) -> list[str]:
-    """Says which genes have no correlation in a section."""
-    found = []
+    """Describe which genes have no correlation in a section."""
+    descriptions = []
     for where, matrix in zip(("measured", "predicted"), pair, strict=True):
         constant = [gene for gene, known in zip(genes, np.isfinite(np.diag(matrix)), strict=True) if not known]
         if constant:
-            found.append(f"{listing(constant)} ({where}, section {section})")
-    return found
+            descriptions.append(f"{listing(constant)} ({where}, section {section})")
+    return descriptions
 
 
 def _warn(constant: list[str]) -> None:

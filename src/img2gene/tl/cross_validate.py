@@ -1,4 +1,4 @@
-"""Cross-validation by patient, with everything fitted inside the folds and the baselines beside the models."""
+"""Cross-validate models by patient: everything is fitted inside the folds, and baselines are scored with the models."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def cross_validate(
     components, penalties, reference banks and early stopping see the training patients alone; inside them, models leave out
     groups once more to choose what they choose. Embeddings are those that are stored, computed once.
 
-    Beside the models stand the *training mean*, the *section mean (oracle)*, the *permutation null* of the first model, the
+    The result also holds the *training mean*, the *section mean (oracle)*, the *permutation null* of the first model, the
     slide-centred ``ridge``, a ridge without centring (the linear probe of HEST-Benchmark), *feature k-NN*, and, where spots
     of a section are on both sides, *coordinate k-NN*.
 
@@ -87,18 +87,18 @@ def cross_validate(
         Column of obs that validation inside the training folds leaves out: ``"patient"``, ``"section"``; by default
         ``groups``.
     n_folds
-        Deal the groups at random into so many folds; None leaves out each group by itself.
+        Number of folds into which the groups are dealt at random; None leaves out each group by itself.
     test_on
         Values of ``groups`` to hold out; by default each.
     genes
-        As in :func:`img2gene.tl.fit`. A number means those with the highest mean in each training fold. Genes asked for by
+        As in :func:`img2gene.tl.fit`. A number means those with the highest mean in each training fold. Genes chosen by
         name that do not vary in a training fold have NaN scores there.
     gene_groups, markers
-        As in :func:`img2gene.tl.evaluate`; statistics are those of the training folds.
+        As in :func:`img2gene.tl.evaluate`; statistics come from the training folds.
     layer
         Layer with labels on a scale of your own, as in :func:`img2gene.tl.fit`. Labels must not be smoothed; see ``smooth``.
     smooth
-        Average labels over so many nearest spots of the section and the spot itself, after the split: 8 is the 3 × 3
+        Average labels over this number of nearest spots in the section and the spot itself, after the split: 8 is the 3 × 3
         smoothing of papers. For comparison only, as such labels are easier; recorded in the result.
     %(encoder)s
     baselines
@@ -121,7 +121,7 @@ def cross_validate(
         computed with others, or by another version, is refused.
     %(table_key_embedding)s
     allow_leakage
-        Go on although a patient is on both sides of a fold, or a leak was found (:func:`img2gene.tl.check_leaks`); the
+        Continue although a patient is on both sides of a fold, or a leak was detected (:func:`img2gene.tl.check_leaks`); the
         result is marked.
 
     Returns

@@ -73,7 +73,7 @@ def evaluate(
 ) -> pd.DataFrame:
     """Compare predictions with measured expression.
 
-    Every gene is scored within every section, against labels made like those of the training. Beside the model stand the
+    Every gene is scored within every section, against expression normalised as in the training. Three baselines are scored too: the
     *training mean* (what a model without an image predicts), the *section mean (oracle)* (the mean of the gene in the tested
     section, which no model knows: how much is won by the level alone) and the *permutation null* (the model's predictions
     against labels shuffled within the section, averaged over ``n_permutations``).
@@ -92,9 +92,9 @@ def evaluate(
         ``moran``) and how many genes lead it. Default: top-50 mean (HEG), top-50 dispersion (HVG) and top-50 Moran's I
         (SVG), all from the training labels.
     markers
-        Genes that make one more group, ``markers``, beside those of ``gene_groups`` or the default ones.
+        Genes of one more group, ``markers``, in addition to ``gene_groups`` or the default groups.
     n_permutations
-        Shuffles of the permutation null. Its SSIM and Moran's I are those of the first one.
+        Shuffles of the permutation null. Its SSIM and Moran's I come from the first shuffle.
     seed
         Seed of the shuffles; None takes ``img2gene.settings.seed``.
     %(key_prediction)s

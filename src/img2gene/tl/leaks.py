@@ -52,7 +52,7 @@ def check_leaks(
 
     Returns
     -------
-    DataFrame, one row per finding, errors first; empty if nothing was found. ``severity`` is ``error`` or ``warning``;
+    DataFrame, one row per finding, errors first; empty if there is none. ``severity`` is ``error`` or ``warning``;
     ``sections`` and ``groups`` say whom it concerns, ``value`` and ``threshold`` what shows it, ``message`` what to do.
     ``kind`` is one of
 
@@ -61,7 +61,7 @@ def check_leaks(
     - ``similar sections``: sections of different patients that look like one: ``value`` is the share of spots with a double in
       the other (at least the threshold), or how much the sections differ, relative to patients (less than the threshold)
     - ``smoothed labels``: counts or labels that were averaged over neighbouring spots
-    - ``panel``: a gene panel that was chosen on sections of the split, or nobody knows where
+    - ``panel``: a gene panel that was chosen on sections of the split, or on unknown sections
 
     Raises
     ------
@@ -70,7 +70,7 @@ def check_leaks(
 
     Notes
     -----
-    The thresholds, and how far from them honest and leaking data were found, are in the guide to evaluation.
+    The guide to evaluation lists the thresholds, and the values measured on honest and on leaking data.
 
     Examples
     --------

@@ -125,14 +125,14 @@ def learning_curve(
     -------
     DataFrame with one row per held-out group, model, fraction, repeat and gene group: ``test_group``, ``model`` (its label),
     ``fraction``, ``repeat``, ``n_spots`` and ``n_groups`` trained on, ``genes`` (the gene group, ``all`` first), ``n_genes``,
-    the mean of every metric within sections averaged over sections (those of :func:`img2gene.tl.evaluate`),
+    the mean of every metric within sections averaged over sections (see :func:`img2gene.tl.evaluate`),
     ``n_nan`` (gene × section pairs without a correlation), ``seconds`` of training, and ``leakage``. The same sample is
     trained on once: all repeats of fraction 1 hold the same numbers. Nothing is written.
 
     Raises
     ------
     Img2GeneError
-        A fraction outside (0, 1] or too small, too few groups, a section in several groups, or genes asked for by name
+        A fraction outside (0, 1] or too small, too few groups, a section in several groups, or genes chosen by name
         that do not vary in the smallest sample; and what :func:`img2gene.tl.fit` raises.
     MissingKeyError
         No such model, group, column or table.

@@ -72,8 +72,8 @@ def localize(
     .. math:: s_i = \frac{1}{|M|} \sum_{g \in M} \frac{\hat y_{ig} - m_g}{d_g}
 
     with the predicted label :math:`\hat y`, and mean :math:`m` and SD :math:`d` of the *measured* labels over all training
-    spots, as the model keeps them: 0 is an average training spot, in every section. Predictions vary less than what they
-    predict, the more so the worse they are, so that genes which the image tells little about weigh little.
+    spots, as the model keeps them: 0 is an average training spot, in every section. Predictions vary less than the
+    expression they predict, and poor predictions vary least. So genes that the image hardly predicts have little weight.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def localize(
     -----
     Otsu's threshold divides every section in two: one *without* the tissue, or full of it, is divided, too, often in halves.
     Prefer ``"training"`` or a number where a section may lack the tissue. Scores of training spots that ``"training"`` looks
-    at are in-sample, and spread more than those of new sections. AUROC and AUPRC do not depend on the threshold.
+    at are in-sample, and spread more than scores of new sections. AUROC and AUPRC do not depend on the threshold.
 
     References
     ----------
@@ -326,7 +326,7 @@ def _expression(study: Study, model: Model, sets: dict[str, list[str]], use: str
         raise MissingKeyError(
             f"Markers {listing(absent)} are not among the {len(model.genes)} genes that the model predicts "
             f"({near_matches(absent, model.genes)}). Names are compared as they are written: human symbols are in capitals "
-            "(ERBB2), those of mice are not (Erbb2)."
+            "(ERBB2), mouse symbols are not (Erbb2)."
         )
     if use == "predicted":
         check_predictor(study, model, key)

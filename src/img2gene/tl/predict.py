@@ -60,7 +60,7 @@ def predict(
     NaN) for the genes that the table has. Where it lacks genes of the model (tiles have none at all), or a layer would
     exceed 4 GiB, the whole prediction is written to ``tables[key_added]``, annotating the same regions.
 
-    With uncertainty, layers of the same shape stand beside it: ``<key_added>_std``, the predictive SD, and
+    With uncertainty, further layers of the same shape are written: ``<key_added>_std``, the predictive SD, and
     ``<key_added>_lower`` and ``<key_added>_upper``, the interval that holds the stated share of measured labels in the mean over
     genes and new patients. ``obs["<key_added>_ood"]`` is the percentile (0–100) of the spot's distance from the training
     embeddings among those of ordinary patients; above 99 it should not be trusted. Level and threshold are recorded in
@@ -203,7 +203,7 @@ def resolve_model(study: Study, model: Model | str | Path | None, key: str) -> M
 def _predicted_table(
     table: AnnData, model: Model, layers: dict[str, np.ndarray], ood: np.ndarray | None, key: str
 ) -> AnnData:
-    """Predictions as a table of their own that annotates the same regions."""
+    """Make a separate table of predictions that annotates the same regions."""
     import anndata as ad
     from spatialdata.models import TableModel
 
@@ -212,8 +212,8 @@ def _predicted_table(
     obs = table.obs[[name for name in dict.fromkeys(kept) if name in table.obs]].copy()
     if ood is not None:
         obs[_schema.ood_key(key)] = ood
-    beside = {name: values for name, values in layers.items() if name != key}
-    out = ad.AnnData(layers[key], obs=obs, var=pd.DataFrame(index=pd.Index(model.genes)), layers=beside)
+    others = {name: values for name, values in layers.items() if name != key}
+    out = ad.AnnData(layers[key], obs=obs, var=pd.DataFrame(index=pd.Index(model.genes)), layers=others)
     if "spatial" in table.obsm:
         out.obsm["spatial"] = np.asarray(table.obsm["spatial"]).copy()
     if "spatial" in table.uns:

@@ -50,7 +50,7 @@ def predictability(
     allow_leakage: bool = False,
     inplace: bool = True,
 ) -> pd.DataFrame:
-    """Set the accuracy of each gene against what noise in its labels allows, and tell which genes are predicted at all.
+    """Compare the accuracy of each gene with what noise in its expression allows, and call the genes that are predictable.
 
     The *ceiling* is the PCC that a perfect model would reach (:func:`img2gene.metrics.noise_ceiling`). A gene is
     *predictable* if its PCC is above that of labels drawn anew with the same spatial autocorrelation
@@ -63,8 +63,8 @@ def predictability(
     %(model_predicted)s
     %(sections_held_out)s
     method
-        How the ceiling is found: ``"genes"`` takes for knowable what a gene shares with others, ``"thinning"`` all but the
-        noise of sampling, an upper bound.
+        How the ceiling is estimated: ``"genes"`` counts as predictable what a gene shares with other genes; ``"thinning"`` counts
+        everything but sampling noise, an upper bound.
     n_permutations
         Draws of labels under the null.
     fdr

@@ -66,7 +66,7 @@ def retrieve(
     MissingKeyError
         No such spot or model.
     Img2GeneError
-        The model retrieves nothing, or what ``exclude`` leaves of its reference bank has fewer than ``n`` spots.
+        The model retrieves nothing, or fewer than ``n`` reference spots remain after ``exclude``.
 
     Examples
     --------
@@ -134,7 +134,7 @@ def _excluded(study: Study, model: Model, exclude: str) -> np.ndarray | None:
         column = model.report["groups"]
         if column != _schema.SECTION and column not in obs:
             raise MissingKeyError(
-                f"exclude='group' leaves out the spot's own {column}, which `{study.name}.obs` does not name (available: "
+                f"exclude='group' excludes the {column} of the spot, which `{study.name}.obs` does not name (available: "
                 f"{listing(obs.columns)}). Add the column `{column}`, or pass exclude='section' or 'none'."
             )
         return study.groups(column)

@@ -42,13 +42,13 @@ class Assembly:
 
     def scores(self) -> pd.DataFrame:
         """Scores of all models, then of the baselines that come with the first."""
-        found = []
+        frames = []
         for model in [*self.candidates, *BASELINE_ROWS]:
             source = model if model in self.candidates else self.candidates[0]
             for number, fold in enumerate(self.folds):
                 part = self.parts[number, source].scores
-                found.append(_with_absent(part[part["model"] == model], fold).assign(fold=fold.name))
-        return self._tidy(found)
+                frames.append(_with_absent(part[part["model"] == model], fold).assign(fold=fold.name))
+        return self._tidy(frames)
 
     def structure(self) -> pd.DataFrame:
         """Agreement of gene–gene correlations of all models."""

@@ -50,12 +50,14 @@ def _by_label(models: ModelsGiven) -> dict[str, Mapping[str, Any]]:
     if isinstance(models, str):
         return {models: {"model": models}}
     if isinstance(models, Mapping):
-        given = {label: {"model": one} if isinstance(one, str) else one for label, one in models.items()}
+        candidates = {label: {"model": one} if isinstance(one, str) else one for label, one in models.items()}
         wrong = [
-            f"models[{label!r}]={one!r}: {expected}" for label, one in given.items() if not isinstance(one, Mapping)
+            f"models[{label!r}]={one!r}: {expected}"
+            for label, one in candidates.items()
+            if not isinstance(one, Mapping)
         ]
         raise_problems(wrong)
-        return given
+        return candidates
     if not isinstance(models, Iterable):
         raise Img2GeneError(f"models={models!r}: {expected}")
     names = list(models)
@@ -63,16 +65,16 @@ def _by_label(models: ModelsGiven) -> dict[str, Mapping[str, Any]]:
     return {name: {"model": name} for name in names}
 
 
-def _try(label: str, given: Mapping[str, Any]) -> None:
+def _try(label: str, candidate: Mapping[str, Any]) -> None:
     """Make the model once, so that it is refused before any is trained."""
-    if "model" not in given:
+    if "model" not in candidate:
         raise Img2GeneError(
             f"models[{label!r}] names no model: expected a dict such as {{'model': 'ridge', 'n_components': 10}}."
         )
-    params = {key: value for key, value in given.items() if key not in ("model", "encoder")}
+    params = {key: value for key, value in candidate.items() if key not in ("model", "encoder")}
     try:
-        registry.create(given["model"], **params)
+        registry.create(candidate["model"], **params)
     except Img2GeneError:
         raise
     except (TypeError, ValueError) as error:
-        raise Img2GeneError(f"models[{label!r}]: {given['model']!r} does not take {params}: {error}.") from error
+        raise Img2GeneError(f"models[{label!r}]: {candidate['model']!r} does not take {params}: {error}.") from error

@@ -49,7 +49,7 @@ class CrossValidation:
     scope
         What the scores say something about: ``"between patients"``, ``"within patient"`` or ``"patients unknown"``.
     settings
-        Everything that was asked for, and versions (JSON).
+        All options of the call, and versions (JSON).
     warnings
         What was noticed about the study: likely leaks, smoothing.
     predictions
@@ -164,12 +164,12 @@ class CrossValidation:
         units, members = self.by_unit(genes), self._members(genes)
         rows = []
         for model, part in units.groupby("model", sort=False):
-            own = members[members["model"] == model]
+            scores = members[members["model"] == model]
             mean, low, high = metrics.mean_interval(part[metric].to_numpy(), level)
             others = part.drop(columns=["model", self.unit, metric]).mean()
-            facts = {f"n_{self.unit}s": part[self.unit].nunique(), "n_sections": own["section"].nunique()}
-            facts |= {"n_genes": own["gene"].nunique(), "n_nan": int(own["pcc"].isna().sum())}
-            leakage = own["leakage"].any(skipna=False)
+            facts = {f"n_{self.unit}s": part[self.unit].nunique(), "n_sections": scores["section"].nunique()}
+            facts |= {"n_genes": scores["gene"].nunique(), "n_nan": int(scores["pcc"].isna().sum())}
+            leakage = scores["leakage"].any(skipna=False)
             row = {"genes": genes, "model": model, metric: mean, "low": low, "high": high, **others.to_dict(), **facts}
             rows.append(row | {"leakage": leakage, "scope": self.scope})
         return pd.DataFrame(rows)
@@ -223,11 +223,11 @@ class CrossValidation:
             rows.append(row | {"n_dropped": int((defined[:, 0] != defined[:, 1]).sum())})
         return pd.DataFrame(rows, columns=columns)
 
-    def _difference(self, own: pd.Series, other: pd.Series, metric: str, level: float) -> dict[str, Any]:
+    def _difference(self, scores: pd.Series, reference: pd.Series, metric: str, level: float) -> dict[str, Any]:
         """What is to be said of two models' values of the same genes, sections and units."""
-        unit, difference = self.unit, own - other
+        unit, difference = self.unit, scores - reference
         over_units = self._over_units(difference).to_numpy()
-        better = self._gains(own, other, metric).to_numpy() > 0
+        better = self._gains(scores, reference, metric).to_numpy() > 0
         comparison = dict(zip(("difference", "low", "high"), metrics.mean_interval(over_units, level), strict=True))
         comparison |= {f"n_{unit}s": len(over_units), "n_better": int(better.sum())}
         comparison |= {f"p_{unit}s": metrics.signed_rank_pvalue(over_units)}
@@ -256,8 +256,8 @@ class CrossValidation:
         pairs = self._values(metric, genes)[list(dict.fromkeys((model, reference)))].dropna()
         return self._gains(pairs[model], pairs[reference], metric)
 
-    def _gains(self, own: pd.Series, other: pd.Series, metric: str) -> pd.Series:
-        return self._over_units(self._goodness(own, metric) - self._goodness(other, metric))
+    def _gains(self, scores: pd.Series, reference: pd.Series, metric: str) -> pd.Series:
+        return self._over_units(self._goodness(scores, metric) - self._goodness(reference, metric))
 
     def genes(self, model: str | None = None, *, metric: str = "pcc") -> pd.DataFrame:
         """Score of each gene, averaged over sections, best first: highest, lowest or, as of Moran's I, nearest to 0.
@@ -275,9 +275,9 @@ class CrossValidation:
         """
         model = self.models[0] if model is None else model
         self._check(model, self.models, "model")
-        own = self.scores[self.scores["model"] == model]
-        self._check(metric, [name for name in METRICS if name in own], "metric")
-        grouped = own.groupby("gene", sort=False)[metric]
+        scores = self.scores[self.scores["model"] == model]
+        self._check(metric, [name for name in METRICS if name in scores], "metric")
+        grouped = scores.groupby("gene", sort=False)[metric]
         table = pd.DataFrame({metric: grouped.mean(), "sd": grouped.std(), "n_sections": grouped.count()})
         table["n_nan"] = grouped.size() - table["n_sections"]
         return table.sort_values(metric, key=lambda values: -self._goodness(values, metric), kind="stable")
@@ -321,8 +321,8 @@ class CrossValidation:
         self._check(metric, self._metrics, "metric")
         table = members if metric in members else self.structure[self.structure["genes"] == genes]
         keys = [name for name in dict.fromkeys((self.unit, "section", "fold", "gene")) if name in table]
-        found = table.groupby([*keys, "model"], sort=False)[metric].mean().unstack("model")
-        return found.reindex(columns=self.models).astype(float)
+        means = table.groupby([*keys, "model"], sort=False)[metric].mean().unstack("model")
+        return means.reindex(columns=self.models).astype(float)
 
     def _over_units(self, values: pd.Series) -> pd.Series:
         """Mean within sections, then over the sections of each unit."""
@@ -350,8 +350,8 @@ class CrossValidation:
             return []
         names = listing((f"{name} ({number})" for name, number in spared.items()), 1000)
         return [
-            f"Averaged over fewer genes, as so many gene × section pairs are undefined: {names}; of the best model {trained.min()}. "
-            "`compare` pairs them."
+            f"Averaged over fewer genes: gene × section pairs are undefined for {names}, against {trained.min()} for the best "
+            "model. `compare` uses the pairs that both models have."
         ]
 
     def _reference(self, reference: str | None) -> str:

@@ -158,7 +158,7 @@ class CrossValidationRun:
 
 
 def _names_panel(study: Study, genes: Genes) -> bool:
-    """Whether the genes are those of the stored panel, passed by name."""
+    """Whether the genes are the stored panel, passed by name."""
     if not is_named(genes) or isinstance(genes, str):
         return False
     panel = panel_genes(study)

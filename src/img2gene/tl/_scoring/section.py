@@ -1,4 +1,4 @@
-"""Scores of one section gene by gene: those of the model, and those of the baselines beside it."""
+"""Score one section gene by gene: the model and the baselines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Places:
 
     @classmethod
     def of(cls, study: Study, rows: np.ndarray) -> Places | None:
-        """Those of some rows; None where no patches are recorded."""
+        """Read the positions of some rows; None if no patches are recorded."""
         if _schema.PATCH_BBOX not in study.table.obsm:
             return None
         positions = study.centers[rows]
@@ -52,7 +52,7 @@ class Places:
 
 @dataclass(frozen=True)
 class SectionValues:
-    """What is scored in one section: those of its spots that have labels.
+    """What is scored in one section: its measured spots.
 
     Attributes
     ----------
