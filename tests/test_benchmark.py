@@ -409,3 +409,16 @@ def test_a_preset_runs_on_real_sections(data, tmp_path):
     assert scores["gene"].nunique() == 20
     assert set(table["scope"]) == {"between patients"}
     assert not table["restricted"].any()
+
+
+def test_a_list_of_patients_without_its_columns_is_refused(tmp_path, capsys):
+    write_legacy(tmp_path / "stnet", ("S1", "S2"), np.random.default_rng(0))
+    (tmp_path / "stnet" / "patients.csv").write_text("slide,donor\nS1,a\nS2,b\n")
+    message = refused(capsys, "--cohort", "stnet", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert "columns section and patient not found (available: slide, donor)" in message
+
+
+def test_sections_that_fit_no_protocol_are_refused(tmp_path, capsys):
+    write_legacy(tmp_path / "her2st", ("B1",), np.random.default_rng(0))
+    message = refused(capsys, "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert "No protocol can run" in message

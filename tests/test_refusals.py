@@ -371,3 +371,43 @@ def test_predictions_never_replace_another_table(trained_study, copy_of):
     ig.pp.tile_slide(sdata, "C1_image", tile_um=100, key_added="squares")
     with pytest.raises(Img2GeneError, match="key_added='squares'"):
         ig.tl.predict(sdata, key_added="squares")
+
+
+def test_an_encoder_that_is_no_torch_network_cannot_be_fine_tuned(tiny_encoder, monkeypatch):
+    from img2gene.encoders import registry as encoder_registry
+    from img2gene.encoders.trainable import load_trainable
+
+    spec = dataclasses.replace(tiny_encoder, name="numpy-only", last_stage=("head",))
+    monkeypatch.setitem(encoder_registry._REGISTRY, "numpy-only", spec)
+    with pytest.raises(Img2GeneError, match=r"`numpy-only` declares a last stage.*MeanColour, not"):
+        load_trainable(spec)
+
+
+class Overflowing(registry.get("mean")):
+    """Predicts infinity for spots it has not seen."""
+
+    name = "overflowing"
+
+    def predict(self, features, sections):
+        return np.full_like(super().predict(features, sections), np.inf)
+
+
+def test_predictions_that_are_not_finite_calibrate_nothing(study, monkeypatch, caplog):
+    monkeypatch.setitem(registry._REGISTRY, "overflowing", Overflowing)
+    caplog.set_level("WARNING")
+    model = ig.tl.fit(study, "overflowing", validate_on=["C"], inplace=False)
+    assert model.calibration is None
+    assert "`overflowing` cannot be calibrated" in caplog.text
+    assert "NaN or infinite" in caplog.text
+
+
+def test_a_named_gene_that_no_small_sample_shows_is_refused(study):
+    table = study["table"]
+    counts = table.X.toarray()
+    # One spot of each training section: a compact tenth of a section seldom holds it, and never in both repeats of all.
+    counts[:, 0] = 0
+    for section in np.unique(table.obs["section"]):
+        counts[np.flatnonzero(table.obs["section"] == section)[0], 0] = 5
+    table.X = sp.csr_matrix(counts)
+    with pytest.raises(Img2GeneError, match=r"genes do not vary in a sample of fraction 0\.1: G00"):
+        ig.tl.learning_curve(study, "mean", genes=["G00", "G01"], by="spots", fractions=(0.1, 1), n_repeats=3)
