@@ -36,7 +36,9 @@ def cluster_genes(correlation: np.ndarray, n_modules: int | None) -> tuple[np.nd
         return np.concatenate([genes, rest]), modules
     # Genes that were never defined in the same section count as unrelated.
     distance = 1 - np.nan_to_num(correlation[np.ix_(genes, genes)])
+    # scikit-learn's silhouette refuses a diagonal that rounding moved away from 0.
     np.fill_diagonal(distance, 0)
+    # The check refuses a matrix that rounding made asymmetric in its last digit.
     tree = linkage(squareform(distance, checks=False), "average")
     leaves = leaves_list(tree)
     labels = _cut(tree, distance, n_modules)
@@ -55,6 +57,7 @@ def _cut(tree: np.ndarray, distance: np.ndarray, n_modules: int | None) -> np.nd
     scores = {
         i: silhouette_score(distance, labels, metric="precomputed")
         for i, labels in enumerate(cuts)
+        # Ties can give fewer clusters than the cut names; the silhouette is defined for 2 to n − 1.
         if 1 < labels.max() < len(distance)
     }
     return cuts[max(scores, key=scores.__getitem__)] if scores else np.ones(len(distance), dtype=int)

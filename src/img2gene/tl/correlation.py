@@ -217,6 +217,7 @@ def gene_correlation(
     members = {name: study.ordered(study.section_rows(name)) for name in chosen}
     facts = ({"section": name, "patient": study.patient_of(rows)} for name, rows in members.items())
     marks = ({"leakage": leaked(name)} for name in chosen)
+    # A generator, so that the values of one section are in memory at a time.
     values = (scored_values(study, predictor, rows, columns, key) for rows in members.values())
     result, constant = correlate(predictor.name, key, names, zip(facts, values, marks, strict=True), n_modules)
     _warn(constant)
@@ -285,6 +286,7 @@ def _constant(section: str, genes: list[str], pair: list[np.ndarray]) -> list[st
 
 def _warn(constant: list[str]) -> None:
     if constant:
+        # Level 3 is the user's call of `gene_correlation`.
         warnings.warn(
             f"Constant genes have no correlation and are left out: {'; '.join(constant)}.", UserWarning, stacklevel=3
         )
@@ -310,6 +312,7 @@ def _result(
     scores: pd.DataFrame,
     n_modules: int | None,
 ) -> GeneCorrelation:
+    # `nanmean` would warn of pairs that are undefined in every section.
     true, predicted = (
         np.ma.masked_invalid(sections).mean(axis=0).filled(np.nan) for sections in zip(*matrices, strict=True)
     )
@@ -319,6 +322,7 @@ def _result(
 
 
 def _write(table: AnnData, result: GeneCorrelation) -> None:
+    # pandas writes NaN as null; plain JSON has no NaN.
     overall = json.loads(pd.Series(result.overall, dtype=object).to_json())
     sections = json.loads(result.scores.to_json(orient="records"))
     _schema.write_json(table, "gene_correlation", {"overall": overall, "sections": sections}, uns=result.key)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Ranked on training labels: genes that are chosen by the scored sections make scores look better.
 GENE_GROUPS: dict[str, tuple[str, int]] = {"HEG": ("mean", 50), "HVG": ("dispersion", 50), "SVG": ("moran", 50)}
 GeneGroups = Mapping[str, tuple[str, int] | list[str]] | None
 BASELINE_ROWS = (MEAN, ORACLE, NULL)
@@ -156,6 +157,7 @@ def evaluate(
         parts.append(scores.assign(section=name, **facts))
         moments.append(sums)
     result = pd.concat(parts, ignore_index=True)
+    # Relies on the order of rows: in every section the same models, each with the same genes.
     result["pcc_pooled"] = np.tile(np.concatenate(list(pool(moments).values())), len(chosen))
     groups = with_markers(gene_groups, markers)
     result = _tidy(result, group_members(evaluated.genes, evaluated.statistics, genes, groups))
@@ -166,6 +168,7 @@ def evaluate(
 
 def _section_rng(seed: int, section: str) -> np.random.Generator:
     """Random numbers of a section that do not depend on which sections come before it."""
+    # Not `hash`, which differs from process to process for texts.
     return np.random.default_rng([seed, zlib.crc32(section.encode())])
 
 
@@ -190,6 +193,7 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
     >>> ig.tl.summarize(scores, by=["model", "section"])  # doctest: +SKIP
     """
     keys = [by] if isinstance(by, str) else list(by)
+    # Results that were concatenated repeat their row numbers.
     scores = scores.reset_index(drop=True)
     groups = {"all": np.ones(len(scores), dtype=bool)}
     groups |= {name: (scores[name] == True).to_numpy() for name in group_columns(scores)}  # noqa: E712 - NaN is no member

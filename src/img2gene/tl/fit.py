@@ -154,6 +154,7 @@ def fit(
             how = (finetune, finetune_epochs, finetune_learning_rate, finetune_batch_size)
             inputs = _finetuning(study, predictor, encoder, how)
     with problems.collect():
+        # Read here so that its problems are part of the one error.
         _ = study.positions
     with problems.collect():
         division = split(study, groups, train_on=train_on, validate_on=validate_on)
@@ -200,6 +201,7 @@ def _stored_inputs(study: Study, predictor: Predictor, encoder: str | None) -> I
     identity = choose_encoder(study, encoder)
     features = embedding(study, identity)
     if "tokens" not in declared_inputs(predictor):
+        # Otherwise predictions would demand tokens that the model does not use.
         return Inputs(without_tokens(identity), features, None)
     return Inputs(identity, features, tokens(study, identity))
 
@@ -241,6 +243,7 @@ class _TrainingRun:
         rows = choice.rows
         sections, groups, positions = study.sections[rows], study.groups(self.groups)[rows], study.positions[rows]
         if not isinstance(inputs, Inputs):
+            # Runs after the choice of genes, because the encoder is trained on their labels.
             inputs = inputs.run(choice.values, sections, groups, positions, rows, seed=self.seed)
         data = TrainingData(
             inputs.features[rows],
@@ -250,6 +253,7 @@ class _TrainingRun:
             positions,
             tokens=None if inputs.tokens is None else inputs.tokens[rows],
             pathways=self._pathways(predictor, rows, inputs),
+            # Labels of a layer need not come from counts, so no library size belongs to them.
             library=library_size(study.table)[rows] if self.layer is None else None,
         )
         calibration, facts = self._fit(predictor, data, level)

@@ -187,6 +187,7 @@ def localize(
     if inplace:
         settings = {"markers": sets, "use": use, "smooth": smooth, "key": key, "annotation": annotation}
         record = settings | {"positive": meant, "sections": chosen, "rules": rules, "thresholds": limits}
+        # None removes a column: an earlier call may have had more tissues.
         columns = dict.fromkeys(_earlier_columns(table, key_added)) | columns
         _schema.apply(table, {"obs": columns, "uns": records_update(table, key_added, record)})
     return result
@@ -268,6 +269,7 @@ class _ScoredSpots:
         shown = np.isin(self.sections, self.chosen) & np.isfinite(scores)
         return {
             score_column(key, tissue): np.where(shown, scores, np.nan).astype(np.float32),
+            # A spot that was not scored is missing rather than outside.
             inside_column(key, tissue): pd.arrays.BooleanArray(inside & shown, ~shown),
         }
 
@@ -342,6 +344,7 @@ def _expression(study: Study, model: Model, sets: dict[str, list[str]], use: str
 
 
 def _z_mean(expression: pd.DataFrame, model: Model, genes: list[str]) -> np.ndarray:
+    # Training statistics: scaled within a section, one without the tissue would have high scores, too.
     places = [model.genes.index(gene) for gene in genes]
     mean, variance = (model.statistics[name][places].astype(np.float64) for name in ("mean", "variance"))
     return marker_score(expression[genes].to_numpy(), mean, np.sqrt(variance))

@@ -98,6 +98,7 @@ def predict(
     table = study.table
     columns = table.var_names.get_indexer(trained.genes)
     complete = bool((columns >= 0).all())
+    # A layer is dense and has all genes of the table, however few the model predicts.
     fits = table.n_obs * table.n_vars * 4 <= _MAX_LAYER_BYTES
     predicted = None
     if not (inplace and complete and fits):
@@ -143,6 +144,7 @@ def _predicted(
 
 def _layer(table: AnnData, values: np.ndarray, shared: np.ndarray) -> np.ndarray:
     """Values (n, genes of the model) in the columns of the table; other genes are NaN."""
+    # Saves a copy, which can take gigabytes.
     if np.array_equal(shared, np.arange(table.n_vars)):
         return values
     layer = np.full(table.shape, np.nan, dtype=np.float32)
@@ -194,6 +196,7 @@ def resolve_model(study: Study, model: Model | str | Path | None, key: str) -> M
     others = [other for other in study.sdata.tables.values() if other is not table and name in stored_models(other)]
     holder = others[0] if name not in stored_models(table) and len(others) == 1 else table
     if model is None or name in stored_models(holder):
+        # A stored model comes before a file of the same name.
         return read_model(holder, str(name))
     if not Path(model).is_file():
         raise MissingKeyError(missing(str(model), "the trained models of the table, nor a file", stored_models(table)))
@@ -217,6 +220,7 @@ def _predicted_table(
     if "spatial" in table.obsm:
         out.obsm["spatial"] = np.asarray(table.obsm["spatial"]).copy()
     if "spatial" in table.uns:
+        # squidpy looks up the picture of a section here.
         out.uns["spatial"] = table.uns["spatial"]
     _schema.write_json(out, "prediction", {"model": model.name, "report": model.report})
     return TableModel.parse(

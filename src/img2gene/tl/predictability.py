@@ -125,6 +125,7 @@ def predictability(
         index=pd.Index(genes, name="gene"),
     )
     called = (result["pcc_fdr"] <= fdr) & _without_any_patient(truth, predicted, names, patients)
+    # Comparisons with NaN are False, but a gene that was not tested is not called unpredictable.
     result["predictable"] = called.astype("boolean").mask(result["pcc_fdr"].isna())
     _report(result, fdr)
     if inplace:
@@ -184,6 +185,7 @@ def _qvalues(pvalues: np.ndarray) -> np.ndarray:
     """Benjamini–Hochberg over those that are known."""
     from scipy.stats import false_discovery_control
 
+    # scipy refuses NaN among p-values.
     known = np.isfinite(pvalues)
     result = np.full(len(pvalues), np.nan)
     if known.any():

@@ -44,6 +44,7 @@ class Assembly:
         """Scores of all models, then of the baselines that come with the first."""
         frames = []
         for model in [*self.candidates, *BASELINE_ROWS]:
+            # Every part scores the baselines, too, and the null uses a model's predictions: the first model's are taken.
             source = model if model in self.candidates else self.candidates[0]
             for number, fold in enumerate(self.folds):
                 part = self.parts[number, source].scores
@@ -62,6 +63,7 @@ class Assembly:
         )
 
     def _tidy(self, parts: list[pd.DataFrame]) -> pd.DataFrame:
+        # Without permutations the null has no rows, and empty frames can change the types of columns.
         table = pd.concat([part for part in parts if len(part)], ignore_index=True)
         first = ["model", "fold", "section", "patient", "gene"]
         last = ["n_spots", "leakage"]
@@ -73,6 +75,7 @@ class Assembly:
         study, patients = self.study, self.study.patients
         rows: list[dict[str, Any]] = []
         for number, fold in enumerate(self.folds):
+            # `listing` shortens long lists by default, but this table has to name every section.
             held = None if patients is None else listing(np.unique(patients[fold.test]), 1000)
             facts: dict[str, Any] = {
                 "fold": fold.name,
@@ -93,6 +96,7 @@ class Assembly:
 
         genes = list(dict.fromkeys(gene for fold in self.folds for gene in fold.genes))
         rows = np.concatenate([fold.test for fold in self.folds])
+        # Folds hold spots group by group; the predictions come back in the order of the study.
         order = np.argsort(rows, kind="stable")
         names = self.parts[0, label].layers
         stacked = {
@@ -111,6 +115,7 @@ class Assembly:
             var=pd.DataFrame(index=genes),
             layers={name: values[order] for name, values in stacked.items() if values.ndim == 2 and name != "X"},
         )
+        # Positions are (row, column); scanpy and squidpy expect (x, y).
         out.obsm["spatial"] = study.positions[rows][:, ::-1].copy()
         return out
 
@@ -120,6 +125,7 @@ def _spread(values: np.ndarray, fold: Fold, genes: list[str]) -> np.ndarray:
     if values.ndim == 1:
         return values
     out = np.full((len(values), len(genes)), np.nan, dtype=np.float32)
+    # Only measured values have columns of absent genes, after the fold's genes; predictions are cut off before them.
     places = pd.Index(genes).get_indexer([*fold.genes, *fold.absent][: values.shape[1]])
     # A gene that is absent in all folds has no column.
     out[:, places[places >= 0]] = values[:, places >= 0]
@@ -130,6 +136,7 @@ def _with_absent(scores: pd.DataFrame, fold: Fold) -> pd.DataFrame:
     """Scores with a row of NaN in every section for each gene that the fold lacks."""
     if not fold.absent or not len(scores):
         return scores
+    # An absent gene without rows would be missing from `n_nan`, and the model would seem to predict every gene.
     facts = scores.drop_duplicates("section")[["model", "section", "patient", "n_spots", "leakage"]]
     missing = facts.merge(pd.DataFrame({"gene": fold.absent}), how="cross")
     members = {name: missing["gene"].isin(fold.absent_groups.get(name, [])) for name in fold.groups}

@@ -21,6 +21,7 @@ def model_candidates(models: ModelsGiven, encoder: str | None, study: Study) -> 
     """Collect the arguments of ``fit`` for each label; unknown models, parameters and embeddings are refused."""
     candidates = {str(label): {"encoder": encoder, **one} for label, one in _by_label(models).items()}
     problems = Problems(["`models` is empty."] * (not candidates))
+    # Each embedding is checked once, so that several models on a missing one make one problem.
     for name in dict.fromkeys(one["encoder"] for one in candidates.values()):
         with problems.collect():
             choose_encoder(study, name)
@@ -33,6 +34,7 @@ def model_candidates(models: ModelsGiven, encoder: str | None, study: Study) -> 
 
 def completed(candidate: Candidate, study: Study) -> str:
     """Write a candidate with its defaults and its embedding as JSON: the same text for candidates that train alike."""
+    # A default that is written out trains the same model, so defaults are filled in before texts are compared.
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(registry.get(candidate["model"])).parameters.items()
@@ -74,6 +76,7 @@ def _try(label: str, candidate: Mapping[str, Any]) -> None:
     params = {key: value for key, value in candidate.items() if key not in ("model", "encoder")}
     try:
         registry.create(candidate["model"], **params)
+    # Must come first: this error is a ValueError, and its message already names the culprit.
     except Img2GeneError:
         raise
     except (TypeError, ValueError) as error:

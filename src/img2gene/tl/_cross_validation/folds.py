@@ -58,7 +58,9 @@ class OuterFolds:
         """
         names = study.groups(groups)
         others = f"; {groups} without counts: {listing(uncounted)}" if uncounted else ""
+        # A single name is wrapped, because iterating over "P1" would give "P" and "1".
         named = None if test_on is None else [test_on] if isinstance(test_on, str) else [str(name) for name in test_on]
+        # The study holds measured spots only, so `named_groups` would call these groups unknown.
         blank = [name for name in named or [] if name in uncounted]
         if blank:
             raise Img2GeneError(
@@ -79,6 +81,7 @@ class OuterFolds:
                 "`img2gene.io.concat_sections`."
             )
         tested = known if named is None else named_groups(named, names, "test_on", groups)
+        # The final scope depends on these folds: it is known once patients on both sides were looked for.
         folds = cls(groups, names, _dealt(tested, n_folds, seed), BETWEEN)
         shared = {name: study.shared_patients(~rows, rows) for name, rows in folds.rows().items()}
         leaked = {name: patients for name, patients in shared.items() if patients}
@@ -89,6 +92,7 @@ class OuterFolds:
                 'independent: hold out whole patients (`groups="patient"`), or pass `allow_leakage=True`, which marks the result '
                 "as a within-patient estimate."
             )
+        # Without recorded patients nothing shows a leak, so such folds are not called honest.
         scope = UNKNOWN if study.patients is None else WITHIN if leaked else BETWEEN
         return cls(groups, names, folds.held_out, scope)
 

@@ -100,6 +100,7 @@ class CrossValidation:
             marks.append("within-patient estimate")
         elif self.scope != BETWEEN:
             marks.append("patients unknown")
+        # The mark of a within-patient estimate says this already.
         if self.scope != WITHIN and bool(self.scores["leakage"].fillna(False).astype(bool).any()):
             marks.append("leakage: patients trained on")
         if self.settings.get("allow_leakage") and self.warnings:
@@ -122,6 +123,7 @@ class CrossValidation:
         """
         chosen = self._members(genes)
         columns = [name for name in METRICS if name in chosen]
+        # Where sections are the unit, both names are one column, and pandas refuses an index that names it twice.
         keys = ["model", *dict.fromkeys((self.unit, "section"))]
         sections = chosen.groupby(keys, sort=False)[columns].mean()
         if len(self.structure):
@@ -320,6 +322,7 @@ class CrossValidation:
         members = self._members(genes)
         self._check(metric, self._metrics, "metric")
         table = members if metric in members else self.structure[self.structure["genes"] == genes]
+        # A section that is divided between folds has a score in each of them.
         keys = [name for name in dict.fromkeys((self.unit, "section", "fold", "gene")) if name in table]
         means = table.groupby([*keys, "model"], sort=False)[metric].mean().unstack("model")
         return means.reindex(columns=self.models).astype(float)

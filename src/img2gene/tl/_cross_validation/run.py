@@ -67,7 +67,9 @@ class CrossValidationRun:
         # All folds first, so that none is refused after hours of training on the others.
         folds = [self._fold(name, held, genes, groups) for name, held in self.outer.rows().items()]
         record = self._settings(genes, groups)
+        # Digests read all arrays, which only a run that can be resumed needs.
         data = {} if folder is None else study_fingerprint(self.study, self.candidates, self.outer.names, self.options)
+        # Through JSON and back, as the stored record is: tuples become lists there, and would always differ.
         results = open_results(folder, json.loads(json.dumps({**record, "data": data}, default=str)))
         tasks = {
             (number, label): Task(self.study, fold, label, candidate, self.options, label in self.kept)
@@ -118,6 +120,7 @@ class CrossValidationRun:
             # Shared patients were judged when the folds were made; a panel is judged here.
             check_panel(study, held, allow_leakage=self.allow_leakage or self.outer.scope == WITHIN)
         choice = choose_genes(study, study.ordered(train), genes, layer=self.options.layer)
+        # Only named genes and panels promise certain genes; a number, or all, takes what varies in the fold.
         named = named_genes(genes) if is_named(genes) else (panel_genes(study) or []) if genes is None else []
         absent = [gene for gene in named if gene in set(choice.constant)]
         if absent:
@@ -183,6 +186,7 @@ def study_fingerprint(
 ) -> dict[str, str]:
     """Compute digests of everything that results depend on."""
     table = study.table
+    # Dense counts have no columns and row ends to compute a digest of.
     counts = sp.csr_matrix(table.X)
     arrays = {
         "counts": counts.data,
@@ -209,6 +213,7 @@ def run_tasks(tasks: Mapping[Key, Task], results: ResumableFolder, n_jobs: int, 
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
+    # A part that was stored without predictions does not serve a call that keeps them.
     parts = {
         key: part
         for key, task in tasks.items()
@@ -218,14 +223,17 @@ def run_tasks(tasks: Mapping[Key, Task], results: ResumableFolder, n_jobs: int, 
         logger.info("took %d of %d finished parts from %s", len(parts), len(tasks), results.folder)
     todo = {key: task for key, task in tasks.items() if key not in parts}
     calls = (
+        # Worker processes import the package anew, so they get the settings and models of this process.
         delayed(run_and_keep)(task, results, dataclasses.replace(settings), registry.get(task.candidate["model"]))
         for task in todo.values()
     )
+    # A generator lets the bar advance with every fit; a list would arrive at the end.
     run = Parallel(n_jobs=n_jobs, return_as="generator")(calls)
     with tqdm(total=len(todo), desc=title, unit="fit", disable=not settings.progress) as bar:
         for key, part in zip(todo, run, strict=True):
             parts[key] = part
             bar.update()
+    # Stored parts came first, so the order of the tasks is restored.
     return {key: parts[key] for key in tasks}
 
 

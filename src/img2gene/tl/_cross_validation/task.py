@@ -128,6 +128,7 @@ class Task:
             layer=SMOOTHED if options.smooth else options.layer,
             seed=options.seed,
             table_key=train.table_key,
+            # A fold may leave one section to train on; whether anything can be held out was checked for the study.
             allow_single_section=True,
             inplace=False,
             **certainty,
@@ -137,6 +138,7 @@ class Task:
     def _score(self, model: Model, seconds: float) -> Part:
         test, options = self._part(self.fold.test), self.options
         if self.fold.statistics is not None:
+            # One mean for samples of all sizes, or R² would change with the sample.
             model = replace(model, statistics=self.fold.statistics)
         predict(test.sdata, model, table_key=test.table_key, key_added=KEY)
         scores = evaluate(
@@ -152,6 +154,7 @@ class Task:
             allow_leakage=True,
             inplace=False,
         )
+        # Several labels can stand for one kind of model, so the label replaces its name.
         scores["model"] = scores["model"].replace(model.name, self.label)
         layers = kept_layers(test.table, model, self.fold.absent) if self.keep else {}
         return Part(scores, self._structure(test, model), layers, seconds)
@@ -163,6 +166,7 @@ class Task:
         for name in test.section_names():
             rows = test.ordered(test.section_rows(name))
             for group, genes in groups.items() if self.compares_structure else ():
+                # Three genes make three pairs, and with fewer the agreement is undefined.
                 if not 2 < len(genes) <= _MOST_STRUCTURE_GENES:
                     continue
                 pair = scored_values(test, model, rows, table.var_names.get_indexer(genes), KEY)
@@ -177,6 +181,7 @@ class Task:
     def _part(self, rows: np.ndarray) -> Study:
         """Take some rows of the study, and smooth their labels if the options say so."""
         part = subset(self.study, rows, layer=self.options.layer)
+        # Smoothed after the split, so that no training label contains a held-out spot.
         if self.options.smooth:
             part.table.layers[SMOOTHED] = smoothed_labels(part, self.options.smooth, self.options.layer)
         return part
@@ -213,12 +218,14 @@ def run_and_keep(task: Task, folder: ResumableFolder, defaults: Settings, kind: 
     """Run a task and keep its result; a worker process gets the settings and the models of this one."""
     for name, value in asdict(defaults).items():
         setattr(settings, name, value)
+    # The caller shows one bar for all tasks, which bars of single fits would break up.
     settings.progress = False
     if kind.name not in models.list():
         models.register(kind)
     try:
         part = task.run()
     finally:
+        # With one job this is the caller's process, whose setting has to come back.
         settings.progress = defaults.progress
     save_part(folder, task.key, part)
     return part
@@ -230,8 +237,10 @@ def located(fold: str, label: str) -> Iterator[None]:
     try:
         yield
     except Img2GeneError as error:
+        # The class is kept, so that `except LeakageError` still catches it.
         raise type(error)(f"Without {fold}, {label!r}: {error}") from error
     except Exception as error:
+        # Errors of other packages can need several arguments, so they cannot be made anew with a longer message.
         error.add_note(f"This was the model {label!r}, trained without {fold}.")
         raise
 

@@ -99,12 +99,14 @@ class SectionValues:
             constant = np.broadcast_to(level, self.truth.shape)
             baseline = SectionValues(self.truth, constant, None, None, None, self.places)
             pooled[name] = [Moments.of(self.truth, constant)]
+            # A constant stands for its own ranks: both are without a correlation.
             rows[name] = baseline._scores(pooled[name][0], (ranked[0], constant), mean)
         if n_permutations:
             orders = [rng.permutation(len(self.truth)) for _ in range(n_permutations)]
             rows[NULL], pooled[NULL] = self._null(orders, ranked, mean)
         frames = [pd.DataFrame({"model": name, "gene": genes, **scores}) for name, scores in rows.items()]
         columns = ["model", "gene", *METRICS]
+        # Metrics that are undefined here become NaN, so that the tables of all sections have the same columns.
         return pd.concat([frame.reindex(columns=columns) for frame in frames], ignore_index=True), pooled
 
     def _null(
@@ -116,6 +118,7 @@ class SectionValues:
             places = None if number else self.places
             shuffled = SectionValues(self.truth[order], self.predicted, None, None, None, places)
             pooled.append(Moments.of(shuffled.truth, self.predicted))
+            # The ranks of shuffled values are the shuffled ranks, so nothing is sorted again.
             results.append(shuffled._scores(pooled[-1], (ranked[0][order], ranked[1]), mean))
         means = {name: np.mean([scores[name] for scores in results], axis=0) for name in results[-1]}
         return results[0] | means, pooled
@@ -146,6 +149,7 @@ class SectionValues:
 
 def pool(sections: Iterable[Pooled]) -> Scores:
     """Correlation of each model over the spots of all sections; of the null, the mean over shuffles."""
+    # Moments of sections add up, so no section's values have to stay in memory.
     total: Pooled = {}
     for section in sections:
         for name, parts in section.items():

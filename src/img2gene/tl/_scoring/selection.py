@@ -54,6 +54,7 @@ def has_label(study: Study, model: Model) -> np.ndarray:
     """Whether each row has measured expression, bool (n_obs,); spots without a single count have none."""
     if model.labels["layer"] is None:
         return library_size(study.table) > 0
+    # A layer is on the user's scale, where a spot of zeros can be measured.
     return np.ones(study.n_obs, dtype=bool)
 
 
@@ -103,6 +104,7 @@ def measured_genes(study: Study, model: Model) -> list[str]:
 def check_predictor(study: Study, model: Model, key: str) -> None:
     """Raise if another model made the predictions under ``key``: its split may leak where this one does not."""
     by = study.record(_schema.PREDICTED_BY, {}).get(key)
+    # Predictions from outside the package have no model on record and cannot be compared.
     if by is not None and by["fingerprint"] != model.fingerprint:
         raise Img2GeneError(
             f"The predictions {key!r} were made by another model (`{by['model']}`) than the one that is to be judged by them "
