@@ -1,4 +1,4 @@
-"""What each part of img2gene contributes on real sections, beside the ridge on the same embeddings.
+"""Measure what each part of img2gene contributes on real sections, compared with the ridge on the same embeddings.
 
 ``python benchmarks/ablation.py`` trains every variant on every split of two cohorts, with three seeds, and writes one row per
 variant, split and seed; rows that are there already are not computed again.
@@ -95,7 +95,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def repeat(description: str, variants: Iterable[str], run: Run, out: Path) -> None:
-    """Run every variant on every split with every seed, as far as its rows are not in the file yet, and print the means."""
+    """Run every variant on every split with every seed, unless its row is in the file already, and print the means."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--cohorts", nargs="+", default=["her2st", "mob_st"])

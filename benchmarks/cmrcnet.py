@@ -1,7 +1,7 @@
 """Retrieval, regression and their mixture: accuracy against gene–gene structure, on real sections.
 
 ``python benchmarks/cmrcnet.py`` trains CMRCNet with and without its losses on every split of two cohorts, with three seeds, and
-BLEEP, feature k-NN and the ridge beside it. What retrieval and regression say is taken from the same fit as the mixture.
+BLEEP, feature k-NN and the ridge for comparison. What retrieval and regression say is taken from the same fit as the mixture.
 One row per variant, split and seed; rows that are there already are not computed again.
 """
 

@@ -1,4 +1,4 @@
-"""What each kind of debiasing does on data with known truth: stain tells of expression in the training patients only.
+"""Measure each kind of debiasing on data with known truth: the stain predicts expression in the training patients only.
 
 In the synthetic training patients the eosin field drives one gene in five (``confounding=1``); in the held-out patient it
 does not, so whoever reads expression off the eosin is wrong there. Control: the same cohort without confounding, whose images

@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
     parser.add_argument("--orientations", nargs="+", type=int, default=(1, 2, 4))
     parser.add_argument("--embed-only", action="store_true", help="fill the cache, then stop")
-    parser.add_argument("--out", type=Path, help="CSV; the Markdown table is written beside it")
+    parser.add_argument("--out", type=Path, help="CSV; the Markdown table is written to the same folder")
     args = parser.parse_args()
     ig.settings.progress = False
     args.cache.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def plain(queries: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
 
 
 def measure(way: str, arguments: argparse.Namespace) -> dict[str, object]:
-    """Time and memory of one way, and how many of the neighbours of 200 queries are those of a full sort."""
+    """Measure time and memory of one way, and the share of the neighbours of 200 queries that a full sort returns too."""
     import torch
 
     torch.set_num_threads(arguments.threads)

@@ -53,7 +53,7 @@ myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
-# Outputs are always those of the present source: a cache would keep them when only the package changes.
+# Notebooks always run: a cache would keep their outputs when only the package changes.
 nb_execution_mode = "force"
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True

@@ -143,7 +143,7 @@ def test_all_that_is_wrong_with_the_inputs_of_a_model_is_named(sections, curious
         (
             {},
             r"(?s)2 problems.*`curious` needs `positions=`, of shape \(2, 2\): row and column of each spot in µm.*needs `tokens=`, "
-            r"of shape \(2, 9, 50\): those of `img2gene.pp.embed_patches\(sdata, 'color-texture', tokens=9\)`",
+            r"of shape \(2, 9, 50\): stored by `img2gene.pp.embed_patches\(sdata, 'color-texture', tokens=9\)`",
         ),
         ({"positions": positions[:1], "tokens": tokens}, r"`positions` has shape \(1, 2\), expected \(2, 2\)"),
         ({"positions": positions, "tokens": tokens[:, :4]}, r"`tokens` has shape \(2, 4, 50\), expected \(2, 9, 50\)"),

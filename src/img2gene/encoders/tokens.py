@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def cells(size: int, grid: int) -> list[tuple[int, int]]:
     """Return start and stop of each of ``grid`` cells along an axis of ``size`` positions.
 
-    Cells are those of adaptive average pooling. Neighbouring cells overlap if ``grid`` does not divide ``size``, and
+    Cells are cut as in adaptive average pooling. Neighbouring cells overlap if ``grid`` does not divide ``size``, and
     cells repeat positions if ``grid`` exceeds ``size``.
     """
     # Cells without overlap would be uneven: mirroring a patch would then not mirror its tokens.

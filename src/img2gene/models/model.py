@@ -34,7 +34,7 @@ class Model:
         Per gene, from the training labels: ``mean``, ``variance``, ``dispersion``, ``detection``, ``moran``.
     inputs
         Identity of the embedding it was trained on: encoder, revision, fields of view, input size, width; with
-        ``"finetuned"`` the features are not those of the registered encoder but of one with the weights in ``encoder``.
+        ``"finetuned"`` the features come from an encoder with the weights in ``encoder``, not from the registered one.
     labels
         How labels were made: ``layer`` (None for counts) and ``target_sum``.
     report
@@ -147,7 +147,7 @@ class Model:
         expected = (n_spots, *(grid if name == "tokens" else (2,)))
         if values is None:
             how = (
-                f"those of `img2gene.pp.embed_patches(sdata, {self.inputs['name']!r}, tokens={grid[0]})`"
+                f"stored by `img2gene.pp.embed_patches(sdata, {self.inputs['name']!r}, tokens={grid[0]})`"
                 if name == "tokens"
                 else "row and column of each spot in µm"
             )

@@ -99,7 +99,7 @@ class ReferenceBank:
         excluded: np.ndarray | None = None,
         by: str = "group",
     ) -> Neighbors:
-        """Find the ``k`` reference spots of the highest cosine, exactly; of equal ones those of the lowest row come first.
+        """Find the ``k`` reference spots of the highest cosine, exactly; of equal ones the lowest row comes first.
 
         Memory is bounded by blocks of 512 queries by 65,536 references, whatever the size of either, and by a copy of the keys
         where something is excluded.
@@ -119,7 +119,7 @@ class ReferenceBank:
         Raises
         ------
         Img2GeneError
-            The bank, or what the exclusions leave of it, is empty or has fewer than ``k`` spots; queries that are NaN or of
+            After exclusions the bank is empty or has fewer than ``k`` spots; queries that are NaN or of
             another width; unknown options. No query is answered then.
         """
         queries = np.asarray(queries)
@@ -250,7 +250,7 @@ class Retrieves(Protocol):
         excluded: np.ndarray | None = None,
         by: str = "group",
     ) -> Neighbors:
-        """The ``k`` spots of the bank nearest to each spot; exclusions are those of :meth:`img2gene.models.ReferenceBank.nearest`.
+        """Find the ``k`` nearest spots of the bank; exclusions as in :meth:`img2gene.models.ReferenceBank.nearest`.
 
         Takes the additional inputs of ``predict``, too.
         """

@@ -11,7 +11,7 @@ _SCORED_GENES = 500
 
 
 def scored_genes(labels: np.ndarray) -> np.ndarray:
-    """Columns of the genes that epochs are chosen by: those of the highest mean label."""
+    """Choose the genes that select epochs: the highest mean labels."""
     return np.argsort(-labels.mean(axis=0), kind="stable")[:_SCORED_GENES]
 
 

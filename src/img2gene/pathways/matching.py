@@ -31,7 +31,7 @@ def match_gene_sets(
     Names are compared with ``genes`` and with ``ids``; the whole collection uses whichever matches more of its genes.
     The version of an Ensembl id (``ENSG00000141736.14``) is not compared. Case is ignored, with a warning, where that
     matches at least twice as many genes. Not only where nothing matches: a few symbols of mice (``C2``, ``F3``) are
-    written like those of humans.
+    written like human ones.
 
     Parameters
     ----------

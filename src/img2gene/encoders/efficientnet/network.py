@@ -208,7 +208,7 @@ def pooled_width(span: tuple[int, int]) -> int:
 
 
 def token_width(span: tuple[int, int] | None) -> int:
-    """Count the channels of a token: those of all maps of a span, or of the head."""
+    """Count the channels of a token: all maps of a span, or the head."""
     return HEAD_WIDTH if span is None else pooled_width(span) // 2
 
 

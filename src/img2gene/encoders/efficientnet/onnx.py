@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 in onnxruntime, whose depthwise convolutions are faster on CPUs than those of torch."""
+"""EfficientNet-Lite0 in onnxruntime, whose depthwise convolutions are faster on CPUs than torch's."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class CMRCNetParameters(NetworkParameters):
     exclude: str = "none"
     n_gene_tokens: int = 8
     final_learning_rate: float = 1e-4
-    # Defaults that differ from those of the other networks.
+    # Defaults that differ from the other networks.
     n_models: int = field(default=2, kw_only=True)
     dim: int = field(default=256, kw_only=True)
     batch_size: int = field(default=64, kw_only=True)

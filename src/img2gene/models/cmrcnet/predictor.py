@@ -169,7 +169,7 @@ class CMRCNet(NetworkPredictor):
 class Bleep(CMRCNet):
     """Contrastive learning alone, with retrieval: CMRCNet without reconstruction, regression and ridge.
 
-    The parameters are those of :class:`CMRCNet`, with other defaults.
+    It takes the parameters of :class:`CMRCNet`, with other defaults.
 
     References
     ----------

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 _ANCHORS = 256
 # Most steps of the optimiser: more steps gain little for their time.
 _STEPS = 300
-# Between shifts of sections of one patient or batch and those of patients in few sections (docs/guide/img2gene.md).
+# Larger than shifts within one patient or batch, smaller than shifts between patients with few sections (docs/guide/img2gene.md).
 _NEAR, _FAR_MARGIN = 0.5, 0.15
 _STIFFNESS, _SMOOTHING = 4.0, 0.4
 _NEVER = 1e6
@@ -224,7 +224,7 @@ class Img2GeneFitting(NetworkFitting):
         return Retrieval(ReferenceBank(keys, values, data.sections[rows], data.groups[rows], places), self.parameters.k)
 
     def _part(self, rows: np.ndarray, sections: np.ndarray) -> SpotArrays:
-        """Inputs of some spots, each section with the neighbours that are left; arrays stay those of all spots."""
+        """Make the inputs of some spots, each section with the neighbours that remain; the arrays still hold all spots."""
         index = np.flatnonzero(rows)
         spots = split_sections(sections[index], self.data.positions[index], self.parameters.n_neighbors, pad=True)
         moved = [dataclasses.replace(section, rows=index[section.rows]) for section in spots]

@@ -90,7 +90,7 @@ def embed(ensemble: Ensemble, arrays: SpotArrays, chosen: np.ndarray) -> tuple[n
 def update_references(ensemble: Ensemble, arrays: SpotArrays) -> None:
     """Set every member's reference views to the exact means over all spots of ``arrays``."""
     training = ensemble.training
-    # With dropout the references would be noisy, and differ from those of prediction.
+    # With dropout the references would be noisy, and differ from the features at prediction.
     ensemble.eval()
     # Single precision loses digits over many spots.
     sums = [torch.zeros(ensemble.get_buffer(f"reference_{name}").shape, dtype=torch.float64) for name in Views._fields]

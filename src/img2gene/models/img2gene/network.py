@@ -89,7 +89,7 @@ class Outputs(NamedTuple):
 class Img2GeneNetwork(nn.Module):
     """Predicts expression from three views of a spot.
 
-    t: the spot's own tokens; n: those of its nearest spots; g: the spot within its section. They are fused by one shared
+    t: the spot's own tokens; n: tokens of its nearest spots; g: the spot within its section. They are fused by one shared
     cross-attention, F(t, n, g) = LayerNorm[CA(q=g, kv=t) + CA(q=g, kv=n)], of which a causal effect is taken against the
     references that the buffers hold. Pathways that the effect predicts come back as context.
 

@@ -105,7 +105,7 @@ class Regressor(nn.Module):
         self.register_buffer("scale", torch.from_numpy(scale.astype(np.float32)))
 
     def train(self, mode: bool = True) -> Regressor:
-        """Batch normalisation keeps the statistics it was pretrained with: those of small batches are noise."""
+        """Keep the pretrained statistics of batch normalisation: statistics of small batches are noise."""
         super().train(mode)
         for module in self.encoder.modules():
             if isinstance(module, _BatchNorm):

@@ -216,7 +216,7 @@ class SectionSummary(nn.Module):
         return self.block(self.latents + self.gather(self.latents, spots))
 
     def forward(self, hidden: Tensor, around: Tensor, latents: Tensor) -> Tensor:
-        """One token (B, dim) per spot of hidden features (B, dim), those of its neighbours (B, k, dim), and the latents."""
+        """Make one token (B, dim) per spot from its hidden features (B, dim), its neighbours' (B, k, dim), and the latents."""
         return hidden + self.spread(hidden, latents) + self.place(around.mean(dim=-2))
 
 
@@ -317,7 +317,7 @@ class SelfNormalizing(nn.Module):
 
 
 class CrossModalFusion(nn.Module):
-    """Tokens of one modality look at each other, go through a feed-forward block, then look at those of the other.
+    """Tokens of one modality attend to each other, pass a feed-forward block, then attend to the other modality.
 
     Every step is residual. Applied several times it shares its weights.
 

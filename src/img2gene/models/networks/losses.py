@@ -176,7 +176,7 @@ def normalise_scores(scores: Tensor) -> Tensor:
             [ 0.0000,  0.0000,  0.0000,  0.0000]])
     """
     scores = _floats(scores)
-    # What rounding of the mean leaves of a constant row is some eps of the row: not a profile to be blown up to length 1.
+    # Rounding of the mean turns a constant row into noise of some eps, which must not be scaled up to length 1.
     rounding = (32 * torch.finfo(scores.dtype).eps) ** 2 * scores.square().sum(dim=-1, keepdim=True)
     return _unit_rows(scores - scores.mean(dim=-1, keepdim=True), rounding)
 
@@ -246,7 +246,7 @@ def balanced_mse(predicted: Tensor, target: Tensor, noise: float | Tensor) -> Te
     """Balanced MSE, batch-based Monte Carlo form: the error that would be minimised if all labels were equally frequent.
 
     For each gene, with l_ij = −(ŷ_i − y_j)² / 2σ², the mean over spots of 2σ² [−l_ii + log Σ_j exp l_ij]: each prediction
-    has to tell its own label from those of the other spots of the batch. As the batch stands for the distribution of
+    has to pick its own label among the labels of the batch. As the batch stands for the distribution of
     labels, it has to be large. The memory taken is that of B · B · 64 numbers, whatever the number of genes: genes
     are done in chunks, and the gradient 2 (Σ_j softmax_j(l_ij) y_j − y_i) is known in closed form, so none of the B · B
     matrices is kept for it.

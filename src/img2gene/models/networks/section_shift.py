@@ -17,7 +17,7 @@ def shift(mean: np.ndarray, references: np.ndarray, scale: np.ndarray) -> float:
     mean
         (width,): mean features of the section.
     references
-        (n_references, width): those of the reference sections.
+        (n_references, width): mean features of the reference sections.
     scale
         (width,): SD of each feature within sections. Features that do not vary are left out: their scale is 0, or infinite, or the largest float32, which stands for infinity in a stored ridge.
 

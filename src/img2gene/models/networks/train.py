@@ -22,7 +22,7 @@ LAST = "last.ckpt"
 def train(
     task: TrainingTask, schedule: TrainingSchedule, *, folder: Path | None = None, label: str = "train"
 ) -> TrainingRun:
-    """Train an ensemble; its weights are those of the best validation afterwards.
+    """Train an ensemble and restore the weights of the best validation.
 
     With a ``folder``, a checkpoint is written there after each epoch, and a run that was interrupted goes on from it to the
     result of an uninterrupted one: everything random is drawn from the seed and the number of the epoch.

@@ -94,7 +94,7 @@ def unit_labels(data: TrainingData, folds: InnerFolds) -> np.ndarray:
 
 
 def fit_held_out(predictor: Predictor, data: TrainingData, *, seed: int) -> HeldOut | None:
-    """Fit a predictor, and predict training spots by fits without them: its own, or those of :func:`cross_fit`.
+    """Fit a predictor, and predict training spots by fits without them: its own fits, or :func:`cross_fit`.
 
     None where nothing can be left out: the predictor then is fitted all the same.
     """
