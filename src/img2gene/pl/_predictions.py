@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from img2gene.models import Model
 
+# Predictions of a cross-validation keep no threshold; models record the same one.
 OOD_THRESHOLD = 99.0
 _UNCERTAINTY = ("std", "lower", "upper")
 
@@ -110,6 +111,7 @@ class Predictions:
             ],
             [str(gene) for gene in (names if model is None else model.genes) if gene in names],
             _column(table, _schema.ood_key(key)),
+            # The record belongs to the prediction; the model of that name may have been fitted again since.
             float(record.get("level", getattr(calibration, "level", np.nan))),
             float(record.get("ood_threshold", getattr(calibration, "threshold", OOD_THRESHOLD))),
             key,

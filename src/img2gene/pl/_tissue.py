@@ -102,6 +102,7 @@ def _canvas(study: Study, name: str, geometry: Geometry) -> Canvas:
     margin = max(2 * np.nan_to_num(geometry.spot_px) / step, 10)
     low = np.clip(centers.min(axis=0) - margin, 0, None).astype(int)
     high = (centers.max(axis=0) + margin).astype(int)
+    # Points have no diameter, so their circles take the distance to the next spot.
     spot = geometry.spot_px / step if geometry.spot_px > 0 else _nearest(centers)
     return Canvas(name, geometry.rows, picture[low[0] : high[0], low[1] : high[1]], (centers - low)[:, ::-1], spot)
 
@@ -129,6 +130,7 @@ def draw(
 
     shown = np.isfinite(values)
     width = np.full(int(shown.sum()), canvas.diameter * size)
+    # Not `scatter`: its markers are sized in points, so they would not keep to the scale of the image.
     spots = EllipseCollection(
         width,
         width,
@@ -145,6 +147,7 @@ def draw(
         spots.set_alpha(alpha)
     elif shown.any():  # matplotlib takes no empty array of opacities
         spots.set_alpha(alpha[shown])
+    # The picture sets the limits of the axes, which a collection does not.
     ax.imshow(canvas.picture)
     ax.add_collection(spots)
     ax.set_xticks([])
@@ -171,11 +174,13 @@ def outline(ax: Axes, canvas: Canvas, inside: np.ndarray, style: dict[str, Any])
         return
     pitch = _nearest(canvas.xy)
     step = pitch / _CELLS_PER_PITCH
+    # Wider than the spots, so that lines around spots at the edge are closed.
     low, high = canvas.xy.min(axis=0) - 2 * pitch, canvas.xy.max(axis=0) + 2 * pitch
     across, down = (np.arange(start, stop, step) for start, stop in zip(low, high, strict=True))
     grid = np.stack(np.meshgrid(across, down), axis=-1)
     # Just above 1 / √2, the distance to the corner of a cell on a square lattice, so that empty space stays empty.
     distance, nearest = cKDTree(canvas.xy).query(grid, distance_upper_bound=0.75 * pitch)
+    # Where no spot is near, the tree answers the number of spots: the place of the appended False.
     mask = np.append(inside, False)[nearest] & np.isfinite(distance)
     lines = {f"{name}s": value for name, value in style.items()}
     ax.contour(across, down, mask.astype(float), levels=[0.5], **lines)

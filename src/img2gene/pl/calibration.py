@@ -134,6 +134,7 @@ def _calibration(values: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _mean(values: np.ndarray) -> float:
+    # `nanmean` warns if no value is known.
     return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 

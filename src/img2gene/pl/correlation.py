@@ -71,6 +71,7 @@ def draw_correlation(
     style: dict[str, Any] = {"cmap": cmap, "vmin": -limit, "vmax": limit}
     for ax, title, matrix in zip(axes, ("measured", "predicted"), (result.true, result.predicted), strict=False):
         drawn = ax.imshow(matrix[np.ix_(order, order)], interpolation="nearest", **style)
+        # Shows where genes without a correlation leave the matrix empty.
         ax.set_facecolor("0.85")
         ax.set_title(title, fontsize=10)
         _name_genes(ax, [result.genes[i] for i in order], panel_size)
@@ -102,6 +103,7 @@ def _name_genes(ax: Axes, genes: list[str], panel_size: float) -> None:
 def _frame_modules(ax: Axes, sizes: list[int]) -> None:
     from matplotlib.patches import Rectangle
 
+    # `imshow` centres cells on whole numbers, so the first one begins here.
     start = -0.5
     for number, size in enumerate(sizes):
         if size > 1:
@@ -115,6 +117,7 @@ def _scatter(ax: Axes, result: GeneCorrelation) -> None:
     pairs = result.pairs.dropna()
     module = {gene: number for number, genes in enumerate(result.modules["genes"]) for gene in genes}
     one, two = (pairs[name].map(module).to_numpy() for name in ("gene_a", "gene_b"))
+    # Thousands of pairs as vectors would make a PDF slow.
     points: dict[str, Any] = {"s": 7, "alpha": 0.6, "linewidths": 0, "rasterized": True}
     ax.scatter(
         pairs["true"][one != two], pairs["predicted"][one != two], color=_OTHER, label="between modules", **points

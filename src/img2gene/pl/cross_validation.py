@@ -54,6 +54,7 @@ def cross_validation(
     """
     group = "all" if genes is None else genes
     means = cv.summary(group, metric=metric).set_index("model")
+    # By default, models without a defined score, such as the training mean, would be dropped.
     values = cv.by_unit(group).pivot_table(metric, cv.unit, "model", sort=False, dropna=False)
     if ax is None:
         import matplotlib.pyplot as plt
@@ -65,6 +66,7 @@ def cross_validation(
         str(name) if np.isfinite(mean) else f"{name}\n(undefined)" for name, mean in means[metric].astype(float).items()
     ]
     ax.set_yticks(range(len(names)), names, fontsize=9)
+    # Downwards, so that models stand in the order of the tables.
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel(f"{METRIC_LABELS.get(metric, metric)}, mean of each {cv.unit}")
     marks = f"\n({'; '.join(cv.marks)})" if cv.marks else ""

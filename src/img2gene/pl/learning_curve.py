@@ -85,6 +85,7 @@ def _scale(ax: Axes, x: str) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        # Labels of minor ticks would run into the others.
         ax.xaxis.set_minor_formatter(NullFormatter())
     elif x == "n_groups":
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))

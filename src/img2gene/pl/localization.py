@@ -143,6 +143,7 @@ def _truth(
         return np.full(table.n_obs, np.nan)
     if column not in table.obs:
         raise MissingKeyError(missing(column, f"{study.name}.obs", table.obs.columns))
+    # The values that `localize` used belong to its annotation; another column has other values.
     if positive is None and column == record["annotation"]:
         positive = record["positive"][tissue]
     return annotated(table.obs[column], positive_values(table.obs[column], [tissue], positive)[tissue])

@@ -134,6 +134,7 @@ def _enrichment_of(study: Study, key: str) -> pd.DataFrame:
     sets = get.pathways(study.sdata, key=key, table_key=study.table_key)
     if sets["nes"].isna().all():
         raise Img2GeneError(f"The model took all {len(sets)} pathways, so no enrichment was computed.")
+    # Names decide between equal scores, so that the order of the collection has no influence.
     return sets.sort_values(["nes", "pathway"], ascending=[False, True], ignore_index=True)
 
 
@@ -181,6 +182,7 @@ def _maps(
         raise Img2GeneError(f"`ax` takes one map, but {n_columns} pathways in {n_rows} sections are to be drawn.")
     everything = np.concatenate([canvas.rows for canvas in shown])
     for column, name in enumerate(names):
+        # One scale for all sections, so that they can be compared.
         low, high = color_limits(values[everything, column])
         # Symmetric limits make white mean "no contribution".
         if target:
@@ -225,6 +227,7 @@ def _contributions(contributions: pd.DataFrame, gene: str, ax: Axes | None) -> F
     if ax is None:
         ax = plt.subplots(figsize=(6, 1.2 + 0.25 * len(size)), layout="constrained")[1]
     heights = np.arange(len(size), dtype=float)
+    # One call for each sign gives both a line in the legend.
     for (label, color), shown in zip(_SIGN_COLORS.items(), (raising, ~raising), strict=True):
         ax.barh(heights[shown], size[shown], color=color, label=label)
     ax.set_yticks(heights, size.index.tolist(), fontsize=8)

@@ -97,6 +97,7 @@ def _known(result: pd.DataFrame) -> pd.DataFrame:
 
 def draw_ceilings(ax: Axes, known: pd.DataFrame, n_labels: int) -> None:
     """Draw a point for each gene: ``pcc`` against ``pcc_ceiling``, coloured by ``predictable``."""
+    # Predictable genes come last, on top of the others.
     for judgement in (False, True):
         part = known[known["predictable"] == judgement]
         style: dict[str, Any] = {"s": 12, "alpha": 0.7, "linewidths": 0, "rasterized": True}
@@ -116,6 +117,7 @@ def draw_ceilings(ax: Axes, known: pd.DataFrame, n_labels: int) -> None:
 
 def _name_extremes(ax: Axes, genes: pd.DataFrame, n: int) -> None:
     """Name genes closest to their ceiling at the left of the points, genes farthest below it at the right."""
+    # Every gene is close to a low ceiling, so such genes would take all names.
     genes = genes[genes["pcc_ceiling"] >= genes["pcc_ceiling"].median()]
     headroom = (genes["pcc_ceiling"] - genes["pcc"]).sort_values()
     n = min(n, len(headroom) // 2)
@@ -147,6 +149,7 @@ def _histogram(ax: Axes, known: pd.DataFrame) -> None:
         ax.set_title("no predictable gene", fontsize=10)
         return
     share = (genes["pcc"] / genes["pcc_ceiling"]).to_numpy(dtype=float)
+    # Ratios have no upper limit; the title counts what the last bar collects.
     ax.hist(np.clip(share, 0, 1.5), bins=np.linspace(0, 1.5, 31).tolist(), color=_COLORS[True], alpha=0.8)
     ax.axvline(1, color="0.4", linewidth=0.9)
     median = float(np.median(share))

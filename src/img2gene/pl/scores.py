@@ -60,6 +60,7 @@ def scores(
     if ax is None:
         ax = plt.subplots(figsize=(1.6 + 1.3 * chosen[by].nunique(), 3.6), layout="constrained")[1]
     ticks = []
+    # By default, categories without rows would get a place, too.
     for place, (name, part) in enumerate(chosen.groupby(by, sort=False, observed=True)):
         values = part.groupby("gene", observed=True)[metric].mean().to_numpy(dtype=float)
         ticks.append(_violin(ax, place, str(name), values))
