@@ -96,12 +96,14 @@ def embed_patches(
     study = Study.of(sdata, table_key)
     patches = study.patches
     size = batch_size or settings.batch_size
+    # Not `or`, because 0 is a choice: it decodes in this thread.
     workers = settings.num_workers if num_workers is None else num_workers
     if size < 1 or workers < 0 or orientations not in VIEWS:
         raise Img2GeneError(
             f"batch_size={size}, num_workers={workers}, orientations={orientations}: expected at least 1, at least 0, "
             f"and one of {', '.join(map(str, VIEWS))}."
         )
+    # Checked before weights are loaded, which can mean a download.
     if tokens is not None:
         _check_grid(spec, tokens, input_side(spec, patches))
     model = encoders.load(encoder, device=device, amp=amp, backend=backend)
@@ -116,6 +118,7 @@ def embed_patches(
 
 def _check_grid(spec: EncoderSpec, tokens: int, side: int) -> None:
     """Check that the encoder can give ``tokens`` for an input of ``side`` pixels."""
+    # `isqrt` refuses fractions and negative numbers with errors that do not name the argument.
     grid = math.isqrt(tokens) if isinstance(tokens, (int, np.integer)) and tokens > 0 else 0
     if grid < _MIN_GRID or grid**2 != tokens:
         raise Img2GeneError(f"tokens={tokens!r}: expected the number of cells of a square grid, 9, 16, 25, …")
@@ -135,6 +138,7 @@ def _update(
     """Build the update of the table; without new tokens, stored ones are removed."""
     name = identity["name"]
     obsm: dict[str, Any] = {_schema.embedding_key(name): features}
+    # Tokens of an earlier call would not belong to the new features.
     if tokens is not None or _schema.tokens_key(name) in table.obsm:
         obsm[_schema.tokens_key(name)] = tokens
     return {"obsm": obsm, "uns": {"encoder": {**_schema.read_json(table, "encoder", default={}), name: identity}}}

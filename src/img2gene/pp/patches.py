@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+# The most accurate fields of benchmarks/encoder_comparison.py.
 DEFAULT_FIELDS_UM = (100.0, 200.0, 400.0, 800.0)
 _THUMBNAIL_PX = 600
 
@@ -93,6 +94,7 @@ def extract_patches(
     libraries = {}
     for geometry in geometries:
         sides = _sides(fields, resolution[geometry.region], geometry)
+        # Further fields share the centre, so the first window is enough to find them.
         boxes = field_boxes(geometry.centers, sides)[:, 0]
         picture, step = _overview(sdata, geometry.image_key, int(sides[0]))
         update["obsm"][_schema.PATCH_BBOX][geometry.rows] = boxes
@@ -164,6 +166,7 @@ def _library(picture: np.ndarray, step: float, geometry: Geometry) -> dict[str, 
     return {
         "images": {"hires": np.ascontiguousarray(picture[::every, ::every])},
         "scalefactors": {
+            # squidpy multiplies `obsm["spatial"]`, in units of the region, by this factor to get pixels of the picture.
             "tissue_hires_scalef": 1 / (step * every * geometry.units_per_px),
             "spot_diameter_fullres": geometry.spot_px * geometry.units_per_px,
         },
@@ -176,8 +179,10 @@ def _add_libraries(study: Study, geometries: list[Geometry], libraries: dict[str
     if "spatial" not in table.obsm:
         positions = np.zeros((table.n_obs, 2))
         for geometry in geometries:
+            # Readers leave (x, y) in units of the region here.
             positions[geometry.rows] = geometry.centers[:, ::-1] * geometry.units_per_px
         table.obsm["spatial"] = positions
+    # Copied, so that a table with the same entries does not change, too.
     spatial = {key: dict(value) for key, value in table.uns.get("spatial", {}).items()}
     for geometry in geometries:
         entry = spatial.setdefault(str(names[geometry.rows[0]]), {})

@@ -186,6 +186,7 @@ def _organism(table: AnnData, other_names: list[str] | None) -> str:
     symbols = [str(name) for name in table.var_names]
     if any(name.startswith("ENSMUSG") for name in [*symbols, *(other_names or [])]):
         return "mouse"
+    # Some human symbols have small letters, too, such as C1orf112, so the majority decides.
     lower = sum(name[1:] != name[1:].upper() for name in symbols)
     return "mouse" if 2 * lower > len(symbols) else "human"
 
@@ -218,6 +219,7 @@ class _Selection:
     def score(self, method: str, gene_sets: dict[str, list[str]]) -> np.ndarray:
         """Score all spots."""
         table = self.study.table
+        # The other methods rank genes within a spot, for which counts are enough.
         labels = log_counts(table, np.arange(table.n_obs)) if method == "zscore" else None
         columns = set_columns(table, gene_sets)
         return score_spots(method, table.X, labels, columns, reference=self.rows, genes=table.var_names)

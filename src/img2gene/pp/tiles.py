@@ -130,6 +130,7 @@ def _checked_mpp(
             problems.append(f"{name}={value!r}: expected a positive number of microns.")
     if not 0 <= min_tissue <= 1:
         problems.append(f"min_tissue={min_tissue!r}: expected a fraction from 0 to 1.")
+    # spatialdata wants a name once among elements of all kinds.
     taken = {*sdata.images, *sdata.labels, *sdata.points, *sdata.shapes, *sdata.tables}
     problems += [
         f"`{name}` exists in the object already; choose another `key_added` or delete it first."
@@ -139,6 +140,7 @@ def _checked_mpp(
     mpp = mpp if mpp is not None else _recorded_mpp(sdata, image_key)
     if mpp is None:
         problems.append(f"Microns per pixel of `{image_key}` are not known; pass `mpp=`.")
+    # The number of tiles can be computed only from valid sizes.
     elif (
         not problems
         and np.prod(scale0(sdata.images[image_key]).shape[1:]) * (mpp / (stride_um or tile_um)) ** 2 > _MAX_TILES
@@ -178,6 +180,7 @@ def _table(
     from spatialdata.models import TableModel
 
     n = len(centers)
+    # Readers of this package call the image of a section `<section>_image`.
     section = image_key.removesuffix("_image")
     obs = pd.DataFrame(
         {"region": pd.Categorical([region] * n), "section": pd.Categorical([section] * n), "tile_id": np.arange(n)},
@@ -185,6 +188,7 @@ def _table(
     )
     if patient is not None:
         obs["patient"] = pd.Categorical([patient] * n)
+    # Nothing was measured here, so a prediction makes a table with the genes of its model.
     table = ad.AnnData(np.zeros((n, 0), dtype=np.float32), obs=obs)
     table.obsm["spatial"] = centers[:, ::-1].copy()
     _schema.write_json(
