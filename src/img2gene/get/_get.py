@@ -59,6 +59,7 @@ def patches(
         for name, members in study.regions.items()
         if np.isin(members, rows).any()
     }
+    # One array holds all patches.
     if len(sides) > 1:
         raise Img2GeneError(
             f"The chosen spots have patches of {listing(sorted(sides))} px; ask for one section at a time."
@@ -67,6 +68,7 @@ def patches(
     pixels = np.zeros((len(rows), side, side, 3), dtype=np.uint8)
     for streamed, windows in stream_patches(study, 64, 0, rows=np.unique(rows)):
         for row, window in zip(streamed, windows.fields[field], strict=True):
+            # A spot that was chosen several times has several places.
             pixels[rows == row] = window
     return pixels
 

@@ -59,6 +59,7 @@ def pathways(sdata: SpatialData, *, key: str | None = None, table_key: str = "ta
     from img2gene.io.model_store import read_model, stored_models
 
     study, name = Study.of(sdata, table_key), key or _schema.PATHWAYS
+    # Pathways come before a model of the same name.
     if stored_pathways(study, name) is None and name in stored_models(study.table):
         return _of_model(read_model(study.table, name))
     record = required_pathways(study, name)
@@ -94,6 +95,7 @@ def _enriched(matching: pd.DataFrame, record: dict[str, Any]) -> pd.DataFrame:
 
 def _selected_first(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """Sort the selected sets first, in their order, then the others by falling NES."""
+    # Sets that were not selected get NaN for a place, which sorting puts last.
     place = {name: number for number, name in enumerate(names)}
     table.insert(1, "selected", table["pathway"].isin(place))
     return (
