@@ -61,6 +61,7 @@ def name_problems(table: AnnData, name: str) -> list[str]:
 
 def library_size(table: AnnData) -> np.ndarray:
     """Return counts per spot over the full transcriptome: ``obs["library_size"]`` if present, else row sums of X."""
+    # Row sums of a table with some of the genes would miss the counts of the others.
     if _schema.LIBRARY_SIZE in table.obs:
         return table.obs[_schema.LIBRARY_SIZE].to_numpy(dtype=np.float64)
     return np.asarray(table.X.sum(axis=1), dtype=np.float64).ravel()
@@ -95,6 +96,7 @@ def layer_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
 
 def _values(matrix: Any) -> np.ndarray:
     """Return the stored values: the non-zero ones of a sparse matrix, all of a dense one."""
+    # Zeros that a sparse matrix does not store are valid counts, so they need no check.
     return np.asarray(matrix.data if sp.issparse(matrix) else matrix)
 
 
@@ -124,6 +126,7 @@ def gene_statistics(labels: np.ndarray, sections: np.ndarray, positions: np.ndar
     average = linear.mean(axis=0)
     dispersion = np.divide(linear.var(axis=0), average, out=np.full_like(average, np.nan), where=average > 0)
     statistics = {
+        # Sums of float32 over many spots lose digits.
         "mean": labels.mean(axis=0, dtype=np.float64),
         "variance": labels.var(axis=0, dtype=np.float64),
         "dispersion": dispersion,

@@ -85,6 +85,7 @@ class StudyFineTuning:
         order = np.argsort(rows)
         batches = stream_patches(self.study, settings.batch_size, settings.num_workers, rows)
         for batch_rows, windows in progress(batches, len(rows), "read patches"):
+            # Batches come in the order of image chunks, not in the order of `rows`.
             index = order[np.searchsorted(rows, batch_rows, sorter=order)]
             for number, field_ in enumerate(windows.fields):
                 pixels[index, number] = resize(field_, side).numpy()
@@ -96,6 +97,7 @@ def embed(
     study: Study, encoder: TorchEncoder, identity: dict[str, Any], rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Embed all rows, or ``rows`` only, with an adapted encoder; return features and tokens."""
+    # In training mode, dropout would make embeddings random.
     encoder.network.eval()
     return stream_embedding(study, encoder, identity, settings.batch_size, settings.num_workers, rows)
 

@@ -118,6 +118,7 @@ def _largest_aligned(study: Study, region: str) -> str:
             f"Several images share a coordinate system with `{region}` ({listing(aligned)}); say which with "
             f"`images={{'{region}': …}}`."
         )
+    # Readers keep downscaled copies of a scan next to it, so the largest is taken.
     sizes = {name: int(np.prod(scale0(sdata.images[name]).shape[1:])) for name in named or aligned}
     return max(sizes, key=lambda name: sizes[name])
 
@@ -127,6 +128,7 @@ def _instances(study: Study, region: str, rows: np.ndarray) -> tuple[np.ndarray,
     table = study.table
     instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()[rows]
     centers, diameter = _centers(study.sdata, region)
+    # pandas refuses duplicates, too, but its error does not name the region.
     place = centers.index.get_indexer(instances) if centers.index.is_unique else None
     if place is None:
         raise Img2GeneError(f"`{region}` has duplicate instance names; its index must be unique.")
@@ -155,6 +157,7 @@ def _centers(sdata: SpatialData, region: str) -> tuple[pd.DataFrame, float]:
 
     system = next(iter(get_transformation(sdata[region], get_all=True)))
     centroids = get_centroids(sdata[region], coordinate_system=system).compute()
+    # `get_centroids` answers in a coordinate system, so its transformation is undone.
     back = get_transformation(sdata[region], system).inverse().to_affine_matrix(("x", "y"), ("x", "y"))
     xy = centroids[["x", "y"]].to_numpy() @ back[:2, :2].T + back[:2, 2]
     return pd.DataFrame(xy, columns=["x", "y"], index=centroids.index), float("nan")
@@ -165,6 +168,7 @@ def _equivalent_diameter(geometry: Any) -> float:
     area = float(np.median(geometry.area))
     bounds = geometry.bounds
     box = float(np.median((bounds["maxx"] - bounds["minx"]) * (bounds["maxy"] - bounds["miny"])))
+    # Only upright rectangles fill their bounding box.
     return float(np.sqrt(area)) if np.isclose(area, box, rtol=1e-3) else float(2 * np.sqrt(area / np.pi))
 
 

@@ -83,6 +83,7 @@ def _scale(dtype: np.dtype, low: float, high: float, name: str) -> float | None:
 def _over_white(rgba: np.ndarray) -> np.ndarray:
     """Lay RGBA pixels over a white background."""
     alpha = rgba[..., 3:].astype(np.uint16)
+    # Adding 127 makes the whole-number division round to the nearest value.
     blended = (rgba[..., :3].astype(np.uint16) * alpha + WHITE * (255 - alpha) + 127) // 255
     return blended.astype(np.uint8)
 
@@ -109,6 +110,7 @@ class RGBImage:
             raise Img2GeneError(
                 f"{name}: channels are {listing(channels)}, not RGB. Choose another image with `images=`."
             )
+        # 8-bit pixels need no range, and finding it means reading the whole image.
         low, high = (0.0, 0.0) if array.dtype == np.uint8 else _range(array)
         self._convert = _conversion(array.shape[0], array.dtype, low, high, name)
         self.y_edges = np.concatenate([[0], np.cumsum(array.chunks[1])])
@@ -125,6 +127,7 @@ class RGBImage:
         out = np.empty((-(-self.height // step), -(-self.width // step), 3), dtype=np.uint8)
         for row, (top, bottom) in enumerate(zip(self.y_edges[:-1], self.y_edges[1:], strict=True)):
             for column, (left, right) in enumerate(zip(self.x_edges[:-1], self.x_edges[1:], strict=True)):
+                # The first pixels of this chunk that belong to the thumbnail.
                 y, x = -top % step, -left % step
                 if y < bottom - top and x < right - left:
                     part = self.block(row, column)[y::step, x::step]
@@ -136,6 +139,7 @@ class RGBImage:
 def _range(array: da.Array) -> tuple[float, float]:
     import dask
 
+    # Both in one call, so that the image is read once.
     low, high = dask.compute(array.min(), array.max())
     return float(low), float(high)
 
@@ -176,6 +180,7 @@ def stream_windows(image: RGBImage, boxes: np.ndarray, batch_size: int, num_work
     Batches in the order of the image's chunks; ``index`` says which spots they hold.
     """
     spans = _chunk_spans(image, boxes)
+    # Spots on the same chunks come one after the other, so few chunks are in memory at a time.
     order = np.lexsort((spans[:, 2], spans[:, 0]))
     uses = _chunk_uses(spans, (len(image.y_edges) - 1, len(image.x_edges) - 1))
     cache: Blocks = {}
@@ -206,6 +211,7 @@ def _chunk_spans(image: RGBImage, boxes: np.ndarray) -> np.ndarray:
     for axis, edges in enumerate((image.y_edges, image.x_edges)):
         first, last = np.clip(low[:, axis], 0, edges[-1]), np.clip(high[:, axis], 0, edges[-1])
         spans[:, 2 * axis] = np.searchsorted(edges, first, side="right") - 1
+        # A window outside the image ends at chunk 0, so it touches none.
         spans[:, 2 * axis + 1] = np.where(last > first, np.searchsorted(edges, last, side="left"), 0)
     return spans
 
@@ -271,6 +277,7 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
             else:
                 return
     finally:
+        # Also when the consumer stops early, or the thread would never end.
         stop.set()
 
 

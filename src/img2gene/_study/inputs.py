@@ -46,6 +46,7 @@ def has_embedding(study: Study) -> bool:
 def choose_encoder(study: Study, encoder: str | None) -> dict[str, Any]:
     """Return the identity of the stored embedding that ``encoder`` names; with None, of the only one stored."""
     known, obsm = study.record("encoder", {}), study.table.obsm
+    # The record stays when a user deletes an embedding from `obsm`.
     usable = [name for name in known if _schema.embedding_key(name) in obsm]
     hint = "Run `img2gene.pp.embed_patches` first."
     if encoder is not None:

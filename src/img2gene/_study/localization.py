@@ -91,10 +91,12 @@ def best_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
     """
     from sklearn.metrics import roc_curve
 
+    # The midpoint needs the next lower score, which dropped cuts would skip.
     false_positive, true_positive, cuts = roc_curve(truth, scores, drop_intermediate=False)
     # The first cut is infinity, which calls no spot inside.
     best = 1 + int(np.argmax((true_positive - false_positive)[1:]))
     if best + 1 == len(cuts):
+        # The lowest score is the best cut: just below it, `>` calls all spots inside.
         return float(np.nextafter(cuts[best], -np.inf))
     return float((cuts[best] + cuts[best + 1]) / 2)
 
@@ -160,6 +162,7 @@ def _number(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     """Convert a value to text, the same for 1 and 1.0, without spaces around it."""
+    # True is a Real in Python, but must not become 1.
     whole = isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
     return str(int(value) if whole else value).strip()
 

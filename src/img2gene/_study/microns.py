@@ -77,6 +77,7 @@ def known_mpp(table: AnnData, geometry: Geometry) -> float | None:
     """Derive microns per image pixel from the table and the region's name; None if neither suffices."""
     record = recorded(table, geometry.region)
     if "mpp" in record:
+        # Readers record microns per unit of the region, which need not be a pixel of this image.
         return float(record["mpp"]) * geometry.units_per_px
     lattice = _visium_pitch_px(table, geometry)
     if lattice is not None:
@@ -102,6 +103,7 @@ def _visium_pitch_px(table: AnnData, geometry: Geometry) -> float | None:
     if not np.isfinite(grid).all() or len(np.unique((grid.sum(axis=1)) % 2)) > 1:
         return None
     design = np.column_stack([grid, np.ones(len(grid))])
+    # Spots in one line do not determine both steps.
     if np.linalg.matrix_rank(design) < 3:
         return None
     steps = np.linalg.lstsq(design, geometry.centers, rcond=None)[0][:2]

@@ -134,6 +134,7 @@ def choose_genes(study: Study, rows: np.ndarray, genes: Genes, *, layer: str | N
     kept = np.flatnonzero(varies)
     if isinstance(genes, (int, np.integer)):
         means = values[:, kept].mean(axis=0, dtype=np.float64)
+        # Names are sorted, so ascending columns put the chosen genes in order of their names again.
         kept = np.sort(kept[np.argsort(-means, kind="stable")[: int(genes)]])
     return GeneChoice(
         names[kept].tolist(),

@@ -183,6 +183,7 @@ class Study:
         keys: list[np.ndarray] = [self.table.obs_names.to_numpy(dtype=str)]
         if self.places is not None:
             keys += [self.places[:, 1], self.places[:, 0]]
+        # `lexsort` sorts by its last key first: section, row, column, then name.
         return np.lexsort((*keys, self.sections))
 
     def ordered(self, rows: np.ndarray) -> np.ndarray:

@@ -110,8 +110,10 @@ def subset(study: Study, rows: np.ndarray, genes: list[str] | None = None, *, la
         uns={_schema.UNS: dict(table.uns[_schema.UNS])},
     )
     if layer is None:
+        # Stored, because sums over the remaining genes would be too small.
         part.obs[_schema.LIBRARY_SIZE] = library_size(table)[rows]
     present = part.obs[attrs["region_key"]].unique().tolist()
     part = TableModel.parse(part, region=present, region_key=attrs["region_key"], instance_key=attrs["instance_key"])
+    # The table annotates these elements, and spatialdata warns if they are absent.
     elements = {"shapes": dict(sdata.shapes), "labels": dict(sdata.labels)}
     return Study(SpatialData(**elements, tables={study.table_key: part}), study.table_key)
