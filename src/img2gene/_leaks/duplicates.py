@@ -23,8 +23,10 @@ def digests(matrix: Any) -> np.ndarray:
     hashes = []
     for start in range(0, matrix.shape[0], _BLOCK):
         block = sp.csr_matrix(matrix[start : start + _BLOCK])
+        # Equal rows must have equal bytes, however a sparse matrix stores them.
         block.sum_duplicates()
         block.eliminate_zeros()
+        # scipy chooses the type of indices by the size of the matrix.
         columns, values, ends = block.indices.astype(np.int32), block.data, block.indptr
         for one, other in zip(ends[:-1], ends[1:], strict=True):
             content = columns[one:other].tobytes() + values[one:other].tobytes()
@@ -68,6 +70,7 @@ def beyond_chance(counts: Any) -> np.ndarray:
     chance = np.empty(n_rows)
     for start in range(0, n_rows, _BLOCK):
         block = sp.csr_matrix(counts[start : start + _BLOCK], dtype=np.float64)
+        # `i0e` is exp(−x) · I0(x), which does not overflow for large counts.
         block.data = np.log(i0e(2 * block.data))
         chance[start : start + _BLOCK] = np.asarray(block.sum(axis=1)).ravel()
     return chance < limit
@@ -116,6 +119,7 @@ def matching_share(
 def _n_doubles(queries: np.ndarray, values: np.ndarray, closer: float) -> int:
     """Count the ``values`` that are the double of a query."""
     squares = np.square(queries).sum(axis=1)[:, None] + np.square(values).sum(axis=1) - 2 * (queries @ values.T)
+    # Rounding can make a squared distance negative.
     first, second = np.partition(squares.clip(0), 1, axis=1)[:, :2].T
     return len(np.unique(squares.argmin(axis=1)[first < closer * second]))
 
@@ -167,6 +171,7 @@ def donor_distances(counts: Any, sections: np.ndarray, rng: np.random.Generator)
 
 def _halves(sections: np.ndarray, rng: np.random.Generator) -> list[sp.csr_matrix]:
     """Split the spots of each section into random halves, as matrices (n_sections, n_spots) that sum over spots."""
+    # Every second spot in a random order, so that both halves of a section are equally large.
     order = np.lexsort([rng.random(len(sections)), sections])
     starts = np.searchsorted(sections[order], np.arange(sections.max() + 1))
     second = np.empty(len(sections), dtype=bool)
@@ -178,6 +183,7 @@ def _halves(sections: np.ndarray, rng: np.random.Generator) -> list[sp.csr_matri
 
 def _profiles(counts: sp.csr_matrix, half: sp.csr_matrix, removed: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Compute weighted log pseudobulks (n_sections, n_genes) without the removed directions."""
+    # Half a count keeps the logarithm of 0 finite.
     profiles = np.log(np.asarray((half @ counts).todense()) + 0.5) * weight
     return profiles - (profiles @ removed) @ removed.T
 

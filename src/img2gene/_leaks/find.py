@@ -291,6 +291,7 @@ def _smoothed(subject: _Subject, layer: str | None, seed: int) -> Iterator[Findi
     for name in np.unique(subject.sections):
         rows, has_counts = filled[subject.sections[filled] == name], subject.has_counts
         if layer is not None and not len(rows):
+            # A section without counts can still have labels in the layer.
             rows, has_counts = subject.of_sections([name]), False
         rows = _nearby_rows(rows, places, rng)
         if len(rows) < smoothing.MIN_SPOTS:

@@ -143,6 +143,7 @@ def _partial_r2(label: np.ndarray, raw: np.ndarray, size: np.ndarray, graphs: li
 
 def _residual(design: np.ndarray, target: np.ndarray) -> tuple[float, int]:
     """Fit by least squares; return the residual sum of squares and the rank of the design."""
+    # Terms differ by orders of magnitude, and without scaling the small ones would fall below `rcond`.
     scaled = design / np.abs(design).max(axis=0).clip(1e-300)
     solution, _, rank, _ = np.linalg.lstsq(scaled, target, rcond=1e-8)
     return float(np.square(target - scaled @ solution).sum()), int(rank)
