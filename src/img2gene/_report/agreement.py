@@ -39,6 +39,7 @@ def disagreements(study: ReportedStudy, cv: CrossValidation) -> list[str]:
     shared = [name for name in facts.index if name in study.roles]
     # Smoothing gives values to spots without counts, so their number then says nothing.
     counted = [] if cv.settings.get("smooth") else shared
+    # In a layer, a spot without counts can be measured.
     measured = (study.library > 0) | bool(cv.settings.get("layer"))
     differences = {
         "scored sections that the study lacks": [name for name in facts.index if name not in study.roles],

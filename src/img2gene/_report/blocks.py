@@ -116,6 +116,7 @@ def number(value: Any, digits: int = 3) -> str:
     """Write whole numbers with separated thousands, other numbers with three digits, and a dash if undefined."""
     if value is None or value is pd.NA or (isinstance(value, numbers.Real) and math.isnan(value)):
         return UNDEFINED
+    # True is a Real in Python, so truth values come before numbers.
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if not isinstance(value, numbers.Real):

@@ -13,6 +13,7 @@ from img2gene._report.blocks import Figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
+# CSS defines an inch as 96 pixels.
 _PX_PER_INCH = 96
 _MAP_DPI = 110
 
@@ -44,6 +45,7 @@ def canvas(width: float, height: float) -> Drawing:
 
 def vector(drawing: Drawing, alt: str, caption: str, marks: Sequence[str] = ()) -> Figure:
     """Store a chart as SVG."""
+    # Without a date, the same chart is the same text in every run.
     return _figure(drawing, "svg+xml", alt, caption, marks, format="svg", metadata={"Date": None})
 
 

@@ -25,6 +25,7 @@ def section_canvases(subject: Subject, predictions: Predictions, sections: list[
             matched = matched_canvas(tissues[name], study.table.obs_names, spots, predictions.rows(name))
         if matched is not None:
             prepared.append(shrunken_canvas(matched, _PICTURE_PX))
+        # Kept predictions hold the positions of their spots, so they need no picture.
         elif predictions.study is None:
             prepared += readable(predictions.canvases, [name])[0] or []
     return prepared

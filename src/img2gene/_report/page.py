@@ -180,6 +180,7 @@ def _render(subject: Subject, choice: Choice, title: str, options: dict[str, Any
 
     result, held_out = subject.result, subject.held_out
     warnings = notes.warnings_of(subject)
+    # Names from the data are escaped, and a wrong name in the template is an error instead of an empty text.
     environment = Environment(
         loader=PackageLoader("img2gene._report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

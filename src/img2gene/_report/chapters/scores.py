@@ -149,6 +149,7 @@ def _distribution(result: CrossValidation, subject: Subject) -> Figure:
     # A model without a defined score, such as the training mean, would be an empty violin.
     defined = result.scores.groupby("model")[metric].count()
     shown = [name for name in result.models if defined[name]]
+    # The reported model comes first, so that it is never cut off.
     order = sorted(shown, key=lambda name: name != subject.label)[:_MAX_VIOLINS]
     drawing = canvas(1.4 + 1.35 * max(len(order), 2), 3.4)
     pl.scores(result.scores[result.scores["model"].isin(order)], metric=metric, ax=drawing.add_subplot())
