@@ -114,6 +114,7 @@ def _digest(section: StoredSection, identity: dict[str, Any]) -> str:
         image = scale0(section.sdata.images[entry["image"]])
         for start in range(0, image.shape[1], _ROWS):
             block = np.ascontiguousarray(image[:, start : start + _ROWS].values)
+            # Bytes alone do not tell 2 × 3 pixels from 3 × 2.
             digest.update(f"{block.dtype}{block.shape}".encode())
             digest.update(block.view(np.uint8))
     return digest.hexdigest()[:16]
@@ -121,5 +122,6 @@ def _digest(section: StoredSection, identity: dict[str, Any]) -> str:
 
 def _save(path: Path, features: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    # An open file: numpy would append `.npy` to the temporary path, which ends differently.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, features)

@@ -167,11 +167,13 @@ def _cross_validate(
         groups=protocol.groups,
         n_folds=_n_folds(study, protocol),
         test_on=protocol.test_on or None,
+        # Small cohorts have fewer genes than a protocol takes.
         genes=genes if isinstance(genes, list) else min(genes, study["table"].n_vars),
         gene_groups=protocol.gene_groups,
         layer=protocol.layer,
         smooth=protocol.smooth,
         encoder=options.encoder,
+        # Baselines are among the models of the call, so that each has a stored run.
         baselines=False,
         seed=seed,
         n_jobs=options.jobs,
