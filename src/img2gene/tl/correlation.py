@@ -217,7 +217,7 @@ def gene_correlation(
     members = {name: study.ordered(study.section_rows(name)) for name in chosen}
     facts = ({"section": name, "patient": study.patient_of(rows)} for name, rows in members.items())
     marks = ({"leakage": leaked(name)} for name in chosen)
-    # A generator, so that the values of one section are in memory at a time.
+    # A generator keeps the values of only one section in memory.
     values = (scored_values(study, predictor, rows, columns, key) for rows in members.values())
     result, constant = correlate(predictor.name, key, names, zip(facts, values, marks, strict=True), n_modules)
     _warn(constant)

@@ -32,11 +32,11 @@ logger = logging.getLogger(__name__)
 
 BASELINES: dict[str, Candidate] = {
     "ridge": {"model": "ridge"},
-    # The probe of HEST-Benchmark: 256 components, nothing centred by section.
+    # This is the probe of HEST-Benchmark: 256 components, and nothing is centred by section.
     "ridge, not centred": {"model": "ridge", "center": "none", "n_components": 256},
     "feature k-NN": {"model": "knn"},
 }
-# Runs only where folds divide sections: without training spots in a section, coordinates say nothing about it.
+# It runs only where folds divide sections: without training spots in a section, coordinates say nothing about it.
 _COORDINATES = {"coordinate k-NN": {"model": "coordinates"}}
 
 
@@ -214,7 +214,7 @@ def _with_baselines(
     candidates: dict[str, Candidate], extra: dict[str, Candidate], encoder: str | None, study: Study
 ) -> dict[str, Candidate]:
     """Add the baselines that are not among the models under another label; the labels of baselines are reserved."""
-    # On the embedding of the first model, so that a difference is due to the model.
+    # Baselines use the embedding of the first model, so that a difference is due to the model.
     first = next(iter(candidates.values()))["encoder"]
     added = {label: {"encoder": first if encoder is None else encoder, **one} for label, one in extra.items()}
     present = {label: completed(one, study) for label, one in candidates.items()}

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Ranked on training labels: genes that are chosen by the scored sections make scores look better.
+# Genes are ranked on training labels, so that held-out labels do not choose what is scored.
 GENE_GROUPS: dict[str, tuple[str, int]] = {"HEG": ("mean", 50), "HVG": ("dispersion", 50), "SVG": ("moran", 50)}
 GeneGroups = Mapping[str, tuple[str, int] | list[str]] | None
 BASELINE_ROWS = (MEAN, ORACLE, NULL)
@@ -157,7 +157,7 @@ def evaluate(
         parts.append(scores.assign(section=name, **facts))
         moments.append(sums)
     result = pd.concat(parts, ignore_index=True)
-    # Relies on the order of rows: in every section the same models, each with the same genes.
+    # This relies on the order of rows: every section has the same models, each with the same genes.
     result["pcc_pooled"] = np.tile(np.concatenate(list(pool(moments).values())), len(chosen))
     groups = with_markers(gene_groups, markers)
     result = _tidy(result, group_members(evaluated.genes, evaluated.statistics, genes, groups))
@@ -168,7 +168,7 @@ def evaluate(
 
 def _section_rng(seed: int, section: str) -> np.random.Generator:
     """Random numbers of a section that do not depend on which sections come before it."""
-    # Not `hash`, which differs from process to process for texts.
+    # `hash` of a text differs from process to process, so it cannot seed.
     return np.random.default_rng([seed, zlib.crc32(section.encode())])
 
 

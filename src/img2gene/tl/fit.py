@@ -154,7 +154,7 @@ def fit(
             how = (finetune, finetune_epochs, finetune_learning_rate, finetune_batch_size)
             inputs = _finetuning(study, predictor, encoder, how)
     with problems.collect():
-        # Read here so that its problems are part of the one error.
+        # Positions are read here so that their problems are part of the one error.
         _ = study.positions
     with problems.collect():
         division = split(study, groups, train_on=train_on, validate_on=validate_on)
@@ -243,7 +243,7 @@ class _TrainingRun:
         rows = choice.rows
         sections, groups, positions = study.sections[rows], study.groups(self.groups)[rows], study.positions[rows]
         if not isinstance(inputs, Inputs):
-            # Runs after the choice of genes, because the encoder is trained on their labels.
+            # Fine-tuning comes after the choice of genes, because the encoder is trained on their labels.
             inputs = inputs.run(choice.values, sections, groups, positions, rows, seed=self.seed)
         data = TrainingData(
             inputs.features[rows],

@@ -256,11 +256,11 @@ class _Curve:
         varies = self._varying(name, choice.genes, samples, named=is_named(genes))
         kept = [gene for gene, known in zip(choice.genes, varies, strict=True) if known]
         statistics = {key: values[varies] for key, values in choice.statistics(study).items()}
-        # Ranked in the whole training fold: with ranks of each sample, every point would score other genes.
+        # Genes are ranked in the whole training fold: ranked in each sample, every point would score other genes.
         members = group_members(kept, statistics, kept, gene_groups)
         test = np.flatnonzero(division.held_out)
         folds = {
-            # By rows, because all repeats of fraction 1 draw the same ones, and one fit serves them all.
+            # All repeats of fraction 1 draw the same rows, so one fit serves them all.
             rows.tobytes(): Fold(name, rows, test, kept, members, [], {}, fingerprint(rows=rows)["rows"], statistics)
             for rows in samples.values()
         }

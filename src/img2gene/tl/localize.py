@@ -344,7 +344,7 @@ def _expression(study: Study, model: Model, sets: dict[str, list[str]], use: str
 
 
 def _z_mean(expression: pd.DataFrame, model: Model, genes: list[str]) -> np.ndarray:
-    # Training statistics: scaled within a section, one without the tissue would have high scores, too.
+    # Scores use training statistics: scaled within a section, one without the tissue would have high scores, too.
     places = [model.genes.index(gene) for gene in genes]
     mean, variance = (model.statistics[name][places].astype(np.float64) for name in ("mean", "variance"))
     return marker_score(expression[genes].to_numpy(), mean, np.sqrt(variance))

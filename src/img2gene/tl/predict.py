@@ -144,7 +144,7 @@ def _predicted(
 
 def _layer(table: AnnData, values: np.ndarray, shared: np.ndarray) -> np.ndarray:
     """Values (n, genes of the model) in the columns of the table; other genes are NaN."""
-    # Saves a copy, which can take gigabytes.
+    # This saves a copy, which can take gigabytes.
     if np.array_equal(shared, np.arange(table.n_vars)):
         return values
     layer = np.full(table.shape, np.nan, dtype=np.float32)

@@ -90,7 +90,7 @@ def retrieve(
     rows = _rows(study, spots)
     excluded = _excluded(study, trained, exclude)
     bank = predictor.reference_bank()
-    # Checked before inputs are read, because a fine-tuned encoder embeds all patches then.
+    # The request is checked before inputs are read, because a fine-tuned encoder then embeds all patches.
     bank.check_request(n, None if excluded is None else excluded[rows], exclude, argument="n")
     inputs = model_inputs(study, trained)
     # Features are centred by section, so all spots of the sections are passed on.
@@ -104,7 +104,7 @@ def retrieve(
         by=exclude,
         **part.extra,
     )
-    # Places among the chosen rows, which are in ascending order as the search needs.
+    # The chosen rows are in ascending order, as the search needs.
     place = np.searchsorted(np.flatnonzero(chosen), rows)
     return _tidy(study, rows, bank, neighbors.rows[place], neighbors.similarity[place])
 

@@ -44,7 +44,7 @@ class Assembly:
         """Scores of all models, then of the baselines that come with the first."""
         frames = []
         for model in [*self.candidates, *BASELINE_ROWS]:
-            # Every part scores the baselines, too, and the null uses a model's predictions: the first model's are taken.
+            # Every part scores the baselines, too. The null shuffles against predictions, so one model is chosen for it.
             source = model if model in self.candidates else self.candidates[0]
             for number, fold in enumerate(self.folds):
                 part = self.parts[number, source].scores
@@ -125,7 +125,7 @@ def _spread(values: np.ndarray, fold: Fold, genes: list[str]) -> np.ndarray:
     if values.ndim == 1:
         return values
     out = np.full((len(values), len(genes)), np.nan, dtype=np.float32)
-    # Only measured values have columns of absent genes, after the fold's genes; predictions are cut off before them.
+    # Only measured values have columns of absent genes, after the fold's genes; for predictions, names are cut off.
     places = pd.Index(genes).get_indexer([*fold.genes, *fold.absent][: values.shape[1]])
     # A gene that is absent in all folds has no column.
     out[:, places[places >= 0]] = values[:, places >= 0]

@@ -76,7 +76,7 @@ def _try(label: str, candidate: Mapping[str, Any]) -> None:
     params = {key: value for key, value in candidate.items() if key not in ("model", "encoder")}
     try:
         registry.create(candidate["model"], **params)
-    # Must come first: this error is a ValueError, and its message already names the culprit.
+    # This clause comes first, because the error is a ValueError, and its message already names the culprit.
     except Img2GeneError:
         raise
     except (TypeError, ValueError) as error:

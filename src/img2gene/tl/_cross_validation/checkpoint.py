@@ -32,7 +32,7 @@ def part_key(*names: object) -> str:
     >>> part_key("P1", "ridge, not centred")
     'P1-ridge-not-centred-cd553b0c'
     """
-    # Cut off, because file systems limit the length of names.
+    # Names are cut off, because file systems limit their length.
     text = "-".join(re.sub(r"[^A-Za-z0-9]+", "-", str(name)).strip("-")[:40] for name in names)
     # The digest is of JSON: joined by hyphens, ("a-b", "c") and ("a", "b-c") would be the same.
     return f"{text}-{hashlib.sha256(json.dumps(list(map(str, names))).encode()).hexdigest()[:8]}"
@@ -71,7 +71,7 @@ def open_results(
     >>> load_part(open_results(None, {}), "P1-ridge", "ridge") is None
     True
     """
-    # Compared before all other facts, because another version calls for other advice than other arguments.
+    # Versions come before all other facts, because another version calls for other advice than other arguments.
     versions = {"format": FORMAT, "img2gene": version("img2gene")}
     stored = None if folder is None else read_record(Path(folder), "folder")
     if stored is not None:
@@ -118,6 +118,6 @@ def _write(folder: Path, name: str, part: Part) -> None:
         with atomic_path(folder / f"{name}-{table}.parquet") as temporary:
             getattr(part, table).to_parquet(temporary)
     if part.layers:
-        # An open file: numpy would append `.npz` to the temporary path, which ends differently.
+        # numpy would append `.npz` to the temporary path, so it gets an open file.
         with atomic_path(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, **part.layers)  # type: ignore[arg-type]

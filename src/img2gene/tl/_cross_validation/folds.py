@@ -81,7 +81,7 @@ class OuterFolds:
                 "`img2gene.io.concat_sections`."
             )
         tested = known if named is None else named_groups(named, names, "test_on", groups)
-        # The final scope depends on these folds: it is known once patients on both sides were looked for.
+        # The scope is not final yet, because it depends on patients that are on both sides of these folds.
         folds = cls(groups, names, _dealt(tested, n_folds, seed), BETWEEN)
         shared = {name: study.shared_patients(~rows, rows) for name, rows in folds.rows().items()}
         leaked = {name: patients for name, patients in shared.items() if patients}

@@ -69,7 +69,7 @@ class CrossValidationRun:
         record = self._settings(genes, groups)
         # Digests read all arrays, which only a run that can be resumed needs.
         data = {} if folder is None else study_fingerprint(self.study, self.candidates, self.outer.names, self.options)
-        # Through JSON and back, as the stored record is: tuples become lists there, and would always differ.
+        # The stored record went through JSON, where tuples become lists, so this one goes through it, too.
         results = open_results(folder, json.loads(json.dumps({**record, "data": data}, default=str)))
         tasks = {
             (number, label): Task(self.study, fold, label, candidate, self.options, label in self.kept)

@@ -138,7 +138,7 @@ class Task:
     def _score(self, model: Model, seconds: float) -> Part:
         test, options = self._part(self.fold.test), self.options
         if self.fold.statistics is not None:
-            # One mean for samples of all sizes, or R² would change with the sample.
+            # Samples of all sizes refer to one mean, or R² would change with the sample.
             model = replace(model, statistics=self.fold.statistics)
         predict(test.sdata, model, table_key=test.table_key, key_added=KEY)
         scores = evaluate(
@@ -181,7 +181,7 @@ class Task:
     def _part(self, rows: np.ndarray) -> Study:
         """Take some rows of the study, and smooth their labels if the options say so."""
         part = subset(self.study, rows, layer=self.options.layer)
-        # Smoothed after the split, so that no training label contains a held-out spot.
+        # Labels are smoothed after the split, so that no training label contains a held-out spot.
         if self.options.smooth:
             part.table.layers[SMOOTHED] = smoothed_labels(part, self.options.smooth, self.options.layer)
         return part
