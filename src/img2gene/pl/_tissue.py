@@ -130,7 +130,7 @@ def draw(
 
     shown = np.isfinite(values)
     width = np.full(int(shown.sum()), canvas.diameter * size)
-    # Not `scatter`: its markers are sized in points, so they would not keep to the scale of the image.
+    # Markers of `scatter` are sized in points, so they would not keep to the scale of the image.
     spots = EllipseCollection(
         width,
         width,
@@ -174,7 +174,7 @@ def outline(ax: Axes, canvas: Canvas, inside: np.ndarray, style: dict[str, Any])
         return
     pitch = _nearest(canvas.xy)
     step = pitch / _CELLS_PER_PITCH
-    # Wider than the spots, so that lines around spots at the edge are closed.
+    # The grid is wider than the spots, so that lines around spots at the edge are closed.
     low, high = canvas.xy.min(axis=0) - 2 * pitch, canvas.xy.max(axis=0) + 2 * pitch
     across, down = (np.arange(start, stop, step) for start, stop in zip(low, high, strict=True))
     grid = np.stack(np.meshgrid(across, down), axis=-1)

@@ -71,7 +71,7 @@ def draw_correlation(
     style: dict[str, Any] = {"cmap": cmap, "vmin": -limit, "vmax": limit}
     for ax, title, matrix in zip(axes, ("measured", "predicted"), (result.true, result.predicted), strict=False):
         drawn = ax.imshow(matrix[np.ix_(order, order)], interpolation="nearest", **style)
-        # Shows where genes without a correlation leave the matrix empty.
+        # Grey shows where genes without a correlation leave the matrix empty.
         ax.set_facecolor("0.85")
         ax.set_title(title, fontsize=10)
         _name_genes(ax, [result.genes[i] for i in order], panel_size)

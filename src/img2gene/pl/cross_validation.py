@@ -66,7 +66,7 @@ def cross_validation(
         str(name) if np.isfinite(mean) else f"{name}\n(undefined)" for name, mean in means[metric].astype(float).items()
     ]
     ax.set_yticks(range(len(names)), names, fontsize=9)
-    # Downwards, so that models stand in the order of the tables.
+    # The axis points downwards, so that models stand in the order of the tables.
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel(f"{METRIC_LABELS.get(metric, metric)}, mean of each {cv.unit}")
     marks = f"\n({'; '.join(cv.marks)})" if cv.marks else ""

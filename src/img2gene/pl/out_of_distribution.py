@@ -123,7 +123,7 @@ def draw_distances(ax: Axes, predictions: Predictions, sections: list[str]) -> A
     ax.axvline(predictions.threshold, color="#c4673d", linewidth=1.2)
     ax.set_yticks(range(1, len(sections) + 1), labels, fontsize=8)
     ax.invert_yaxis()
-    # A little wider than 0–100, so that boxes at both ends are seen whole.
+    # The axis is a little wider than 0–100, so that boxes at both ends are seen whole.
     ax.set(xlim=(-2, 102), xlabel="percentile of the distance from the training data")
     ax.spines[["top", "right"]].set_visible(False)
     return ax

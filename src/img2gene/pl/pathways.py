@@ -182,7 +182,7 @@ def _maps(
         raise Img2GeneError(f"`ax` takes one map, but {n_columns} pathways in {n_rows} sections are to be drawn.")
     everything = np.concatenate([canvas.rows for canvas in shown])
     for column, name in enumerate(names):
-        # One scale for all sections, so that they can be compared.
+        # All sections share one scale, so that they can be compared.
         low, high = color_limits(values[everything, column])
         # Symmetric limits make white mean "no contribution".
         if target:
