@@ -96,14 +96,14 @@ def embed_patches(
     study = Study.of(sdata, table_key)
     patches = study.patches
     size = batch_size or settings.batch_size
-    # Not `or`, because 0 is a choice: it decodes in this thread.
+    # `or` would not do, because 0 is a choice: it decodes in this thread.
     workers = settings.num_workers if num_workers is None else num_workers
     if size < 1 or workers < 0 or orientations not in VIEWS:
         raise Img2GeneError(
             f"batch_size={size}, num_workers={workers}, orientations={orientations}: expected at least 1, at least 0, "
             f"and one of {', '.join(map(str, VIEWS))}."
         )
-    # Checked before weights are loaded, which can mean a download.
+    # Tokens are checked before weights are loaded, which can mean a download.
     if tokens is not None:
         _check_grid(spec, tokens, input_side(spec, patches))
     model = encoders.load(encoder, device=device, amp=amp, backend=backend)

@@ -90,7 +90,7 @@ def select_genes(
     values = labels(table, rows, np.arange(table.n_vars), layer=layer)
     complete = np.isfinite(values).all(axis=1)
     rows, values = rows[complete], values[complete]
-    # Not the positions of patches: genes can be chosen first, and Moran's I of the nearest spots needs no unit.
+    # Genes can be chosen before patches exist, and Moran's I of the nearest spots needs no unit.
     positions = np.asarray(table.obsm["spatial"])[rows] if "spatial" in table.obsm else np.zeros((len(rows), 2))
     statistics = gene_statistics(values, study.sections[rows], positions)
     score = np.where(statistics["detection"] >= min_detection, statistics[_RANKINGS[by]], np.nan)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-# The most accurate fields of benchmarks/encoder_comparison.py.
+# These fields were the most accurate ones in benchmarks/encoder_comparison.py.
 DEFAULT_FIELDS_UM = (100.0, 200.0, 400.0, 800.0)
 _THUMBNAIL_PX = 600
 
@@ -182,7 +182,7 @@ def _add_libraries(study: Study, geometries: list[Geometry], libraries: dict[str
             # Readers leave (x, y) in units of the region here.
             positions[geometry.rows] = geometry.centers[:, ::-1] * geometry.units_per_px
         table.obsm["spatial"] = positions
-    # Copied, so that a table with the same entries does not change, too.
+    # Entries are copied, so that another table with the same ones does not change.
     spatial = {key: dict(value) for key, value in table.uns.get("spatial", {}).items()}
     for geometry in geometries:
         entry = spatial.setdefault(str(names[geometry.rows[0]]), {})
