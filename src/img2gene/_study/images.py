@@ -127,7 +127,7 @@ class RGBImage:
         out = np.empty((-(-self.height // step), -(-self.width // step), 3), dtype=np.uint8)
         for row, (top, bottom) in enumerate(zip(self.y_edges[:-1], self.y_edges[1:], strict=True)):
             for column, (left, right) in enumerate(zip(self.x_edges[:-1], self.x_edges[1:], strict=True)):
-                # The first pixels of this chunk that belong to the thumbnail.
+                # These are the first pixels of the chunk that belong to the thumbnail.
                 y, x = -top % step, -left % step
                 if y < bottom - top and x < right - left:
                     part = self.block(row, column)[y::step, x::step]
@@ -139,7 +139,7 @@ class RGBImage:
 def _range(array: da.Array) -> tuple[float, float]:
     import dask
 
-    # Both in one call, so that the image is read once.
+    # One call computes both, so that the image is read once.
     low, high = dask.compute(array.min(), array.max())
     return float(low), float(high)
 
@@ -277,7 +277,7 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
             else:
                 return
     finally:
-        # Also when the consumer stops early, or the thread would never end.
+        # This also runs when the consumer stops early; the thread would never end otherwise.
         stop.set()
 
 

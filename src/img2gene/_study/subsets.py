@@ -110,7 +110,7 @@ def subset(study: Study, rows: np.ndarray, genes: list[str] | None = None, *, la
         uns={_schema.UNS: dict(table.uns[_schema.UNS])},
     )
     if layer is None:
-        # Stored, because sums over the remaining genes would be too small.
+        # Sizes are stored, because sums over the remaining genes would be too small.
         part.obs[_schema.LIBRARY_SIZE] = library_size(table)[rows]
     present = part.obs[attrs["region_key"]].unique().tolist()
     part = TableModel.parse(part, region=present, region_key=attrs["region_key"], instance_key=attrs["instance_key"])

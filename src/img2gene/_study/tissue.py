@@ -42,7 +42,7 @@ def box_fractions(mask: np.ndarray, boxes: np.ndarray, step: float) -> np.ndarra
     # A box that is smaller than a step still covers one value.
     y1, x1 = np.maximum(edges[:, 2], y0 + 1), np.maximum(edges[:, 3], x0 + 1)
     area = (y1 - y0) * (x1 - x0)
-    # After the area: the part of a box outside the image counts as no tissue.
+    # The area is computed before clipping, so the part of a box outside the image counts as no tissue.
     y0, y1 = np.clip([y0, y1], 0, mask.shape[0])
     x0, x1 = np.clip([x0, x1], 0, mask.shape[1])
     return (total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]) / area
