@@ -171,7 +171,7 @@ def donor_distances(counts: Any, sections: np.ndarray, rng: np.random.Generator)
 
 def _halves(sections: np.ndarray, rng: np.random.Generator) -> list[sp.csr_matrix]:
     """Split the spots of each section into random halves, as matrices (n_sections, n_spots) that sum over spots."""
-    # Every second spot in a random order, so that both halves of a section are equally large.
+    # Spots alternate in a random order, so that both halves of a section are equally large.
     order = np.lexsort([rng.random(len(sections)), sections])
     starts = np.searchsorted(sections[order], np.arange(sections.max() + 1))
     second = np.empty(len(sections), dtype=bool)
