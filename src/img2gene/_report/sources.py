@@ -68,7 +68,7 @@ class ReportedStudy(Study):
         roles = dict.fromkeys(self.section_names(), NEW)
         roles |= {name: HELD_OUT for name in roles if name in report.get("held_out", [])}
         roles |= dict.fromkeys(self.unmeasured, IMAGE_ONLY)
-        # Comes last and wins: a section that was trained on is never called held out.
+        # Training comes last and wins: a section that was trained on is never called held out.
         return roles | {name: TRAINED for name in roles if name in report.get("sections", [])}
 
     def with_role(self, *roles: str) -> list[str]:

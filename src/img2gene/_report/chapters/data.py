@@ -64,7 +64,7 @@ def _sections(study: ReportedStudy) -> Table:
         for title, share in (("median counts", 50), ("5%", 5), ("95%", 95)):
             facts[title] = round(np.percentile(counts[counts > 0], share)) if (counts > 0).any() else pd.NA
         rows.append(facts)
-    # Nullable whole numbers, because sections without counts have no percentiles.
+    # Columns are nullable, because sections without counts have no percentiles.
     frame = pd.DataFrame(rows).astype(dict.fromkeys(("median counts", "5%", "95%"), "Int64"))
     note = "Counts per spot over the full transcriptome: median, 5th and 95th percentile of spots with any count."
     return table(frame, "Sections", limit=_MAX_SECTIONS, what="sections", note=note)
