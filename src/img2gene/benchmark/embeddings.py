@@ -122,6 +122,6 @@ def _digest(section: StoredSection, identity: dict[str, Any]) -> str:
 
 def _save(path: Path, features: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # An open file: numpy would append `.npy` to the temporary path, which ends differently.
+    # numpy would append `.npy` to the temporary path, so it gets an open file.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, features)

@@ -167,7 +167,7 @@ def _cross_validate(
         groups=protocol.groups,
         n_folds=_n_folds(study, protocol),
         test_on=protocol.test_on or None,
-        # Small cohorts have fewer genes than a protocol takes.
+        # The synthetic cohort has fewer genes than most protocols take.
         genes=genes if isinstance(genes, list) else min(genes, study["table"].n_vars),
         gene_groups=protocol.gene_groups,
         layer=protocol.layer,
