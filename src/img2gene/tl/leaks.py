@@ -78,8 +78,8 @@ def check_leaks(
     >>> sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=2, n_spots=60, n_genes=60)
     >>> len(ig.tl.check_leaks(sdata))
     0
-    >>> found = ig.tl.check_leaks(sdata, groups="section")
-    >>> found[["kind", "severity", "sections"]].values.tolist()[0]
+    >>> findings = ig.tl.check_leaks(sdata, groups="section")
+    >>> findings[["kind", "severity", "sections"]].values.tolist()[0]
     ['shared patient', 'error', 'P1_S1, P1_S2']
     """
     study = Study.of(sdata, table_key)

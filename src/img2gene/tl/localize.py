@@ -148,8 +148,8 @@ def localize(
     >>> ig.pp.embed_patches(sdata, "color-texture")
     >>> ig.tl.fit(sdata, "ridge", validate_on=["P3"])
     >>> ig.tl.predict(sdata)
-    >>> found = ig.tl.localize(sdata, {"tumour": ["ERBB2", "KRT8", "EPCAM"]}, annotation="domain")
-    >>> bool(found["auroc"].item() > 0.8)
+    >>> result = ig.tl.localize(sdata, {"tumour": ["ERBB2", "KRT8", "EPCAM"]}, annotation="domain")
+    >>> bool(result["auroc"].item() > 0.8)
     True
     """
     study = Study.of(sdata, table_key)

@@ -75,8 +75,8 @@ def retrieve(
     >>> ig.pp.extract_patches(sdata, patch_um=112)
     >>> ig.pp.embed_patches(sdata, "color-texture")
     >>> ig.tl.fit(sdata, "knn", validate_on=["P3"])
-    >>> found = ig.tl.retrieve(sdata, sdata["table"].obs_names[0], n=2, exclude="group")
-    >>> found["group"].unique().tolist()
+    >>> references = ig.tl.retrieve(sdata, sdata["table"].obs_names[0], n=2, exclude="group")
+    >>> references["group"].unique().tolist()
     ['P2']
     """
     study = Study.of(sdata, table_key)
