@@ -101,7 +101,7 @@ def neighbor_graph(positions: np.ndarray, k: int = 6) -> sp.csr_matrix:
     """Connect each spot with its k nearest spots, by weights that add up to 1.
 
     Spots at the same distance are taken by row coordinate, then by column coordinate, so that the graph does not depend
-    on the order of the spots.
+    on the order of the spots. Spots at the same position are the exception: they are taken by their row in the array.
 
     Parameters
     ----------

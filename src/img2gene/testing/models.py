@@ -21,9 +21,6 @@ _N_SIDE, _PITCH_UM, _WIDTH, _N_GENES, _N_TOKENS, _TOKEN_WIDTH = 6, 100.0, 8, 5, 
 def assert_models_equal(one: Model, other: Model, *, atol: float = 0.0) -> None:
     """Assert that two models hold the same configuration and arrays.
 
-    The models differ. The message names the first entry of the configuration or the first array that differs, with
-    the expected value and the value found.
-
     Parameters
     ----------
     one
@@ -36,7 +33,7 @@ def assert_models_equal(one: Model, other: Model, *, atol: float = 0.0) -> None:
     Raises
     ------
     AssertionError
-        A rule is broken; the message says which.
+        The models differ; the message names the first entry or array that does, with both values.
 
     Examples
     --------

@@ -75,7 +75,8 @@ class Ellipsoid:
         """Mahalanobis distance float64 (n,) of each row, in blocks."""
         distances = np.empty(len(features))
         for start in range(0, len(features), _BLOCK_ROWS):
-            scaled = (features[start : start + _BLOCK_ROWS] - self.mean) / self.scale
+            # In double precision: two nearly equal sums are subtracted below, and what remains would depend on row order.
+            scaled = (features[start : start + _BLOCK_ROWS].astype(np.float64) - self.mean) / self.scale
             scores = scaled @ self.axes.T
             off = np.maximum(np.square(scaled).sum(axis=1) - np.square(scores).sum(axis=1), 0)
             along = (np.square(scores) / self.variance[:-1]).sum(axis=1)

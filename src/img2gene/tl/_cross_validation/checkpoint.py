@@ -17,7 +17,8 @@ from img2gene._errors import Img2GeneError
 from img2gene._files import ResumableFolder, atomic_path, read_record
 
 # Format 1 named parts by position, so that models in another order took each other's results.
-FORMAT = 2
+# Raised whenever the same call gives other numbers, so that a folder never mixes results of two versions.
+FORMAT = 3
 
 
 def part_key(*names: object) -> str:
