@@ -49,7 +49,11 @@ def test_fit_predict_and_scores_do_not_depend_on_the_order_of_a_table(shared_stu
             np.testing.assert_allclose(by_name(one, layer), by_name(other, layer), atol=1e-5)
     if "img2gene_ood" in one.obs:
         pd.testing.assert_series_equal(
-            one.obs["img2gene_ood"].sort_index(), other.obs["img2gene_ood"].sort_index(), atol=1e-5, rtol=0, check_names=False
+            one.obs["img2gene_ood"].sort_index(),
+            other.obs["img2gene_ood"].sort_index(),
+            atol=1e-5,
+            rtol=0,
+            check_names=False,
         )
     keys = ["model", "section", "gene"]
     frames = [frame.set_index(keys).sort_index() for frame in scores]
