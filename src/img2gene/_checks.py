@@ -3,14 +3,148 @@
 from __future__ import annotations
 
 import inspect
+import math
+import os
+import reprlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from img2gene._errors import listing
+from img2gene._errors import Problems, listing
 
 _WHOLE, _NUMBER = (int, np.integer), (int, float, np.number)
+# numpy's generators and Lightning accept no larger seed.
+_LARGEST_SEED = 2**32 - 1
+_REPR = reprlib.Repr(maxstring=80, maxother=80, maxlong=40)
+
+
+class Arguments(Problems):
+    """Convert and check the arguments of one call, so that one error names all that cannot be used.
+
+    Each method returns the converted value. A value that cannot be used is returned as it is, and :meth:`raise_all`
+    then raises.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene._checks import Arguments
+    >>> check = Arguments()
+    >>> check.whole("k", np.int64(5), 1), check.number("level", "0.9", 0, 1)
+    (5, '0.9')
+    >>> check.messages
+    ["level='0.9': expected a number from 0 to 1."]
+    """
+
+    def whole(
+        self, name: str, value: Any, least: int | None = None, most: int | None = None, *, optional: bool = False
+    ) -> Any:
+        """Convert to int; ``optional`` allows None."""
+        # Python counts `True` as an int.
+        fits = isinstance(value, _WHOLE) and not isinstance(value, bool | np.bool_)
+        if fits and _within(value, least, most):
+            return int(value)
+        return self._unless_none(name, value, f"a whole number{_bounds(least, most)}", optional)
+
+    def number(
+        self,
+        name: str,
+        value: Any,
+        least: float | None = None,
+        most: float | None = None,
+        *,
+        above: float | None = None,
+        optional: bool = False,
+    ) -> Any:
+        """Convert to a finite float; ``above`` is a bound that is not allowed itself."""
+        fits = isinstance(value, _NUMBER) and not isinstance(value, bool | np.bool_ | np.complexfloating)
+        if fits and abs(value) < math.inf and _within(value, least, most) and (above is None or value > above):
+            return float(value)
+        bounds = _bounds(least, most) if above is None else f" above {above:g}"
+        bounds += f" and at most {most:g}" if above is not None and most is not None else ""
+        return self._unless_none(name, value, f"a number{bounds}", optional)
+
+    def seed(self, name: str, value: Any) -> Any:
+        """Convert a random seed to int."""
+        return self.whole(name, value, 0, _LARGEST_SEED)
+
+    def flag(self, name: str, value: Any) -> Any:
+        """Convert to bool."""
+        return bool(value) if isinstance(value, bool | np.bool_) else self._unless_none(name, value, "True or False")
+
+    def choice(self, name: str, value: Any, options: Iterable[str], *, optional: bool = False) -> Any:
+        """Check that a value is one of the options."""
+        known = list(options)
+        if isinstance(value, str) and value in known:
+            return str(value)
+        return self._unless_none(name, value, f"one of {listing(known, 20)}", optional)
+
+    def text(self, name: str, value: Any, *, optional: bool = False) -> Any:
+        """Check that a value is a string that is not empty."""
+        if isinstance(value, str) and value:
+            return str(value)
+        return self._unless_none(name, value, "a name (a string that is not empty)", optional)
+
+    def names(self, name: str, value: Any, *, optional: bool = False, empty: bool = False) -> Any:
+        """Convert one name or several to a list of names, each once; ``empty`` allows no name."""
+        if isinstance(value, str) and value:
+            return [str(value)]
+        if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+            names = list(value)
+            if all(isinstance(item, str) and item for item in names) and (names or empty):
+                self.distinct(name, names)
+                return [str(item) for item in names]
+        return self._unless_none(name, value, "a name or a list of names", optional)
+
+    def distinct(self, name: str, values: Iterable[Any]) -> None:
+        """Check that no value is listed twice."""
+        values = list(values)
+        repeated = list(dict.fromkeys(value for value in values if values.count(value) > 1))
+        if repeated:
+            self.messages.append(f"{name}: {listing(repeated)} listed more than once; list each once.")
+
+    def path(self, name: str, value: Any, *, optional: bool = False) -> Any:
+        """Convert to a path; a string with a null character names no file."""
+        if isinstance(value, str | os.PathLike) and str(value) and "\0" not in str(value):
+            return Path(value).expanduser()
+        return self._unless_none(name, value, "a path", optional)
+
+    def device(self, name: str, value: Any, *, optional: bool = True) -> Any:
+        """Check that torch knows a device and that this machine has it."""
+        import torch
+
+        try:
+            device = torch.device(value) if isinstance(value, str | torch.device) else None
+            if device is not None:
+                torch.empty(0, device=device)
+                return str(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            self.messages.append(f'{name}={value!r}: no such device here ({reason}). Use "cpu", or None to choose.')
+            return value
+        return self._unless_none(name, value, 'a device such as "cpu" or "cuda:0"', optional)
+
+    def _unless_none(self, name: str, value: Any, expected: str, optional: bool = False) -> Any:
+        if not (optional and value is None):
+            self.messages.append(f"{name}={shown(value)}: expected {expected}{', or None' if optional else ''}.")
+        return value
+
+
+def shown(value: Any) -> str:
+    """Show an argument in a message; long ones are cut."""
+    # Also shows objects whose own `__repr__` fails.
+    return _REPR.repr(value)
+
+
+def _within(value: Any, least: float | None, most: float | None) -> bool:
+    return (least is None or value >= least) and (most is None or value <= most)
+
+
+def _bounds(least: float | None, most: float | None) -> str:
+    if least is not None and most is not None:
+        return f" from {least:g} to {most:g}" if most < _LARGEST_SEED else f" from {least} to {most}"
+    return "" if least is None and most is None else f", {least} or more" if most is None else f", {most} or less"
 
 
 def choice_problems(parameters: object, options: Mapping[str, Iterable[str]]) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
@@ -90,22 +93,89 @@ def judges(table: AnnData, key: str) -> bool:
 
 
 def apply(table: AnnData, update: dict[str, dict[str, Any]]) -> None:
-    """Write all results of a function to the table.
+    """Write all results of a function to the table, or none of them.
 
-    Call it last, so that an earlier error leaves the object untouched. ``update`` maps ``obs``, ``obsm``, ``var``,
-    ``layers`` and ``uns`` to the values that are set there. :func:`write_json` stores the values for ``uns``;
+    Call it last and once, so that an earlier error leaves the object untouched. ``update`` maps ``obs``, ``obsm``,
+    ``var``, ``layers`` and ``uns`` to the values that are set there. :func:`write_json` stores the values for ``uns``;
     elsewhere, None removes a key.
     """
+    with all_or_nothing(table):
+        for slot, items in update.items():
+            for key, value in items.items():
+                if slot == "uns":
+                    write_json(table, key, value)
+                elif value is None:
+                    del getattr(table, slot)[key]
+                else:
+                    getattr(table, slot)[key] = value
     for slot, items in update.items():
         for key, value in items.items():
-            if slot == "uns":
-                write_json(table, key, value)
-            elif value is None:
-                del getattr(table, slot)[key]
-                logger.info("removed %s[%r]", slot, key)
-            else:
-                getattr(table, slot)[key] = value
-                logger.info("wrote %s[%r]", slot, key)
+            if slot != "uns":
+                logger.info("%s %s[%r]", "removed" if value is None else "wrote", slot, key)
+
+
+@contextmanager
+def all_or_nothing(*objects: AnnData | SpatialData) -> Iterator[None]:
+    """Restore tables and studies after any interruption of the block, also Ctrl-C.
+
+    What the block replaces or adds is undone: columns, keys and elements. An array that it changes in place stays changed.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> from img2gene import _schema
+    >>> table = ad.AnnData(obs={"x": [1, 2]})
+    >>> try:
+    ...     with _schema.all_or_nothing(table):
+    ...         table.obs["x"] = 3
+    ...         raise KeyboardInterrupt
+    ... except KeyboardInterrupt:
+    ...     table.obs["x"].tolist()
+    [1, 2]
+    """
+    restores = [_restore_table(item) if hasattr(item, "obsm") else _restore_elements(item) for item in objects]
+    try:
+        yield
+    except BaseException:
+        for restore in restores:
+            restore()
+        raise
+
+
+def _restore_table(table: AnnData) -> Callable[[], None]:
+    """Return a function that puts the annotations of a table back to what they are now."""
+    # Shallow copies share the arrays, so a snapshot costs no memory.
+    frames = {slot: getattr(table, slot).copy(deep=False) for slot in ("obs", "var")}
+    mappings = {slot: dict(getattr(table, slot)) for slot in ("obsm", "varm", "layers", "uns")}
+    mappings["uns"] = {key: copy.copy(value) if isinstance(value, dict) else value for key, value in table.uns.items()}
+
+    def restore() -> None:
+        for slot, frame in frames.items():
+            setattr(table, slot, frame)
+        for slot, items in mappings.items():
+            _restore_mapping(getattr(table, slot), items)
+
+    return restore
+
+
+def _restore_elements(sdata: SpatialData) -> Callable[[], None]:
+    """Return a function that puts the elements of a study back to what they are now."""
+    kinds = {kind: dict(getattr(sdata, kind)) for kind in ("images", "labels", "points", "shapes", "tables")}
+
+    def restore() -> None:
+        for kind, items in kinds.items():
+            _restore_mapping(getattr(sdata, kind), items)
+
+    return restore
+
+
+def _restore_mapping(mapping: Any, items: dict[str, Any]) -> None:
+    # anndata 0.13 lists X among the layers, under the name None.
+    for key in [key for key in mapping if key is not None and (key not in items or mapping[key] is not items[key])]:
+        del mapping[key]
+    for key, value in items.items():
+        if key not in mapping:
+            mapping[key] = value
 
 
 def write_json(table: AnnData, key: str, value: Any, *, uns: str = UNS) -> None:
