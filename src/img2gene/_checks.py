@@ -15,9 +15,13 @@ import numpy as np
 from img2gene._errors import Problems, listing
 
 _WHOLE, _NUMBER = (int, np.integer), (int, float, np.number)
+# Python counts `True` as an int, and numpy a time span.
+_NO_NUMBER = (bool, np.bool_, np.complexfloating, np.timedelta64)
 # numpy's generators and Lightning accept no larger seed.
 _LARGEST_SEED = 2**32 - 1
-_REPR = reprlib.Repr(maxstring=80, maxother=80, maxlong=40)
+_REPR = reprlib.Repr()
+# Python 3.11 takes no limits as arguments.
+_REPR.maxstring = _REPR.maxother = 80
 
 
 class Arguments(Problems):
@@ -41,9 +45,8 @@ class Arguments(Problems):
         self, name: str, value: Any, least: int | None = None, most: int | None = None, *, optional: bool = False
     ) -> Any:
         """Convert to int; ``optional`` allows None."""
-        # Python counts `True` as an int.
-        fits = isinstance(value, _WHOLE) and not isinstance(value, bool | np.bool_)
-        if fits and _within(value, least, most):
+        fits = isinstance(value, _WHOLE) and not isinstance(value, _NO_NUMBER)
+        if fits and _within(int(value), least, most):
             return int(value)
         return self._unless_none(name, value, f"a whole number{_bounds(least, most)}", optional)
 
@@ -58,9 +61,9 @@ class Arguments(Problems):
         optional: bool = False,
     ) -> Any:
         """Convert to a finite float; ``above`` is a bound that is not allowed itself."""
-        fits = isinstance(value, _NUMBER) and not isinstance(value, bool | np.bool_ | np.complexfloating)
-        if fits and abs(value) < math.inf and _within(value, least, most) and (above is None or value > above):
-            return float(value)
+        finite = _finite(value)
+        if finite is not None and _within(finite, least, most) and (above is None or finite > above):
+            return finite
         bounds = _bounds(least, most) if above is None else f" above {above:g}"
         bounds += f" and at most {most:g}" if above is not None and most is not None else ""
         return self._unless_none(name, value, f"a number{bounds}", optional)
@@ -133,8 +136,22 @@ class Arguments(Problems):
 
 def shown(value: Any) -> str:
     """Show an argument in a message; long ones are cut."""
-    # Also shows objects whose own `__repr__` fails.
-    return _REPR.repr(value)
+    # Also shows objects whose own `__repr__` fails; Python writes no int of more than 4,300 digits.
+    try:
+        return _REPR.repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} that is too long to show"
+
+
+def _finite(value: Any) -> float | None:
+    """Convert to float; None for what is no finite number, such as NaN or an int that is too large."""
+    if not isinstance(value, _NUMBER) or isinstance(value, _NO_NUMBER):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _within(value: Any, least: float | None, most: float | None) -> bool:
