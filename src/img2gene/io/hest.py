@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, listing
+from img2gene._checks import Arguments
+from img2gene._errors import Img2GeneError, listing, raise_problems
+from img2gene.io.sections import build_section, donor, position_problems
 
 if TYPE_CHECKING:
+    import h5py
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -19,23 +22,34 @@ if TYPE_CHECKING:
 PATCH_UM = 112.0
 SPLIT = "split"
 _SPOT_UM = 55.0
+_PIXEL_SIZE = "pixel_size_um_estimated"
 
 
-def find(folder: Path) -> list[str]:
+def find(folder: str | Path) -> list[str]:
     """List the sections that have both counts and patches."""
+    folder = _folder(folder)
     return sorted(
         path.stem for path in folder.glob("adata/*.h5ad") if (folder / "patches" / f"{path.stem}.h5").is_file()
     )
 
 
-def panel(folder: Path) -> list[str] | None:
+def panel(folder: str | Path) -> list[str] | None:
     """Read the genes on which the task is scored; return None if the task has no file of genes."""
-    path = folder / "var_50genes.json"
-    return json.loads(path.read_text())["genes"] if path.is_file() else None
+    path = _folder(folder) / "var_50genes.json"
+    if not path.is_file():
+        return None
+    try:
+        genes = json.loads(path.read_bytes())["genes"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        genes = None
+    if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
+        raise Img2GeneError(f"{path} holds no list `genes` of names; download the file of the task again.")
+    return genes
 
 
-def splits(folder: Path) -> dict[str, str]:
+def splits(folder: str | Path) -> dict[str, str]:
     """Read from ``splits/`` which fold holds out each section; raise if the folds are no partition of the sections."""
+    folder = _folder(folder)
     held: dict[str, str] = {}
     trained: dict[str, set[str]] = {}
     for path in sorted(folder.glob("splits/test_*.csv")):
@@ -58,24 +72,42 @@ def splits(folder: Path) -> dict[str, str]:
     return held
 
 
-def _listed(path: Path) -> list[str]:
+def _folder(folder: str | Path) -> Path:
+    """Check the argument ``folder``."""
+    check = Arguments()
+    path = check.path("folder", folder)
+    check.raise_all()
+    return path
+
+
+def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
     import pandas as pd
 
-    table = pd.read_csv(path, dtype=str)
+    try:
+        return pd.read_csv(path, **options)
+    except (OSError, ValueError) as error:
+        raise Img2GeneError(f"{path} cannot be read as a table ({error}).") from error
+
+
+def _listed(path: Path) -> list[str]:
+    table = _read_csv(path, dtype=str)
     if "sample_id" not in table:
         raise Img2GeneError(f"{path}: column sample_id not found (available: {listing(table)}).")
     return table["sample_id"].tolist()
 
 
-def metadata(folder: Path) -> pd.DataFrame | None:
+def metadata(folder: str | Path) -> pd.DataFrame | None:
     """Read the newest ``HEST_v*.csv`` next to the task folders, indexed by section; return None if there is none."""
-    import pandas as pd
+    files = sorted(_folder(folder).parent.glob("HEST_v*.csv"))
+    if not files:
+        return None
+    table = _read_csv(files[-1], dtype={"id": str})
+    if "id" not in table or table["id"].duplicated().any():
+        raise Img2GeneError(f"{files[-1]}: expected a column id that names each section once.")
+    return table.set_index("id")
 
-    files = sorted(folder.parent.glob("HEST_v*.csv"))
-    return pd.read_csv(files[-1], dtype={"id": str}).set_index("id") if files else None
 
-
-def patients(folder: Path) -> dict[str, str]:
+def patients(folder: str | Path) -> dict[str, str]:
     """Return the patient of each section, from the metadata or, without it, from the folds of the task."""
     rows = metadata(folder)
     # The folds of the task keep all sections of a patient together, so a fold is a safe substitute for a patient.
@@ -87,15 +119,16 @@ def patients(folder: Path) -> dict[str, str]:
     return names
 
 
-def read_section(folder: Path, name: str, patient: str | None) -> tuple[SpatialData, np.ndarray]:
+def read_section(folder: str | Path, name: str, patient: str | None) -> tuple[SpatialData, np.ndarray]:
     """Read counts and positions of the spots that have a patch, and their patches uint8 (n_obs, H, W, 3)."""
     import anndata as ad
     import scipy.sparse as sp
 
-    from img2gene.io.sections import build_section
-
-    crops, barcodes, corners = _read_crops(folder / "patches" / f"{name}.h5")
-    stored = ad.read_h5ad(folder / "adata" / f"{name}.h5ad")
+    check = Arguments()
+    path, name, patient = check.path("folder", folder), check.text("name", name), donor(check, patient)
+    check.raise_all()
+    crops, barcodes, corners = _read_crops(path / "patches" / f"{name}.h5")
+    stored = _read_counts(path / "adata" / f"{name}.h5ad")
     rows = stored.obs_names.astype(str).get_indexer(barcodes)
     if (rows < 0).any():
         raise Img2GeneError(f"{name}: spots with a patch but without counts: {listing(barcodes[rows < 0], 5)}.")
@@ -103,40 +136,71 @@ def read_section(folder: Path, name: str, patient: str | None) -> tuple[SpatialD
         raise Img2GeneError(
             f"{name}: obsm['spatial'] with the positions not found (available: {listing(stored.obsm)})."
         )
+    raise_problems(position_problems(stored.obsm["spatial"], stored.n_obs, f"{name}: obsm['spatial']", "the counts"))
     places = np.asarray(stored.obsm["spatial"], dtype=float)[rows]
-    mpp = _microns_per_pixel(folder, name, places, corners)
+    mpp = _microns_per_pixel(path, name, places, corners)
     table = ad.AnnData(sp.csr_matrix(stored.X[rows], dtype=np.float32), var=stored.var[[]].copy())
     table.var_names_make_unique()
     table.obs_names = [f"{name}_{barcode}" for barcode in barcodes]
     # The task has no image. A blank one stands in for it; `img2gene.benchmark.embeddings` drops it.
     blank = np.full((8, 8, 3), 255, dtype=np.uint8)
     sdata = build_section(blank, places, table, section=name, patient=patient, mpp=mpp, spot_um=_SPOT_UM)
-    fold = splits(folder).get(name)
+    fold = splits(path).get(name)
     if fold is not None:
         sdata["table"].obs[SPLIT] = fold
     _record_patches(sdata["table"], places, name, mpp, crops.shape[1])
     return sdata, crops
 
 
+def _read_counts(path: Path) -> AnnData:
+    import anndata as ad
+
+    try:
+        stored = ad.read_h5ad(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise Img2GeneError(f"{path} cannot be read as an AnnData ({error}).") from error
+    if stored.X is None or not stored.obs_names.is_unique:
+        raise Img2GeneError(f"{path}: expected counts in X, and each barcode once.")
+    return stored
+
+
 def _read_crops(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read pixels, barcodes and top left corners of all patches."""
-    import h5py
-
     # Releases differ in the name of the barcodes.
-    with h5py.File(path) as file:
+    with _open_h5(path) as file:
         key = "barcodes" if "barcodes" in file else "barcode"
         lacking = [name for name in ("img", key, "coords") if name not in file]
         if lacking:
             raise Img2GeneError(f"{path}: {listing(lacking)} not found (available: {listing(file)}).")
         names = [value.decode() if isinstance(value, bytes) else str(value) for value in file[key][:].ravel()]
-        return file["img"][:], np.array(names), file["coords"][:].astype(float)
+        crops, corners = file["img"][:], file["coords"][:].astype(float)
+    square = crops.ndim == 4 and crops.shape[1] == crops.shape[2] and crops.shape[3] == 3 and crops.dtype == np.uint8
+    if not square or len(crops) != len(names) or corners.shape != (len(names), 2) or len(set(names)) != len(names):
+        raise Img2GeneError(
+            f"{path}: expected one patch uint8 (side, side, 3), one barcode and one corner per spot; got img "
+            f"{crops.dtype} {crops.shape}, {len(set(names))} barcodes and coords {corners.shape}."
+        )
+    return crops, np.array(names), corners
+
+
+def _open_h5(path: Path) -> h5py.File:
+    import h5py
+
+    try:
+        return h5py.File(path)
+    except OSError as error:
+        raise Img2GeneError(f"{path} cannot be read as HDF5 ({error}).") from error
 
 
 def _microns_per_pixel(folder: Path, name: str, places: np.ndarray, corners: np.ndarray) -> float:
     """Read microns per pixel from the metadata, or derive them from the corners of the patches."""
+    import pandas as pd
+
     rows = metadata(folder)
-    if rows is not None and name in rows.index and rows.at[name, "pixel_size_um_estimated"] > 0:
-        return float(rows.at[name, "pixel_size_um_estimated"])
+    if rows is not None and name in rows.index and _PIXEL_SIZE in rows:
+        size = pd.to_numeric(rows[_PIXEL_SIZE], errors="coerce")[name]
+        if 0 < size < np.inf:
+            return float(size)
     # A corner lies half a patch from its spot, in both directions.
     half = places - corners
     middle = float(np.median(half))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from img2gene import _schema
+from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._study.expression import count_problems
+from img2gene.io.image_files import read_image
+from img2gene.io.sections import build_section, donor, image_problems
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,6 +27,12 @@ PITCH_UM = 200.0
 """Distance between the centres of neighbouring spots on a legacy ST array, in µm."""
 ARRAY_SHAPE = (33, 35)
 """Spots per row and per column of a legacy ST array. Images without a spot file are cropped to this frame."""
+
+_NUMBER = r"-?(?:\d+\.?\d*|\.\d+)"
+_SPOT_COLUMNS = ("x", "y", "pixel_x", "pixel_y")
+_ADJUSTED = ("new_x", "new_y")
+# pandas raises these on files that are absent, cut, compressed otherwise, or no tables.
+_UNREADABLE = (OSError, ValueError, EOFError, zlib.error, OverflowError)
 
 
 def read_legacy_st(
@@ -44,7 +54,8 @@ def read_legacy_st(
         Tab-separated raw counts, which may be gzipped: genes in columns, spots in rows. Row names ``AxB`` give the
         array coordinates, which may be fractions.
     image
-        H&E image file (JPEG, PNG, TIFF), or its pixels as uint8 (height, width, 3).
+        H&E image file (JPEG, PNG, TIFF), or its pixels as uint8 (height, width, 3). Files with a palette or in CMYK are
+        converted to RGB; grey images, and 16-bit images that do not use their range, are refused.
     spots
         Tab-separated spot file with ``x``, ``y`` (array coordinates), ``pixel_x`` (column), ``pixel_y`` (row) and
         optionally ``selected``. Only selected spots with counts are kept. Without this file, the image must be cropped
@@ -69,8 +80,8 @@ def read_legacy_st(
     Raises
     ------
     Img2GeneError
-        The files belong to different sections, counts are not raw counts, spots or genes occur twice, or the name of
-        the section cannot be stored.
+        A file cannot be read, the files belong to different sections, counts are not raw counts, spots or genes occur
+        twice, or the name of the section cannot be stored.
 
     Examples
     --------
@@ -84,41 +95,46 @@ def read_legacy_st(
     Ståhl et al., "Visualization and analysis of gene expression in tissue sections by spatial transcriptomics",
     Science 2016; Andersson et al., Nat Commun 2021 (spot files).
     """
-    from img2gene.io.sections import build_section
-
-    _schema.check_name(section, "section")
-    pixels = image if isinstance(image, np.ndarray) else _read_image(Path(image))
-    table = pd.read_csv(counts, sep="\t", index_col=0)
-    _check_counts(table, str(counts))
-    array_xy = _array_coordinates(table.index, str(counts))
-    if spots is None:
+    check = Arguments()
+    with check.collect():
+        _schema.check_name(section, "section")
+    counts_path, spots_path = check.path("counts", counts), check.path("spots", spots, optional=True)
+    image = image if isinstance(image, np.ndarray) else check.path("image", image)
+    patient = donor(check, patient)
+    spot_um, pitch_um = check.number("spot_um", spot_um, above=0), check.number("pitch_um", pitch_um, above=0)
+    mpp = check.number("mpp", mpp, above=0, optional=True)
+    check.raise_all()
+    pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+    raise_problems(image_problems(pixels))
+    table = _read_tsv(counts_path, "counts", index_col=0)
+    _check_counts(table, str(counts_path))
+    array_xy = _array_coordinates(table.index, str(counts_path))
+    if spots_path is None:
         xy = (array_xy - 1) / (np.array(ARRAY_SHAPE) - 1) * np.array(pixels.shape[1::-1])
     else:
-        table, array_xy, xy = _join_spots(table, array_xy, pd.read_csv(spots, sep="\t"), str(spots))
+        table, array_xy, xy = _join_spots(table, array_xy, _read_tsv(spots_path, "spots"), str(spots_path))
     if mpp is None:
         mpp = pitch_um / _pixels_per_array_unit(array_xy, xy)
     adata = _to_anndata(table, array_xy, section)
     return build_section(pixels, xy, adata, section=section, patient=patient, mpp=mpp, spot_um=spot_um)
 
 
-def _read_image(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    from img2gene._study.images import to_rgb
-
-    # Pillow refuses images of the size of whole slides as possible decompression bombs. Users trust their own files.
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+def _read_tsv(path: Path, argument: str, **options: Any) -> pd.DataFrame:
+    """Read a tab-separated file, which may be gzipped."""
     try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    return to_rgb(pixels, str(path))
+        return pd.read_csv(path, sep="\t", **options)
+    except _UNREADABLE as error:
+        raise Img2GeneError(
+            f"{argument}={str(path)!r} cannot be read as a tab-separated table ({error}). Name a text file, or a "
+            "gzipped one with the ending .gz."
+        ) from error
 
 
 def _check_counts(table: pd.DataFrame, source: str) -> None:
+    if table.empty:
+        raise Img2GeneError(f"{source}: no counts found ({table.shape[0]} rows, {table.shape[1]} columns of numbers).")
     problems = []
-    text = [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]
+    text = [name for name, dtype in table.dtypes.items() if not _is_number(dtype)]
     if text:
         problems.append(f"{source}: columns that are not numbers: {listing(text)}.")
     else:
@@ -131,6 +147,10 @@ def _check_counts(table: pd.DataFrame, source: str) -> None:
     raise_problems(problems + _renamed_duplicates(table, source))
 
 
+def _is_number(dtype: Any) -> bool:
+    return pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype)
+
+
 def _renamed_duplicates(table: pd.DataFrame, source: str) -> list[str]:
     stems = table.columns.str.replace(r"\.1$", "", regex=True)
     twice = stems[(stems != table.columns) & stems.isin(table.columns)]
@@ -140,7 +160,7 @@ def _renamed_duplicates(table: pd.DataFrame, source: str) -> list[str]:
 
 
 def _array_coordinates(names: pd.Index, source: str) -> np.ndarray:
-    parts = names.astype(str).str.extract(r"^(-?[\d.]+)x(-?[\d.]+)$").to_numpy(dtype=object)
+    parts = names.astype(str).str.extract(rf"^({_NUMBER})x({_NUMBER})$").to_numpy(dtype=object)
     bad = names[pd.isna(parts).any(axis=1)]
     if len(bad):
         raise Img2GeneError(f"{source}: row names must be array coordinates such as 10x21, but are {listing(bad)}.")
@@ -150,11 +170,15 @@ def _array_coordinates(names: pd.Index, source: str) -> np.ndarray:
 def _join_spots(
     table: pd.DataFrame, array_xy: np.ndarray, spots: pd.DataFrame, source: str
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    lacking = [column for column in ("x", "y", "pixel_x", "pixel_y") if column not in spots]
+    lacking = [column for column in _SPOT_COLUMNS if column not in spots]
     if lacking:
         raise Img2GeneError(f"{source}: columns {listing(lacking)} not found (available: {listing(spots.columns)}).")
     if "selected" in spots:
-        spots = spots[spots["selected"].astype(bool)]
+        spots = spots[_selected(spots["selected"], source)]
+    numbers = [name for name in (*_SPOT_COLUMNS, *_ADJUSTED) if name in spots]
+    bad = [name for name in numbers if not _is_number(spots[name].dtype) or not np.isfinite(spots[name]).all()]
+    if bad:
+        raise Img2GeneError(f"{source}: columns {listing(bad)} hold values that are no numbers, or none in some rows.")
     keys = pd.MultiIndex.from_frame(spots[["x", "y"]].round().astype(int))
     if keys.has_duplicates:
         raise Img2GeneError(f"{source}: array position listed twice: {listing(keys[keys.duplicated()])}.")
@@ -168,8 +192,18 @@ def _join_spots(
         logger.info("%s: kept %d of %d counted and %d listed spots", source, listed.sum(), len(listed), len(keys))
     chosen = spots.iloc[rows[listed]]
     # Some files also give array coordinates that were adjusted to the image.
-    array = chosen[["new_x", "new_y"] if {"new_x", "new_y"} <= set(chosen) else ["x", "y"]]
+    array = chosen[list(_ADJUSTED if set(_ADJUSTED) <= set(chosen) else _SPOT_COLUMNS[:2])]
     return table[listed], array.to_numpy(float), chosen[["pixel_x", "pixel_y"]].to_numpy(float)
+
+
+def _selected(column: pd.Series, source: str) -> np.ndarray:
+    """Convert the column ``selected`` to bool."""
+    values = column.map({1: True, 0: False, "True": True, "False": False})
+    if values.isna().any():
+        raise Img2GeneError(
+            f"{source}: column selected holds {listing(column[values.isna()].unique(), 5)}; expected 0 or 1."
+        )
+    return values.to_numpy(dtype=bool)
 
 
 def _pixels_per_array_unit(array_xy: np.ndarray, xy: np.ndarray) -> float:

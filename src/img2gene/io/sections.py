@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene import _schema
-from img2gene._errors import Problems
+from img2gene._checks import Arguments
+from img2gene._errors import listing, raise_problems
+from img2gene._study.expression import count_problems
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -42,8 +43,9 @@ def build_section(
         (n_obs, 2) spot centres as (column, row) in pixels of ``image``.
     table
         Raw counts (n_obs, n_genes), one row per spot in the order of ``xy``. The table is changed in place and not
-        copied. It gets ``obs["region"]``, ``obs["section"]``, ``obs["spot_id"]``, ``obs["library_size"]`` (counts per
-        spot), ``obsm["spatial"]``, and ``obs["patient"]`` unless ``patient`` is None.
+        copied. It gets ``obs["region"]``, ``obs["section"]``, ``obs["spot_id"]``, ``obsm["spatial"]``, and
+        ``obs["patient"]`` unless ``patient`` is None. ``obs["library_size"]`` (counts per spot over the full
+        transcriptome) is kept, or else computed from ``X``.
     section
         Name of the section. It also names the coordinate system and begins the names of the elements.
     patient
@@ -62,8 +64,8 @@ def build_section(
     ------
     Img2GeneError
         The image is not uint8 RGB, the table is no AnnData with counts, ``xy`` does not hold one finite position per
-        row, a size is not a positive number, or the name of the section cannot be stored. The message lists all
-        problems.
+        row, a size is not a positive number, the name of the section cannot be stored, or the table has columns of
+        these names with other values. The message lists all problems, and the table stays as it was.
 
     Examples
     --------
@@ -77,19 +79,40 @@ def build_section(
     >>> list(sdata.shapes)
     ['S1_spots']
     """
-    _check(image, xy, table, section, mpp, spot_um)
+    patient, mpp, spot_um = _check(image, xy, table, section, patient, mpp, spot_um)
+    region = f"{section}_spots"
+    columns = _columns(table.n_obs, region, section, patient)
+    raise_problems(_column_problems(table, columns))
+    with _schema.all_or_nothing(table):
+        for name, values in columns.items():
+            table.obs[name] = values
+        return assemble_section(image, xy, table, section=section, mpp=mpp, spot_um=spot_um)
+
+
+def assemble_section(
+    image: np.ndarray,
+    xy: np.ndarray,
+    table: AnnData,
+    *,
+    section: str,
+    mpp: float,
+    spot_um: float,
+    region_key: str = "region",
+    instance_key: str = "spot_id",
+) -> SpatialData:
+    """Join checked parts of a section; ``obs`` of the table already names region and instance of each spot."""
     from spatialdata import SpatialData
-    from spatialdata.models import Image2DModel, ShapesModel
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
     from spatialdata.transformations import Identity
 
     image_key, region = f"{section}_image", f"{section}_spots"
+    positions = np.asarray(xy, dtype=float)
     radius = spot_um / mpp / 2
-    spot_ids = np.arange(len(xy))
     circles = ShapesModel.parse(
-        np.asarray(xy, dtype=float),
+        positions,
         geometry=0,
-        radius=np.full(len(xy), radius),
-        index=spot_ids,
+        radius=np.full(len(positions), radius),
+        index=table.obs[instance_key].to_numpy(),
         transformations={section: Identity()},
     )
     picture = Image2DModel.parse(
@@ -99,28 +122,42 @@ def build_section(
         transformations={section: Identity()},
         chunks=(3, _CHUNK_PX, _CHUNK_PX),
     )
-    _annotate(table, xy, region=region, section=section, patient=patient, spot_ids=spot_ids)
-    _schema.write_json(
-        table, "sections", {section: {"mpp": mpp, "spot_um": spot_um, "image": image_key, "region": region}}
-    )
+    if _schema.LIBRARY_SIZE not in table.obs and not count_problems(table.X, "X"):
+        table.obs[_schema.LIBRARY_SIZE] = row_sums(table)
+    table.obsm["spatial"] = positions
+    record = {"mpp": mpp, "spot_um": spot_um, "image": image_key, "region": region}
+    _schema.write_json(table, "sections", {section: record})
     table.uns["spatial"] = {section: squidpy_library(image, 2 * radius)}
-    return SpatialData(
-        images={image_key: picture}, shapes={region: circles}, tables={"table": _parse_table(table, region)}
-    )
+    parsed = TableModel.parse(table, region=region, region_key=region_key, instance_key=instance_key)
+    return SpatialData(images={image_key: picture}, shapes={region: circles}, tables={"table": parsed})
 
 
-def _check(image: np.ndarray, xy: np.ndarray, table: AnnData, section: str, mpp: float, spot_um: float) -> None:
-    problems = Problems()
-    with problems.collect():
+def _check(
+    image: Any, xy: Any, table: Any, section: Any, patient: Any, mpp: Any, spot_um: Any
+) -> tuple[str | None, float, float]:
+    """Check all arguments; return the name of the donor and the sizes, converted."""
+    check = Arguments()
+    with check.collect():
         _schema.check_name(section, "section")
-    problems.messages += [*_image_problems(image), *_spot_problems(xy, table)]
-    for name, value in (("mpp", mpp), ("spot_um", spot_um)):
-        if not isinstance(value, Real) or not (np.isfinite(value) and value > 0):
-            problems.messages.append(f"{name}={value!r}: expected a positive number of microns.")
-    problems.raise_all()
+    check.messages += [*image_problems(image), *_spot_problems(xy, table)]
+    patient = donor(check, patient)
+    mpp = check.number("mpp", mpp, above=0)
+    spot_um = check.number("spot_um", spot_um, above=0)
+    if not check.messages and not 0 < spot_um / mpp < np.inf:
+        check.messages.append(f"spot_um={spot_um!r} and mpp={mpp!r} give a spot of {spot_um / mpp:g} pixels.")
+    check.raise_all()
+    return patient, mpp, spot_um
 
 
-def _image_problems(image: np.ndarray) -> list[str]:
+def donor(check: Arguments, patient: Any) -> str | None:
+    """Convert the name of a donor to text; numbers are names, too."""
+    if isinstance(patient, (int, np.integer)) and not isinstance(patient, bool):
+        return str(patient)
+    return check.text("patient", patient, optional=True)
+
+
+def image_problems(image: Any) -> list[str]:
+    """List why an array cannot be the image of a section."""
     if not isinstance(image, np.ndarray):
         return [f"`image` is a {type(image).__name__}; expected an array uint8 (height, width, 3)."]
     if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
@@ -131,21 +168,29 @@ def _image_problems(image: np.ndarray) -> list[str]:
     ]
 
 
-def _spot_problems(xy: np.ndarray, table: AnnData) -> list[str]:
+def _spot_problems(xy: Any, table: Any) -> list[str]:
     from anndata import AnnData
 
     if not isinstance(table, AnnData):
         return [f"`table` is a {type(table).__name__}; expected an AnnData with raw counts."]
     problems = [] if table.X is not None and table.n_obs else ["`table` has no counts; put raw counts into `table.X`."]
+    if table.isbacked:
+        problems.append("`table` is backed by a file; pass `table.to_memory()`.")
+    return problems + position_problems(xy, table.n_obs, "`xy`", "`table`")
+
+
+def position_problems(xy: Any, n_obs: int, name: str, table: str) -> list[str]:
+    """List why an array cannot hold one (x, y) per row of a table."""
     try:
-        places = np.asarray(xy, dtype=float)
+        places = np.asarray(xy, dtype=float) if np.isrealobj(xy) else None
     except (TypeError, ValueError):
-        return [*problems, f"`xy` holds values that are not numbers; expected an array ({table.n_obs}, 2)."]
-    if places.shape != (table.n_obs, 2):
-        problems.append(f"`xy` has shape {places.shape}; expected ({table.n_obs}, 2), one row per row of `table`.")
-    elif not np.isfinite(places).all():
-        problems.append("`xy` holds NaN or infinite positions; leave out spots without a position.")
-    return problems
+        places = None
+    if places is None:
+        return [f"{name} holds values that are not numbers; expected an array ({n_obs}, 2)."]
+    if places.shape != (n_obs, 2):
+        return [f"{name} has shape {places.shape}; expected ({n_obs}, 2), one row per row of {table}."]
+    bad = int((~np.isfinite(places)).any(axis=1).sum())
+    return [f"{name} holds NaN or infinite positions in {bad} rows; leave out spots without a position."] * bool(bad)
 
 
 def squidpy_library(image: np.ndarray, spot_px: float) -> dict:
@@ -157,22 +202,52 @@ def squidpy_library(image: np.ndarray, spot_px: float) -> dict:
     }
 
 
-def _annotate(
-    table: AnnData, xy: np.ndarray, *, region: str, section: str, patient: str | None, spot_ids: np.ndarray
-) -> None:
+def _columns(n_obs: int, region: str, section: str, patient: str | None) -> dict[str, Any]:
+    """Build the columns of ``obs`` that say where the spots of a section belong."""
     import pandas as pd
 
-    n = table.n_obs
-    table.obs["region"] = pd.Categorical([region] * n)
-    table.obs["section"] = pd.Categorical([section] * n)
-    if patient is not None:
-        table.obs["patient"] = pd.Categorical([patient] * n)
-    table.obs["spot_id"] = spot_ids
-    table.obs[_schema.LIBRARY_SIZE] = np.asarray(table.X.sum(axis=1), dtype=np.float64).ravel()
-    table.obsm["spatial"] = np.asarray(xy, dtype=float)
+    texts = {"region": region, _schema.SECTION: section, _schema.PATIENT: patient}
+    columns: dict[str, Any] = {name: pd.Categorical([text] * n_obs) for name, text in texts.items() if text is not None}
+    return columns | {"spot_id": np.arange(n_obs)}
 
 
-def _parse_table(table: AnnData, region: str) -> AnnData:
-    from spatialdata.models import TableModel
+def _column_problems(table: AnnData, columns: dict[str, Any]) -> list[str]:
+    """List columns of the user that a section would overwrite with other values."""
+    clashes = [
+        name
+        for name, values in columns.items()
+        if name in table.obs and table.obs[name].astype(str).tolist() != [str(value) for value in values]
+    ]
+    problems = [
+        f"`table.obs` already has {listing(clashes)} with other values, which would be overwritten. Rename or drop "
+        f"these columns."
+    ] * bool(clashes)
+    return problems + size_problems(table, "table")
 
-    return TableModel.parse(table, region=region, region_key="region", instance_key="spot_id")
+
+def size_problems(table: AnnData, name: str) -> list[str]:
+    """List why the user's library sizes cannot be kept: they are numbers, at least the counts of the row."""
+    import pandas as pd
+
+    if _schema.LIBRARY_SIZE not in table.obs:
+        return []
+    column = table.obs[_schema.LIBRARY_SIZE]
+    where = f"`{name}.obs['{_schema.LIBRARY_SIZE}']`"
+    advice = "Correct the column, or delete it to have it computed."
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        return [f"{where} holds {column.dtype} values; expected counts per spot over the full transcriptome. {advice}"]
+    sizes = column.to_numpy(dtype=float, na_value=np.nan)
+    if not np.isfinite(sizes).all() or (sizes < 0).any():
+        bad = int((~np.isfinite(sizes) | (sizes < 0)).sum())
+        return [f"{where} is NaN, infinite or negative in {bad} rows. {advice}"]
+    if count_problems(table.X, "X"):
+        return []
+    # Library sizes may have been rounded to float32.
+    low = int((sizes < row_sums(table) * (1 - 1e-6)).sum())
+    return [f"{where} is less than the counts of the row in {low} rows. {advice}"] * bool(low)
+
+
+def row_sums(table: AnnData) -> np.ndarray:
+    """Compute the counts of each row, float64 (n_obs,)."""
+    # Sums in the type of the matrix would overflow or lose digits.
+    return np.asarray(table.X.sum(axis=1, dtype=np.float64), dtype=np.float64).ravel()

@@ -1,0 +1,79 @@
+"""Read image files as RGB, by the colour mode that the file declares."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from img2gene._errors import Img2GeneError
+from img2gene._study.images import to_rgb
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+_COLOUR = {"RGB", "RGBX", "RGBA", "RGBa", "P", "PA", "CMYK", "YCbCr", "HSV"}
+_WITH_ALPHA = {"RGBA", "RGBa", "PA"}
+_BITS_PER_SAMPLE = 258  # tag of TIFF files
+_UNCERTAIN = "the intensity scale is not certain. Convert the image to 8-bit RGB first."
+# Pillow's readers raise these on files that are cut, damaged or no image.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image file as uint8 (height, width, 3).
+
+    Palettes, CMYK, YCbCr and HSV are converted, and transparent pixels are laid over white. Grey images, modes without
+    a certain conversion, and 16-bit images that do not use their range are refused.
+    """
+    from PIL import Image
+
+    # Pillow refuses images of the size of whole slides as possible decompression bombs. Users trust their own files.
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path) as picture:
+            return _as_rgb(picture, str(path))
+    except Img2GeneError:
+        raise
+    except _UNREADABLE as error:
+        raise Img2GeneError(
+            f"{str(path)!r} cannot be read as an image ({error}). Name a JPEG, PNG or TIFF file, or pass its pixels."
+        ) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _as_rgb(picture: Image, name: str) -> np.ndarray:
+    """Convert a picture by its mode."""
+    mode = picture.mode
+    if mode in _GREY:
+        raise Img2GeneError(
+            f"{name}: expected a colour image, got mode {mode!r} (grey images are refused). H&E images have three "
+            "colours; choose the colour version of this image."
+        )
+    if mode not in _COLOUR:
+        raise Img2GeneError(f"{name}: colour mode {mode!r} is not supported. Convert the image to RGB first.")
+    deep = _is_deep(picture, name)
+    transparent = mode in _WITH_ALPHA or "transparency" in picture.info
+    pixels = to_rgb(np.asarray(picture.convert("RGBA" if transparent else "RGB")), name)
+    if mode in ("P", "PA") and pixels.size and not np.ptp(pixels, axis=-1).any():
+        raise Img2GeneError(f"{name}: the palette holds no colour but grey (grey images are refused).")
+    # Pillow keeps the upper 8 of 16 bits, so 12-bit values in a 16-bit file would come out almost black.
+    if deep and pixels.size and pixels.max() < 128:
+        raise Img2GeneError(f"{name}: 16-bit pixels up to about {int(pixels.max()) * 256}: {_UNCERTAIN}")
+    return pixels
+
+
+def _is_deep(picture: Image, name: str) -> bool:
+    """Check whether the file holds more than 8 bits per channel; call it before the pixels are loaded."""
+    # Pillow drops the raw modes of the file, such as "RGB;16B", once the pixels are loaded.
+    raw = [str(tile[3]) for tile in getattr(picture, "tile", ())]
+    deep = any("16" in mode for mode in raw)
+    bits = getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE, 8)
+    # Pillow reads 16-bit colour planes of a TIFF as if they had 8 bits.
+    if not deep and max(np.atleast_1d(np.asarray(bits))) > 8:
+        raise Img2GeneError(f"{name}: colour planes of more than 8 bits: {_UNCERTAIN}")
+    return deep
