@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
-import scipy.sparse as sp
 
 from img2gene._errors import Img2GeneError
+from img2gene.metrics._inputs import real_array
 
 # Per block and thread: small enough for the caches, wide enough to read most of a cache line from each row.
 _BLOCK_VALUES = 2**18
@@ -23,23 +23,14 @@ _Result = TypeVar("_Result")
 
 def columns(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """Bring arrays of equal shape to (n_spots, n_genes); their types stay."""
-    refuse_sparse(*arrays)
-    matrices = [np.asarray(values) for values in arrays]
+    names = ("Expression", "predictions") if len(arrays) == 2 else ("Values",) * len(arrays)
+    matrices = [real_array(values, name) for name, values in zip(names, arrays, strict=True)]
     if len({values.shape for values in matrices}) > 1:
-        names = ("Expression", "predictions") if len(matrices) == 2 else ("Values",) * len(matrices)
         shapes = " and ".join(f"{name} {values.shape}" for name, values in zip(names, matrices, strict=True))
         raise Img2GeneError(f"{shapes} differ in shape.")
     if matrices[0].ndim not in (1, 2):
         raise Img2GeneError(f"Expected (n_spots, n_genes) arrays, got {matrices[0].ndim} dimensions.")
     return tuple(values if values.ndim == 2 else values[:, None] for values in matrices)
-
-
-def refuse_sparse(*arrays: object) -> None:
-    """Raise for sparse matrices: numpy would take each for one object."""
-    if any(sp.issparse(values) for values in arrays):
-        raise Img2GeneError(
-            "Metrics take no sparse matrices. Pass `.toarray()`, of a part of the genes at a time if it is large."
-        )
 
 
 def each_block(function: Callable[[slice], _Result], n_genes: int, values_per_gene: int) -> list[_Result]:
@@ -65,7 +56,9 @@ def per_gene(
     n_spots, n_genes = arrays[0].shape
 
     def run(block: slice) -> np.ndarray:
-        return function(*(np.array(values[:, block].T, dtype=np.float64, order="C") for values in arrays))
+        # Infinite values make a gene NaN or infinite, as NaN does, which is no reason for a warning.
+        with np.errstate(invalid="ignore", over="ignore"):
+            return function(*(np.array(values[:, block].T, dtype=np.float64, order="C") for values in arrays))
 
     return np.concatenate(each_block(run, n_genes, values_per_gene or n_spots), axis=-1)
 

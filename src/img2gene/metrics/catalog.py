@@ -95,6 +95,8 @@ def direction(metric: str) -> Direction | None:
     >>> direction("pcc"), direction("mse"), direction("moran"), direction("coverage")
     ('higher', 'lower', 'zero', None)
     """
+    if not isinstance(metric, str):
+        return None
     return CATALOG[metric].direction if metric in CATALOG else _STRUCTURE.get(metric)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from img2gene._errors import Img2GeneError, raise_problems
+from img2gene.metrics._inputs import real_array
 
 
 def auroc(truth: np.ndarray, score: np.ndarray) -> float:
@@ -107,7 +108,7 @@ def dice(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def _pair(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    inside, values = _as_bool(truth), np.asarray(score, dtype=np.float64)
+    inside, values = _as_bool(truth), real_array(score, "score").astype(np.float64)
     _check_shapes(inside, values)
     return inside, values
 
@@ -118,11 +119,11 @@ def _is_rankable(inside: np.ndarray, values: np.ndarray) -> bool:
 
 
 def _as_bool(values: np.ndarray) -> np.ndarray:
-    flags = np.asarray(values)
+    flags = real_array(values, "`truth` and decisions")
     if flags.dtype == bool or not flags.size:
         return flags.astype(bool)
     # A score passed as a decision would silently become True everywhere.
-    if flags.dtype.kind not in "iuf" or not np.isin(flags, (0, 1)).all():
+    if not np.isin(flags, (0, 1)).all():
         raise Img2GeneError("`truth` and decisions must be boolean, or contain only 0 and 1.")
     return flags.astype(bool)
 

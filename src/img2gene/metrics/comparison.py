@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError
+from img2gene.metrics._inputs import vector
 
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
@@ -32,9 +34,12 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float
     """
     from scipy.stats import t
 
+    check = Arguments()
+    level = check.number("level", level)
+    check.raise_all()
     if not 0 < level < 1:
         raise Img2GeneError(f"level={level!r}: expected a number between 0 and 1.")
-    values = np.asarray(values, dtype=np.float64)
+    values = vector(values, "values")
     known = values[np.isfinite(values)]
     if not len(known):
         return np.nan, np.nan, np.nan
@@ -70,7 +75,7 @@ def signed_rank_pvalue(differences: np.ndarray) -> float:
     """
     from scipy.stats import wilcoxon
 
-    differences = np.asarray(differences, dtype=np.float64)
+    differences = vector(differences, "differences")
     known = differences[np.isfinite(differences)]
     if not len(known):
         return np.nan

@@ -114,6 +114,9 @@ def pooled_pearson(truth: Sequence[np.ndarray], predicted: Sequence[np.ndarray])
     >>> pearson(low, low[::-1]), pooled_pearson([low, high], [low[::-1], high[::-1]]).round(2)
     (array([-1.]), array([0.96]))
     """
+    for name, sections in (("truth", truth), ("predicted", predicted)):
+        if not isinstance(sections, list | tuple | np.ndarray) or not getattr(sections, "ndim", 1):
+            raise Img2GeneError(f"{name}: expected a list with one (n_spots, n_genes) array for each section.")
     if not len(truth) or len(truth) != len(predicted):
         raise Img2GeneError(
             f"Expression of {len(truth)} sections and predictions of {len(predicted)}: pass both for every section."

@@ -8,6 +8,7 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError
 from img2gene.metrics._blocks import columns, per_gene, spread
+from img2gene.metrics._inputs import place_array
 
 _WINDOW = 7
 _K1, _K2 = 0.01, 0.03
@@ -36,9 +37,7 @@ class Grid:
     @classmethod
     def of(cls, positions: np.ndarray) -> Grid:
         """Lay a grid over spots at ``positions`` (n_spots, 2: row, column)."""
-        places = np.asarray(positions, dtype=np.float64)
-        if places.ndim != 2 or places.shape[1] != 2 or not np.isfinite(places).all():
-            raise Img2GeneError(f"Expected finite positions (n_spots, 2: row, column), got shape {places.shape}.")
+        places = place_array(positions)
         if not len(places):
             return cls((0, 0), np.empty(0, dtype=np.int64))
         index = np.floor((places - places.min(axis=0)) / pitch(places) + _PHASE).astype(np.int64)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from img2gene._errors import Img2GeneError
 from img2gene.metrics._blocks import columns, each_block, per_gene, spread
+from img2gene.metrics._inputs import real_array
 from img2gene.metrics.moments import Moments, row_pearson
 
 
@@ -174,7 +176,10 @@ def r2(truth: np.ndarray, predicted: np.ndarray, reference: np.ndarray | float) 
         return 1 - np.divide(error, total, out=np.full_like(total, np.nan), where=total > 0)
 
     one, two = columns(truth, predicted)
-    return per_gene(run, one, two, np.broadcast_to(np.asarray(reference), one.shape))
+    constant = real_array(reference, "reference")
+    if constant.shape not in {(), one.shape[1:], one.shape}:
+        raise Img2GeneError(f"reference: expected one value for each gene {one.shape[1:]}, got shape {constant.shape}.")
+    return per_gene(run, one, two, np.broadcast_to(constant, one.shape))
 
 
 def _mean_square(one: np.ndarray, two: np.ndarray) -> np.ndarray:

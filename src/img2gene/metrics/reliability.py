@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError, raise_problems
 from img2gene.metrics._blocks import standardise
+from img2gene.metrics._inputs import checked_draws, real_array, section_numbers, vector
 from img2gene.metrics._order import order_by_counts
 
 METHODS = ("genes", "thinning")
@@ -20,6 +23,7 @@ _N_FOLDS = 4
 _MAX_RANK = 16
 _SPOTS_PER_RANK = 8
 _BLOCK = 1000
+_MAX_SPLITS = 1000
 
 
 def noise_ceiling(
@@ -101,12 +105,15 @@ def noise_ceiling(
     >>> bool(ceiling[:10].min() > 0.8)
     True
     """
-    size = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel() if library is None else np.asarray(library, float)
-    columns = np.arange(counts.shape[1]) if genes is None else np.asarray(genes)
-    groups = np.zeros(len(size), dtype=int) if sections is None else np.unique(sections, return_inverse=True)[1]
-    _check(counts, size, groups, columns, labels, method)
+    n_splits, seed = checked_draws("n_splits", n_splits, _MAX_SPLITS, seed)
+    raise_problems(method_problems(method))
+    matrix = _count_matrix(counts, method)
+    size = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+    size = size if library is None else _library(library, len(size))
+    columns, groups = _columns(genes, matrix.shape[1]), section_numbers(sections, len(size))
+    _check_labels(labels, (len(size), len(columns)), method)
     kept = np.flatnonzero(size > 0)
-    matrix = sp.csr_matrix(counts)[kept]
+    matrix = matrix[kept]
     matrix.eliminate_zeros()
     # Draws follow the order of spots and genes, which therefore must be the same whatever the order of the input.
     rows, places = order_by_counts(matrix, groups[kept], None if library is None else size[kept])
@@ -139,8 +146,13 @@ def spearman_brown(r: np.ndarray | float, factor: float = 2.0) -> np.ndarray:
     >>> spearman_brown(0.6).round(2)
     np.float64(0.75)
     """
-    r = np.asarray(r, dtype=np.float64)
-    return factor * r / (1 + (factor - 1) * r)
+    check = Arguments()
+    factor = check.number("factor", factor, above=0)
+    check.raise_all()
+    r = real_array(r, "r").astype(np.float64)
+    # The denominator of a negative correlation can be 0.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return factor * r / (1 + (factor - 1) * r)
 
 
 def normalise(counts: sp.csr_matrix, library: np.ndarray) -> np.ndarray:
@@ -163,32 +175,57 @@ def split_counts(
 
 def method_problems(method: str) -> list[str]:
     """List what is wrong with the name of a method."""
-    if method in METHODS:
+    if isinstance(method, str) and method in METHODS:
         return []
-    return [f"method={method!r}: estimate noise ceilings with {' or '.join(map(repr, METHODS))}."]
+    return [f"method={shown(method)}: estimate noise ceilings with {' or '.join(map(repr, METHODS))}."]
 
 
-def _check(
-    counts: np.ndarray | sp.spmatrix,
-    library: np.ndarray,
-    groups: np.ndarray,
-    columns: np.ndarray,
-    labels: np.ndarray | None,
-    method: str,
-) -> None:
-    raise_problems(method_problems(method))
-    if len({counts.shape[0], len(library), len(groups)}) > 1:
-        raise Img2GeneError(
-            f"Counts of {counts.shape[0]} spots, library sizes of {len(library)} and sections of {len(groups)} differ."
-        )
+def _count_matrix(counts: Any, method: str) -> sp.csr_matrix:
+    """Convert to raw counts, CSR (n_spots, n_genes)."""
+    values = counts if sp.issparse(counts) else real_array(counts, "counts")
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        raise Img2GeneError(f"counts: expected (n_spots, n_genes) counts, got {values.dtype} of shape {values.shape}.")
+    # scipy has no sparse matrices of half precision or truth values.
+    matrix = sp.csr_matrix(values.astype(np.float32) if values.dtype in (np.float16, np.bool_) else values)
+    if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
+        raise Img2GeneError("counts: expected counts of at least 0, got negative, NaN or infinite values.")
+    if method == "thinning" and (matrix.data % 1 != 0).any():
+        raise Img2GeneError("counts: only whole numbers can be thinned; pass raw counts, or method='genes'.")
+    return matrix
+
+
+def _library(library: Any, n_spots: int) -> np.ndarray:
+    """Convert to library sizes, float64 (n_spots,)."""
+    size = vector(library, "library")
+    if len(size) != n_spots:
+        raise Img2GeneError(f"Counts of {n_spots} spots and library sizes of {len(size)} differ.")
+    if not np.isfinite(size).all() or (size < 0).any():
+        raise Img2GeneError("library: expected sizes of at least 0, got negative, NaN or infinite values.")
+    return size
+
+
+def _columns(genes: Any, n_genes: int) -> np.ndarray:
+    """Convert to numbers of columns; a mask marks them."""
+    if genes is None:
+        return np.arange(n_genes)
+    chosen = real_array(genes, "genes")
+    if chosen.shape == (n_genes,) and chosen.dtype == bool:
+        return np.flatnonzero(chosen)
+    if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
+        raise Img2GeneError(f"genes: expected numbers of columns, got {chosen.dtype} of shape {chosen.shape}.")
+    if chosen.size and not (-n_genes <= chosen.min() and chosen.max() < n_genes):
+        raise Img2GeneError(f"genes: columns are 0 to {n_genes - 1}, got {chosen.min()} to {chosen.max()}.")
+    return chosen.astype(np.intp)
+
+
+def _check_labels(labels: Any, shape: tuple[int, int], method: str) -> None:
     if labels is None:
         return
     if method == "thinning":
         raise Img2GeneError("Only counts can be thinned: for `labels` on another scale pass method='genes'.")
-    if np.shape(labels) != (len(library), len(columns)):
-        raise Img2GeneError(
-            f"`labels` of shape {np.shape(labels)} are not one per spot and gene {(len(library), len(columns))}."
-        )
+    values = real_array(labels, "labels")
+    if values.shape != shape:
+        raise Img2GeneError(f"`labels` of shape {values.shape} are not one per spot and gene {shape}.")
 
 
 def _thinning(

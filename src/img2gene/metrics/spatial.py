@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
+from img2gene._checks import Arguments
 from img2gene.metrics._blocks import columns, per_gene
+from img2gene.metrics._inputs import place_array, weight_matrix
 from img2gene.metrics.regression import pearson
 
 # Distances on a lattice in float microns differ by about 1e-14 of their size where they ought to be equal.
@@ -121,7 +123,10 @@ def neighbor_graph(positions: np.ndarray, k: int = 6) -> sp.csr_matrix:
     >>> neighbor_graph(np.array([[0.0, 0], [1, 0], [5, 0]]), k=1).toarray()[2]
     array([0., 1., 0.])
     """
-    neighbors = nearest_spots(positions, k)
+    check = Arguments()
+    k = check.whole("k", k, 0)
+    check.raise_all()
+    neighbors = nearest_spots(place_array(positions), k)
     n, k = neighbors.shape
     if k < 1:
         return sp.csr_matrix((n, n))
@@ -158,7 +163,7 @@ def morans_i(values: np.ndarray, graph: sp.spmatrix) -> np.ndarray:
     True
     """
     (matrix,) = columns(values)
-    weights = sp.csr_matrix(graph)
+    weights = weight_matrix(graph, len(matrix))
     total = weights.sum()
 
     def run(block: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ from functools import reduce
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene.metrics._blocks import each_block, refuse_sparse, spread
+from img2gene.metrics._blocks import each_block, spread
+from img2gene.metrics._inputs import real_array
 from img2gene.metrics.moments import Moments
 
 _MIN_PAIRS = 3
@@ -44,8 +45,7 @@ def gene_correlation(values: np.ndarray) -> np.ndarray:
            [-1.,  1., nan],
            [nan, nan, nan]])
     """
-    refuse_sparse(values)
-    values = np.asarray(values)
+    values = real_array(values, "values")
     if values.ndim != 2:
         raise Img2GeneError(f"Expected a (n_spots, n_genes) array, got shape {values.shape}.")
     n_spots, n_genes = values.shape
@@ -55,8 +55,10 @@ def gene_correlation(values: np.ndarray) -> np.ndarray:
 
     def standardise(block: slice) -> None:
         rows = np.array(values[:, block].T, dtype=np.float64, order="C")
-        length = np.sqrt(spread(rows))
-        unit[:, block] = ((rows - rows.mean(axis=1, keepdims=True)) / length[:, None]).T
+        # Genes with infinite values become NaN.
+        with np.errstate(invalid="ignore", over="ignore"):
+            length = np.sqrt(spread(rows))
+            unit[:, block] = ((rows - rows.mean(axis=1, keepdims=True)) / length[:, None]).T
 
     each_block(standardise, n_genes, n_spots)
     correlation = unit.T @ unit
@@ -94,8 +96,7 @@ def structure_score(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, fl
     >>> [round(score, 3) for score in structure_score(truth, truth - 0.1)]
     [1.0, 0.1]
     """
-    refuse_sparse(truth, predicted)
-    one, two = (np.asarray(matrix) for matrix in (truth, predicted))
+    one, two = real_array(truth, "truth"), real_array(predicted, "predicted")
     if one.shape != two.shape or one.ndim != 2 or one.shape[0] != one.shape[1]:
         raise Img2GeneError(
             f"Expected two (n_genes, n_genes) correlation matrices, got shapes {one.shape} and {two.shape}; "

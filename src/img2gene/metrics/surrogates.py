@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene.metrics._blocks import refuse_sparse, standardise
+from img2gene.metrics._blocks import standardise
+from img2gene.metrics._inputs import checked_draws, place_array, real_array, section_numbers
 from img2gene.metrics._order import order_by_position
 from img2gene.metrics.regression import pearson
 from img2gene.metrics.spatial import neighbor_graph
@@ -15,6 +16,8 @@ from img2gene.metrics.spatial import neighbor_graph
 # The time that eigenvectors take grows with the third power of the number of spots.
 _MAX_SPOTS = 4000
 _BLOCK = 1000
+# Every draw keeps a value for each gene in memory.
+_MAX_PERMUTATIONS = 100_000
 # 1 / (4 P(Z > √2)), the constant of Bentkus & Dzindzalieta
 _TAIL = 3.178
 
@@ -81,13 +84,14 @@ def spatial_correlation_test(
     >>> bool(pvalue[0] < 0.01), bool(pvalue[1] > 0.01)
     (True, True)
     """
-    refuse_sparse(truth, predicted)
-    groups = np.zeros(len(truth), dtype=int) if sections is None else np.unique(sections, return_inverse=True)[1]
-    if np.shape(truth) != np.shape(predicted) or len({len(truth), len(positions), len(groups)}) > 1:
+    n_permutations, seed = checked_draws("n_permutations", n_permutations, _MAX_PERMUTATIONS, seed)
+    truth, predicted = real_array(truth, "truth"), real_array(predicted, "predicted")
+    if truth.ndim != 2 or truth.shape != predicted.shape:
         raise Img2GeneError(
-            f"Expression {np.shape(truth)}, predictions {np.shape(predicted)}, positions {np.shape(positions)} and "
-            f"sections ({len(groups)},) must have the same spots and genes."
+            f"Expression {truth.shape} and predictions {predicted.shape} must have the same spots and genes: expected "
+            "two (n_spots, n_genes) arrays."
         )
+    positions, groups = place_array(positions, len(truth)), section_numbers(sections, len(truth))
     rng = np.random.default_rng(seed)
     pcc, draws = np.zeros((2, truth.shape[1])), _Draws(truth.shape[1], n_permutations)
     for group in range(groups.max(initial=-1) + 1):
@@ -95,9 +99,9 @@ def spatial_correlation_test(
         r = pearson(truth[rows], predicted[rows])
         pcc += [np.nan_to_num(r), np.isfinite(r)]
         # Draws follow the order of the spots, which therefore must be the same whatever the order of the input.
-        rows = rows[order_by_position(np.asarray(positions)[rows], truth[rows], predicted[rows])]
+        rows = rows[order_by_position(positions[rows], truth[rows], predicted[rows])]
         rows = rows if len(rows) <= _MAX_SPOTS else rows[np.sort(rng.choice(len(rows), _MAX_SPOTS, replace=False))]
-        draws.add(truth[rows], predicted[rows], np.asarray(positions)[rows], rng)
+        draws.add(truth[rows], predicted[rows], positions[rows], rng)
     mean = np.divide(pcc[0], pcc[1], out=np.full(truth.shape[1], np.nan), where=pcc[1] > 0)
     return mean, draws.pvalues()
 
