@@ -8,20 +8,26 @@ import numpy as np
 import scipy.sparse as sp
 
 from img2gene import _schema
-from img2gene._errors import missing
+from img2gene._errors import Img2GeneError, listing, missing
+from img2gene._study.matrices import dense, in_memory
 from img2gene.metrics import morans_i, neighbor_graph
 from img2gene.models.data import TARGET_SUM
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+IN_TISSUE = "in_tissue"
+_OFF = ("0", "0.0", "false")
+# Missing values turn into the last texts.
+_ON = ("1", "1.0", "true", "", "nan", "none", "<na>")
+LARGEST_LABEL = 1e15
 
-def count_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:
+
+def count_problems(matrix: Any, name: str) -> list[str]:
     """List why ``matrix`` (n_obs, n_genes) cannot be raw counts; empty if it can."""
-    values = _values(matrix)
-    if not np.issubdtype(values.dtype, np.number):
-        return [f"{name} holds {values.dtype} values, not counts."]
-    problems = []
+    values, problems = _values(matrix, name, "counts")
+    if problems:
+        return problems
     if np.isnan(values).any():
         problems.append(f"{name} holds {int(np.isnan(values).sum())} NaN values; counts must be complete.")
     finite = values[np.isfinite(values)]
@@ -37,13 +43,28 @@ def count_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:
     return problems
 
 
-def label_problems(matrix: np.ndarray | sp.spmatrix, name: str) -> list[str]:
+def label_problems(matrix: Any, name: str) -> list[str]:
     """List why ``matrix`` cannot be labels on the user's own scale; empty if it can."""
-    values = _values(matrix)
-    if not np.issubdtype(values.dtype, np.number):
-        return [f"{name} holds {values.dtype} values, not numbers."]
+    values, problems = _values(matrix, name, "numbers")
+    if problems:
+        return problems
     bad = int((~np.isfinite(values)).sum())
-    return [f"{name} holds {bad} NaN or infinite values."] if bad else []
+    if bad:
+        return [f"{name} holds {bad} NaN or infinite values."]
+    # Models square labels in float32, which holds no number above 3e38.
+    large = int((np.abs(values.astype(np.float64)) > LARGEST_LABEL).sum())
+    return [f"{name} holds {large} values beyond ±{LARGEST_LABEL:.0e}; rescale it."] if large else []
+
+
+def are_counts(matrix: Any) -> bool:
+    """Check that a matrix holds raw counts: whole numbers from 0, of which some are above 1."""
+    values, problems = _values(matrix, "", "")
+    # Zeros and ones alone can be labels of their own, such as detection.
+    return not problems and bool(values.size) and _are_whole(values) and bool(values.max() > 1)
+
+
+def _are_whole(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).all() and (values >= 0).all() and np.array_equal(values, np.round(values)))
 
 
 def name_problems(table: AnnData, name: str) -> list[str]:
@@ -64,44 +85,127 @@ def library_size(table: AnnData) -> np.ndarray:
     # Row sums of a table with some of the genes would miss the counts of the others.
     if _schema.LIBRARY_SIZE in table.obs:
         return table.obs[_schema.LIBRARY_SIZE].to_numpy(dtype=np.float64)
-    return np.asarray(table.X.sum(axis=1), dtype=np.float64).ravel()
+    return row_sums(table.X)
+
+
+def row_sums(matrix: Any) -> np.ndarray:
+    """Sum each row in float64 (n_obs,), in which sums of counts of any type are exact."""
+    values = in_memory(matrix)
+    if sp.issparse(values):
+        return np.asarray(values.astype(np.float64).sum(axis=1)).ravel()
+    return np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def in_tissue(table: AnnData) -> np.ndarray:
+    """Mark the spots that lie on tissue, bool (n_obs,): those without 0 in ``obs["in_tissue"]``.
+
+    Space Ranger writes 0 and 1, and other programs truth values or text. A spot without a value counts as on tissue:
+    joining gives no value to sections that have no such column.
+    """
+    if IN_TISSUE not in table.obs:
+        return np.ones(table.n_obs, dtype=bool)
+    column = table.obs[IN_TISSUE]
+    if column.dtype.kind in "biuf":
+        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        off, known = values == 0, np.isin(values, (0, 1)) | np.isnan(values)
+    else:
+        texts = column.astype(str).str.strip().str.lower()
+        off, known = (texts.isin(options).to_numpy() for options in (_OFF, _OFF + _ON))
+    if not known.all():
+        raise Img2GeneError(
+            f"`obs['{IN_TISSUE}']` holds {listing(column[~known].astype(str).unique())}, but only 0 and 1 say which "
+            "spots lie on tissue. Correct the column, or rename it if it means something else."
+        )
+    return ~off
+
+
+def measured(table: AnnData, layer: str | None) -> np.ndarray:
+    """Mark the spots with measured expression, bool (n_obs,): on tissue and, for labels made of counts, with a count."""
+    # A layer is on the user's own scale, where a spot of zeros can be measured.
+    return in_tissue(table) if layer is not None else in_tissue(table) & (library_size(table) > 0)
 
 
 def labels(table: AnnData, rows: np.ndarray, genes: np.ndarray, *, layer: str | None) -> np.ndarray:
     """Compute training or evaluation labels, float32 (len(rows), len(genes)).
 
-    ``log1p(1e4 * counts / library_size)`` of X, or the values of ``layers[layer]`` as they are. Spots without a
-    single count have no label: their rows are NaN.
+    ``log1p(1e4 * counts / library_size)`` of X, or the values of ``layers[layer]`` as they are. Spots off the tissue,
+    and without a single count, have no label: their rows are NaN.
     """
+    values = dense(in_memory(table.X if layer is None else table.layers[layer])[rows][:, genes]).astype(np.float32)
+    off = ~in_tissue(table)[rows]
+    if off.any():
+        values[off] = np.nan
     if layer is not None:
-        return _dense(table.layers[layer][rows][:, genes]).astype(np.float32)
-    counts = _dense(table.X[rows][:, genes]).astype(np.float32)
+        return values
     size = library_size(table)[rows]
     scale = np.divide(TARGET_SUM, size, out=np.full_like(size, np.nan), where=size > 0).astype(np.float32)
-    counts *= scale[:, None]
-    return np.log1p(counts, out=counts)
+    values *= scale[:, None]
+    return np.log1p(values, out=values)
 
 
 def layer_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
     """List why the counts (``layer=None``) or the labels in ``layer`` cannot be used; empty if they can."""
     if layer is None:
         problems = count_problems(table.X, f"`{name}.X`")
-        if _schema.LIBRARY_SIZE in table.obs and not table.obs[_schema.LIBRARY_SIZE].notna().all():
-            problems.append(f"`obs['{_schema.LIBRARY_SIZE}']` holds NaN; delete the column to have it recomputed.")
-        return problems
+        if problems:
+            return problems + _counts_elsewhere(table, name)
+        return _library_problems(table)
     if layer not in table.layers:
         return [missing(layer, f"{name}.layers", table.layers)]
+    if are_counts(table.layers[layer]):
+        return [
+            f"`layers['{layer}']` holds raw counts, and labels of a layer are taken as they are, so the depth of a spot "
+            f"would be predicted. Put them in X, where they are normalised: `{name}.X = {name}.layers['{layer}']`, and "
+            "leave `layer` out."
+        ]
     return label_problems(table.layers[layer], f"`layers['{layer}']`")
 
 
-def _values(matrix: Any) -> np.ndarray:
-    """Return the stored values: the non-zero ones of a sparse matrix, all of a dense one."""
+def _counts_elsewhere(table: AnnData, name: str) -> list[str]:
+    """Name the layers with raw counts, from which X can be restored."""
+    layers = [key for key, values in table.layers.items() if key is not None and are_counts(values)]
+    return [
+        f"`layers['{key}']` holds raw counts: call `{name}.X = {name}.layers['{key}']` to use them."
+        for key in layers[:1]
+    ]
+
+
+def _library_problems(table: AnnData) -> list[str]:
+    """List why ``obs["library_size"]`` cannot be the counts of each spot over the full transcriptome."""
+    if _schema.LIBRARY_SIZE not in table.obs:
+        return []
+    column, what = table.obs[_schema.LIBRARY_SIZE], f"`obs['{_schema.LIBRARY_SIZE}']`"
+    hint = "delete the column to have it recomputed."
+    if column.isna().any():
+        return [f"{what} holds NaN in {int(column.isna().sum())} rows; {hint}"]
+    if column.dtype.kind not in "iuf":
+        return [f"{what} holds {column.dtype} values, not counts; {hint}"]
+    sizes = column.to_numpy(dtype=np.float64)
+    if not np.isfinite(sizes).all():
+        return [f"{what} holds infinite values in {int((~np.isfinite(sizes)).sum())} rows; {hint}"]
+    # Sizes that were summed in float32 miss the last digits.
+    low = np.flatnonzero(sizes < row_sums(table.X) * (1 - 1e-6))
+    if not len(low):
+        return []
+    return [
+        f"{what} is smaller than the counts that X holds in {len(low)} rows (first {table.obs_names[low[0]]}: "
+        f"{sizes[low[0]]:g}); it must be the counts of the spot over all genes. Correct it, or {hint}"
+    ]
+
+
+def _values(matrix: Any, name: str, expected: str) -> tuple[np.ndarray, list[str]]:
+    """Return the stored values, the non-zero ones of a sparse matrix, and why they are no real numbers."""
+    matrix = in_memory(matrix)
     # Zeros that a sparse matrix does not store are valid counts, so they need no check.
-    return np.asarray(matrix.data if sp.issparse(matrix) else matrix)
-
-
-def _dense(matrix: Any) -> np.ndarray:
-    return matrix.toarray() if sp.issparse(matrix) else np.array(matrix)
+    values = matrix.data if sp.issparse(matrix) else matrix
+    if isinstance(values, np.ma.MaskedArray):
+        if np.ma.is_masked(values):
+            n_masked = int(np.ma.getmaskarray(values).sum())
+            return values, [f"{name} masks {n_masked} values; fill them, or leave out the spots or genes."]
+        values = values.data
+    if values.dtype.kind not in "iuf":
+        return values, [f"{name} holds {values.dtype} values, not {expected}."]
+    return values, []
 
 
 def gene_statistics(labels: np.ndarray, sections: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:

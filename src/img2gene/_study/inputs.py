@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,13 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._study.matrices import in_memory
 from img2gene._study.study import Study
 from img2gene.models.data import n_faulty
+
+logger = logging.getLogger(__name__)
+# Models square features in float32, which holds no number above 3e38.
+_LARGEST = 1e15
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def choose_encoder(study: Study, encoder: str | None) -> dict[str, Any]:
 def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
     """Read the stored embedding, float32 (n_obs, width); refuse it if it is incomplete or does not fit its record."""
     key = _schema.embedding_key(identity["name"])
-    values = np.asarray(study.table.obsm[key])
+    values = _stored_array(study, key)
     if values.ndim != 2 or values.shape[1] != identity["width"]:
         raise Img2GeneError(
             f"`{study.name}.obsm['{key}']` has shape {values.shape}, its record says width {identity['width']}. "
@@ -75,7 +81,24 @@ def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
     bad = n_faulty(values)
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN in {bad} rows: run `img2gene.pp.embed_patches` again.")
+    large = int((np.abs(values) > _LARGEST).any(axis=1).sum())
+    if large:
+        raise Img2GeneError(
+            f"`obsm['{key}']` holds values beyond ±{_LARGEST:.0e} in {large} rows: run `img2gene.pp.embed_patches` again."
+        )
+    if len(values) > 1 and (values == values[0]).all():
+        logger.warning("`obsm['%s']` does not vary: all spots have one embedding, and get one prediction", key)
     return values.astype(np.float32, copy=False)
+
+
+def _stored_array(study: Study, key: str) -> np.ndarray:
+    """Read an array of numbers from obsm."""
+    values = np.asarray(in_memory(study.table.obsm[key]))
+    if values.dtype.kind not in "iuf":
+        raise Img2GeneError(
+            f"`{study.name}.obsm['{key}']` holds {values.dtype} values, not numbers: run `img2gene.pp.embed_patches` again."
+        )
+    return values
 
 
 def tokens(study: Study, identity: dict[str, Any]) -> np.ndarray | None:
@@ -87,16 +110,18 @@ def tokens(study: Study, identity: dict[str, Any]) -> np.ndarray | None:
     obsm = study.table.obsm
     if key not in obsm:
         raise MissingKeyError(missing(key, f"{study.name}.obsm", obsm, hint))
-    values = np.asarray(obsm[key])
+    values = _stored_array(study, key)
     expected = (study.n_obs, identity["tokens"], identity["token_width"])
     if values.shape != expected:
         raise Img2GeneError(
             f"`{study.name}.obsm['{key}']` has shape {values.shape}, its record says {expected}. {hint}"
         )
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float16, copy=False)
     bad = n_faulty(values)
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN or infinite in {bad} rows. {hint}")
-    return values.astype(np.float16, copy=False)
+    return values
 
 
 def without_tokens(identity: dict[str, Any]) -> dict[str, Any]:

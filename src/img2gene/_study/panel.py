@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -73,14 +74,16 @@ def check_genes(study: Study, genes: Genes) -> None:
         return
     if isinstance(genes, (int, np.integer)):
         if not 1 <= genes <= len(names):
-            raise Img2GeneError(f"genes={genes}: the table has {len(names)} genes.")
+            raise Img2GeneError(
+                f"genes={genes}: expected a whole number from 1 to {len(names)}, the genes of the table."
+            )
         return
     if not isinstance(genes, Iterable):
         raise_problems(genes_problems(genes))
         return
     chosen = named_genes(genes)
     absent = [name for name in chosen if name not in names]
-    twice = sorted({name for name in chosen if chosen.count(name) > 1}) if len(set(chosen)) < len(chosen) else []
+    twice = sorted(name for name, times in Counter(chosen).items() if times > 1)
     raise_problems(
         [f"Genes {listing(absent)} not found in `{study.name}.var_names` (available: {listing(names)})."] * bool(absent)
         + [f"Genes named twice: {listing(twice)}."] * bool(twice)
@@ -126,7 +129,7 @@ def choose_genes(study: Study, rows: np.ndarray, genes: Genes, *, layer: str | N
     values = labels(study.table, rows, study.table.var_names.get_indexer(names), layer=layer)
     complete = np.isfinite(values).all(axis=1)
     if not complete.any():
-        raise Img2GeneError("No training spot has a count.")
+        raise Img2GeneError("No training spot has a count, or none lies on tissue (`obs['in_tissue']`).")
     values = values[complete]
     varies = values.max(axis=0) > values.min(axis=0)
     if not varies.any():

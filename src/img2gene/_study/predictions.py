@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import MissingKeyError, listing, missing
+from img2gene._study.matrices import dense, in_memory
 from img2gene._study.study import Study
+
+_ENSEMBL = re.compile(r"ENS[A-Z]*\d{6,}")
+
+
+def no_shared_genes(predicted: Sequence[str], measured: Iterable[str]) -> str:
+    """Say that a table has none of the genes that a model predicts, and why if the names show it.
+
+    Examples
+    --------
+    >>> from img2gene._study.predictions import no_shared_genes
+    >>> no_shared_genes(["ERBB2"], ["Erbb2"]).split(": ")[-1]
+    'rename one of them, human symbols are in capitals (ERBB2), mouse symbols are not (Erbb2).'
+    """
+    names = [str(name) for name in measured]
+    text = (
+        f"None of the model's {len(predicted)} genes ({listing(predicted, 3)}) is among the {len(names)} genes of the "
+        f"table ({listing(names, 3)})"
+    )
+    folded = {name.casefold() for name in names}
+    if any(gene.casefold() in folded for gene in predicted):
+        hint = "rename one of them, human symbols are in capitals (ERBB2), mouse symbols are not (Erbb2)."
+        return f"{text}. They differ in capital letters: {hint}"
+    if len({bool(_ENSEMBL.match(group[0])) for group in (predicted, names) if group}) == 2:
+        return f"{text}. One side has Ensembl identifiers, the other symbols: rename `var_names` to what the model has."
+    return f"{text}. Rename `var_names` to the names that the model was trained with."
 
 
 def predicted_values(study: Study, genes: list[str], key: str, *, part: str | None = None) -> np.ndarray:
@@ -31,6 +60,6 @@ def predicted_values(study: Study, genes: list[str], key: str, *, part: str | No
         raise MissingKeyError(missing(layer, f"{study.name}.layers", table.layers, hint))
     for names, values in sources.values():
         if genes and names.isin(genes).sum() == len(set(genes)):
-            return np.asarray(values[:, names.get_indexer(genes)], dtype=float)
+            return dense(in_memory(values)[:, names.get_indexer(genes)]).astype(float)
     where, (names, _) = next(iter(sources.items()))
     raise MissingKeyError(missing(listing(gene for gene in genes if gene not in names), where, names))

@@ -33,6 +33,8 @@ class Study:
         Object with images, regions and tables.
     table_key
         Name of the table.
+    plain_table
+        The table with counts that are CSR or dense, for reading, if the stored counts have another format.
 
     Examples
     --------
@@ -45,6 +47,7 @@ class Study:
 
     sdata: SpatialData
     table_key: str = "table"
+    plain_table: AnnData | None = None
 
     @classmethod
     def of(cls, sdata: SpatialData, table_key: str = "table") -> Study:
@@ -54,7 +57,12 @@ class Study:
 
     @property
     def table(self) -> AnnData:
-        """The table."""
+        """The table to read from."""
+        return self.stored_table if self.plain_table is None else self.plain_table
+
+    @property
+    def stored_table(self) -> AnnData:
+        """The table of the object, which results are written to."""
         return self.sdata.tables[self.table_key]
 
     @property

@@ -9,21 +9,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from img2gene._checks import genes_problems, jobs_problems, whole_problems
+from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
-from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
-from img2gene._study.expression import layer_problems, library_size, name_problems
-from img2gene._study.panel import Genes
+from img2gene._errors import Img2GeneError, listing, raise_problems
+from img2gene._study.entrance import open_study, report_off_tissue
+from img2gene._study.expression import layer_problems, measured
+from img2gene._study.panel import Genes, check_genes
 from img2gene._study.study import Study
 from img2gene._study.subsets import subset
-from img2gene.settings import settings
+from img2gene.tl._arguments import (
+    check_between,
+    check_flags,
+    check_gene_choice,
+    check_group_names,
+    check_seed,
+    check_workers,
+    later_step,
+    several,
+)
 from img2gene.tl._cross_validation.candidates import Candidate, ModelsGiven, completed, model_candidates
 from img2gene.tl._cross_validation.folds import OuterFolds
 from img2gene.tl._cross_validation.result import CrossValidation
 from img2gene.tl._cross_validation.run import CrossValidationRun
 from img2gene.tl._cross_validation.task import TaskOptions
 from img2gene.tl.evaluate import BASELINE_ROWS, GeneGroups, with_markers
-from img2gene.tl.fit import level_problems
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -155,24 +164,34 @@ def cross_validate(
     >>> result.scope
     'between patients'
     """
-    whole = Study.of(sdata, table_key)
-    problems = Problems(_option_problems(smooth, n_permutations, n_jobs, n_threads) + level_problems(level))
-    problems.messages += whole_problems("n_folds", n_folds, 2, optional=True) + genes_problems(genes)
-    problems.messages += name_problems(whole.table, whole.name) + layer_problems(whole.table, layer, whole.name)
-    seed = settings.seed if seed is None else seed
-    with problems.collect():
+    check = Arguments()
+    groups, inner = check.text("groups", groups), check.text("inner", inner, optional=True)
+    tested, genes = check_group_names(check, "test_on", test_on), check_gene_choice(check, genes)
+    layer, encoder = check.text("layer", layer, optional=True), check.text("encoder", encoder, optional=True)
+    gene_sets, level = with_markers(check, gene_groups, markers), check_between(check, "level", level)
+    smooth, n_permutations = check.whole("smooth", smooth, 0), check.whole("n_permutations", n_permutations, 0)
+    n_folds, seed = check.whole("n_folds", n_folds, 2, optional=True), check_seed(check, seed)
+    n_jobs, n_threads = check_workers(check, n_jobs, n_threads)
+    folder = check.path("folder", folder, optional=True)
+    check_flags(check, baselines=baselines, allow_leakage=allow_leakage)
+    whole = open_study(check, sdata, table_key)
+    with later_step(check):
+        check.messages += layer_problems(whole.table, layer, whole.name)
+    with later_step(check):
         candidates = model_candidates(models, encoder, whole)
         raise_problems(_reserved(candidates))
     for column in dict.fromkeys((groups, groups if inner is None else inner)):
-        with problems.collect():
+        with later_step(check):
             whole.groups(column)
-    problems.raise_all()
+    with later_step(check):
+        check_genes(whole, genes)
+    check.raise_all()
     study = _measured(whole, layer)
     outer = OuterFolds.divide(
         study,
         groups,
         n_folds=n_folds,
-        test_on=test_on,
+        test_on=tested,
         seed=seed,
         allow_leakage=allow_leakage,
         uncounted=sorted(set(whole.groups(groups)) - set(study.groups(groups))),
@@ -184,12 +203,7 @@ def cross_validate(
     kept = _kept(keep_predictions, labels, list(candidates))
     options = TaskOptions(inner or outer.groups, layer, smooth, seed, n_permutations, level, n_threads)
     run = CrossValidationRun(study, outer, candidates, options, kept, allow_leakage)
-    return run.run(genes, with_markers(gene_groups, markers), n_jobs, folder)
-
-
-def _option_problems(smooth: int, n_permutations: int, n_jobs: int, n_threads: int) -> list[str]:
-    problems = whole_problems("smooth", smooth, 0) + whole_problems("n_permutations", n_permutations, 0)
-    return problems + jobs_problems(n_jobs) + whole_problems("n_threads", n_threads, 1)
+    return run.run(genes, gene_sets, n_jobs, folder)
 
 
 def _reserved(labels: Iterable[str]) -> list[str]:
@@ -199,15 +213,17 @@ def _reserved(labels: Iterable[str]) -> list[str]:
 
 def _kept(keep: bool | Sequence[str], models: list[str], known: list[str]) -> list[str]:
     """List the models whose predictions are kept; named baselines, which are among ``known``, may be some of them."""
-    if isinstance(keep, bool):
+    if isinstance(keep, bool | np.bool_):
         return models if keep else []
-    if not isinstance(keep, Iterable):
-        raise Img2GeneError(f"keep_predictions={keep!r}: expected True, False, or labels of models: {listing(known)}.")
-    names = [keep] if isinstance(keep, str) else list(keep)
+    names = [keep] if isinstance(keep, str) else several(keep)
+    if names is None:
+        raise Img2GeneError(
+            f"keep_predictions={shown(keep)}: expected True, False, or labels of models: {listing(known)}."
+        )
     unknown = [name for name in names if name not in known]
     if unknown:
         raise Img2GeneError(f"keep_predictions: no model labelled {listing(unknown)} (available: {listing(known)}).")
-    return names
+    return list(dict.fromkeys(names))
 
 
 def _with_baselines(
@@ -232,10 +248,14 @@ def _with_baselines(
 
 def _measured(study: Study, layer: str | None) -> Study:
     """Take the measured spots without images; sections with only an image are left out."""
-    known = np.ones(study.n_obs, dtype=bool) if layer is not None else library_size(study.table) > 0
+    known = measured(study.table, layer)
     if not known.any():
-        raise Img2GeneError(f"No spot of `{study.name}` has a count, so there is nothing to score.")
-    if not known.all():
-        logger.info("left out %d spots without a count", int((~known).sum()))
+        raise Img2GeneError(
+            f"No spot of `{study.name}` has a count, or none lies on tissue (`obs['in_tissue']`), so there is nothing to score."
+        )
+    n_off = report_off_tissue(study)
+    n_empty = int((~known).sum()) - n_off
+    if n_empty:
+        logger.warning("left out %d spots without a count", n_empty)
     # Worker processes get a copy of the study, so it holds nothing that models do not use.
     return subset(study, np.flatnonzero(known), layer=layer)

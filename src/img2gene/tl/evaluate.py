@@ -6,19 +6,27 @@ import logging
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from img2gene import _schema
+from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
-from img2gene._errors import Img2GeneError, MissingKeyError, listing, near_matches
-from img2gene._study.study import Study
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches
+from img2gene._study.entrance import open_study
 from img2gene.metrics.catalog import METRICS
 from img2gene.models import Model
 from img2gene.models.model import top_genes
-from img2gene.settings import settings
+from img2gene.tl._arguments import (
+    check_flags,
+    check_gene_groups,
+    check_group_names,
+    check_model,
+    check_seed,
+    check_store,
+)
 from img2gene.tl._scoring.section import MEAN, NULL, ORACLE, SectionValues, pool
 from img2gene.tl._scoring.selection import (
     check_leakage,
@@ -26,6 +34,7 @@ from img2gene.tl._scoring.selection import (
     is_rule,
     measured_genes,
     measured_sections,
+    report_unlabelled,
 )
 from img2gene.tl.predict import resolve_model
 
@@ -41,6 +50,7 @@ GeneGroups = Mapping[str, tuple[str, int] | list[str]] | None
 BASELINE_ROWS = (MEAN, ORACLE, NULL)
 # Columns of score tables that are neither metrics nor gene groups; cross-validation adds the last two.
 _FIXED_COLUMNS = ("model", "section", "patient", "gene", "n_spots", "leakage", "fold", "scope")
+_NEEDED = ("section", "gene", "pcc", "leakage")
 __all__ = [
     "BASELINE_ROWS",
     "GENE_GROUPS",
@@ -139,14 +149,25 @@ def evaluate(
     >>> list(ig.tl.summarize(scores)["model"].unique())
     ['ridge', 'training mean', 'section mean (oracle)', 'permutation null']
     """
-    study = Study.of(sdata, table_key)
+    check = Arguments()
+    key, seed = check.text("key", key), check_seed(check, seed)
+    model, sections = check_model(check, model), check_group_names(check, "sections", sections)
+    groups = with_markers(check, gene_groups, markers)
+    n_permutations = check.whole("n_permutations", n_permutations, 0)
+    check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
+    check.raise_all()
+    study = open_study(check, sdata, table_key)
+    if inplace:
+        check_store(check, study.stored_table, "key", key)
+    check.raise_all()
     evaluated = resolve_model(study, model, key)
     check_scorable(study, evaluated, key)
     genes = measured_genes(study, evaluated)
+    members = group_members(evaluated.genes, evaluated.statistics, genes, groups)
     chosen = measured_sections(study, evaluated, sections)
     leaked = check_leakage(study, evaluated, chosen, allow_leakage)
+    report_unlabelled(study, evaluated, chosen)
     columns = study.table.var_names.get_indexer(genes)
-    seed = settings.seed if seed is None else seed
     mean = evaluated.statistics["mean"][pd.Index(evaluated.genes).get_indexer(genes)].astype(np.float64)
     parts, moments = [], []
     for name in chosen:
@@ -159,10 +180,9 @@ def evaluate(
     result = pd.concat(parts, ignore_index=True)
     # This relies on the order of rows: every section has the same models, each with the same genes.
     result["pcc_pooled"] = np.tile(np.concatenate(list(pool(moments).values())), len(chosen))
-    groups = with_markers(gene_groups, markers)
-    result = _tidy(result, group_members(evaluated.genes, evaluated.statistics, genes, groups))
+    result = _tidy(result, members)
     if inplace:
-        _write(study.table, result, evaluated.name, key)
+        _write(study.stored_table, result, evaluated.name, key)
     return result
 
 
@@ -192,7 +212,7 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
     >>> import img2gene as ig
     >>> ig.tl.summarize(scores, by=["model", "section"])  # doctest: +SKIP
     """
-    keys = [by] if isinstance(by, str) else list(by)
+    keys = _summary_keys(scores, by)
     # Results that were concatenated repeat their row numbers.
     scores = scores.reset_index(drop=True)
     groups = {"all": np.ones(len(scores), dtype=bool)}
@@ -203,6 +223,24 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
             chosen = part[members[scores.index.get_indexer(part.index)]]
             rows.append(dict(zip(keys, names, strict=True)) | {"genes": group} | _means(chosen))
     return pd.DataFrame(rows).astype({"leakage": "boolean"})
+
+
+def _summary_keys(scores: Any, by: Any) -> list[str]:
+    """Check the arguments of :func:`summarize`, and list the columns that identify a row."""
+    if not isinstance(scores, pd.DataFrame):
+        hint = " Pass its `scores`, or call its `summary()`." * hasattr(scores, "scores")
+        raise Img2GeneError(
+            f"scores: expected the DataFrame that `img2gene.tl.evaluate` returns, got {type(scores).__name__}.{hint}"
+        )
+    check = Arguments()
+    keys = check.names("by", by)
+    check.raise_all()
+    absent = [name for name in dict.fromkeys((*_NEEDED, *keys)) if name not in scores]
+    if absent:
+        raise MissingKeyError(missing(listing(absent), "scores", scores.columns))
+    if not len(scores):
+        raise Img2GeneError("scores: the DataFrame has no rows, so there is nothing to summarise.")
+    return keys
 
 
 def group_columns(scores: pd.DataFrame) -> list[str]:
@@ -252,17 +290,19 @@ def group_members(
     return members
 
 
-def with_markers(gene_groups: GeneGroups, markers: Iterable[str] | None) -> GeneGroups:
+def with_markers(check: Arguments, gene_groups: Any, markers: Any) -> GeneGroups:
     """Add the group of the markers to the named groups, or to the default ones."""
-    groups: dict[str, tuple[str, int] | list[str]] = dict(GENE_GROUPS if gene_groups is None else gene_groups)
-    if markers is not None:
+    named = check_gene_groups(check, gene_groups)
+    members = check.names("markers", markers, optional=True, empty=True)
+    groups: dict[str, tuple[str, int] | list[str]] = dict(GENE_GROUPS if named is None else named)
+    if isinstance(members, list):
         if "markers" in groups:
-            raise Img2GeneError("Both `markers` and `gene_groups` name the group 'markers'; give it one of them.")
-        groups["markers"] = [markers] if isinstance(markers, str) else list(markers)
+            check.messages.append("Both `markers` and `gene_groups` name the group 'markers'; give it one of them.")
+        groups["markers"] = members
     empty = [name for name, genes in groups.items() if not len(genes)]
     if empty:
-        raise Img2GeneError(f"Gene group {listing(empty)} has no gene: name some, or leave it out.")
-    return gene_groups if markers is None else groups
+        check.messages.append(f"Gene group {listing(empty)} has no gene: name some, or leave it out.")
+    return named if markers is None else groups
 
 
 def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:
@@ -275,9 +315,11 @@ def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:
 
 def _write(table: AnnData, result: pd.DataFrame, name: str, key: str) -> None:
     scores = result[result["model"] == name]
-    table.var["pcc"] = scores.groupby("gene")["pcc"].mean().reindex(table.var_names)
-    summary = summarize(result).to_json(orient="records")
-    container = dict(table.uns.get(key, {"format": _schema.FORMAT}))
-    container["evaluation"] = summary
-    table.uns[key] = container
+    pcc = scores.groupby("gene")["pcc"].mean().reindex(table.var_names)
+    container = dict(table.uns.get(key, {"format": _schema.FORMAT})) | {
+        "evaluation": summarize(result).to_json(orient="records")
+    }
+    with _schema.all_or_nothing(table):
+        table.var["pcc"] = pcc
+        table.uns[key] = container
     logger.info("wrote var['pcc'] and uns[%r]['evaluation']", key)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene import _schema, encoders, models
+from img2gene import _schema, encoders
+from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, LeakageError, Problems, listing
-from img2gene._study.expression import TARGET_SUM, layer_problems, library_size, name_problems
+from img2gene._study.entrance import open_study, report_off_tissue
+from img2gene._study.expression import TARGET_SUM, in_tissue, layer_problems, library_size
 from img2gene._study.finetuning import StudyFineTuning, check_images, identity_for
 from img2gene._study.inputs import Inputs, choose_encoder, embedding, tokens, without_tokens
 from img2gene._study.panel import (
@@ -31,10 +33,23 @@ from img2gene._study.study import Study
 from img2gene.models import Calibration, Model, Predictor, TrainingData, UsesPathways
 from img2gene.models.predictor import declared_inputs
 from img2gene.models.uncertainty.held_out import fit_held_out
-from img2gene.settings import settings
+from img2gene.tl._arguments import (
+    as_plain,
+    check_between,
+    check_flags,
+    check_gene_choice,
+    check_group_names,
+    check_name,
+    check_seed,
+    check_store,
+    create_predictor,
+    later_step,
+)
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+    from img2gene.models.networks.finetuning import FineTuningParameters
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +94,7 @@ def fit(
         Names of the genes to predict, or the number of genes with the highest mean in the training sections. By default
         the panel of :func:`img2gene.pp.select_genes` if there is one, else every gene that varies in the training sections.
     layer
-        Layer with labels on a scale of your own. By default labels are ``log1p(1e4 · counts / library size)`` of X.
+        Layer with labels on a scale of your own, which are taken as they are; raw counts belong in X. By default labels are ``log1p(1e4 · counts / library size)`` of X.
     groups
         Column of obs that splits are made by: ``"patient"``, or ``"section"`` (the region where there is no such column).
     train_on, validate_on
@@ -126,7 +141,7 @@ def fit(
     ------
     Img2GeneError
         All problems of the input at once: no embedding, no such gene, layer or group, NaN, negative or already normalised
-        counts, duplicate genes or spots, genes that do not vary, fewer than two sections, an encoder that cannot be
+        counts, library sizes below the counts, raw counts in ``layer``, duplicate genes or spots, genes that do not vary, fewer than two sections, an encoder that cannot be
         fine-tuned, or no image to fine-tune it on.
     LeakageError
         A patient, or a gene panel chosen on held-out sections, is on both sides of the split.
@@ -141,43 +156,77 @@ def fit(
     >>> ig.get.model(sdata).report["sections"]
     ['P1_S1', 'P2_S1']
     """
-    _schema.check_name(key_added, "key_added")
-    predictor = models.create(model, **params)
-    study = Study.of(sdata, table_key)
-    problems = Problems(name_problems(study.table, study.name) + layer_problems(study.table, layer, study.name))
-    problems.messages += level_problems(level)
-    with problems.collect():
-        inputs: Inputs | StudyFineTuning
-        if finetune is None:
-            inputs = _stored_inputs(study, predictor, encoder)
-        else:
-            how = (finetune, finetune_epochs, finetune_learning_rate, finetune_batch_size)
-            inputs = _finetuning(study, predictor, encoder, how)
-    with problems.collect():
+    check = Arguments()
+    flags = {"allow_leakage": allow_leakage, "allow_single_section": allow_single_section}
+    check_flags(check, **flags, uncertainty=uncertainty, inplace=inplace)
+    check_name(check, "key_added", key_added)
+    groups, layer = check.text("groups", groups), check.text("layer", layer, optional=True)
+    encoder, seed = check.text("encoder", encoder, optional=True), check_seed(check, seed)
+    level, genes = check_between(check, "level", level), check_gene_choice(check, genes)
+    trained, held_out = (
+        check_group_names(check, name, value) for name, value in (("train_on", train_on), ("validate_on", validate_on))
+    )
+    options = _options(check, finetune, finetune_epochs, finetune_learning_rate, finetune_batch_size)
+    predictor = _predictor(check, model, params)
+    study = open_study(check, sdata, table_key)
+    with later_step(check):
+        check.messages += layer_problems(study.table, layer, study.name)
+    if inplace:
+        check_store(check, study.stored_table, "key_added", key_added)
+    with later_step(check):
+        inputs = (
+            _stored_inputs(study, predictor, encoder)
+            if options is None
+            else _finetuning(study, predictor, encoder, options)
+        )
+    with later_step(check):
         # Positions are read here so that their problems are part of the one error.
         _ = study.positions
-    with problems.collect():
-        division = split(study, groups, train_on=train_on, validate_on=validate_on)
+    with later_step(check):
+        division = split(study, groups, train_on=trained, validate_on=held_out)
         check_split(study, division, groups, allow_leakage, allow_single_section)
-    with problems.collect():
+    with later_step(check):
         check_genes(study, genes)
-    problems.raise_all()
+    check.raise_all()
     if genes is None:
         check_panel(study, division.held_out, allow_leakage=allow_leakage)
-    run = _TrainingRun(study, layer, groups, division, settings.seed if seed is None else seed)
-    trained = run.train(predictor, inputs, genes, level if uncertainty else None)
+    run = _TrainingRun(study, layer, groups, division, seed)
+    result = run.train(predictor, inputs, genes, level if uncertainty else None)
     if not inplace:
-        return trained
-    from img2gene.io.model_store import write_model
-
-    write_model(study.table, trained, key_added)
-    logger.info("stored %r in uns[%r]", trained, key_added)
+        return result
+    _store(study, result, key_added)
     return None
 
 
-def level_problems(level: float) -> list[str]:
-    """Check the nominal coverage of intervals."""
-    return [f"level={level!r}: expected a number between 0 and 1."] * (not 0 < level < 1)
+def _options(check: Arguments, finetune: Any, epochs: Any, rate: Any, batch: Any) -> FineTuningParameters | None:
+    """Check the options of fine-tuning; None without fine-tuning."""
+    rate = check.number("finetune_learning_rate", rate, above=0)
+    if finetune is None:
+        return None
+    from img2gene.models.networks.finetuning import FineTuningParameters
+
+    # A rate that cannot be used was named above.
+    number = rate if isinstance(rate, float) and rate > 0 else 1.0
+    with check.collect():
+        return FineTuningParameters(finetune, as_plain(epochs), number, as_plain(batch))
+    return None
+
+
+def _predictor(check: Arguments, model: Any, params: dict[str, Any]) -> Any:
+    """Make the model to train; None if that is not possible."""
+    name = check.text("model", model)
+    if isinstance(name, str):
+        with check.collect():
+            return create_predictor(name, as_plain(params))
+    return None
+
+
+def _store(study: Study, model: Model, key: str) -> None:
+    from img2gene.io.model_store import write_model
+
+    with _schema.all_or_nothing(study.stored_table):
+        write_model(study.stored_table, model, key)
+    logger.info("stored %r in uns[%r]", model, key)
 
 
 def check_split(study: Study, division: Split, groups: str, allow_leakage: bool, allow_single_section: bool) -> None:
@@ -207,15 +256,12 @@ def _stored_inputs(study: Study, predictor: Predictor, encoder: str | None) -> I
 
 
 def _finetuning(
-    study: Study, predictor: Predictor, encoder: str | None, how: tuple[str, int, float, int]
+    study: Study, predictor: Predictor, encoder: str | None, options: FineTuningParameters
 ) -> StudyFineTuning:
     """Prepare fine-tuning; check that the encoder can be fine-tuned and that the images are there."""
     from img2gene.encoders.trainable import check_trainable
-    from img2gene.models.networks.finetuning import FineTuningParameters
 
     problems = Problems()
-    with problems.collect():
-        options = FineTuningParameters(*how)
     with problems.collect():
         identity = identity_for(study, encoder, tokens="tokens" in declared_inputs(predictor))
         check_trainable(encoders.get(identity["name"]))
@@ -238,8 +284,10 @@ class _TrainingRun:
     def train(self, predictor: Predictor, inputs: Inputs | StudyFineTuning, genes: Genes, level: float | None) -> Model:
         """Choose genes, fit, calibrate at ``level`` unless it is None, and wrap up the model with its report."""
         study = self.study
-        choice = choose_genes(study, study.ordered(self.division.train), genes, layer=self.layer)
-        _report_constant(choice.constant, genes)
+        report_off_tissue(study)
+        rows = study.ordered(self.division.train & in_tissue(study.table))
+        choice = choose_genes(study, rows, genes, layer=self.layer)
+        _report_left_out(choice, genes)
         rows = choice.rows
         sections, groups, positions = study.sections[rows], study.groups(self.groups)[rows], study.positions[rows]
         if not isinstance(inputs, Inputs):
@@ -322,15 +370,18 @@ class _TrainingRun:
             "leakage": self.division.leakage,
             "n_spots": len(rows),
             "n_empty_spots": choice.n_empty,
+            "n_off_tissue_spots": int((self.division.train & ~in_tissue(study.table)).sum()),
             "seed": self.seed,
             "img2gene": version("img2gene"),
-            "fit": predictor.summary(),
+            "fit": as_plain(predictor.summary()),
         }
 
 
-def _report_constant(constant: list[str], genes: Genes) -> None:
-    """Refuse genes that were named but do not vary; say how many others were left out."""
-    if constant and is_named(genes):
-        refuse_constant(constant)
-    if constant:
-        logger.info("left out %d genes that do not vary in the training sections", len(constant))
+def _report_left_out(choice: GeneChoice, genes: Genes) -> None:
+    """Refuse genes that were named but do not vary; say how many others, and how many spots, were left out."""
+    if choice.constant and is_named(genes):
+        refuse_constant(choice.constant)
+    if choice.constant:
+        logger.info("left out %d genes that do not vary in the training sections", len(choice.constant))
+    if choice.n_empty:
+        logger.warning("left out %d training spots without a count", choice.n_empty)

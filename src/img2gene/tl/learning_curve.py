@@ -6,18 +6,18 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from img2gene._checks import genes_problems, jobs_problems, whole_problems
+from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
-from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
+from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._files import fingerprint
-from img2gene._study.expression import labels, layer_problems, library_size, name_problems
+from img2gene._study.entrance import open_study, report_off_tissue
+from img2gene._study.expression import in_tissue, labels, layer_problems, measured
 from img2gene._study.panel import (
     Genes,
     check_genes,
@@ -31,7 +31,16 @@ from img2gene._study.splits import named_groups, split
 from img2gene._study.study import Study
 from img2gene._study.subsets import UNITS, nested_samples, sample_problems, subset
 from img2gene.metrics.catalog import METRICS
-from img2gene.settings import settings
+from img2gene.tl._arguments import (
+    check_flags,
+    check_gene_choice,
+    check_gene_groups,
+    check_group_names,
+    check_seed,
+    check_workers,
+    later_step,
+    several,
+)
 from img2gene.tl._cross_validation.candidates import Candidate, ModelsGiven, model_candidates
 from img2gene.tl._cross_validation.checkpoint import Part, open_results
 from img2gene.tl._cross_validation.run import run_tasks, study_fingerprint
@@ -149,37 +158,50 @@ def learning_curve(
     >>> curve.query("genes == 'all'").groupby(["model", "n_groups"]).size().to_dict()
     {('mean', 1): 3, ('mean', 2): 3, ('ridge', 1): 3, ('ridge', 2): 3}
     """
-    whole = Study.of(sdata, table_key)
-    problems = Problems(_option_problems(fractions, by, n_repeats) + genes_problems(genes))
-    problems.messages += jobs_problems(n_jobs) + whole_problems("n_threads", n_threads, 1)
-    problems.messages += name_problems(whole.table, whole.name) + layer_problems(whole.table, layer, whole.name)
-    with problems.collect():
+    check = Arguments()
+    fractions, by = _fractions(check, fractions), check.choice("by", by, UNITS)
+    groups, tested_groups = check.text("groups", groups), check_group_names(check, "test_on", test_on)
+    layer, encoder = check.text("layer", layer, optional=True), check.text("encoder", encoder, optional=True)
+    genes, gene_sets = check_gene_choice(check, genes), check_gene_groups(check, gene_groups)
+    n_repeats, seed = check.whole("n_repeats", n_repeats, 1), check_seed(check, seed)
+    n_jobs, n_threads = check_workers(check, n_jobs, n_threads)
+    folder = check.path("folder", folder, optional=True)
+    check_flags(check, allow_leakage=allow_leakage)
+    whole = open_study(check, sdata, table_key)
+    with later_step(check):
+        check.messages += layer_problems(whole.table, layer, whole.name)
+    with later_step(check):
         candidates = model_candidates(models, encoder, whole)
-    with problems.collect():
-        tested = _tested(whole, test_on, groups)
-    with problems.collect():
+    with later_step(check):
+        tested = _tested(whole, tested_groups, groups)
+    with later_step(check):
         _ = whole.positions
-    with problems.collect():
+    with later_step(check):
         check_genes(whole, genes)
-    problems.raise_all()
-    seed = settings.seed if seed is None else seed
+    check.raise_all()
     options = TaskOptions(groups, layer, 0, seed, 0, None, n_threads)
-    study = subset(whole, np.arange(whole.n_obs), layer=layer)
-    curve = _Curve(study, by, sorted({float(fraction) for fraction in fractions}), n_repeats, options, allow_leakage)
+    on_tissue = in_tissue(whole.table)
+    report_off_tissue(whole)
+    study = subset(whole, np.flatnonzero(on_tissue), layer=layer)
+    curve = _Curve(study, by, fractions, n_repeats, options, allow_leakage)
     # All folds first, so that none is refused after hours of training on the others.
-    folds = [curve.fold(name, genes, gene_groups) for name in tested]
-    return curve.run(folds, candidates, curve.record(folds, candidates, genes, gene_groups), n_jobs, folder)
+    folds = [curve.fold(name, genes, gene_sets) for name in tested]
+    return curve.run(folds, candidates, curve.record(folds, candidates, genes, gene_sets), n_jobs, folder)
 
 
-def _option_problems(fractions: Sequence[float], by: str, n_repeats: int) -> list[str]:
-    if not isinstance(fractions, Iterable) or not all(isinstance(fraction, Real) for fraction in fractions):
-        problems = [f"fractions={fractions!r}: expected several numbers in (0, 1], such as (0.5, 1.0)."]
-    else:
-        outside = [fraction for fraction in fractions if not 0 < fraction <= 1]
-        problems = [f"fractions: {listing(outside)} outside (0, 1]."] * bool(outside)
-        problems += ["`fractions` is empty."] * (not len(fractions))
-    problems += [f"by={by!r}: the training data are divided by {listing(UNITS)}."] * (by not in UNITS)
-    return problems + whole_problems("n_repeats", n_repeats, 1)
+def _fractions(check: Arguments, fractions: Any) -> list[float]:
+    """Convert the fractions to numbers in ascending order."""
+    values = several(fractions)
+    numbers = Arguments()
+    plain = [] if values is None else [numbers.number("fractions", value) for value in values]
+    if values is None or numbers.messages:
+        check.messages.append(f"fractions={shown(fractions)}: expected several numbers in (0, 1], such as (0.5, 1.0).")
+        return []
+    outside = [value for value in plain if not 0 < value <= 1]
+    check.messages += [f"fractions: {listing(outside)} outside (0, 1]."] * bool(outside)
+    check.messages += ["`fractions` is empty."] * (not plain)
+    check.distinct("fractions", plain)
+    return sorted(plain)
 
 
 def _tested(study: Study, test_on: Iterable[str] | None, groups: str) -> list[str]:
@@ -269,8 +291,7 @@ class _Curve:
     def _samples(self, name: str) -> Samples:
         """Draw the training rows of each fraction and repeat, among the measured spots of the other groups."""
         study, groups = self.study, self.groups
-        measured = library_size(study.table) > 0 if self.options.layer is None else np.ones(study.n_obs, dtype=bool)
-        rows = study.ordered((groups != name) & measured)
+        rows = study.ordered((groups != name) & measured(study.table, self.options.layer))
         raise_problems(sample_problems(self.by, self.fractions, groups[rows], study.sections[rows]))
         # Counted among all groups, so that samples do not depend on which ones are held out.
         number = int(np.flatnonzero(np.unique(groups) == name)[0])

@@ -10,10 +10,15 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
+from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._study.entrance import open_study, report_off_tissue
+from img2gene._study.expression import in_tissue
 from img2gene._study.model_inputs import ModelInputs, model_inputs
+from img2gene._study.predictions import no_shared_genes
 from img2gene._study.study import Study
 from img2gene.models import Calibration, Model
+from img2gene.tl._arguments import check_flags, check_model, check_name
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,7 +67,7 @@ def predict(
 
     With uncertainty, further layers of the same shape are written: ``<key_added>_std``, the predictive SD, and
     ``<key_added>_lower`` and ``<key_added>_upper``, the interval that holds the stated share of measured labels in the mean over
-    genes and new patients. ``obs["<key_added>_ood"]`` is the percentile (0–100) of the spot's distance from the training
+    genes and new patients. Spots off the tissue (0 in ``obs["in_tissue"]``) are NaN. ``obs["<key_added>_ood"]`` is the percentile (0–100) of the spot's distance from the training
     embeddings among those of ordinary patients; above 99 it should not be trusted. Level and threshold are recorded in
     ``uns["img2gene"]["uncertainty"]``. Without, what an earlier prediction of the same name left of these is removed.
 
@@ -88,33 +93,36 @@ def predict(
     >>> sdata["table"].layers["img2gene"].shape == sdata["table"].shape
     True
     """
-    _schema.check_name(key_added, "key_added")
-    study = Study.of(sdata, table_key)
-    _check_target(study, key_added)
+    check = Arguments()
+    check_name(check, "key_added", key_added)
+    check_flags(check, uncertainty=uncertainty, inplace=inplace)
+    model = check_model(check, model)
+    check.raise_all()
+    study = open_study(check, sdata, table_key)
+    with check.collect():
+        _check_target(study, key_added)
+    check.raise_all()
     trained = resolve_model(study, model, key_added)
     inputs = model_inputs(study, trained)
+    report_off_tissue(study)
     calibration = trained.calibration if uncertainty else None
-    layers, ood = _predicted(trained, calibration, inputs, key_added)
-    table = study.table
+    layers, ood = _predicted(trained, calibration, inputs, in_tissue(study.table), key_added)
+    table = study.stored_table
     columns = table.var_names.get_indexer(trained.genes)
-    complete = bool((columns >= 0).all())
+    _report_genes(study, trained, columns, key_added)
     # A layer is dense and has all genes of the table, however few the model predicts.
     fits = table.n_obs * table.n_vars * 4 <= _MAX_LAYER_BYTES
     predicted = None
-    if not (inplace and complete and fits):
-        predicted = _predicted_table(table, trained, layers, ood, key_added)
-        _record(predicted, trained, calibration, key_added)
+    if not (inplace and (columns >= 0).all() and fits):
+        predicted = _predicted_table(study, trained, layers, ood, key_added)
+        _schema.apply(predicted, {"uns": _record(predicted, trained, calibration, key_added)})
     if not inplace:
         return predicted
     update: dict[str, dict[str, Any]] = {"layers": {}, "obs": {} if ood is None else {_schema.ood_key(key_added): ood}}
     if (columns >= 0).any() and fits:
         update["layers"] = {name: _layer(table, values, columns) for name, values in layers.items()}
-    _write(table, update, trained, calibration, key_added)
-    if predicted is not None:
-        if key_added in sdata.tables:
-            del sdata.tables[key_added]
-        sdata.tables[key_added] = predicted
-        logger.info("wrote tables[%r]", key_added)
+    update |= _stale(table, update, key_added) | {"uns": _record(table, trained, calibration, key_added)}
+    _write(study, update, predicted, key_added)
     if calibration is not None and ood is not None:
         _warn_of_ood_sections(study, ood > calibration.threshold)
     return None
@@ -131,15 +139,36 @@ def _check_target(study: Study, key_added: str) -> None:
 
 
 def _predicted(
-    model: Model, calibration: Calibration | None, inputs: ModelInputs, key: str
+    model: Model, calibration: Calibration | None, inputs: ModelInputs, rows: np.ndarray, key: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Layers by name, the prediction first, and the percentile of each spot."""
+    """Layers by name, the prediction first, and the percentile of each spot; NaN outside ``rows``, bool (n_obs,)."""
+    # Features are centred by section, so spots off the tissue would change the predictions of all others.
+    part = inputs if rows.all() else inputs.take(rows)
+    if not rows.any():
+        raise Img2GeneError("No spot lies on tissue (`obs['in_tissue']`), so there is nothing to predict.")
     if calibration is None:
-        return {key: model.predict(inputs.features, inputs.sections, **inputs.extra)}, None
-    prediction = model.predict_intervals(inputs.features, inputs.sections, **inputs.extra)
+        return {key: _spread(model.predict(part.features, part.sections, **part.extra), rows)}, None
+    prediction = model.predict_intervals(part.features, part.sections, **part.extra)
     names = _schema.uncertainty_keys(key)
-    layers = {name: getattr(prediction, part) for part, name in names.items()}
-    return {key: prediction.values} | layers, prediction.ood
+    layers = {name: _spread(getattr(prediction, part), rows) for part, name in names.items()}
+    return {key: _spread(prediction.values, rows)} | layers, _spread(prediction.ood, rows)
+
+
+def _spread(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Values of some rows in an array of all rows; the others are NaN."""
+    if rows.all():
+        return values
+    out = np.full((len(rows), *values.shape[1:]), np.nan, dtype=values.dtype)
+    out[rows] = values
+    return out
+
+
+def _report_genes(study: Study, model: Model, columns: np.ndarray, key: str) -> None:
+    """Warn if the table has none of the genes that the model predicts; tiles have no genes at all."""
+    if study.table.n_vars and not (columns >= 0).any():
+        logger.warning(
+            "%s The predictions are in the table %r alone.", no_shared_genes(model.genes, study.table.var_names), key
+        )
 
 
 def _layer(table: AnnData, values: np.ndarray, shared: np.ndarray) -> np.ndarray:
@@ -152,27 +181,38 @@ def _layer(table: AnnData, values: np.ndarray, shared: np.ndarray) -> np.ndarray
     return layer
 
 
-def _write(
-    table: AnnData, update: dict[str, dict[str, Any]], model: Model, calibration: Calibration | None, key: str
-) -> None:
-    """Write a prediction, and remove intervals and percentiles of an earlier prediction of that name."""
+def _stale(table: AnnData, update: dict[str, dict[str, Any]], key: str) -> dict[str, dict[str, Any]]:
+    """Extend an update: None removes intervals and percentiles of an earlier prediction of that name."""
     before = {"layers": _schema.uncertainty_keys(key).values(), "obs": [_schema.ood_key(key)]}
     for slot, names in before.items():
         stale = {name: None for name in names if name in getattr(table, slot) and name not in update[slot]}
-        update[slot] = {**update[slot], **stale}
-    _schema.apply(table, update)
-    _record(table, model, calibration, key)
+        update = update | {slot: {**update[slot], **stale}}
+    return update
 
 
-def _record(table: AnnData, model: Model, calibration: Calibration | None, key: str) -> None:
-    """Record which model predicted, the level of the intervals and the threshold of the percentile."""
+def _write(study: Study, update: dict[str, dict[str, Any]], predicted: AnnData | None, key: str) -> None:
+    """Write the layers with their record, and the separate table if there is one, or nothing."""
+    table, tables = study.stored_table, study.sdata.tables
+    with _schema.all_or_nothing(table, study.sdata):
+        _schema.apply(table, update)
+        if predicted is not None:
+            if key in tables:
+                del tables[key]
+            tables[key] = predicted
+            logger.info("wrote tables[%r]", key)
+
+
+def _record(table: AnnData, model: Model, calibration: Calibration | None, key: str) -> dict[str, Any]:
+    """Name the model that predicted, the level of the intervals and the threshold of the percentile."""
     facts = {"level": calibration.level, "ood_threshold": calibration.threshold} if calibration is not None else None
     by = {"model": model.name, "fingerprint": model.fingerprint}
+    records = {}
     for record, value in ((_schema.UNCERTAINTY, facts), (_schema.PREDICTED_BY, by)):
         known = _schema.read_json(table, record, default={})
         kept = {name: other for name, other in known.items() if name != key} | ({} if value is None else {key: value})
         if kept != known:
-            _schema.write_json(table, record, kept)
+            records[record] = kept
+    return records
 
 
 def _warn_of_ood_sections(study: Study, beyond: np.ndarray) -> None:
@@ -191,25 +231,35 @@ def resolve_model(study: Study, model: Model | str | Path | None, key: str) -> M
 
     if isinstance(model, Model):
         return model
-    table, name = study.table, model or key
+    table, name = study.table, str(model or key)
     # Tiles of a slide are a table of their own; the model that predicts them was trained on the table of the spots.
-    others = [other for other in study.sdata.tables.values() if other is not table and name in stored_models(other)]
+    tables = [other for key_, other in study.sdata.tables.items() if key_ != study.table_key]
+    others = [other for other in tables if name in stored_models(other)]
     holder = others[0] if name not in stored_models(table) and len(others) == 1 else table
     if model is None or name in stored_models(holder):
         # A stored model comes before a file of the same name.
-        return read_model(holder, str(name))
-    if not Path(model).is_file():
-        raise MissingKeyError(missing(str(model), "the trained models of the table, nor a file", stored_models(table)))
+        return read_model(holder, name)
+    if not _is_file(Path(model)):
+        raise MissingKeyError(missing(name, "the trained models of the table, nor a file", stored_models(table)))
     return load_model(model)
 
 
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file; paths that the system refuses, such as too long ones, are none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _predicted_table(
-    table: AnnData, model: Model, layers: dict[str, np.ndarray], ood: np.ndarray | None, key: str
+    study: Study, model: Model, layers: dict[str, np.ndarray], ood: np.ndarray | None, key: str
 ) -> AnnData:
     """Make a separate table of predictions that annotates the same regions."""
     import anndata as ad
     from spatialdata.models import TableModel
 
+    table = study.stored_table
     attrs = table.uns["spatialdata_attrs"]
     kept = [attrs["region_key"], attrs["instance_key"], _schema.SECTION, _schema.PATIENT, _schema.PATCH_TISSUE]
     obs = table.obs[[name for name in dict.fromkeys(kept) if name in table.obs]].copy()
@@ -223,6 +273,8 @@ def _predicted_table(
         # squidpy looks up the picture of a section here.
         out.uns["spatial"] = table.uns["spatial"]
     _schema.write_json(out, "prediction", {"model": model.name, "report": model.report})
+    # A table that was filtered in place still lists regions, and categories, that no row has.
+    out.obs[attrs["region_key"]] = out.obs[attrs["region_key"]].astype(str).astype("category")
     return TableModel.parse(
-        out, region=attrs["region"], region_key=attrs["region_key"], instance_key=attrs["instance_key"]
+        out, region=list(study.regions), region_key=attrs["region_key"], instance_key=attrs["instance_key"]
     )

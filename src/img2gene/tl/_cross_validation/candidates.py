@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from img2gene import models as registry
-from img2gene._errors import Img2GeneError, Problems, raise_problems
+from img2gene._checks import shown
+from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
 from img2gene._study.inputs import choose_encoder
 from img2gene._study.study import Study
+from img2gene.tl._arguments import as_plain, create_predictor, several
 
 ModelsGiven = str | Sequence[str] | Mapping[str, str | Mapping[str, Any]]
 # Arguments of `img2gene.tl.fit`: model, encoder and parameters.
@@ -19,10 +22,12 @@ Candidate = dict[str, Any]
 
 def model_candidates(models: ModelsGiven, encoder: str | None, study: Study) -> dict[str, Candidate]:
     """Collect the arguments of ``fit`` for each label; unknown models, parameters and embeddings are refused."""
-    candidates = {str(label): {"encoder": encoder, **one} for label, one in _by_label(models).items()}
+    candidates = {str(label): {"encoder": encoder, **as_plain(one)} for label, one in _by_label(models).items()}
     problems = Problems(["`models` is empty."] * (not candidates))
     # Each embedding is checked once, so that several models on a missing one make one problem.
-    for name in dict.fromkeys(one["encoder"] for one in candidates.values()):
+    wrong = [one["encoder"] for one in candidates.values() if not isinstance(one["encoder"], str | None)]
+    problems.messages += [f"encoder={shown(name)}: expected the name of an encoder, or None." for name in wrong[:1]]
+    for name in dict.fromkeys(one["encoder"] for one in candidates.values() if one["encoder"] not in wrong):
         with problems.collect():
             choose_encoder(study, name)
     for label, one in candidates.items():
@@ -54,16 +59,21 @@ def _by_label(models: ModelsGiven) -> dict[str, Mapping[str, Any]]:
     if isinstance(models, Mapping):
         candidates = {label: {"model": one} if isinstance(one, str) else one for label, one in models.items()}
         wrong = [
-            f"models[{label!r}]={one!r}: {expected}"
+            f"models[{label!r}]={shown(one)}: {expected}"
             for label, one in candidates.items()
-            if not isinstance(one, Mapping)
+            if not isinstance(label, str)
+            or not isinstance(one, Mapping)
+            or not all(isinstance(key, str) for key in one)
         ]
         raise_problems(wrong)
         return candidates
-    if not isinstance(models, Iterable):
-        raise Img2GeneError(f"models={models!r}: {expected}")
-    names = list(models)
-    raise_problems([f"models: {name!r} is no name; {expected}" for name in names if not isinstance(name, str)])
+    names = several(models)
+    if names is None:
+        raise Img2GeneError(f"models={shown(models)}: {expected}")
+    raise_problems([f"models: {shown(name)} is no name; {expected}" for name in names if not isinstance(name, str)])
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise Img2GeneError(f"models: {listing(twice)} listed more than once; list each once, or give each a label.")
     return {name: {"model": name} for name in names}
 
 
@@ -73,11 +83,10 @@ def _try(label: str, candidate: Mapping[str, Any]) -> None:
         raise Img2GeneError(
             f"models[{label!r}] names no model: expected a dict such as {{'model': 'ridge', 'n_components': 10}}."
         )
+    if not isinstance(candidate["model"], str):
+        raise Img2GeneError(f"models[{label!r}]: {shown(candidate['model'])} is no name of a model.")
     params = {key: value for key, value in candidate.items() if key not in ("model", "encoder")}
     try:
-        registry.create(candidate["model"], **params)
-    # This clause comes first, because the error is a ValueError, and its message already names the culprit.
-    except Img2GeneError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise Img2GeneError(f"models[{label!r}]: {candidate['model']!r} does not take {params}: {error}.") from error
+        create_predictor(candidate["model"], params)
+    except Img2GeneError as error:
+        raise type(error)(str(error) if str(error).startswith("models[") else f"models[{label!r}]: {error}") from error

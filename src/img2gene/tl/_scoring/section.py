@@ -15,7 +15,7 @@ from img2gene.metrics.catalog import ARGUMENTS, CATALOG, METRICS
 from img2gene.metrics.moments import Moments
 from img2gene.metrics.regression import ranks
 from img2gene.models import Model
-from img2gene.tl._scoring.selection import labelled
+from img2gene.tl._scoring.selection import labelled, layer_values
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -78,7 +78,7 @@ class SectionValues:
         kept, truth = labelled(study, model, rows, columns)
 
         def layer(name: str) -> np.ndarray:
-            return np.asarray(table.layers[name][kept][:, columns])
+            return layer_values(study, name, kept, columns)
 
         std, lower, upper = (
             layer(name) if name in table.layers else None for name in (f"{key}_std", f"{key}_lower", f"{key}_upper")

@@ -10,7 +10,9 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError, listing, missing, raise_problems
-from img2gene._study.expression import labels, layer_problems, library_size
+from img2gene._study.expression import labels, layer_problems, measured
+from img2gene._study.matrices import dense, in_memory
+from img2gene._study.predictions import no_shared_genes
 from img2gene._study.study import Study
 from img2gene.models import Model
 
@@ -28,7 +30,7 @@ def choose_sections(study: Study, model: Model, sections: Iterable[str] | None) 
                 "`img2gene.tl.fit(…, validate_on=…)`, or name `sections=` to score in-sample (`allow_leakage=True`)."
             )
         return fresh
-    chosen = [sections] if isinstance(sections, str) else [str(name) for name in sections]
+    chosen = [sections] if isinstance(sections, str) else list(dict.fromkeys(map(str, sections)))
     unknown = [name for name in chosen if name not in present]
     if unknown or not chosen:
         raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(present)}).")
@@ -42,7 +44,7 @@ def measured_sections(study: Study, model: Model, sections: Iterable[str] | None
     empty = [name for name in chosen if name not in known]
     if len(empty) == len(chosen):
         raise Img2GeneError(
-            f"Nothing to score against: no spot of the sections {listing(empty)} has a count (sections with counts: "
+            f"Nothing to score against: no spot of the sections {listing(empty)} has a count on tissue (sections with counts: "
             f"{listing(known)}). Name others with `sections=`, or look at the predictions with `img2gene.pl.prediction`."
         )
     if empty:
@@ -51,11 +53,20 @@ def measured_sections(study: Study, model: Model, sections: Iterable[str] | None
 
 
 def has_label(study: Study, model: Model) -> np.ndarray:
-    """Whether each row has measured expression, bool (n_obs,); spots without a single count have none."""
-    if model.labels["layer"] is None:
-        return library_size(study.table) > 0
-    # A layer is on the user's scale, where a spot of zeros can be measured.
-    return np.ones(study.n_obs, dtype=bool)
+    """Whether each row has measured expression, bool (n_obs,)."""
+    return measured(study.table, model.labels["layer"])
+
+
+def report_unlabelled(study: Study, model: Model, chosen: list[str]) -> None:
+    """Log how many spots of the chosen sections are not scored."""
+    rows = np.isin(study.sections, chosen)
+    left_out = rows & ~has_label(study, model)
+    if left_out.any():
+        logger.info(
+            "left out %d of %d spots without measured expression: no count, or off the tissue (obs['in_tissue'] is 0)",
+            left_out.sum(),
+            rows.sum(),
+        )
 
 
 def check_leakage(study: Study, model: Model, chosen: list[str], allow: bool) -> Callable[[str], object]:
@@ -84,11 +95,18 @@ def check_leakage(study: Study, model: Model, chosen: list[str], allow: bool) ->
 
 def check_scorable(study: Study, model: Model, key: str) -> None:
     """Raise if ``key`` holds no predictions of this model, or the table no expression on the scale of its training."""
-    table = study.table
+    table, separate = study.table, study.sdata.tables.get(key)
+    if table.n_vars and not any(gene in table.var_names for gene in model.genes):
+        raise Img2GeneError(no_shared_genes(model.genes, table.var_names))
     if key not in table.layers:
-        raise MissingKeyError(missing(key, f"{study.name}.layers", table.layers, "Run `img2gene.tl.predict` first."))
+        where = f" (a table `{key}` holds predictions for `img2gene.pl.prediction`)" * (separate is not None)
+        hint = f"Run `img2gene.tl.predict` first{where}."
+        raise MissingKeyError(missing(key, f"{study.name}.layers", table.layers, hint))
     check_predictor(study, model, key)
     raise_problems(layer_problems(table, model.labels["layer"], study.name))
+    values = in_memory(table.layers[key])
+    if values.dtype.kind not in "iuf":
+        raise Img2GeneError(f"`{study.name}.layers['{key}']` holds {values.dtype} values, not predictions.")
 
 
 def measured_genes(study: Study, model: Model) -> list[str]:
@@ -118,7 +136,12 @@ def scored_values(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read measured and predicted expression (n_spots, n_genes) of the ``rows`` that were measured."""
     kept, truth = labelled(study, model, rows, columns)
-    return truth, np.asarray(study.table.layers[key][kept][:, columns])
+    return truth, layer_values(study, key, kept, columns)
+
+
+def layer_values(study: Study, key: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Read rows and columns of a layer as a dense array."""
+    return dense(in_memory(study.table.layers[key])[rows][:, columns])
 
 
 def labelled(study: Study, model: Model, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -130,4 +153,4 @@ def labelled(study: Study, model: Model, rows: np.ndarray, columns: np.ndarray) 
 
 def is_rule(genes: Sequence[object]) -> bool:
     """Whether ``genes`` is a statistic and a number, such as ``("mean", 50)``, rather than names of genes."""
-    return len(genes) == 2 and isinstance(genes[1], int)
+    return len(genes) == 2 and isinstance(genes[1], (int, np.integer))
