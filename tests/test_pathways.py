@@ -85,7 +85,7 @@ def test_mouse_symbols_are_those_of_mice():
 
 
 FAULTS = {
-    "organism": ({"source": "tissue", "organism": "yeast"}, "organism='yeast': choose human, mouse"),
+    "organism": ({"source": "tissue", "organism": "yeast"}, "organism='yeast': expected one of human, mouse"),
     "file": ({"source": "none/such.gmt"}, "No GMT file 'none/such.gmt'.*tissue, hallmark, reactome, go_bp"),
     "columns": (
         {"source": pd.DataFrame({"source": ["a"], "gene": ["b"]})},
@@ -172,7 +172,8 @@ def test_a_library_is_downloaded_once_and_kept(library, tmp_path):
     library.error = ConnectionError("no network")
     assert read_gene_sets("hallmark") == read_gene_sets("MSigDB_Hallmark_2020") == expected
     assert library.downloads == ["MSigDB_Hallmark_2020"]
-    assert [path.name for path in (tmp_path / "gene_sets").iterdir()] == ["MSigDB_Hallmark_2020.gmt"]
+    kept = sorted(path.name for path in (tmp_path / "gene_sets" / "human").iterdir())
+    assert kept == ["MSigDB_Hallmark_2020.gmt", "MSigDB_Hallmark_2020.gmt.sha256"]
 
 
 def test_without_a_connection_the_error_says_what_to_do(library, tmp_path):

@@ -263,7 +263,7 @@ def test_a_grid_finer_than_the_input_or_an_encoder_without_tokens_is_refused(sec
 
 
 def test_what_a_specification_says_of_tokens_is_checked(tiny_encoder):
-    with pytest.raises(Img2GeneError, match="token_width must not be negative"):
+    with pytest.raises(Img2GeneError, match="token_width=-1: expected a whole number, 0 or more"):
         replace(tiny_encoder, token_width=-1)
     with pytest.raises(Img2GeneError, match="the ending `_tokens` names the tokens of another encoder"):
         replace(tiny_encoder, name="tiny_tokens")

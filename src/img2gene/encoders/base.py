@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError
+from img2gene._checks import Arguments, shown
+from img2gene.encoders.checked import checked_output
 
 if TYPE_CHECKING:
     import torch
@@ -82,12 +83,12 @@ def resolve_device(device: str | None) -> str:
 
     from img2gene.settings import settings
 
-    device = device or settings.device
-    if device != "auto":
-        try:
-            return str(torch.device(device))
-        except RuntimeError as error:
-            raise Img2GeneError(f"device={device!r}: {error}") from error
+    device = settings.device if device is None else device
+    if not (isinstance(device, str) and device == "auto"):
+        check = Arguments()
+        device = check.device("device", device, optional=False)
+        check.raise_all()
+        return str(device)
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -100,11 +101,22 @@ def resolve_amp(amp: bool | str | None, device: str) -> bool:
     from img2gene.settings import settings
 
     amp = settings.amp if amp is None else amp
-    if amp not in (True, False, "auto"):
-        raise Img2GeneError(f"amp={amp!r}: choose True, False or 'auto'.")
+    check = Arguments()
+    amp = checked_amp(check, amp)
+    check.raise_all()
     # Not on CPUs: some of them are faster in bfloat16 than in torch's float32, but onnxruntime in float32 is faster than
     # both, and more exact (benchmarks/encoder_speed.py).
     return device.startswith("cuda") and torch.cuda.is_bf16_supported() if amp == "auto" else bool(amp)
+
+
+def checked_amp(check: Arguments, amp: Any) -> Any:
+    """Check the precision: True, False, ``"auto"``, or None for the precision of the settings."""
+    if amp is None or (isinstance(amp, str) and amp == "auto"):
+        return amp
+    if isinstance(amp, bool | np.bool_):
+        return bool(amp)
+    check.messages.append(f"amp={shown(amp)}: choose True, False or 'auto'.")
+    return amp
 
 
 class TorchEncoder:
@@ -123,6 +135,8 @@ class TorchEncoder:
         Torch device, as in :func:`resolve_device`.
     amp
         Whether to compute in bfloat16, as in :func:`resolve_amp`. Features are float32 in both cases.
+    name
+        Name of the encoder in error messages.
     """
 
     def __init__(
@@ -134,9 +148,11 @@ class TorchEncoder:
         *,
         device: str | None = None,
         amp: bool | str | None = None,
+        name: str = "of torch",
     ) -> None:
         import torch
 
+        self.name = name
         self.width, self.mean, self.std = width, mean, std
         self.device = resolve_device(device)
         self.amp = resolve_amp(amp, self.device)
@@ -147,13 +163,17 @@ class TorchEncoder:
     def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
         """Compute features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
         with self._inference():
-            return _array(self.network(self._images(patches, side)))
+            features = _array(self.network(self._images(patches, side)))
+        return checked_output(features, (len(patches), self.width), self.name, "features")
 
     def tokens(self, patches: np.ndarray, side: int | None, grid: int) -> tuple[np.ndarray, np.ndarray]:
         """Compute features and, in the same pass, tokens float32 (n, grid², token_width)."""
         with self._inference():
-            features, tokens = self.network.with_tokens(self._images(patches, side), grid)
-            return _array(features), _array(tokens)
+            features, tokens = map(_array, self.network.with_tokens(self._images(patches, side), grid))
+        return (
+            checked_output(features, (len(patches), self.width), self.name, "features"),
+            checked_output(tokens, (len(patches), grid**2, tokens.shape[-1]), self.name, "tokens"),
+        )
 
     def _images(self, patches: np.ndarray, side: int | None) -> torch.Tensor:
         return normalise(resize(patches, side or patches.shape[1]).to(self.device), self.mean, self.std)

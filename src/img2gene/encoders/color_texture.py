@@ -46,7 +46,7 @@ class ColorTextureEncoder:
         resized = _resized(patches, side)
         spans = cells(resized.shape[1], grid)
         tokens = [_each([patch[y0:y1, x0:x1] for y0, y1 in spans for x0, x1 in spans]) for patch in resized]
-        return _each(resized), np.stack(tokens)
+        return _each(resized), np.array(tokens, dtype=np.float32).reshape(-1, grid**2, WIDTH)
 
 
 def _resized(patches: np.ndarray, side: int | None) -> np.ndarray:
@@ -54,7 +54,7 @@ def _resized(patches: np.ndarray, side: int | None) -> np.ndarray:
 
 
 def _each(patches: Iterable[np.ndarray]) -> np.ndarray:
-    return np.stack([_features(patch) for patch in patches]).astype(np.float32)
+    return np.array([_features(patch) for patch in patches], dtype=np.float32).reshape(-1, WIDTH)
 
 
 def _features(patch: np.ndarray) -> np.ndarray:

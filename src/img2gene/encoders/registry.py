@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
+import logging
+import threading
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
 
-from img2gene._errors import Img2GeneError, MissingKeyError, missing
-from img2gene.encoders.spec import EncoderSpec
+from img2gene._checks import Arguments, shown
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene.encoders.base import checked_amp
+from img2gene.encoders.checked import CheckedEncoder
+from img2gene.encoders.spec import HUB, EncoderSpec, split_hub
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from img2gene.encoders.base import Encoder
+
+logger = logging.getLogger(__name__)
 
 DEFAULT = "efficientnet-lite0"
 # Each of these modules has a tuple `SPECS`. A new encoder needs its own module and one line here.
@@ -40,7 +48,7 @@ def register(spec: EncoderSpec) -> None:
     Raises
     ------
     Img2GeneError
-        A different encoder has this name.
+        ``spec`` is no :class:`EncoderSpec`, or a different encoder has its name.
 
     Examples
     --------
@@ -51,6 +59,8 @@ def register(spec: EncoderSpec) -> None:
     >>> "my-texture" in ig.encoders.list().index
     True
     """
+    if not isinstance(spec, EncoderSpec):
+        raise Img2GeneError(f"spec={shown(spec)}: expected an `img2gene.encoders.EncoderSpec`.")
     if _REGISTRY.get(spec.name, spec) != spec or spec.name in _ALIASES:
         raise Img2GeneError(f"An encoder named `{spec.name}` is registered already; choose another name.")
     _REGISTRY[spec.name] = spec
@@ -62,12 +72,15 @@ def get(name: str) -> EncoderSpec:
     Parameters
     ----------
     name
-        Registered name, or ``"default"``.
+        Registered name, or ``"default"``. ``"hf-hub:owner/name@<commit>"`` returns the registered encoder whose weights
+        come from this hub repository, with the weights of another commit.
 
     Raises
     ------
     MissingKeyError
         No encoder has this name. The message lists the registered names.
+    Img2GeneError
+        ``name`` is no string, or names no whole commit.
 
     Examples
     --------
@@ -75,11 +88,33 @@ def get(name: str) -> EncoderSpec:
     >>> ig.encoders.get("default").licence
     'Apache-2.0'
     """
+    check = Arguments()
+    name = check.text("name", name)
+    check.raise_all()
     _load_all()
+    if name.startswith(HUB):
+        return _from_hub(name)
     key = _ALIASES.get(name, name)
     if key not in _REGISTRY:
-        raise MissingKeyError(missing(name, "img2gene.encoders", _REGISTRY, "See `img2gene.encoders.list()`."))
+        raise MissingKeyError(missing(_short(name), "img2gene.encoders", _REGISTRY, "See `img2gene.encoders.list()`."))
     return _REGISTRY[key]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 100 else f"{name[:99]}…"
+
+
+def _from_hub(name: str) -> EncoderSpec:
+    """Return the registered encoder that loads from a hub repository, at the commit that ``name`` gives."""
+    source, commit = split_hub(name)
+    known = {spec.source.casefold(): spec for spec in reversed(_REGISTRY.values()) if spec.source.startswith(HUB)}
+    spec = known.get(source.casefold())
+    if spec is None:
+        raise MissingKeyError(
+            f"No encoder loads from {_short(source)!r} (available: {listing(spec.source for spec in known.values())}). "
+            "Register an `img2gene.encoders.EncoderSpec` for it."
+        )
+    return dataclasses.replace(spec, source=f"{spec.source}@{commit}") if commit else spec
 
 
 def load(name: str, *, device: str | None = None, amp: bool | str | None = None, backend: str = "auto") -> Encoder:
@@ -88,7 +123,7 @@ def load(name: str, *, device: str | None = None, amp: bool | str | None = None,
     Parameters
     ----------
     name
-        Registered name.
+        Registered name, or ``"hf-hub:owner/name@<commit>"`` as in :func:`get`.
     device
         Torch device. None takes ``img2gene.settings.device``.
     amp
@@ -100,14 +135,16 @@ def load(name: str, *, device: str | None = None, amp: bool | str | None = None,
 
     Returns
     -------
-    Encoder: a callable from uint8 (n, side, side, 3) arrays to float32 (n, width) features.
+    Encoder: a callable from uint8 (n, side, side, 3) arrays to float32 (n, width) features. Each call checks the
+    features: an error names the encoder if they have another shape, or are NaN or infinite.
 
     Raises
     ------
     MissingKeyError
         No encoder has this name.
     Img2GeneError
-        ``backend``, ``device`` or ``amp`` is not known, a package is missing, or the weights cannot be loaded.
+        ``backend``, ``device`` or ``amp`` is not known, a package is missing, or the weights are damaged or cannot be
+        loaded.
 
     Examples
     --------
@@ -117,10 +154,32 @@ def load(name: str, *, device: str | None = None, amp: bool | str | None = None,
     >>> encoder(np.full((2, 32, 32, 3), 200, dtype=np.uint8)).shape[0]
     2
     """
-    if backend not in ("auto", "torch", "onnx"):
-        raise Img2GeneError(f"backend={backend!r}: choose 'auto', 'torch' or 'onnx'.")
-    spec = get(name)
-    return spec.build(spec, device=device, amp=amp, backend=backend)
+    check = Arguments()
+    backend = check.choice("backend", backend, ("auto", "torch", "onnx"))
+    if not (isinstance(device, str) and device == "auto"):
+        device = check.device("device", device)
+    amp = checked_amp(check, amp)
+    with check.collect():
+        spec = get(name)
+    check.raise_all()
+    encoder = build(spec, device=device, amp=amp, backend=backend)
+    return CheckedEncoder(encoder, spec.name, spec.width, spec.token_width)
+
+
+def build(spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str) -> Any:
+    """Call the ``build`` function of an encoder; an error names the encoder."""
+    try:
+        encoder = spec.build(spec, device=device, amp=amp, backend=backend)
+    except (Img2GeneError, MemoryError):
+        raise
+    except Exception as error:
+        raise Img2GeneError(f"Encoder `{spec.name}` could not be loaded: {type(error).__name__}: {error}") from error
+    if not callable(encoder):
+        raise Img2GeneError(f"Encoder `{spec.name}`: its `build` returned {shown(encoder)}, expected a callable.")
+    width = getattr(encoder, "width", spec.width)
+    if width != spec.width:
+        raise Img2GeneError(f"Encoder `{spec.name}` has width {shown(width)}, its specification {spec.width}.")
+    return encoder
 
 
 def list() -> pd.DataFrame:
@@ -142,17 +201,38 @@ def list() -> pd.DataFrame:
 
 # A list, not a variable: functions can fill it without `global`. `list` itself is the function above.
 _loaded: builtins.list[bool] = []
+# Reentrant: a plugin may look up another encoder while it is loaded.
+_lock = threading.RLock()
 
 
 def _load_all() -> None:
     """Register the built-in encoders and the encoders of installed packages, once."""
-    if _loaded:
-        return
-    # Set before the modules are imported: an entry point may look up another encoder while it loads.
-    _loaded.append(True)
-    for module in _BUILT_IN:
-        for spec in import_module(module).SPECS:
-            register(spec)
-    for entry in entry_points(group="img2gene.encoders"):
+    with _lock:
+        if _loaded:
+            return
+        _loaded.append(True)
+        try:
+            for module in _BUILT_IN:
+                for spec in import_module(module).SPECS:
+                    register(spec)
+        except BaseException:
+            # An interrupted import must not leave half of the encoders for the rest of the session.
+            _loaded.clear()
+            raise
+        for entry in entry_points(group="img2gene.encoders"):
+            _load_plugin(entry)
+
+
+def _load_plugin(entry: EntryPoint) -> None:
+    """Register the encoder of an installed package; a broken one is named in a warning and left out."""
+    try:
         loaded = entry.load()
         register(loaded if isinstance(loaded, EncoderSpec) else loaded())
+    # A module can call `sys.exit` while it is imported.
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        logger.warning(
+            "the encoder %r of an installed package is left out, as it could not be loaded: %s: %s",
+            entry.name,
+            type(error).__name__,
+            error,
+        )

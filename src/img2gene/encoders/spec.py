@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError
 
 if TYPE_CHECKING:
     from img2gene.encoders.base import Encoder
+
+HUB = "hf-hub:"
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,11 @@ class EncoderSpec:
     gated
         Whether the weights need an account and an accepted agreement.
     source
-        Package or hub repository of the weights.
+        Package or hub repository of the weights. ``"hf-hub:owner/name@<commit>"`` names a repository and a commit; the
+        commit then becomes the ``revision``.
     revision
-        Version of the weights. Trained models store it and refuse features of another revision.
+        Version of the weights, for hub repositories a commit of 40 hexadecimal digits. Trained models store it and
+        refuse features of another revision.
     build
         Function that loads the encoder, called as ``build(spec, device=…, amp=…, backend=…)``.
     token_width
@@ -71,11 +78,65 @@ class EncoderSpec:
     def __post_init__(self) -> None:
         from img2gene import _schema
 
+        check = Arguments()
+        check.text("name", self.name)
+        check.raise_all()
         # The name becomes part of a key in `obsm`, which spatialdata has to be able to store.
         _schema.check_name(self.name, "encoder")
-        if self.width < 1 or self.input_px < 1 or self.token_width < 0:
-            raise Img2GeneError(
-                f"Encoder `{self.name}`: width and input_px must be positive, token_width must not be negative."
-            )
+        values = self._converted(check)
         if self.name.endswith("_tokens"):
-            raise Img2GeneError(f"Encoder `{self.name}`: the ending `_tokens` names the tokens of another encoder.")
+            check.messages.append("the ending `_tokens` names the tokens of another encoder.")
+        check.messages = [f"Encoder `{self.name}`: {message}" for message in check.messages]
+        check.raise_all()
+        for name, value in values.items():
+            # The only way to set a field of a frozen dataclass.
+            object.__setattr__(self, name, value)
+
+    def _converted(self, check: Arguments) -> dict[str, Any]:
+        """Convert and check all fields but the name."""
+        source, revision = self.source, self.revision
+        if isinstance(source, str) and source.startswith(HUB) and "@" in source:
+            with check.collect():
+                source, revision = split_hub(source)
+        if not callable(self.build):
+            check.messages.append(f"build={shown(self.build)}: expected a function that loads the encoder.")
+        for name, value in (("source", source), ("revision", revision), ("licence", self.licence)):
+            if not isinstance(value, str):
+                check.messages.append(f"{name}={shown(value)}: expected a string.")
+        stage = check.names("last_stage", self.last_stage, empty=True)
+        return {
+            "source": source,
+            "revision": revision,
+            "width": check.whole("width", self.width, 1),
+            "input_px": check.whole("input_px", self.input_px, 1),
+            "token_width": check.whole("token_width", self.token_width, 0),
+            "any_size": check.flag("any_size", self.any_size),
+            "gated": check.flag("gated", self.gated),
+            "mpp": check.number("mpp", self.mpp, optional=True),
+            "mean": _channels(check, "mean", self.mean),
+            "std": _channels(check, "std", self.std),
+            "last_stage": tuple(stage) if isinstance(stage, list) else stage,
+        }
+
+
+def is_commit(revision: str) -> bool:
+    """Return whether a revision is a whole commit: branches, tags and short hashes can come to mean other weights."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
+def split_hub(source: str) -> tuple[str, str]:
+    """Split ``hf-hub:owner/name@commit`` into source and commit; the commit is empty if none is named."""
+    repository, _, commit = source.partition("@")
+    if "@" in source and not is_commit(commit):
+        raise Img2GeneError(
+            f"{shown(source)} names no commit: expected 40 hexadecimal digits after the `@`. The commits are listed on "
+            f"https://huggingface.co/{repository.removeprefix(HUB)}/commits/main."
+        )
+    return repository, commit
+
+
+def _channels(check: Arguments, name: str, values: Any) -> Any:
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
+        check.messages.append(f"{name}={shown(values)}: expected three numbers, for red, green and blue.")
+        return values
+    return tuple(check.number(f"{name}[{place}]", value) for place, value in enumerate(values))

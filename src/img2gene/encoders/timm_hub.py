@@ -10,7 +10,7 @@ from torch import nn
 
 from img2gene._errors import Img2GeneError
 from img2gene.encoders.base import TorchEncoder
-from img2gene.encoders.spec import EncoderSpec
+from img2gene.encoders.spec import HUB, EncoderSpec, is_commit
 from img2gene.encoders.tokens import pool_tokens
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # As in the models' own instructions on the hub; without `init_values` their layer scales would not be created.
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "uni": {"init_values": 1e-5, "dynamic_img_size": True},
-    "h-optimus-0": {"init_values": 1e-5, "dynamic_img_size": False},
+    "hf-hub:MahmoodLab/UNI": {"init_values": 1e-5, "dynamic_img_size": True},
+    "hf-hub:bioptimus/H-optimus-0": {"init_values": 1e-5, "dynamic_img_size": False},
 }
 
 
@@ -52,7 +52,13 @@ class TimmNetwork(nn.Module):
 def build(
     spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str, pretrained: bool = True
 ) -> Encoder:
-    """Create the timm model without its classifier, and load its weights if ``pretrained``."""
+    """Create the timm model without its classifier, and load the weights of the spec's commit if ``pretrained``."""
+    if pretrained and not is_commit(spec.revision):
+        raise Img2GeneError(
+            f"Encoder `{spec.name}` names the revision {spec.revision!r} of {spec.source}, which can come to mean other "
+            "weights. Name a commit of 40 hexadecimal digits as `revision`; the commits are listed on "
+            f"https://huggingface.co/{spec.source.removeprefix(HUB)}/commits/main."
+        )
     if backend == "onnx":
         raise Img2GeneError(f'Encoder `{spec.name}` runs in torch; pass `backend="torch"`.')
     try:
@@ -65,17 +71,18 @@ def build(
         ) from error
     try:
         network = timm.create_model(
-            spec.source if pretrained else spec.source.split("/")[-1].split(".")[0],
+            f"{spec.source}@{spec.revision}" if pretrained else spec.source.split("/")[-1].split(".")[0],
             pretrained=pretrained,
             num_classes=0,
-            **_OPTIONS.get(spec.name, {}),
+            **_OPTIONS.get(spec.source, {}),
         )
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
+        # The hub's client, safetensors and torch have no error in common.
         login = " It is gated: accept its terms on the hub and run `hf auth login`." if spec.gated else ""
         raise Img2GeneError(
-            f"The weights of `{spec.name}` ({spec.source}) could not be loaded: {error}.{login}"
+            f"The weights of `{spec.name}` ({spec.source}, commit {spec.revision}) could not be loaded: {error}.{login}"
         ) from error
-    return TorchEncoder(TimmNetwork(network), spec.width, spec.mean, spec.std, device=device, amp=amp)
+    return TorchEncoder(TimmNetwork(network), spec.width, spec.mean, spec.std, device=device, amp=amp, name=spec.name)
 
 
 def _last_block(n_blocks: int) -> tuple[str, ...]:
@@ -83,7 +90,7 @@ def _last_block(n_blocks: int) -> tuple[str, ...]:
     return f"network.blocks.{n_blocks - 1}", "network.norm"
 
 
-def _spec(name: str, width: int, source: str, licence: str, **changes: Any) -> EncoderSpec:
+def _spec(name: str, width: int, source: str, revision: str, licence: str, **changes: Any) -> EncoderSpec:
     values: dict[str, Any] = {
         "input_px": 224,
         "any_size": False,
@@ -91,11 +98,12 @@ def _spec(name: str, width: int, source: str, licence: str, **changes: Any) -> E
         "mean": _IMAGENET[0],
         "std": _IMAGENET[1],
         "gated": True,
-        "revision": "main",
         "build": build,
         "token_width": width,
     }
-    return EncoderSpec(name=name, width=width, source=source, licence=licence, **{**values, **changes})
+    return EncoderSpec(
+        name=name, width=width, source=source, revision=revision, licence=licence, **{**values, **changes}
+    )
 
 
 SPECS = (
@@ -103,17 +111,27 @@ SPECS = (
         "resnet50",
         2048,
         "hf-hub:timm/resnet50.a1_in1k",
+        "767268603ca0cb0bfe326fa87277f19c419566ef",
         "Apache-2.0",
         any_size=True,
         mpp=None,
         gated=False,
         last_stage=("network.layer4",),
     ),
-    _spec("uni", 1024, "hf-hub:MahmoodLab/UNI", "CC-BY-NC-ND-4.0", any_size=True, last_stage=_last_block(24)),
+    _spec(
+        "uni",
+        1024,
+        "hf-hub:MahmoodLab/UNI",
+        "b55a5ec6cade1a39edfe6534189a9b8ca7a022f0",
+        "CC-BY-NC-ND-4.0",
+        any_size=True,
+        last_stage=_last_block(24),
+    ),
     _spec(
         "h-optimus-0",
         1536,
         "hf-hub:bioptimus/H-optimus-0",
+        "b145cc1e6c6b30d3251aa8b1f844e6974188a743",
         "Apache-2.0",
         mean=(0.707223, 0.578729, 0.703617),
         std=(0.211883, 0.230117, 0.177517),

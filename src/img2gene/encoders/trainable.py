@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 
 def load_trainable(spec: EncoderSpec, *, device: str | None = None, amp: bool | str | None = None) -> TorchEncoder:
     """Load a copy of the encoder in torch that can be trained; raise if the encoder cannot be fine-tuned."""
-    from img2gene import encoders
     from img2gene.encoders.base import TorchEncoder
+    from img2gene.encoders.registry import build
 
     check_trainable(spec)
-    encoder = encoders.load(spec.name, device=device, amp=amp, backend="torch")
+    encoder = build(spec, device=device, amp=amp, backend="torch")
     if not isinstance(encoder, TorchEncoder):
         raise Img2GeneError(
             f'Encoder `{spec.name}` declares a last stage, but with `backend="torch"` it is a '
             f"{type(encoder).__name__}, not an `img2gene.encoders.base.TorchEncoder`."
         )
     # A package may return the same object at each call, and training must not change that object.
-    return copy.deepcopy(encoder)
+    encoder = copy.deepcopy(encoder)
+    encoder.name = spec.name
+    return encoder
 
 
 def check_trainable(spec: EncoderSpec) -> None:
@@ -62,6 +64,11 @@ def set_weights(network: torch.nn.Module, weights: dict[str, np.ndarray], name: 
         f"{value.shape}."
         for key, value in weights.items()
         if key in parameters and tuple(parameters[key].shape) != value.shape
+    ]
+    problems += [
+        f"Weight `{key}` of encoder `{name}` is not numeric, or has NaN or infinite values."
+        for key, value in weights.items()
+        if value.dtype.kind != "f" or not np.isfinite(value).all()
     ]
     raise_problems(problems)
     with torch.no_grad():

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import os
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, raise_problems
+from img2gene.pathways.gmt import read_gmt
 from img2gene.pathways.libraries import ALIASES, read_library
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def read_gene_sets(
         - a network as decoupler uses it: a data frame with the columns ``source`` (set) and ``target`` (gene);
         - ``"tissue"``: 32 tissue programmes and cell types in the package, human and mouse;
         - ``"hallmark"``, ``"reactome"``, ``"go_bp"``, or any library of Enrichr: downloaded once through gseapy and
-          kept in ``img2gene.settings.cache_dir``.
+          kept in ``img2gene.settings.cache_dir``, by organism. The SHA-256 digest of the first download is kept beside
+          it: a damaged copy is downloaded again, and a later download with another digest is refused.
     organism
         ``"human"`` or ``"mouse"``; decides which symbols a named collection has. Libraries of Enrichr have human
         symbols for both: :func:`img2gene.pathways.match_gene_sets` compares them regardless of case where it must.
@@ -52,7 +53,8 @@ def read_gene_sets(
     MissingKeyError
         No collection of that name, or no such file.
     Img2GeneError
-        No gene sets, no connection for a download, or an unknown organism.
+        No gene sets, a file that is no GMT file, a download that fails or is not the recorded one, or an unknown
+        organism.
 
     References
     ----------
@@ -65,17 +67,22 @@ def read_gene_sets(
     >>> read_gene_sets("tissue", organism="mouse")["antigen presentation, class II"][:3]
     ['H2-Aa', 'H2-Eb1', 'H2-Ab1']
     """
-    if organism not in ORGANISMS:
-        raise Img2GeneError(f"organism={organism!r}: choose {listing(ORGANISMS)}.")
-    if isinstance(source, Mapping):
-        return _checked(source)
-    if hasattr(source, "columns"):
-        return _checked(_from_network(source))
-    if not isinstance(source, (str, Path)):
-        raise Img2GeneError(
+    import pandas as pd
+
+    check = Arguments()
+    organism = check.choice("organism", organism, ORGANISMS)
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and os.sep in source):
+        source = check.path("source", source)
+    elif not isinstance(source, Mapping | pd.DataFrame) and not (isinstance(source, str) and source):
+        check.messages.append(
             f"Gene sets cannot be read from {type(source).__name__}: pass a dict, a GMT path, a data frame with `source` "
             f"and `target`, or a name ({listing([*PACKAGED, *ALIASES])})."
         )
+    check.raise_all()
+    if isinstance(source, Mapping):
+        return checked_sets(source)
+    if isinstance(source, pd.DataFrame):
+        return checked_sets(_from_network(source))
     return _from_name(source, organism)
 
 
@@ -83,38 +90,17 @@ def _from_name(source: str | Path, organism: str) -> dict[str, list[str]]:
     name = str(source)
     if name in PACKAGED:
         return _packaged(name, organism)
-    if name.endswith(_GMT) or isinstance(source, Path) or os.sep in name:
-        return _checked(_read_gmt(Path(name)))
-    return _checked(read_library(name, organism, packaged=PACKAGED))
+    if isinstance(source, Path) or name.lower().endswith(_GMT):
+        check = Arguments()
+        path = check.path("source", source)
+        check.raise_all()
+        return checked_sets(read_gmt(path, f"{listing([*PACKAGED, *ALIASES])} and libraries of Enrichr"))
+    return checked_sets(read_library(name, organism, packaged=PACKAGED))
 
 
 def _packaged(name: str, organism: str) -> dict[str, list[str]]:
     text = files("img2gene.pathways").joinpath(f"{name}.json").read_text(encoding="utf-8")
     return {title: entry[organism].split() for title, entry in json.loads(text)["programmes"].items()}
-
-
-def _read_gmt(path: Path) -> dict[str, list[str]]:
-    if not path.is_file():
-        raise MissingKeyError(
-            f"No GMT file {str(path)!r}. Named collections are {listing([*PACKAGED, *ALIASES])} and libraries of Enrichr."
-        )
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        # Some editors put a byte order mark before the first name.
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            rows = [line.rstrip("\n\r").split("\t") for line in file if line.strip()]
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise Img2GeneError(f"{str(path)!r} cannot be read as a GMT file, text in UTF-8: {error}.") from error
-    short = [str(row[0]) for row in rows if len(row) < 3]
-    if short:
-        raise Img2GeneError(
-            f"{str(path)!r} is no GMT file: expected name, description and genes separated by tabs; {len(short)} lines "
-            f"have fewer than three parts ({listing(short, 3)})."
-        )
-    twice = [name for name, n in Counter(row[0] for row in rows).items() if n > 1]
-    if twice:
-        raise Img2GeneError(f"{str(path)!r} names gene sets more than once: {listing(twice)}. Rename or merge them.")
-    return {row[0]: row[2:] for row in rows}
 
 
 def _from_network(network: pd.DataFrame) -> dict[str, list[str]]:
@@ -124,6 +110,8 @@ def _from_network(network: pd.DataFrame) -> dict[str, list[str]]:
             f"A network of gene sets needs the columns source and target; {listing(absent)} not found (available: "
             f"{listing(network.columns)})."
         )
+    if list(network.columns).count("source") + list(network.columns).count("target") > 2:
+        raise Img2GeneError("A network of gene sets has one column source and one column target; rename the others.")
     known = network.dropna(subset=["source", "target"])
     if len(known) < len(network):
         logger.warning("left out %d rows of the network without a source or a target", len(network) - len(known))
@@ -131,17 +119,29 @@ def _from_network(network: pd.DataFrame) -> dict[str, list[str]]:
     return {str(name): [str(gene) for gene in targets] for name, targets in parts}
 
 
-def _checked(sets: Mapping[str, list[str]]) -> dict[str, list[str]]:
+def checked_sets(sets: Mapping[Any, Iterable[str]]) -> dict[str, list[str]]:
     """Drop repeated and empty genes; raise one error for everything that is not a list of names."""
-    wrong = [name for name, genes in sets.items() if isinstance(genes, str) or not _are_names(genes)]
+    lists = {name: _names(genes) for name, genes in sets.items()}
+    wrong = [name if isinstance(name, str) else shown(name) for name, genes in lists.items() if genes is None]
     problems = [f"Gene sets {listing(wrong)} are not lists of gene names."] if wrong else []
-    problems += ["The collection has no gene sets."] if not sets else []
+    problems += ["The collection has no gene sets."] if not lists else []
+    titles = [str(name) for name in lists]
+    if len(set(titles)) < len(titles) or "" in titles:
+        problems.append(f"Gene sets need different names that are not empty, got {listing(titles, 20)}.")
     raise_problems(problems)
-    return {str(name): list(dict.fromkeys(gene for gene in genes if gene)) for name, genes in sets.items()}
+    return {
+        title: list(dict.fromkeys(gene for gene in genes or () if gene))
+        for title, genes in zip(titles, lists.values(), strict=True)
+    }
 
 
-def _are_names(genes: object) -> bool:
+def _names(genes: Any) -> list[str] | None:
+    """Return gene names as a list; None for anything else."""
+    if isinstance(genes, str | bytes) or not isinstance(genes, Iterable):
+        return None
     try:
-        return all(isinstance(gene, str) for gene in genes)  # type: ignore[attr-defined]
+        names = list(genes)
     except TypeError:
-        return False
+        # Arrays without dimensions claim to be iterable.
+        return None
+    return names if all(isinstance(gene, str) for gene in names) else None

