@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from img2gene._checks import Arguments
+from img2gene._errors import listing
 from img2gene._study.patches import stream_patches
 from img2gene._study.study import Study
 from img2gene.settings import settings
@@ -22,6 +24,14 @@ VIEWS = {
     4: _TURNS,
     8: [*_TURNS, *((True, turns) for _, turns in _TURNS)],
 }
+
+
+def checked_orientations(check: Arguments, orientations: Any) -> Any:
+    """Check the number of orientations that features are averaged over."""
+    number = check.whole("orientations", orientations, 1, max(VIEWS))
+    if isinstance(number, int) and not isinstance(number, bool) and number not in VIEWS and 1 <= number <= max(VIEWS):
+        check.messages.append(f"orientations={number}: choose {listing(VIEWS)}.")
+    return number
 
 
 def input_side(spec: EncoderSpec, patches: dict[str, Any]) -> int:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _MAX_ANISOTROPY = 0.02
+# Windows have whole pixels, so a smaller shift changes no patch noticeably.
+MAX_SHIFT_PX = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Geometry:
         Median spot diameter (side of a square, equivalent diameter of a polygon) in image pixels; NaN for points.
     units_per_px
         Units of the region's own coordinates per image pixel.
+    matrix
+        float (3, 3) map from the region's own (x, y) to columns and rows of the image.
     """
 
     region: str
@@ -47,6 +51,7 @@ class Geometry:
     centers: np.ndarray
     spot_px: float
     units_per_px: float
+    matrix: np.ndarray
 
 
 def locate(study: Study, images: str | Mapping[str, str] | None = None) -> list[Geometry]:
@@ -54,21 +59,22 @@ def locate(study: Study, images: str | Mapping[str, str] | None = None) -> list[
     geometries, problems = [], Problems()
     for region, rows in study.regions.items():
         with problems.collect():
-            geometries.append(_locate_region(study, region, rows, images))
+            geometries.append(locate_region(study, region, rows, images))
     problems.raise_all()
     return geometries
 
 
-def _locate_region(study: Study, region: str, rows: np.ndarray, images: str | Mapping[str, str] | None) -> Geometry:
+def locate_region(study: Study, region: str, rows: np.ndarray, images: str | Mapping[str, str] | None) -> Geometry:
+    """Locate the spots of one region, which are in ``rows`` of the table."""
     sdata = study.sdata
     if region not in sdata:
         raise MissingKeyError(missing(region, "sdata", [*sdata.shapes, *sdata.labels], "The table names this region."))
     image_key = choose_image(study, region, images)
     xy, diameter = _instances(study, region, rows)
-    matrix = _matrix(sdata, region, image_key)
-    scale = _isotropic_scale(matrix, region, image_key)
+    matrix = region_matrix(sdata, region, image_key)
+    scale = isotropic_scale(matrix, region, image_key)
     xy = xy @ matrix[:2, :2].T + matrix[:2, 2]
-    return Geometry(region, image_key, rows, xy[:, ::-1].copy(), diameter * scale, 1 / scale)
+    return Geometry(region, image_key, rows, xy[:, ::-1].copy(), diameter * scale, 1 / scale, matrix)
 
 
 def choose_image(study: Study, region: str, images: str | Mapping[str, str] | None = None) -> str:
@@ -125,22 +131,37 @@ def _largest_aligned(study: Study, region: str) -> str:
 
 def _instances(study: Study, region: str, rows: np.ndarray) -> tuple[np.ndarray, float]:
     """Return centres (x, y) in the element's own coordinates in the order of ``rows``, and the median diameter."""
-    table = study.table
-    instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()[rows]
+    obs, key = study.table.obs, study.table.uns["spatialdata_attrs"].get("instance_key")
+    if key not in obs:
+        raise MissingKeyError(missing(key, f"{study.name}.obs", obs.columns, "It names the instance of each row."))
     centers, diameter = _centers(study.sdata, region)
     # pandas refuses duplicates, too, but its error does not name the region.
-    place = centers.index.get_indexer(instances) if centers.index.is_unique else None
-    if place is None:
+    if not centers.index.is_unique:
         raise Img2GeneError(f"`{region}` has duplicate instance names; its index must be unique.")
+    instances = obs[key].to_numpy()[rows]
+    place = centers.index.get_indexer(instances)
     if (place < 0).any():
-        raise Img2GeneError(
-            f"{int((place < 0).sum())} rows of the table name an instance that `{region}` does not have "
-            f"({listing(instances[place < 0], 5)}; it has {listing(centers.index, 5)})."
-        )
+        raise Img2GeneError(_unknown_instances(study, region, key, instances[place < 0], centers.index))
     xy = centers.to_numpy(dtype=float)[place]
     if not np.isfinite(xy).all():
         raise Img2GeneError(f"`{region}` has {int((~np.isfinite(xy)).any(axis=1).sum())} spots without a position.")
     return xy, diameter
+
+
+def _unknown_instances(study: Study, region: str, key: str, unknown: np.ndarray, known: pd.Index) -> str:
+    """Say which instances the region lacks; names that are equal as text differ in their type only."""
+    text = (
+        f"{len(unknown)} rows of the table name an instance that `{region}` does not have "
+        f"({listing(unknown, 5)}; it has {listing(known, 5)})."
+    )
+    if not set(map(str, unknown)) & set(map(str, known)):
+        return text
+    names = [type(values[0]).__name__ for values in (unknown, known)]
+    kind = known.dtype if pd.api.types.is_numeric_dtype(known.dtype) else "str"
+    return (
+        f"{text} The types differ: the table has {names[0]}, `{region}` has {names[1]} (dtype {known.dtype}). Convert "
+        f"the column: `{study.name}.obs['{key}'] = {study.name}.obs['{key}'].astype('{kind}')`."
+    )
 
 
 def _centers(sdata: SpatialData, region: str) -> tuple[pd.DataFrame, float]:
@@ -151,7 +172,7 @@ def _centers(sdata: SpatialData, region: str) -> tuple[pd.DataFrame, float]:
         frame = pd.DataFrame({"x": points.x, "y": points.y}, index=shapes.index)
         if "radius" in shapes:
             return frame, float(2 * np.median(shapes["radius"]))
-        return frame, float(_equivalent_diameter(shapes.geometry))
+        return frame, float(equivalent_diameter(shapes.geometry))
     from spatialdata import get_centroids
     from spatialdata.transformations import get_transformation
 
@@ -163,7 +184,7 @@ def _centers(sdata: SpatialData, region: str) -> tuple[pd.DataFrame, float]:
     return pd.DataFrame(xy, columns=["x", "y"], index=centroids.index), float("nan")
 
 
-def _equivalent_diameter(geometry: Any) -> float:
+def equivalent_diameter(geometry: Any) -> float:
     """Return the side of squares, else the diameter of the circle with the median area."""
     area = float(np.median(geometry.area))
     bounds = geometry.bounds
@@ -172,7 +193,7 @@ def _equivalent_diameter(geometry: Any) -> float:
     return float(np.sqrt(area)) if np.isclose(area, box, rtol=1e-3) else float(2 * np.sqrt(area / np.pi))
 
 
-def _matrix(sdata: SpatialData, region: str, image_key: str) -> np.ndarray:
+def region_matrix(sdata: SpatialData, region: str, image_key: str) -> np.ndarray:
     """Return the 3 × 3 matrix from the region's own (x, y) to the image's pixels."""
     from spatialdata.transformations import get_transformation
 
@@ -185,19 +206,38 @@ def _matrix(sdata: SpatialData, region: str, image_key: str) -> np.ndarray:
             "Register them with `spatialdata.transformations.set_transformation`."
         )
     axes = ("x", "y")
-    maps = [
-        np.linalg.inv(from_image[name].to_affine_matrix(axes, axes)) @ from_region[name].to_affine_matrix(axes, axes)
-        for name in shared
-    ]
-    if any(not np.allclose(maps[0], other, rtol=1e-3, atol=1) for other in maps[1:]):
+    try:
+        maps = [
+            np.linalg.inv(from_image[name].to_affine_matrix(axes, axes))
+            @ from_region[name].to_affine_matrix(axes, axes)
+            for name in shared
+        ]
+        shifts = [shift_px(maps[0], other, scale0(sdata.images[image_key]).shape[1:]) for other in maps]
+    except np.linalg.LinAlgError:
+        shifts = [np.nan]
+    if not np.isfinite(shifts).all():
         raise Img2GeneError(
-            f"`{region}` and image `{image_key}` are aligned differently in {listing(shared)}; remove the wrong "
-            "transformation with `spatialdata.transformations.remove_transformation`."
+            f"A transformation of `{region}` or image `{image_key}` ({listing(shared)}) maps all places to a line or a "
+            "point, or is not finite. Set another with `spatialdata.transformations.set_transformation`."
+        )
+    if max(shifts) > MAX_SHIFT_PX:
+        raise Img2GeneError(
+            f"`{region}` and image `{image_key}` are aligned differently in {listing(shared)}: places differ by up to "
+            f"{max(shifts):.4g} px. Remove the wrong transformation with "
+            "`spatialdata.transformations.remove_transformation`."
         )
     return maps[0]
 
 
-def _isotropic_scale(matrix: np.ndarray, region: str, image_key: str) -> float:
+def shift_px(one: np.ndarray, other: np.ndarray, size: tuple[int, ...]) -> float:
+    """Return the largest distance in pixels between two maps (3, 3) into an image of this height and width."""
+    height, width = size
+    corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], dtype=float).T
+    # Maps are linear, so places differ most at a corner.
+    return float(np.linalg.norm((other @ np.linalg.inv(one) @ corners - corners)[:2], axis=0).max())
+
+
+def isotropic_scale(matrix: np.ndarray, region: str, image_key: str) -> float:
     """Return image pixels per unit of the region; refuse transformations that rotate, shear or stretch."""
     linear = np.abs(matrix[:2, :2])
     # Swapped or mirrored axes are allowed, because a square window stays an upright square.

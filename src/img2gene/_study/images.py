@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Blocks = dict[tuple[int, int], np.ndarray]
 WHITE = 255
-_RGB_NAMES = {"r", "g", "b", "a", "red", "green", "blue", "alpha"}
+_RGBA = "rgba"
+_COLOURS = {"red": "r", "green": "g", "blue": "b", "alpha": "a", **{letter: letter for letter in _RGBA}}
 
 
 def to_rgb(pixels: np.ndarray, name: str) -> np.ndarray:
@@ -45,7 +46,7 @@ def to_rgb(pixels: np.ndarray, name: str) -> np.ndarray:
 
 
 def _conversion(
-    channels: int, dtype: np.dtype, low: float, high: float, name: str
+    channels: int, dtype: np.dtype, low: float, high: float, name: str, *, alpha_is_named: bool = True
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function that turns blocks (height, width, channels) with this value range into uint8 RGB."""
     if channels not in (3, 4):
@@ -57,9 +58,30 @@ def _conversion(
 
     def convert(block: np.ndarray) -> np.ndarray:
         eight = block if scale is None else np.rint(np.clip(block * scale, 0, 255)).astype(np.uint8)
+        if channels == 4 and not alpha_is_named and (eight[..., 3] < 255).any():
+            raise Img2GeneError(
+                f"{name}: the fourth channel has no name and is not opaque, so it may be alpha, black (CMYK) or a stain. "
+                "Name the channels, `sdata.set_channel_names(image, ['r', 'g', 'b', 'a'])`, or convert to RGB."
+            )
         return np.ascontiguousarray(eight if channels == 3 else _over_white(eight))
 
     return convert
+
+
+def _channel_order(channels: list[object], name: str) -> list[int]:
+    """Return the positions of red, green, blue and, if there is one, alpha, from names or consecutive numbers."""
+    words = [str(channel).strip().lower() for channel in channels]
+    letters = [_COLOURS.get(word, "") for word in words]
+    expected = _RGBA[: len(words)]
+    if len(words) in (3, 4) and sorted(letters) == sorted(expected):
+        return [letters.index(letter) for letter in expected]
+    numbers = [int(word) for word in words if word.isdecimal()]
+    if len(numbers) == len(words) and sorted(numbers) == list(range(min(numbers), min(numbers) + len(numbers))):
+        return np.argsort(numbers).tolist()
+    raise Img2GeneError(
+        f"{name}: channels are {listing(channels)}, not RGB. Choose another image with `images=`, or, if they are red, "
+        "green and blue, name them with `sdata.set_channel_names(image, ['r', 'g', 'b'])`."
+    )
 
 
 def _scale(dtype: np.dtype, low: float, high: float, name: str) -> float | None:
@@ -96,7 +118,8 @@ class RGBImage:
     array
         dask array (c, y, x).
     channels
-        Channel names; anything but RGB(A) names or numbers is refused.
+        Channel names in any order, red, green, blue and perhaps alpha, or consecutive numbers for channels in this
+        order. Other names are refused. A fourth channel without a name must be opaque, because it may be anything.
     name
         Name used in messages.
     """
@@ -105,22 +128,61 @@ class RGBImage:
         self.name = name
         self.array = array
         self.height, self.width = array.shape[1:]
-        words = [str(channel).lower() for channel in channels]
-        if any(word not in _RGB_NAMES and not word.isdigit() for word in words):
+        if array.dtype.kind not in "uif" or not array.size:
             raise Img2GeneError(
-                f"{name}: channels are {listing(channels)}, not RGB. Choose another image with `images=`."
+                f"{name}: {array.dtype} pixels, {self.height} × {self.width}; expected numbers. Choose another image "
+                "with `images=`."
             )
+        # Grey and multi-channel images are refused by their number of channels, whatever the names.
+        self._order = _channel_order(channels, name) if len(channels) in (3, 4) else []
         # 8-bit pixels need no range, and finding it means reading the whole image.
         low, high = (0.0, 0.0) if array.dtype == np.uint8 else _range(array)
-        self._convert = _conversion(array.shape[0], array.dtype, low, high, name)
+        named = not str(channels[-1]).isdecimal()
+        self._convert = _conversion(array.shape[0], array.dtype, low, high, name, alpha_is_named=named)
         self.y_edges = np.concatenate([[0], np.cumsum(array.chunks[1])])
         self.x_edges = np.concatenate([[0], np.cumsum(array.chunks[2])])
+        self._kept: Blocks = {}
 
     def block(self, row: int, column: int) -> np.ndarray:
         """Decode one chunk: uint8 (height, width, 3)."""
+        kept = self._kept.pop((row, column), None)
+        return self._rgb(self._decode(row, column)) if kept is None else kept
+
+    def _decode(self, row: int, column: int) -> np.ndarray:
         # Threads of the caller decode chunks in parallel, so dask must not start its own.
-        pixels = self.array.blocks[:, row, column].compute(scheduler="synchronous")
-        return self._convert(np.moveaxis(pixels, 0, -1))
+        return self.array.blocks[:, row, column].compute(scheduler="synchronous")
+
+    def _rgb(self, pixels: np.ndarray) -> np.ndarray:
+        """Convert pixels (c, height, width) to uint8 (height, width, 3)."""
+        return self._convert(np.moveaxis(pixels, 0, -1)[..., self._order])
+
+    def whole(self) -> np.ndarray:
+        """Decode all pixels, uint8 (height, width, 3); the next call of :meth:`block` for each chunk is free."""
+        out = np.empty((self.height, self.width, 3), dtype=np.uint8)
+        for row, top in enumerate(self.y_edges[:-1]):
+            for column, left in enumerate(self.x_edges[:-1]):
+                block = self._kept[row, column] = self.block(row, column)
+                out[top : top + block.shape[0], left : left + block.shape[1]] = block
+        return out
+
+    def tiles(self, corners: np.ndarray, side: int) -> np.ndarray:
+        """Read square tiles, uint8 (n, side, side, 3), and decode each chunk once.
+
+        ``corners`` are int (n, 2): row and column of the top left pixels; tiles lie inside the image.
+        """
+        out = np.zeros((len(corners), side, side, 3), dtype=np.uint8)
+        boxes = np.concatenate([corners, corners + side], axis=1)
+        spans = _chunk_spans(self, boxes[:, None])
+        for row, column in sorted({key for span in spans for key in _keys(span)}):
+            pixels = self._decode(row, column)
+            top, left = self.y_edges[row], self.x_edges[column]
+            bottom, right = top + pixels.shape[1], left + pixels.shape[2]
+            for tile, (y0, x0, y1, x1) in zip(out, boxes, strict=True):
+                a, b, c, d = max(y0, top), min(y1, bottom), max(x0, left), min(x1, right)
+                if a < b and c < d:
+                    part = pixels[:, a - top : b - top, c - left : d - left]
+                    tile[a - y0 : b - y0, c - x0 : d - x0] = self._rgb(part)
+        return out
 
     def thumbnail(self, step: int) -> np.ndarray:
         """Take every ``step``-th pixel, uint8, decoded chunk by chunk."""
@@ -290,6 +352,10 @@ def scales(image: Any) -> list[Any]:
         if isinstance(image, xr.DataTree)
         else [image]
     )
+    if any(set(array.dims) != {"c", "y", "x"} for array in arrays):
+        raise Img2GeneError(
+            f"An image has the axes {listing(arrays[0].dims)}; expected c, y, x. Choose another with `images=`."
+        )
     return [array.transpose("c", "y", "x") for array in arrays]
 
 

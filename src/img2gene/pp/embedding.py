@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema, encoders
+from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing
-from img2gene._study.embedding import VIEWS, embedding_identity, input_side, stream_embedding
+from img2gene._study.embedding import checked_orientations, embedding_identity, input_side, stream_embedding
+from img2gene._study.origins import embedded_patches
 from img2gene._study.study import Study
+from img2gene.encoders.base import checked_amp
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
     from img2gene.encoders import EncoderSpec
 
 _MIN_GRID = 3
+# Each worker is a thread, and systems refuse to start tens of thousands.
+_MAX_WORKERS = 1024
 
 
 @fill_parameters
@@ -71,7 +75,9 @@ def embed_patches(
     -------
     None, or the update. The call writes ``obsm["X_<encoder>"]`` (float32 (n_obs, n_fields · width), the fields of view
     one after the other), with ``tokens`` also ``obsm["X_<encoder>_tokens"]`` (float16 (n_obs, tokens, token_width), the
-    cells row by row from the top left of the patch), and the encoder's identity in ``uns["img2gene"]["encoder"]``.
+    cells row by row from the top left of the patch), and the encoder's identity in ``uns["img2gene"]["encoder"]``. It
+    also notes in ``uns["img2gene"]["patches"]`` which patches were embedded, so that an embedding of other patches is
+    refused later.
 
     A token averages the encoder's feature maps over its cell and over the orientations. Each orientation is turned back
     first, because the cells of a turned patch change places. ``color-texture`` describes each cell separately.
@@ -81,7 +87,8 @@ def embed_patches(
     MissingKeyError
         The patches, the encoder or an image are missing.
     Img2GeneError
-        The encoder's weights cannot be loaded, it gives no tokens, or ``tokens`` is not a square number.
+        An image or its transformation has changed since :func:`img2gene.pp.extract_patches`, an argument is invalid, the
+        encoder's weights cannot be loaded, it gives no tokens, or ``tokens`` is not a square number.
 
     Examples
     --------
@@ -92,36 +99,47 @@ def embed_patches(
     >>> sdata["table"].obsm["X_color-texture"].shape[1]
     50
     """
+    check = Arguments()
+    check.text("encoder", encoder)
+    _check_number_of_tokens(check, tokens)
+    orientations = checked_orientations(check, orientations)
+    check.text("table_key", table_key)
+    # `or` would not do for workers, because 0 is a choice: it decodes in this thread.
+    workers = check.whole("num_workers", settings.num_workers if num_workers is None else num_workers, 0, _MAX_WORKERS)
+    size = check.whole("batch_size", settings.batch_size if batch_size is None else batch_size, 1)
+    if not isinstance(device, str) or device != "auto":
+        check.device("device", device)
+    checked_amp(check, amp)
+    check.choice("backend", backend, ("auto", "torch", "onnx"))
+    check.flag("inplace", inplace)
+    check.raise_all()
     spec = encoders.get(encoder)
     study = Study.of(sdata, table_key)
     patches = study.patches
-    size = batch_size or settings.batch_size
-    # `or` would not do, because 0 is a choice: it decodes in this thread.
-    workers = settings.num_workers if num_workers is None else num_workers
-    if size < 1 or workers < 0 or orientations not in VIEWS:
-        raise Img2GeneError(
-            f"batch_size={size}, num_workers={workers}, orientations={orientations}: expected at least 1, at least 0, "
-            f"and one of {', '.join(map(str, VIEWS))}."
-        )
     # Tokens are checked before weights are loaded, which can mean a download.
     if tokens is not None:
         _check_grid(spec, tokens, input_side(spec, patches))
     model = encoders.load(encoder, device=device, amp=amp, backend=backend)
-    identity = embedding_identity(spec, patches, orientations, tokens)
+    identity = embedding_identity(spec, patches, orientations, None if tokens is None else int(tokens))
     features, cells = stream_embedding(study, model, identity, size, workers)
-    update = _update(study.table, identity, features, cells)
+    update = _update(study, identity, features, cells)
     if not inplace:
         return update
     _schema.apply(study.table, update)
     return None
 
 
+def _check_number_of_tokens(check: Arguments, tokens: Any) -> None:
+    """Check that ``tokens`` is the number of cells of a square grid, or None."""
+    # `isqrt` refuses fractions and negative numbers with errors that do not name the argument.
+    grid = math.isqrt(tokens) if isinstance(tokens, int | np.integer) and tokens > 0 else 0
+    if tokens is not None and (grid < _MIN_GRID or grid**2 != tokens):
+        check.messages.append(f"tokens={shown(tokens)}: expected the number of cells of a square grid, 9, 16, 25, …")
+
+
 def _check_grid(spec: EncoderSpec, tokens: int, side: int) -> None:
     """Check that the encoder can give ``tokens`` for an input of ``side`` pixels."""
-    # `isqrt` refuses fractions and negative numbers with errors that do not name the argument.
-    grid = math.isqrt(tokens) if isinstance(tokens, (int, np.integer)) and tokens > 0 else 0
-    if grid < _MIN_GRID or grid**2 != tokens:
-        raise Img2GeneError(f"tokens={tokens!r}: expected the number of cells of a square grid, 9, 16, 25, …")
+    grid = math.isqrt(tokens)
     if grid > side:
         raise Img2GeneError(f"tokens={tokens}: a grid of {grid} × {grid} cells is finer than the input of {side} px.")
     if not spec.token_width:
@@ -133,12 +151,13 @@ def _check_grid(spec: EncoderSpec, tokens: int, side: int) -> None:
 
 
 def _update(
-    table: AnnData, identity: dict[str, Any], features: np.ndarray, tokens: np.ndarray | None
+    study: Study, identity: dict[str, Any], features: np.ndarray, tokens: np.ndarray | None
 ) -> dict[str, dict[str, Any]]:
     """Build the update of the table; without new tokens, stored ones are removed."""
     name = identity["name"]
     obsm: dict[str, Any] = {_schema.embedding_key(name): features}
     # Tokens of an earlier call would not belong to the new features.
-    if tokens is not None or _schema.tokens_key(name) in table.obsm:
+    if tokens is not None or _schema.tokens_key(name) in study.table.obsm:
         obsm[_schema.tokens_key(name)] = tokens
-    return {"obsm": obsm, "uns": {"encoder": {**_schema.read_json(table, "encoder", default={}), name: identity}}}
+    encoder = {**study.record("encoder", {}), name: identity}
+    return {"obsm": obsm, "uns": {"encoder": encoder, "patches": embedded_patches(study, name)}}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene import _schema
+from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
-from img2gene._errors import Img2GeneError, raise_problems
+from img2gene._errors import Img2GeneError, Problems
 from img2gene._study.geometry import Geometry, locate
-from img2gene._study.images import scale0, thumbnail
+from img2gene._study.images import WHITE, scale0, thumbnail
 from img2gene._study.microns import resolve_mpp
+from img2gene._study.origins import carry_embeddings, patches_digest, region_origin
 from img2gene._study.patches import field_boxes
 from img2gene._study.study import Study
 from img2gene._study.tissue import box_fractions, tissue_mask
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 # These fields were the most accurate ones in benchmarks/encoder_comparison.py.
 DEFAULT_FIELDS_UM = (100.0, 200.0, 400.0, 800.0)
 _THUMBNAIL_PX = 600
+# A window of this side takes .8 GB; no encoder sees anything in a larger field.
+_MAX_SIDE_PX = 16_384
+_MIN_LIMIT_PX = 64
 
 
 @fill_parameters
@@ -54,9 +60,11 @@ def extract_patches(
         Side in pixels that every field is resized to before it enters the encoder.
     mpp
         Microns per pixel of the scale-0 image, for all regions or by region. By default it follows from the reader's
-        record, the Visium lattice (100 µm from spot to spot), or the Visium HD bin size.
+        record, the Visium lattice (100 µm from spot to spot), the bin size in a name like ``square_008um``, or another
+        region on the same image. Nothing else is assumed.
     spot_um
-        Diameter of the spots in µm, from which microns per pixel follow if ``mpp`` is None.
+        Diameter of the spots in µm, from which microns per pixel follow if ``mpp`` is None. The hexagonal Visium
+        lattice is more exact, so it is used instead, with a warning, if the two differ.
     images
         Image element, for all regions or by region. By default the largest image in the region's coordinate system.
     table_key
@@ -68,13 +76,15 @@ def extract_patches(
     None, or the update. The call writes ``obsm["patch_bbox"]`` (int64 (n_obs, 4): y0, x0, y1, x1 of the first field in
     pixels of the scale-0 image; windows may exceed it and are padded with white), ``obs["patch_tissue"]`` (tissue
     fraction of the first field, 0–1), ``obs["patch_inside"]`` (fraction inside the image) and the specification in
-    ``uns["img2gene"]["patches"]``; ``uns["spatial"]`` gets a thumbnail for squidpy where it has none.
+    ``uns["img2gene"]["patches"]``, with a digest of each image; ``uns["spatial"]`` gets a thumbnail for squidpy where
+    it has none.
 
     Raises
     ------
     Img2GeneError
         All problems at once: no image or coordinate system in common, spots outside the image or on the scale of a
-        downscaled one, unknown microns per pixel, a transformation that rotates or stretches.
+        downscaled one, unknown microns per pixel, a transformation that rotates or stretches, fields that are too large
+        for the image. Spots that a crop left on the edge of the image are kept, with a warning.
 
     Examples
     --------
@@ -84,67 +94,138 @@ def extract_patches(
     >>> sdata["table"].obsm["patch_bbox"].shape[1]
     4
     """
-    fields = _check_fields(patch_um, patch_px)
+    arguments = PatchArguments.checked(patch_um, patch_px, mpp, spot_um, images, table_key, inplace)
     study = Study.of(sdata, table_key)
-    table = study.table
     geometries = locate(study, images)
-    sizes = {g.region: tuple(scale0(sdata.images[g.image_key]).shape[1:]) for g in geometries}
-    resolution = resolve_mpp(table, geometries, sizes, mpp=mpp, spot_um=spot_um)
-    update = _empty_update(table, fields, patch_px)
-    libraries = {}
-    for geometry in geometries:
-        sides = _sides(fields, resolution[geometry.region], geometry)
-        # Further fields share the centre, so the first window is enough to find them.
-        boxes = field_boxes(geometry.centers, sides)[:, 0]
-        picture, step = _overview(sdata, geometry.image_key, int(sides[0]))
-        update["obsm"][_schema.PATCH_BBOX][geometry.rows] = boxes
-        update["obs"][_schema.PATCH_TISSUE][geometry.rows] = box_fractions(tissue_mask(picture), boxes, step)
-        update["obs"][_schema.PATCH_INSIDE][geometry.rows] = _inside(boxes, sizes[geometry.region])
-        update["uns"]["patches"]["regions"][geometry.region] = {
-            "image": geometry.image_key,
-            "mpp": resolution[geometry.region],
-            "side_px": [int(side) for side in sides],
-        }
-        libraries[geometry.region] = _library(picture, step, geometry)
+    resolution = resolve_mpp(study, geometries, mpp=mpp, spot_um=spot_um)
+    update, libraries = _found_patches(study, geometries, resolution, arguments)
     if not inplace:
         return update
-    _schema.apply(table, update)
-    _add_libraries(study, geometries, libraries)
+    with _schema.all_or_nothing(study.table):
+        _schema.apply(study.table, update)
+        _add_libraries(study, geometries, libraries)
     return None
 
 
-def _check_fields(patch_um: float | Sequence[float], patch_px: int) -> list[float]:
-    """Check the sides of the fields and of the encoder input; return the fields as a list."""
-    fields = [float(value) for value in np.atleast_1d(np.asarray(patch_um, dtype=float))]
-    problems = []
-    if not fields or not all(np.isfinite(value) and value > 0 for value in fields):
-        problems.append(f"patch_um={patch_um!r}: expected one or several positive numbers of microns.")
-    if len(set(fields)) != len(fields):
-        problems.append(f"patch_um={patch_um!r}: a field is named twice.")
-    if isinstance(patch_px, bool) or int(patch_px) != patch_px or patch_px < 32:
-        problems.append(f"patch_px={patch_px!r}: expected a whole number of at least 32 pixels.")
-    raise_problems(problems)
-    return fields
+@dataclass(frozen=True)
+class PatchArguments:
+    """Fields of view and input size of a call, checked."""
+
+    fields: list[float]
+    patch_px: int
+
+    @classmethod
+    def checked(
+        cls, patch_um: Any, patch_px: Any, mpp: Any, spot_um: Any, images: Any, table_key: Any, inplace: Any
+    ) -> PatchArguments:
+        """Check all arguments of :func:`extract_patches` together."""
+        check = Arguments()
+        fields = check_fields(check, patch_um)
+        pixels = check.whole("patch_px", patch_px, 32, _MAX_SIDE_PX)
+        for name, value in mpp.items() if isinstance(mpp, Mapping) else [("", mpp)]:
+            check.number(f"mpp[{name!r}]" if name else "mpp", value, above=0, optional=not name)
+        check.number("spot_um", spot_um, above=0, optional=True)
+        for name, value in images.items() if isinstance(images, Mapping) else [("", images)]:
+            check.text(f"images[{name!r}]" if name else "images", value, optional=not name)
+        check.text("table_key", table_key)
+        check.flag("inplace", inplace)
+        check.raise_all()
+        return cls(fields, pixels)
 
 
-def _sides(fields: list[float], mpp: float, geometry: Geometry) -> np.ndarray:
-    """Convert fields of view to whole pixels; refuse fields that are too small."""
-    sides = np.rint(np.array(fields) / mpp).astype(np.int64)
-    if sides.min() < 4:
+def check_fields(check: Arguments, patch_um: Any) -> list[float]:
+    """Convert one field of view or several to a list of floats."""
+    if isinstance(patch_um, str | bytes | Mapping) or not isinstance(patch_um, Iterable):
+        return [check.number("patch_um", patch_um, above=0)]
+    values = list(np.atleast_1d(patch_um) if isinstance(patch_um, np.ndarray) else patch_um)
+    fields = Arguments()
+    numbers = [fields.number("patch_um", value, above=0) for value in values]
+    if fields.messages or not values:
+        check.messages.append(f"patch_um={shown(patch_um)}: expected one or several positive numbers of microns.")
+    else:
+        check.distinct("patch_um", numbers)
+    return numbers
+
+
+def _found_patches(
+    study: Study, geometries: list[Geometry], resolution: dict[str, float], arguments: PatchArguments
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Find the windows of all regions; return the update of the table, and each section's entry for squidpy."""
+    update, libraries, problems = _empty_update(study.table, arguments), {}, Problems()
+    sides = {}
+    for geometry in geometries:
+        with problems.collect():
+            size = scale0(study.sdata.images[geometry.image_key]).shape[1:]
+            sides[geometry.region] = _sides(arguments.fields, resolution[geometry.region], geometry, max(size))
+    with problems.collect():
+        # Thumbnails are stored by section, so missing names are noticed before anything is written.
+        names = study.sections
+    problems.raise_all()
+    for geometry in geometries:
+        region, rows = geometry.region, geometry.rows
+        # Further fields share the centre, so the first window is enough to find them.
+        boxes = field_boxes(geometry.centers, sides[region])[:, 0]
+        picture, step = _overview(study.sdata, geometry.image_key, int(sides[region][0]))
+        entry = _entry(study, geometry, resolution[region], sides[region], boxes, arguments)
+        update["obsm"][_schema.PATCH_BBOX][rows] = boxes
+        update["obs"][_schema.PATCH_TISSUE][rows] = box_fractions(tissue_mask(picture), boxes, step)
+        update["obs"][_schema.PATCH_INSIDE][rows] = _inside(boxes, tuple(entry["size"]))
+        update["uns"]["patches"]["regions"][region] = entry
+        for name in dict.fromkeys(names[rows].tolist()):
+            libraries[name] = _library(study, picture, step, geometry)
+    return update, libraries
+
+
+def _entry(
+    study: Study,
+    geometry: Geometry,
+    mpp: float,
+    sides: np.ndarray,
+    boxes: np.ndarray,
+    arguments: PatchArguments,
+) -> dict[str, Any]:
+    """Build the record of a region's patches, with all that they were made from."""
+    origin = region_origin(study, geometry)
+    entry = {"image": geometry.image_key, "mpp": mpp, "side_px": [int(side) for side in sides], **origin}
+    settings = {key: entry[key] for key in ("mpp", "side_px", "content")} | {"patch_um": arguments.fields}
+    entry["digest"] = patches_digest(study, geometry.rows, boxes, settings)
+    record = study.record("patches") or {}
+    old, stored = record.get("regions", {}).get(geometry.region, {}), study.table.obsm.get(_schema.PATCH_BBOX)
+    same_settings = record.get("patch_um") == arguments.fields and all(
+        old.get(key) == entry[key] for key in ("image", "mpp", "side_px", "content") if key in old or key == "image"
+    )
+    unchanged = same_settings and stored is not None and np.array_equal(np.asarray(stored)[geometry.rows], boxes)
+    carry_embeddings(study, geometry.region, entry, unchanged=unchanged)
+    return entry
+
+
+def _sides(fields: list[float], mpp: float, geometry: Geometry, longest: int) -> np.ndarray:
+    """Convert fields of view to whole pixels; refuse fields that are too small or too large for the image."""
+    exact = np.array(fields) / mpp
+    if np.rint(exact).min() < 4:
         raise Img2GeneError(
-            f"A field of {min(fields):g} µm is only {sides.min()} pixels of image `{geometry.image_key}` "
+            f"A field of {min(fields):g} µm is only {np.rint(exact).min():.0f} pixels of image `{geometry.image_key}` "
             f"({mpp:.3g} µm per pixel); use a larger `patch_um` or an image of higher resolution."
         )
-    return sides
+    # A window twice as long as the image shows all of it around any spot; more would add white only.
+    limit = min(_MAX_SIDE_PX, max(2 * longest, _MIN_LIMIT_PX))
+    if exact.max() > limit:
+        raise Img2GeneError(
+            f"A field of {max(fields):g} µm is {exact.max():.4g} pixels of image `{geometry.image_key}`, whose longer "
+            f"side has {longest} ({mpp:.3g} µm per pixel); the largest field is {limit * mpp:.4g} µm. Use a smaller "
+            "`patch_um`, or check `mpp`."
+        )
+    return np.rint(exact).astype(np.int64)
 
 
-def _empty_update(table: AnnData, fields: list[float], patch_px: int) -> dict[str, dict[str, Any]]:
+def _empty_update(table: AnnData, arguments: PatchArguments) -> dict[str, dict[str, Any]]:
     """Prepare the update, to be filled region by region."""
     n = table.n_obs
+    patches = {"patch_um": arguments.fields, "patch_px": arguments.patch_px, "regions": {}}
     return {
         "obsm": {_schema.PATCH_BBOX: np.zeros((n, 4), dtype=np.int64)},
         "obs": {_schema.PATCH_TISSUE: np.zeros(n), _schema.PATCH_INSIDE: np.zeros(n)},
-        "uns": {"patches": {"patch_um": fields, "patch_px": int(patch_px), "regions": {}}},
+        "uns": {"patches": patches},
     }
 
 
@@ -160,11 +241,19 @@ def _overview(sdata: SpatialData, image_key: str, side: int) -> tuple[np.ndarray
     return thumbnail(sdata, image_key, max(1, side // 8))
 
 
-def _library(picture: np.ndarray, step: float, geometry: Geometry) -> dict[str, Any]:
-    """Build a section's entry of ``uns["spatial"]``, as squidpy expects it."""
-    every = max(1, max(picture.shape[:2]) // _THUMBNAIL_PX)
+def _library(study: Study, picture: np.ndarray, step: float, geometry: Geometry) -> dict[str, Any]:
+    """Build a section's entry of ``uns["spatial"]``, as squidpy expects it; empty if the positions do not allow one."""
+    origin = _origin(study, geometry)
+    if origin is None:
+        return {}
+    # squidpy draws the picture from the origin of `obsm["spatial"]` on, which a crop moves away from the image's corner.
+    before = np.rint(origin / step).astype(int)
+    every = max(1, max(np.array(picture.shape[:2]) + before) // _THUMBNAIL_PX)
+    margin = -(-np.maximum(before, 0) // every)
+    part = picture[max(-before[0], 0) :: every, max(-before[1], 0) :: every]
+    padded = np.pad(part, ((margin[0], 0), (margin[1], 0), (0, 0)), constant_values=WHITE)
     return {
-        "images": {"hires": np.ascontiguousarray(picture[::every, ::every])},
+        "images": {"hires": np.ascontiguousarray(padded)},
         "scalefactors": {
             # squidpy multiplies `obsm["spatial"]`, in units of the region, by this factor to get pixels of the picture.
             "tissue_hires_scalef": 1 / (step * every * geometry.units_per_px),
@@ -173,9 +262,25 @@ def _library(picture: np.ndarray, step: float, geometry: Geometry) -> dict[str, 
     }
 
 
+def _origin(study: Study, geometry: Geometry) -> np.ndarray | None:
+    """Find how many pixels (rows, columns) the image begins after the origin of ``obsm["spatial"]``.
+
+    None if the positions are no scaled and shifted image coordinates, because they would be drawn on other places.
+    """
+    if "spatial" not in study.table.obsm:
+        return np.zeros(2)
+    places = np.asarray(study.table.obsm["spatial"])[geometry.rows]
+    if places.ndim != 2 or places.shape[1] < 2:
+        return None
+    shifts = places[:, 1::-1].astype(float) / geometry.units_per_px - geometry.centers
+    origin = np.median(shifts, axis=0)
+    spread = np.abs(shifts - origin).max()
+    return origin if spread <= max(2.0, np.nan_to_num(geometry.spot_px) / 4) else None
+
+
 def _add_libraries(study: Study, geometries: list[Geometry], libraries: dict[str, dict[str, Any]]) -> None:
     """Store a thumbnail per section for squidpy; keep existing images and an existing ``obsm["spatial"]``."""
-    table, names = study.table, study.sections
+    table = study.table
     if "spatial" not in table.obsm:
         positions = np.zeros((table.n_obs, 2))
         for geometry in geometries:
@@ -184,8 +289,8 @@ def _add_libraries(study: Study, geometries: list[Geometry], libraries: dict[str
         table.obsm["spatial"] = positions
     # Entries are copied, so that another table with the same ones does not change.
     spatial = {key: dict(value) for key, value in table.uns.get("spatial", {}).items()}
-    for geometry in geometries:
-        entry = spatial.setdefault(str(names[geometry.rows[0]]), {})
+    for name, library in libraries.items():
+        entry = spatial.setdefault(name, {})
         if "images" not in entry:
-            entry.update(libraries[geometry.region])
+            entry.update(library)
     table.uns["spatial"] = spatial

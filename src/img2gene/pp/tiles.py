@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, missing, raise_problems
+from img2gene._checks import Arguments
+from img2gene._errors import Img2GeneError, MissingKeyError, missing
 from img2gene._study.images import scale0, thumbnail
+from img2gene._study.microns import image_mpp
 from img2gene._study.tissue import box_fractions, tissue_mask
-from img2gene.pp.patches import DEFAULT_FIELDS_UM, extract_patches
+from img2gene.pp.patches import DEFAULT_FIELDS_UM, check_fields, extract_patches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +55,8 @@ def tile_slide(
     min_tissue
         Smallest tissue fraction of a tile that is kept, 0–1.
     mpp
-        Microns per pixel of the scale-0 image. By default the value that a reader recorded for a region on this image.
+        Microns per pixel of the scale-0 image. By default the value that is known from a region on this image, see
+        :func:`img2gene.pp.extract_patches`.
     patch_um, patch_px
         Fields of view around each tile's centre, as in :func:`img2gene.pp.extract_patches`. Take the values that the
         model was trained with.
@@ -83,83 +87,121 @@ def tile_slide(
     >>> sdata["tiles"].n_vars
     0
     """
-    mpp = _checked_mpp(sdata, image_key, key_added, tile_um, stride_um, min_tissue, mpp)
-    size = scale0(sdata.images[image_key]).shape[1:]
-    side, stride = tile_um / mpp, (stride_um or tile_um) / mpp
-    corners = _grid(size, side, stride)
-    picture, step = thumbnail(sdata, image_key, max(1, int(side // 8)))
-    boxes = np.column_stack([corners, corners + side])
-    tissue = box_fractions(tissue_mask(picture), boxes, step)
-    kept = tissue >= min_tissue
-    if not kept.any():
-        raise Img2GeneError(
-            f"No tile of `{image_key}` has a tissue fraction of {min_tissue:g} (largest: {tissue.max():.2f}); lower "
-            "`min_tissue`, or check `mpp` and the image."
-        )
-    centers = corners[kept] + side / 2
-    table = _table(centers, image_key, patient, mpp, tile_um, f"{key_added}_squares")
+    arguments = _checked(
+        sdata,
+        image_key,
+        tile_um=tile_um,
+        stride_um=stride_um,
+        min_tissue=min_tissue,
+        mpp=mpp,
+        patch_um=patch_um,
+        patch_px=patch_px,
+        patient=patient,
+        key_added=key_added,
+        inplace=inplace,
+    )
+    centers = _tissue_centers(sdata, image_key, arguments)
+    region = f"{key_added}_squares"
+    table = _table(centers, image_key, arguments, region)
     if not inplace:
         return table
-    sdata.shapes[f"{key_added}_squares"] = _squares(sdata, image_key, centers, side)
-    sdata.tables[key_added] = table
-    try:
-        extract_patches(sdata, patch_um=patch_um, patch_px=patch_px, images=image_key, mpp=mpp, table_key=key_added)
-    except Img2GeneError:
-        # A failed call leaves the object as it was.
-        del sdata.tables[key_added], sdata.shapes[f"{key_added}_squares"]
-        raise
+    with _schema.all_or_nothing(sdata):
+        sdata.shapes[region] = _squares(sdata, image_key, centers, arguments.side_px)
+        sdata.tables[key_added] = table
+        extract_patches(
+            sdata, patch_um=patch_um, patch_px=patch_px, images=image_key, mpp=arguments.mpp, table_key=key_added
+        )
     return None
 
 
-def _checked_mpp(
-    sdata: SpatialData,
-    image_key: str,
-    key_added: str,
-    tile_um: float,
-    stride_um: float | None,
-    min_tissue: float,
-    mpp: float | None,
-) -> float:
-    """Check all arguments together, and return microns per pixel."""
-    _schema.check_name(key_added, "key_added")
-    if image_key not in sdata.images:
-        raise MissingKeyError(missing(image_key, "sdata.images", sdata.images))
-    problems = []
-    for name, value in (("tile_um", tile_um), ("stride_um", stride_um), ("mpp", mpp)):
-        if value is not None and not (np.isfinite(value) and value > 0):
-            problems.append(f"{name}={value!r}: expected a positive number of microns.")
-    if not 0 <= min_tissue <= 1:
-        problems.append(f"min_tissue={min_tissue!r}: expected a fraction from 0 to 1.")
+@dataclass(frozen=True)
+class _Tiling:
+    """Sizes of the tiles, checked."""
+
+    tile_um: float
+    stride_um: float
+    min_tissue: float
+    mpp: float
+    patient: str | None
+
+    @property
+    def side_px(self) -> float:
+        """Side of a tile in pixels."""
+        return self.tile_um / self.mpp
+
+    @property
+    def stride_px(self) -> float:
+        """Distance of neighbouring tiles in pixels."""
+        return self.stride_um / self.mpp
+
+
+def _checked(sdata: SpatialData, image_key: Any, **arguments: Any) -> _Tiling:
+    """Check all arguments together, and find microns per pixel."""
+    check = Arguments()
+    key_added, tile_um, stride_um = arguments["key_added"], arguments["tile_um"], arguments["stride_um"]
+    check.text("image_key", image_key)
+    tile_um = check.number("tile_um", tile_um, above=0)
+    stride_um = tile_um if stride_um is None else check.number("stride_um", stride_um, above=0)
+    min_tissue = check.number("min_tissue", arguments["min_tissue"], 0, 1)
+    mpp = check.number("mpp", arguments["mpp"], above=0, optional=True)
+    check_fields(check, arguments["patch_um"])
+    check.whole("patch_px", arguments["patch_px"], 32)
+    patient = check.text("patient", arguments["patient"], optional=True)
+    check.flag("inplace", arguments["inplace"])
+    with check.collect():
+        _schema.check_name(key_added, "key_added")
+    if not hasattr(sdata, "images"):
+        check.messages.append(f"Expected a SpatialData with an image, got {type(sdata).__name__}.")
+    elif isinstance(image_key, str) and image_key:
+        with check.collect():
+            if image_key not in sdata.images:
+                raise MissingKeyError(missing(image_key, "sdata.images", sdata.images))
+            check.messages += _taken_names(sdata, key_added)
+            mpp = image_mpp(sdata, image_key) if mpp is None else mpp
+            if mpp is None:
+                check.messages.append(f"Microns per pixel of `{image_key}` are not known; pass `mpp=`.")
+    check.raise_all()
+    tiling = _Tiling(tile_um, stride_um, min_tissue, mpp, patient)
+    _check_number(scale0(sdata.images[image_key]).shape[1:], tiling)
+    return tiling
+
+
+def _taken_names(sdata: SpatialData, key_added: str) -> list[str]:
+    """List the names that the call would write although they exist."""
     # spatialdata wants a name once among elements of all kinds.
     taken = {*sdata.images, *sdata.labels, *sdata.points, *sdata.shapes, *sdata.tables}
-    problems += [
+    return [
         f"`{name}` exists in the object already; choose another `key_added` or delete it first."
         for name in (key_added, f"{key_added}_squares")
         if name in taken
     ]
-    mpp = mpp if mpp is not None else _recorded_mpp(sdata, image_key)
-    if mpp is None:
-        problems.append(f"Microns per pixel of `{image_key}` are not known; pass `mpp=`.")
-    # The number of tiles can be computed only from valid sizes.
-    elif (
-        not problems
-        and np.prod(scale0(sdata.images[image_key]).shape[1:]) * (mpp / (stride_um or tile_um)) ** 2 > _MAX_TILES
-    ):
-        problems.append(f"More than {_MAX_TILES:,} tiles: `tile_um` or `stride_um` is too small for this image.")
-    raise_problems(problems)
-    return float(mpp)  # type: ignore[arg-type]
 
 
-def _recorded_mpp(sdata: SpatialData, image_key: str) -> float | None:
-    """Find microns per pixel that a reader or an earlier `extract_patches` recorded for the image, in any table."""
-    for table in sdata.tables.values():
-        for entry in _schema.read_json(table, "patches", default={}).get("regions", {}).values():
-            if entry["image"] == image_key:
-                return float(entry["mpp"])
-        for entry in _schema.read_json(table, "sections", default={}).values():
-            if entry.get("image") == image_key:
-                return float(entry["mpp"])
-    return None
+def _check_number(size: tuple[int, ...], tiling: _Tiling) -> None:
+    """Refuse tiles of less than a pixel, tiles larger than the image, and too many of them."""
+    height, width = size
+    if not 1 <= tiling.side_px <= 2 * max(size):
+        raise Img2GeneError(
+            f"tile_um={tiling.tile_um:g}: a tile has {tiling.side_px:.4g} px of the {height} × {width} px of the image "
+            f"({tiling.mpp:.4g} µm per pixel). Choose a tile between one pixel and twice the image, or check `mpp`."
+        )
+    if height * width / tiling.stride_px**2 > _MAX_TILES:
+        raise Img2GeneError(f"More than {_MAX_TILES:,} tiles: `tile_um` or `stride_um` is too small for this image.")
+
+
+def _tissue_centers(sdata: SpatialData, image_key: str, tiling: _Tiling) -> np.ndarray:
+    """Return the centres (n, 2: row, column) of the tiles on tissue."""
+    side = tiling.side_px
+    corners = _grid(scale0(sdata.images[image_key]).shape[1:], side, tiling.stride_px)
+    picture, step = thumbnail(sdata, image_key, max(1, int(side // 8)))
+    tissue = box_fractions(tissue_mask(picture), np.column_stack([corners, corners + side]), step)
+    kept = tissue >= tiling.min_tissue
+    if not kept.any():
+        raise Img2GeneError(
+            f"No tile of `{image_key}` has a tissue fraction of {tiling.min_tissue:g} (largest: {tissue.max():.2f}); lower "
+            "`min_tissue`, or check `mpp` and the image."
+        )
+    return corners[kept] + side / 2
 
 
 def _grid(size: tuple[int, ...], side: float, stride: float) -> np.ndarray:
@@ -172,9 +214,7 @@ def _grid(size: tuple[int, ...], side: float, stride: float) -> np.ndarray:
     return np.column_stack([rows.ravel(), columns.ravel()])
 
 
-def _table(
-    centers: np.ndarray, image_key: str, patient: str | None, mpp: float, tile_um: float, region: str
-) -> AnnData:
+def _table(centers: np.ndarray, image_key: str, tiling: _Tiling, region: str) -> AnnData:
     """Build the table of the tiles, which has no genes."""
     import anndata as ad
     from spatialdata.models import TableModel
@@ -186,14 +226,13 @@ def _table(
         {"region": pd.Categorical([region] * n), "section": pd.Categorical([section] * n), "tile_id": np.arange(n)},
         index=[f"{section}_tile{i}" for i in range(n)],
     )
-    if patient is not None:
-        obs["patient"] = pd.Categorical([patient] * n)
+    if tiling.patient is not None:
+        obs["patient"] = pd.Categorical([tiling.patient] * n)
     # Nothing was measured here, so a prediction makes a table with the genes of its model.
     table = ad.AnnData(np.zeros((n, 0), dtype=np.float32), obs=obs)
     table.obsm["spatial"] = centers[:, ::-1].copy()
-    _schema.write_json(
-        table, "sections", {section: {"mpp": mpp, "spot_um": tile_um, "image": image_key, "region": region}}
-    )
+    record = {"mpp": tiling.mpp, "spot_um": tiling.tile_um, "image": image_key, "region": region}
+    _schema.write_json(table, "sections", {section: record})
     return TableModel.parse(table, region=region, region_key="region", instance_key="tile_id")
 
 
