@@ -132,13 +132,163 @@ def test_parts_are_not_changed(parts, snapshot):
     assert [snapshot(part["table"]) for part in parts] == before
 
 
-def test_different_embeddings_of_one_name_are_not_taken_for_one(parts):
-    embedded(parts[0], orientations=1)
-    embedded(parts[1], orientations=4)
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"orientations": 1}, {"orientations": 4}, r"X_tiny.*orientations 1 \(S1_spots\) and 4 \(S2_spots\)\. Run"),
+        ({"patch_um": 60}, {"patch_um": 80}, r"(?s)Patches.*patch_um \[60.0\] .*\[80.0\].*X_tiny.*patch_um"),
+        ({"patch_px": 32}, {"patch_px": 48}, "(?s)Patches.*patch_px 32 .* and 48"),
+    ],
+)
+def test_embeddings_of_different_settings_are_not_joined(parts, first, second, message):
+    for part, settings in zip(parts, (first, second), strict=True):
+        orientations = settings.pop("orientations", 2)
+        ig.pp.extract_patches(part, **{"patch_um": 60, "patch_px": 32, **settings})
+        ig.pp.embed_patches(part, "tiny", orientations=orientations)
+    with pytest.raises(Img2GeneError, match=message):
+        ig.io.concat_sections(parts)
+
+
+def test_embeddings_without_a_record_are_not_joined_with_recorded_ones(parts):
+    for part in parts:
+        embedded(part)
+    parts[1]["table"].uns["img2gene"] = {
+        key: value for key, value in parts[1]["table"].uns["img2gene"].items() if key != "encoder"
+    }
+    with pytest.raises(Img2GeneError, match=r"X_tiny.*recorded for \(S1_spots\), not for \(S2_spots\)"):
+        ig.io.concat_sections(parts)
+
+
+def test_each_record_of_an_embedding_stays_with_its_array(parts):
+    """The first section has one embedding, the second has two and once had a third."""
+    for part in parts:
+        embedded(part)
+    ig.pp.embed_patches(parts[1], "color-texture")
     joined = ig.io.concat_sections(parts)["table"]
-    assert _schema.read_json(joined, "encoder")["tiny"]["orientations"] == 1
-    kept = _schema.read_json(joined, "encoder", uns="img2gene-S2_spots")
-    assert kept["tiny"]["orientations"] == 4
+    assert set(_schema.read_json(joined, "encoder")) == {"tiny", "color-texture"}
+    del parts[1]["table"].obsm["X_color-texture"]
+    joined = ig.io.concat_sections(parts)["table"]
+    assert set(_schema.read_json(joined, "encoder")) == {"tiny"}
+
+
+def test_stale_records_of_another_section_give_way_to_its_own(make_study):
+    """A subset keeps the records of the sections that were dropped; theirs have changed since."""
+    study = make_study([("A1", "A"), ("B1", "B")], embed=False)
+    ig.pp.extract_patches(study, patch_um=60, patch_px=32)
+    first, second = (study.subset([f"{name}_image", f"{name}_spots"]) for name in ("A1", "B1"))
+    ig.pp.extract_patches(second, patch_um=60, patch_px=32, mpp=2.5)
+    second["table"].uns["spatial"]["B1"]["images"]["hires"] = np.zeros((4, 4, 3), np.uint8)
+    for parts in ([first, second], [second, first]):
+        joined = ig.io.concat_sections(parts)["table"]
+        regions = _schema.read_json(joined, "patches")["regions"]
+        assert (regions["A1_spots"]["mpp"], regions["B1_spots"]["mpp"]) == (5, 2.5)
+        assert joined.uns["spatial"]["B1"]["images"]["hires"].shape == (4, 4, 3)
+        assert joined.uns["spatial"]["A1"]["images"]["hires"].shape != (4, 4, 3)
+        assert sorted(joined.uns["spatial"]) == ["A1", "B1"]
+
+
+def test_predictions_of_different_models_are_not_joined_under_one_name(make_study):
+    studies = [make_study([(f"{name}1", f"{name}a"), (f"{name}2", f"{name}b")]) for name in "AB"]
+    for study, penalty in zip(studies, (1.0, 50.0), strict=True):
+        ig.tl.fit(study, "ridge", penalty=penalty)
+        ig.tl.predict(study)
+    with pytest.raises(Img2GeneError, match=r"layers\['img2gene'\].*fingerprint .*img2gene.tl.predict"):
+        ig.io.concat_sections(studies)
+    del studies[1]["table"].layers["img2gene"]
+    joined = ig.io.concat_sections(studies)["table"]
+    assert set(_schema.read_json(joined, "predicted_by")) == {"img2gene"}
+
+
+def test_duplicate_genes_are_named_before_anything_is_joined(parts):
+    for part in parts:
+        part["table"].var_names = ["A", "B", "C", "A"]
+    for genes in ("intersection", "union"):
+        with pytest.raises(Img2GeneError, match=r"(?s)2 problems.*S1_spots has 1 duplicate genes \(A\).*make_unique"):
+            ig.io.concat_sections(parts, genes=genes)
+
+
+@pytest.mark.filterwarnings("ignore:The table is annotating:UserWarning")
+def test_spots_are_never_counted_twice_and_never_without_their_region(make_study):
+    study = make_study([("A1", "A"), ("B1", "B")], embed=False)
+    halves = [study.subset([f"{n}_image", f"{n}_spots"], filter_tables=False) for n in ("A1", "B1")]
+    with pytest.raises(
+        Img2GeneError, match="name the regions A1_spots, B1_spots, so their spots would be counted twice"
+    ):
+        ig.io.concat_sections(halves)
+    other = make_study([("C1", "C")], embed=False)
+    with pytest.raises(
+        Img2GeneError, match="name the regions B1_spots, which no section has .*available: A1_spots, C1"
+    ):
+        ig.io.concat_sections([halves[0], other])
+
+
+def test_a_table_filtered_in_place_annotates_only_what_is_left(make_study, make_section):
+    study = make_study([("A1", "A"), ("B1", "B")], embed=False)
+    table = study["table"]
+    table._inplace_subset_obs((table.obs["section"] == "A1").to_numpy())
+    for parts in ([study], [study, make_section("C1", "C")]):
+        joined = ig.io.concat_sections(parts)["table"]
+        assert joined.uns["spatialdata_attrs"]["region"] == [f"{n}_spots" for n in ("A1", "C1")[: len(parts)]]
+
+
+def test_text_and_numbers_in_one_column_can_be_written(parts, tmp_path):
+    parts[0]["table"].obs["batch"], parts[1]["table"].obs["batch"] = "one", 2
+    for part, value in zip(parts, ("a", 1), strict=True):
+        part["table"].obs["lane"] = pd.Categorical([value] * 16)
+    joined = ig.io.concat_sections(parts)
+    joined.write(tmp_path / "study.zarr")
+    obs = read_zarr(tmp_path / "study.zarr")["table"].obs
+    assert obs["batch"].tolist() == ["one"] * 16 + ["2"] * 16
+    assert obs["lane"].tolist() == ["a"] * 16 + ["1"] * 16
+
+
+def test_tables_without_genes_and_empty_tables_are_joined(make_section):
+    slides = [make_section(name, "P", n_side=4) for name in ("S1", "S2")]
+    for slide in slides:
+        ig.pp.tile_slide(
+            slide, f"{slide['table'].obs['section'].iloc[0]}_image", tile_um=100, patch_um=60, min_tissue=0
+        )
+    slides[1]["table"]._inplace_subset_obs(np.zeros(16, dtype=bool))
+    for slide in slides:
+        slide.shapes[f"{slide['tiles'].obs['section'].iloc[0]}_tiles"] = slide.shapes.pop("tiles_squares")
+    for slide in slides:
+        name = f"{slide['tiles'].obs['section'].iloc[0]}_tiles"
+        tiles = slide["tiles"].copy()
+        tiles.obs["region"] = pd.Categorical([name] * tiles.n_obs)
+        del tiles.uns["spatialdata_attrs"]
+        slide.tables["tiles"] = TableModel.parse(tiles, region=name, region_key="region", instance_key="tile_id")
+    joined = ig.io.concat_sections(slides)
+    assert joined["table"].n_obs == 16
+    assert joined["tiles"].shape == (sum(slide["tiles"].n_obs for slide in slides), 0)
+
+
+@pytest.mark.parametrize("sections", [1, None, "study.zarr", b"x", float("nan"), [None], {"a": 1}, np.ones(2)])
+def test_what_is_no_list_of_studies_is_refused(sections):
+    with pytest.raises(Img2GeneError, match="SpatialData objects"):
+        ig.io.concat_sections(sections)
+
+
+def test_one_study_instead_of_a_list_is_refused(parts):
+    with pytest.raises(Img2GeneError, match="sections is a SpatialData; expected a list"):
+        ig.io.concat_sections(parts[0])
+
+
+@pytest.mark.parametrize("text", ["null", "[1]", "{", "[" * 5000])
+def test_a_damaged_record_is_named(parts, text):
+    embedded(parts[0])
+    parts[0]["table"].uns["img2gene"]["encoder"] = text
+    with pytest.raises(Img2GeneError, match="encoder"):
+        ig.io.concat_sections(parts)
+
+
+def test_a_conflicting_model_is_kept_whole(make_study):
+    """Both models have the same configuration apart from their arrays and report."""
+    studies = [make_study([(f"{name}1", f"{name}a"), (f"{name}2", f"{name}b")]) for name in "AB"]
+    for study in studies:
+        ig.tl.fit(study, "ridge", key_added="ridge")
+    joined = ig.io.concat_sections(studies)
+    for key, study in zip(("ridge", "ridge-B1_spots"), studies, strict=True):
+        assert ig.get.model(joined, key).fingerprint == ig.get.model(study, "ridge").fingerprint
 
 
 def test_a_trained_model_survives_and_predicts_the_new_section(trained_study, make_section):
@@ -204,7 +354,7 @@ def test_what_cannot_be_joined_is_refused(parts, make_section):
         ig.io.concat_sections([])
     with pytest.raises(Img2GeneError, match="Expected SpatialData objects, got AnnData"):
         ig.io.concat_sections([parts[0], parts[1]["table"]])
-    with pytest.raises(Img2GeneError, match="genes='outer': choose 'intersection' or 'union'"):
+    with pytest.raises(Img2GeneError, match="genes='outer': expected one of intersection, union"):
         ig.io.concat_sections(parts, genes="outer")
     with pytest.raises(
         Img2GeneError, match="(?s)2 problems:.*images with the same name in two sections: S1_image.*shapes .*S1_spots"

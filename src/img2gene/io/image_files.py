@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _COLOUR = {"RGB", "RGBX", "RGBA", "RGBa", "P", "PA", "CMYK", "YCbCr", "HSV"}
 _WITH_ALPHA = {"RGBA", "RGBa", "PA"}
+# Steps between the values of each channel in the palette of 216 web colours.
+_WEB_STEP = 51
 _BITS_PER_SAMPLE = 258  # tag of TIFF files
 _UNCERTAIN = "the intensity scale is not certain. Convert the image to 8-bit RGB first."
 # Pillow's readers raise these on files that are cut, damaged or no image.
@@ -27,7 +29,7 @@ def read_image(path: Path) -> np.ndarray:
     """Read an image file as uint8 (height, width, 3).
 
     Palettes, CMYK, YCbCr and HSV are converted, and transparent pixels are laid over white. Grey images, modes without
-    a certain conversion, and 16-bit images that do not use their range are refused.
+    a certain conversion, palettes of web colours, and 16-bit images that do not use their range are refused.
     """
     from PIL import Image
 
@@ -59,12 +61,24 @@ def _as_rgb(picture: Image, name: str) -> np.ndarray:
     deep = _is_deep(picture, name)
     transparent = mode in _WITH_ALPHA or "transparency" in picture.info
     pixels = to_rgb(np.asarray(picture.convert("RGBA" if transparent else "RGB")), name)
-    if mode in ("P", "PA") and pixels.size and not np.ptp(pixels, axis=-1).any():
-        raise Img2GeneError(f"{name}: the palette holds no colour but grey (grey images are refused).")
+    if mode in ("P", "PA") and pixels.size:
+        _check_palette(pixels, name)
     # Pillow keeps the upper 8 of 16 bits, so 12-bit values in a 16-bit file would come out almost black.
     if deep and pixels.size and pixels.max() < 128:
         raise Img2GeneError(f"{name}: 16-bit pixels up to about {int(pixels.max()) * 256}: {_UNCERTAIN}")
     return pixels
+
+
+def _check_palette(pixels: np.ndarray, name: str) -> None:
+    """Refuse palettes that cannot hold the colours of a stain."""
+    if not np.ptp(pixels, axis=-1).any():
+        raise Img2GeneError(f"{name}: the palette holds no colour but grey (grey images are refused).")
+    # Editors replace each pixel by the nearest of 216 fixed colours, which are off by up to 25 in each channel.
+    if not (pixels % _WEB_STEP).any():
+        raise Img2GeneError(
+            f"{name}: the palette holds only the 216 colours of the web, which are too coarse for a stained section. "
+            "Export the image as RGB."
+        )
 
 
 def _is_deep(picture: Image, name: str) -> bool:

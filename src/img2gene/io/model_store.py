@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, missing
+from img2gene._checks import Arguments
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._files import write_bytes
+from img2gene._locks import remove_stale
+from img2gene.models.stored import parse_json
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,39 +30,43 @@ def write_model(table: AnnData, model: Model, key: str) -> None:
     from safetensors.numpy import save
 
     config, arrays = model.state()
-    container = dict(table.uns.get(key, {}))
-    container["format"] = _schema.FORMAT
-    container["model"] = {
+    stored = {
         "config": json.dumps(config, allow_nan=False),
         "weights": np.frombuffer(save(arrays), dtype=np.uint8).copy(),
     }
-    table.uns[key] = container
+    table.uns[key] = _schema.container(table, key) | {"format": _schema.FORMAT, "model": stored}
 
 
 def read_model(table: AnnData, key: str) -> Model:
-    """Read the model that is stored under ``uns[key]``."""
+    """Read the model that is stored under ``uns[key]``; refuse one that is damaged."""
     from img2gene.models import Model
 
-    stored = _container(table, key).get("model")
-    if stored is None:
+    source = f"uns[{key!r}]"
+    present = stored_models(table)
+    if not isinstance(key, str) or key not in present:
+        if isinstance(key, str):
+            # Says so if something of another package or version has this name.
+            _schema.container(table, key)
         raise MissingKeyError(
-            missing(key, "the trained models of the table", stored_models(table), "Run `img2gene.tl.fit` first.")
+            missing(str(key), "the trained models of the table", present, "Run `img2gene.tl.fit` first.")
         )
-    return Model.from_state(
-        json.loads(str(stored["config"])), _arrays(np.asarray(stored["weights"]).tobytes(), f"uns['{key}']")
-    )
+    stored = table.uns[key]["model"]
+    if not isinstance(stored, Mapping) or stored.keys() != {"config", "weights"}:
+        raise Img2GeneError(f"The stored model {source} is damaged: it is no configuration with weights.")
+    weights = stored["weights"]
+    if not isinstance(weights, np.ndarray) or weights.dtype != np.uint8 or weights.ndim != 1:
+        raise Img2GeneError(f"The stored model {source} is damaged: its weights are no bytes.")
+    config = parse_json(str(stored["config"]), f"The stored model {source}")
+    return Model.from_state(config, _arrays(weights.tobytes(), source), source)
 
 
 def stored_models(table: AnnData) -> list[str]:
     """List the keys of ``uns`` that hold a trained model."""
-    return [key for key in table.uns if "model" in _container(table, key)]
-
-
-def _container(table: AnnData, key: str) -> Any:
-    from collections.abc import Mapping
-
-    value = table.uns.get(key, {})
-    return value if isinstance(value, Mapping) and "format" in value else {}
+    return [
+        key
+        for key, value in table.uns.items()
+        if isinstance(value, Mapping) and str(value.get("format")) == _schema.FORMAT and "model" in value
+    ]
 
 
 def save_model(
@@ -90,7 +98,7 @@ def save_model(
     Raises
     ------
     Img2GeneError
-        The file exists, or its folder does not.
+        The file exists, its folder does not, or it cannot be written.
 
     Examples
     --------
@@ -101,14 +109,20 @@ def save_model(
 
     from img2gene.models import Model
 
-    trained = model if isinstance(model, Model) else read_model(_schema.get_table(model, table_key), key)
-    path = Path(path)
-    path = path if path.suffix else path.with_suffix(SUFFIX)
+    check = Arguments()
+    path = check.path("path", path)
+    check.flag("overwrite", overwrite)
+    check.raise_all()
+    path = path if path.suffix else path.with_name(path.name + SUFFIX)
+    if path.is_dir():
+        raise Img2GeneError(f"{path} is a folder; name a file in it, such as {path / f'model{SUFFIX}'}.")
     if path.exists() and not overwrite:
         raise Img2GeneError(f"{path} exists; pass `overwrite=True` to replace it.")
     if not path.parent.is_dir():
         raise Img2GeneError(f"Folder {path.parent} does not exist.")
+    trained = model if isinstance(model, Model) else read_model(_schema.get_table(model, table_key), key)
     config, arrays = trained.state()
+    remove_stale(path.parent, path.name)
     write_bytes(path, save(arrays, metadata={"img2gene": json.dumps(config, allow_nan=False)}))
     return path
 
@@ -119,7 +133,8 @@ def load_model(path: str | Path) -> Model:
     Raises
     ------
     Img2GeneError
-        The file does not exist, holds no model of this package, or its arrays do not fit the declared architecture.
+        The file does not exist, holds no model of this package, or is damaged: the configuration or an array is not as it was
+        stored, or does not fit the declared architecture.
 
     Examples
     --------
@@ -128,24 +143,33 @@ def load_model(path: str | Path) -> Model:
     """
     from img2gene.models import Model
 
-    path = Path(path)
+    check = Arguments()
+    path = check.path("path", path)
+    check.raise_all()
+    if path.is_dir():
+        models = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
+        raise Img2GeneError(f"{path} is a folder; name a model file in it (models in it: {listing(models)}).")
     if not path.is_file():
         near = sorted(str(file) for file in path.parent.glob(f"*{SUFFIX}")) if path.parent.is_dir() else []
         raise MissingKeyError(missing(path.name, str(path.parent), near))
-    content = path.read_bytes()
-    config = _metadata(content).get("img2gene")
-    if config is None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise Img2GeneError(f"{path} cannot be read ({error.strerror}).") from error
+    text = _metadata(content).get("img2gene")
+    if not isinstance(text, str):
         raise Img2GeneError(f"{path} is not a model written by `img2gene.io.save_model`.")
-    return Model.from_state(json.loads(config), _arrays(content, str(path)))
+    return Model.from_state(parse_json(text, str(path)), _arrays(content, str(path)), str(path))
 
 
-def _metadata(content: bytes) -> dict[str, str]:
+def _metadata(content: bytes) -> dict[str, Any]:
     """Read the metadata of a safetensors file; empty for other files."""
     length = int.from_bytes(content[:8], "little")
     try:
-        return json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError):
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _arrays(content: bytes, source: str) -> dict[str, np.ndarray]:
@@ -154,5 +178,8 @@ def _arrays(content: bytes, source: str) -> dict[str, np.ndarray]:
 
     try:
         return load(content)
-    except SafetensorError as error:
-        raise Img2GeneError(f"The weights in {source} are damaged: {error}.") from error
+    # Types that numpy does not have raise errors of numpy.
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise Img2GeneError(
+            f"The weights in {source} are damaged: {type(error).__name__}: {str(error)[:200]}."
+        ) from error
