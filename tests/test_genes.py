@@ -78,7 +78,7 @@ def test_only_the_named_sections_decide(make_study):
     counts = sdata["table"].X.toarray()
     second = (sdata["table"].obs["section"] == "S2").to_numpy()
     counts[second, 11] += 9000
-    sdata["table"].X = sp.csr_matrix(counts)
+    sdata["table"].X, sdata["table"].obs["library_size"] = sp.csr_matrix(counts), counts.sum(axis=1)
     assert "G11" in panel(sdata, 1)
     assert _schema.read_json(sdata["table"], "panel") == {"sections": ["S1", "S2"], "by": "mean"}
     assert "G11" not in panel(sdata, 1, sections=["S1"])
@@ -107,14 +107,14 @@ def test_without_inplace_nothing_is_written(section, snapshot):
 
 
 FAULTS = {
-    "ranking": ({"by": "fame"}, Img2GeneError, "by='fame': choose mean, variable, spatial"),
-    "detection": ({"min_detection": 10}, Img2GeneError, "min_detection=10: expected a share from 0 to 1"),
+    "ranking": ({"by": "fame"}, Img2GeneError, "by='fame': expected one of mean, variable, spatial"),
+    "detection": ({"min_detection": 10}, Img2GeneError, "min_detection=10: expected a number from 0 to 1"),
     "section": ({"sections": ["S9"]}, MissingKeyError, r"No section named S9 \(available: S1\)"),
     "layer": ({"layer": "x"}, Img2GeneError, r"`x` not found in `sdata\['table'\].layers`"),
     "too many": ({"n_genes": 13}, Img2GeneError, "n_genes=13: 12 of 12 genes vary"),
     "none": ({"n_genes": 0}, Img2GeneError, "n_genes=0"),
     "key": ({"key_added": "my panel"}, Img2GeneError, "key_added='my panel' cannot be stored"),
-    "all at once": ({"by": "fame", "layer": "x", "sections": ["S9"]}, Img2GeneError, "(?s)^3 problems:.*`x`.*fame.*S9"),
+    "all at once": ({"by": "fame", "layer": "x", "sections": ["S9"]}, Img2GeneError, "(?s)^3 problems:.*fame.*`x`.*S9"),
 }
 
 

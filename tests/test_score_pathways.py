@@ -152,7 +152,7 @@ def test_empty_spots_are_nan_and_do_not_select(cohort):
     counts = table.X.toarray()
     counts[[4, 70]] = 0
     table.X = sp.csr_matrix(counts)
-    table.obs["library_size"] = 100 * (counts.sum(axis=1) > 0)
+    table.obs["library_size"] = counts.sum(axis=1)
     for method in ("aucell", "zscore"):
         ig.pp.score_pathways(cohort, SETS, n_top=2, method=method)
         empty = np.isnan(table.obsm["pathways"]).all(axis=1)
@@ -202,8 +202,8 @@ def test_without_inplace_nothing_is_written(cohort, snapshot):
 
 
 FAULTS = {
-    "method": ({"method": "magic"}, Img2GeneError, "method='magic': choose aucell, ssgsea, zscore"),
-    "organism": ({"organism": "yeast"}, Img2GeneError, "organism='yeast': choose auto, human, mouse"),
+    "method": ({"method": "magic"}, Img2GeneError, "method='magic': expected one of aucell, ssgsea, zscore"),
+    "organism": ({"organism": "yeast"}, Img2GeneError, "organism='yeast': expected one of auto, human, mouse"),
     "number": ({"n_top": 0}, Img2GeneError, "n_top=0: expected a whole number, 1 or more"),
     "fraction": ({"n_top": 2.5}, Img2GeneError, "n_top=2.5: expected a whole number, 1 or more"),
     "text": ({"min_genes": "2"}, Img2GeneError, "min_genes='2': expected a whole number, 1 or more"),
@@ -250,6 +250,7 @@ def test_a_fold_sees_its_training_rows_only(cohort, method):
     counts = table.X.toarray()
     counts[rows] = np.random.default_rng(1).poisson(300, (rows.sum(), 60))
     table.X = sp.csr_matrix(counts)
+    table.obs.loc[rows, "library_size"] = counts[rows].sum(axis=1)
     table.obsm["X_tiny"][rows] = 0
     ig.pp.score_pathways(cohort, SETS, n_top=2, method=method, sections="T1")
     after = context_of(cohort, ["S1", "S2"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene import _schema
+from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
-from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing
-from img2gene._study.expression import gene_statistics, labels, layer_problems, name_problems
+from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._study.entrance import open_study
+from img2gene._study.expression import gene_statistics, labels, layer_problems
 from img2gene._study.study import Study
 
 if TYPE_CHECKING:
@@ -74,28 +76,50 @@ def select_genes(
     >>> int(sdata["table"].var["panel"].sum())
     20
     """
-    study = Study.of(sdata, table_key)
+    check = Arguments()
+    n_genes = check.whole("n_genes", n_genes, 1)
+    by = check.choice("by", by, _RANKINGS)
+    min_detection = check.number("min_detection", min_detection, 0, 1)
+    chosen = section_names(check, sections)
+    layer = check.text("layer", layer, optional=True)
+    check.flag("inplace", inplace)
+    with check.collect():
+        _schema.check_name(key_added, "key_added")
+    study = open_study(check, sdata, table_key)
+    if layer is None or isinstance(layer, str):
+        check.messages += layer_problems(study.table, layer, study.name)
+    if by == "spatial" and "spatial" not in study.table.obsm:
+        check.messages.append('`by="spatial"` needs positions in `obsm["spatial"]`.')
+    with check.collect():
+        rows = study.ordered(rows_of_sections(study, chosen))
+    check.raise_all()
+    panel, rows = _panel(study, rows, n_genes, by, min_detection, layer)
+    update: dict[str, dict[str, Any]] = {"var": {key_added: panel}}
+    # `fit` takes genes from this column alone, so only its sections can leak.
+    if key_added == _schema.PANEL:
+        update["uns"] = {"panel": {"sections": sorted(set(study.sections[rows].tolist())), "by": by}}
+    if not inplace:
+        return update
+    _schema.apply(study.stored_table, update)
+    return None
+
+
+def _panel(
+    study: Study, rows: np.ndarray, n_genes: int, by: str, min_detection: float, layer: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mark the chosen genes, bool (n_vars,); also return the rows with expression, by which they were chosen."""
     table = study.table
-    _schema.check_name(key_added, "key_added")
-    problems = Problems(name_problems(table, study.name) + layer_problems(table, layer, study.name))
-    if by not in _RANKINGS:
-        problems.messages.append(f"by={by!r}: choose {listing(_RANKINGS)}.")
-    if not 0 <= min_detection <= 1:
-        problems.messages.append(f"min_detection={min_detection!r}: expected a share from 0 to 1.")
-    if by == "spatial" and "spatial" not in table.obsm:
-        problems.messages.append('`by="spatial"` needs positions in `obsm["spatial"]`.')
-    with problems.collect():
-        rows = study.ordered(rows_of_sections(study, sections))
-    problems.raise_all()
     values = labels(table, rows, np.arange(table.n_vars), layer=layer)
     complete = np.isfinite(values).all(axis=1)
     rows, values = rows[complete], values[complete]
+    if not len(rows):
+        raise Img2GeneError("No spot of the chosen sections has expression: all are off the tissue or without counts.")
     # Genes can be chosen before patches exist, and Moran's I of the nearest spots needs no unit.
     positions = np.asarray(table.obsm["spatial"])[rows] if "spatial" in table.obsm else np.zeros((len(rows), 2))
     statistics = gene_statistics(values, study.sections[rows], positions)
     score = np.where(statistics["detection"] >= min_detection, statistics[_RANKINGS[by]], np.nan)
     usable = np.flatnonzero(np.isfinite(score) & (statistics["variance"] > 0))
-    if len(usable) < n_genes or n_genes < 1:
+    if len(usable) < n_genes:
         raise Img2GeneError(
             f"n_genes={n_genes}: {len(usable)} of {table.n_vars} genes vary and are detected in {min_detection:.0%} of the spots. "
             "Lower `n_genes` or `min_detection`."
@@ -104,22 +128,27 @@ def select_genes(
     # Equal scores are ordered by name, so that the order of the columns has no influence.
     names = table.var_names.to_numpy(dtype=str)[usable]
     panel[usable[np.lexsort((names, -score[usable]))[:n_genes]]] = True
-    update: dict[str, dict[str, Any]] = {"var": {key_added: panel}}
-    # `fit` takes genes from this column alone, so only its sections can leak.
-    if key_added == _schema.PANEL:
-        update["uns"] = {"panel": {"sections": sorted(set(study.sections[rows].tolist())), "by": by}}
-    if not inplace:
-        return update
-    _schema.apply(table, update)
+    return panel, rows
+
+
+def section_names(check: Arguments, sections: Any) -> list[str] | None:
+    """Convert names of sections to text; numbers name sections that are numbered, and None means all."""
+    if sections is None:
+        return None
+    names = np.atleast_1d(sections) if isinstance(sections, str | np.ndarray) else sections
+    if isinstance(names, Iterable) and not isinstance(names, bytes | Mapping):
+        names = list(names)
+        if names and all(isinstance(name, str | int | np.integer) for name in names):
+            return [str(name) for name in names]
+    check.messages.append(f"sections={shown(sections)}: expected a name, a list of names, or None.")
     return None
 
 
-def rows_of_sections(study: Study, sections: Iterable[str] | None) -> np.ndarray:
+def rows_of_sections(study: Study, sections: list[str] | None) -> np.ndarray:
     """Find the rows of the named sections, by default all; refuse unknown names."""
     if sections is None:
         return np.arange(study.n_obs)
-    chosen = [sections] if isinstance(sections, str) else [str(name) for name in sections]
-    unknown = [name for name in chosen if name not in study.sections]
-    if unknown or not chosen:
+    unknown = [name for name in sections if name not in study.sections]
+    if unknown:
         raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(np.unique(study.sections))}).")
-    return np.flatnonzero(np.isin(study.sections, chosen))
+    return np.flatnonzero(np.isin(study.sections, sections))

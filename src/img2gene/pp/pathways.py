@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene import _schema
+from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
-from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
-from img2gene._study.expression import layer_problems, library_size, name_problems
+from img2gene._errors import Img2GeneError, MissingKeyError, missing
+from img2gene._study.entrance import open_study
+from img2gene._study.expression import layer_problems, measured
 from img2gene._study.inputs import choose_encoder, embedding, has_embedding
+from img2gene._study.origins import check_embedding
 from img2gene._study.pathways import log_counts, set_columns, to_columns
 from img2gene._study.study import Study
 from img2gene.pathways import match_gene_sets, read_gene_sets
 from img2gene.pathways.context import METHODS, choose_pathways, score_spots
 from img2gene.pathways.gene_sets import ORGANISMS
-from img2gene.pp.expression import rows_of_sections
+from img2gene.pp.expression import rows_of_sections, section_names
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
@@ -110,26 +112,37 @@ def score_pathways(
     >>> "hypoxia" in ig.get.pathways(sdata)["pathway"].tolist()
     True
     """
-    study = Study.of(sdata, table_key)
+    check = Arguments()
+    method = check.choice("method", method, METHODS)
+    organism = check.choice("organism", organism, ("auto", *ORGANISMS))
+    n_top, min_genes = check.whole("n_top", n_top, 1), check.whole("min_genes", min_genes, 1)
+    names = section_names(check, sections)
+    encoder, gene_ids = check.text("encoder", encoder, optional=True), check.text("gene_ids", gene_ids, optional=True)
+    seed = check.seed("seed", settings.seed if seed is None else seed)
+    check.flag("inplace", inplace)
+    study = open_study(check, sdata, table_key)
     table = study.table
-    _check_key(table, key_added)
-    problems = Problems(name_problems(table, study.name) + layer_problems(table, None, study.name))
-    problems.messages += _option_problems(method, organism, n_top, min_genes)
-    with problems.collect():
-        rows = study.ordered(rows_of_sections(study, sections))
-        rows = rows[library_size(table)[rows] > 0]
-    with problems.collect():
-        other_names = _other_names(study, gene_ids)
-    if encoder is not None:
-        with problems.collect():
+    check.messages += layer_problems(table, None, study.name)
+    with check.collect():
+        _check_key(table, key_added)
+    with check.collect():
+        rows = study.ordered(rows_of_sections(study, names))
+    if gene_ids is None or isinstance(gene_ids, str):
+        with check.collect():
+            other_names = _other_names(study, gene_ids)
+    if isinstance(encoder, str):
+        with check.collect():
             choose_encoder(study, encoder)
-    problems.raise_all()
+    check.raise_all()
+    rows = rows[measured(table, None)[rows]]
+    if not len(rows):
+        raise Img2GeneError("No spot of the chosen sections has expression: all are off the tissue or without counts.")
     species = _organism(table, other_names) if organism == "auto" else organism
     collection = read_gene_sets(gene_sets, organism=species)
     columns, matching = match_gene_sets(collection, table.var_names, other_names, min_genes=min_genes)
     matched = {name: table.var_names[members].tolist() for name, members in columns.items()}
     chosen, enrichment = list(matched), None
-    selection = _Selection(study, rows, settings.seed if seed is None else seed)
+    selection = _Selection(study, rows, seed)
     if len(matched) > n_top:
         chosen, enrichment = selection.choose(matched, n_top, encoder)
     scores = selection.score(method, {name: matched[name] for name in chosen})
@@ -148,7 +161,7 @@ def score_pathways(
     update: dict[str, dict[str, Any]] = {"obsm": {key_added: scores}, "uns": {key_added: record}}
     if not inplace:
         return update
-    _schema.apply(table, update)
+    _schema.apply(study.stored_table, update)
     return None
 
 
@@ -159,16 +172,6 @@ def _check_key(table: AnnData, key: str) -> None:
     has_pathways = isinstance(record, dict) and "gene_sets" in record
     if not has_pathways and (record is not None or key in table.obsm):
         raise Img2GeneError(f"key_added={key!r} would overwrite something other than pathways; choose another name.")
-
-
-def _option_problems(method: str, organism: str, n_top: int, min_genes: int) -> list[str]:
-    """List unknown options, and numbers that are not whole or below 1."""
-    problems = [] if method in METHODS else [f"method={method!r}: choose {listing(METHODS)}."]
-    if organism not in ("auto", *ORGANISMS):
-        problems.append(f"organism={organism!r}: choose auto, {listing(ORGANISMS)}.")
-    sizes = {"n_top": n_top, "min_genes": min_genes}
-    faulty = {name: value for name, value in sizes.items() if not (isinstance(value, Integral) and value >= 1)}
-    return problems + [f"{name}={value!r}: expected a whole number, 1 or more." for name, value in faulty.items()]
 
 
 def _other_names(study: Study, column: str | None) -> list[str] | None:
@@ -227,7 +230,9 @@ class _Selection:
     def _features(self, encoder: str | None) -> np.ndarray | None:
         if encoder is None and not has_embedding(self.study):
             return None
-        return embedding(self.study, choose_encoder(self.study, encoder))
+        identity = choose_encoder(self.study, encoder)
+        check_embedding(self.study, identity["name"])
+        return embedding(self.study, identity)
 
     def _positions(self) -> np.ndarray:
         obsm = self.study.table.obsm

@@ -180,13 +180,13 @@ def _taken_names(sdata: SpatialData, key_added: str) -> list[str]:
 def _check_number(size: tuple[int, ...], tiling: _Tiling) -> None:
     """Refuse tiles of less than a pixel, tiles larger than the image, and too many of them."""
     height, width = size
+    if height * width / tiling.stride_px**2 > _MAX_TILES:
+        raise Img2GeneError(f"More than {_MAX_TILES:,} tiles: `tile_um` or `stride_um` is too small for this image.")
     if not 1 <= tiling.side_px <= 2 * max(size):
         raise Img2GeneError(
             f"tile_um={tiling.tile_um:g}: a tile has {tiling.side_px:.4g} px of the {height} × {width} px of the image "
             f"({tiling.mpp:.4g} µm per pixel). Choose a tile between one pixel and twice the image, or check `mpp`."
         )
-    if height * width / tiling.stride_px**2 > _MAX_TILES:
-        raise Img2GeneError(f"More than {_MAX_TILES:,} tiles: `tile_um` or `stride_um` is too small for this image.")
 
 
 def _tissue_centers(sdata: SpatialData, image_key: str, tiling: _Tiling) -> np.ndarray:
