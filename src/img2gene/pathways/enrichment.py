@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from img2gene._errors import Img2GeneError, raise_problems
+from img2gene._checks import Arguments, shown
+from img2gene._errors import Img2GeneError
 from img2gene.metrics import morans_i, neighbor_graph
+from img2gene.metrics._inputs import place_array, section_numbers
 from img2gene.metrics.spatial import position_ranks, tie_groups
 from img2gene.models.centring import centre
+from img2gene.pathways.inputs import checked_sets, finite_matrix
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _COMPONENTS = 20
 _BLOCK_VALUES = 2**23
-_MIN_PERMUTATIONS = 100
+# More would take hours, and p-values are refined anyway.
+_MIN_PERMUTATIONS, _MAX_PERMUTATIONS = 100, 100_000
 _SMALLEST_P = 1e-10
 # Both criteria lie between −1 and 1 and are exact to about 1e-14.
 _TIE = 1e-10
@@ -72,10 +76,9 @@ def rank_genes(
     >>> rank_genes(labels, np.repeat("S1", 8), np.column_stack([place, place]))
     array([1., 0.])
     """
-    sections = np.asarray(sections)
-    _check_lengths(labels, sections=sections, positions=positions, features=features)
-    members = [np.flatnonzero(sections == name) for name in np.unique(sections)]
-    graphs = [neighbor_graph(np.asarray(positions, dtype=float)[rows]) for rows in members]
+    labels, sections, positions, features, seed = _checked(labels, sections, positions, features, seed)
+    members = [np.flatnonzero(sections == number) for number in np.unique(sections)]
+    graphs = [neighbor_graph(positions[rows]) for rows in members]
     basis = None if features is None else _basis(features, sections, positions, seed)
     spatial, explained = [], []
     for block in _blocks(labels):
@@ -86,15 +89,44 @@ def rank_genes(
     return np.mean([_ranks(values) for values in criteria], axis=0)
 
 
-def _check_lengths(labels: Any, **arrays: np.ndarray | None) -> None:
+def _checked(labels: Any, sections: Any, positions: Any, features: Any, seed: Any) -> tuple[Any, ...]:
+    """Convert and check the arguments of :func:`rank_genes`; sections become numbers."""
+    labels = finite_matrix(labels, "labels")
     n = labels.shape[0]
-    raise_problems(
-        [
-            f"{name} has {len(values)} rows, labels have {n}."
-            for name, values in arrays.items()
-            if values is not None and len(values) != n
-        ]
-    )
+    check = Arguments()
+    if not n:
+        check.messages.append("labels have no spots.")
+    if sections is None:
+        check.messages.append("sections=None: expected a name for each spot.")
+    arrays = {"sections": sections, "positions": positions, "features": features}
+    check.messages += [
+        f"{name} has {_n_rows(values)} rows, labels have {n}."
+        for name, values in arrays.items()
+        if _n_rows(values) not in (None, n)
+    ]
+    seed = check.seed("seed", seed)
+    check.raise_all()
+    with check.collect():
+        sections = section_numbers(sections, n)
+    with check.collect():
+        positions = place_array(positions, n)
+    if features is not None:
+        with check.collect():
+            features = np.asarray(_dense(finite_matrix(features, "features")))
+    check.raise_all()
+    return labels, sections, positions, features, seed
+
+
+def _n_rows(values: Any) -> int | None:
+    """Count rows; None for what has none, which the check of its kind names."""
+    shape = getattr(values, "shape", None)
+    if isinstance(shape, tuple):
+        return shape[0] if shape else None
+    return len(values) if isinstance(values, list | tuple) else None
+
+
+def _dense(matrix: Any) -> Any:
+    return matrix.toarray() if sp.issparse(matrix) else matrix
 
 
 def _blocks(labels: Any) -> Iterator[np.ndarray]:
@@ -108,9 +140,8 @@ def _blocks(labels: Any) -> Iterator[np.ndarray]:
 
 def _basis(features: np.ndarray, sections: np.ndarray, positions: np.ndarray, seed: int) -> np.ndarray:
     """Compute the leading components of spots sorted by section and position, which the random projection follows."""
-    place = position_ranks(np.asarray(positions, dtype=np.float64))
-    order = np.lexsort((place, np.unique(sections, return_inverse=True)[1]))
-    components = _components(np.asarray(features)[order], sections[order], seed)
+    order = np.lexsort((position_ranks(positions), sections))
+    components = _components(features[order], sections[order], seed)
     basis = np.empty_like(components)
     basis[order] = components
     return basis
@@ -211,9 +242,14 @@ def enrich(
     """
     import gseapy
 
-    if n_permutations < _MIN_PERMUTATIONS:
-        raise Img2GeneError(f"n_permutations={n_permutations}: expected {_MIN_PERMUTATIONS} or more.")
-    ordered = _descending(ranking)
+    check = Arguments()
+    seed = check.seed("seed", seed)
+    n_permutations = check.whole("n_permutations", n_permutations, _MIN_PERMUTATIONS, _MAX_PERMUTATIONS)
+    with check.collect():
+        gene_sets = checked_sets(gene_sets)
+    with check.collect():
+        ordered = _descending(ranking)
+    check.raise_all()
     places = {name: place for place, name in enumerate(ordered.index)}
     codes = {name: f"G{place}" for name, place in places.items()}
     # gseapy's draws follow the order of sets and of their genes, which must not depend on the order of the input.
@@ -244,7 +280,7 @@ def enrich(
 
 def _descending(ranking: pd.Series) -> pd.Series:
     """Centre the ranking and sort it, falling strictly: equal genes are a millionth of a mean step apart."""
-    known = ranking.dropna().astype(np.float64)
+    known = _known_scores(ranking)
     twice = known.index[known.index.duplicated()]
     if len(known) < 3 or len(twice):
         raise Img2GeneError(
@@ -255,6 +291,22 @@ def _descending(ranking: pd.Series) -> pd.Series:
     ordered = (known - known.mean()).sort_values(ascending=False, kind="stable")
     step = 1e-6 * max(float(np.ptp(ordered)), 1e-6) / len(ordered)
     return ordered - step * np.arange(len(ordered)) / len(ordered)
+
+
+def _known_scores(ranking: Any) -> pd.Series:
+    """Convert the ranking to float64 without NaN; raise unless it is a series of numbers by gene name."""
+    import pandas as pd
+
+    if not isinstance(ranking, pd.Series):
+        raise Img2GeneError(f"ranking={shown(ranking)}: expected a pandas Series of scores, indexed by gene name.")
+    if not pd.api.types.is_numeric_dtype(ranking) or pd.api.types.is_complex_dtype(ranking):
+        raise Img2GeneError(f"ranking has {ranking.dtype} values: expected numbers.")
+    known = ranking.dropna().astype(np.float64)
+    if not all(isinstance(gene, str) for gene in known.index):
+        raise Img2GeneError("ranking has an index that does not hold gene names; use `ranking.set_axis(genes)`.")
+    if np.isinf(known).any():
+        raise Img2GeneError(f"ranking has {int(np.isinf(known).sum())} infinite scores; leave these genes out.")
+    return known
 
 
 def _enrichment_table(
@@ -297,4 +349,13 @@ def select_pathways(table: pd.DataFrame, n_top: int) -> list[str]:
     >>> select_pathways(pd.DataFrame({"pathway": ["b", "a", "c"], "nes": [1.0, 1.0, 2.0]}), 2)
     ['c', 'a']
     """
+    import pandas as pd
+
+    check = Arguments()
+    n_top = check.whole("n_top", n_top, 1)
+    if not isinstance(table, pd.DataFrame) or list(table.columns).count("pathway") != 1 or "nes" not in table:
+        check.messages.append(f"table={shown(table)}: expected a table of `img2gene.pathways.enrich`.")
+    elif not pd.api.types.is_numeric_dtype(table["nes"]):
+        check.messages.append(f"Column `nes` holds {table['nes'].dtype} values: expected numbers.")
+    check.raise_all()
     return _by_nes(table)["pathway"].tolist()[:n_top]

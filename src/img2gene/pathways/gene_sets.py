@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from img2gene._checks import Arguments, shown
-from img2gene._errors import Img2GeneError, MissingKeyError, listing, raise_problems
+from img2gene._checks import Arguments
+from img2gene._errors import Img2GeneError, MissingKeyError, listing
 from img2gene.pathways.gmt import read_gmt
+from img2gene.pathways.inputs import checked_sets
 from img2gene.pathways.libraries import ALIASES, read_library
 
 if TYPE_CHECKING:
@@ -117,31 +118,3 @@ def _from_network(network: pd.DataFrame) -> dict[str, list[str]]:
         logger.warning("left out %d rows of the network without a source or a target", len(network) - len(known))
     parts = known.groupby("source", sort=False, observed=True)["target"]
     return {str(name): [str(gene) for gene in targets] for name, targets in parts}
-
-
-def checked_sets(sets: Mapping[Any, Iterable[str]]) -> dict[str, list[str]]:
-    """Drop repeated and empty genes; raise one error for everything that is not a list of names."""
-    lists = {name: _names(genes) for name, genes in sets.items()}
-    wrong = [name if isinstance(name, str) else shown(name) for name, genes in lists.items() if genes is None]
-    problems = [f"Gene sets {listing(wrong)} are not lists of gene names."] if wrong else []
-    problems += ["The collection has no gene sets."] if not lists else []
-    titles = [str(name) for name in lists]
-    if len(set(titles)) < len(titles) or "" in titles:
-        problems.append(f"Gene sets need different names that are not empty, got {listing(titles, 20)}.")
-    raise_problems(problems)
-    return {
-        title: list(dict.fromkeys(gene for gene in genes or () if gene))
-        for title, genes in zip(titles, lists.values(), strict=True)
-    }
-
-
-def _names(genes: Any) -> list[str] | None:
-    """Return gene names as a list; None for anything else."""
-    if isinstance(genes, str | bytes) or not isinstance(genes, Iterable):
-        return None
-    try:
-        names = list(genes)
-    except TypeError:
-        # Arrays without dimensions claim to be iterable.
-        return None
-    return names if all(isinstance(gene, str) for gene in names) else None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
+from img2gene.pathways.inputs import checked_names, checked_sets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +42,7 @@ def match_gene_sets(
     genes
         (n_genes,) names of the columns, usually symbols.
     ids
-        (n_genes,) other names of the same columns, usually Ensembl ids.
+        (n_genes,) other names of the same columns, usually Ensembl ids; missing ones match nothing.
     min_genes
         Sets with fewer measured genes are dropped; a warning names them.
 
@@ -52,7 +54,7 @@ def match_gene_sets(
     Raises
     ------
     Img2GeneError
-        No set has enough measured genes.
+        No set has enough measured genes, or an argument cannot be used.
 
     Examples
     --------
@@ -61,8 +63,8 @@ def match_gene_sets(
     >>> sets["luminal"]
     array([0, 2])
     """
-    symbols = [str(gene) for gene in genes]
-    spaces = [_places(symbols)] + ([] if ids is None else [_places(str(name) for name in ids)])
+    gene_sets, symbols, other_names, min_genes = _checked(gene_sets, genes, ids, min_genes)
+    spaces = [_places(symbols)] + ([] if other_names is None else [_places(other_names)])
     matches = _matched(gene_sets, spaces)
     kept = {name: columns for name, columns in matches.items() if len(columns) >= min_genes}
     if not kept:
@@ -73,6 +75,35 @@ def match_gene_sets(
             "dropped %d gene sets with under %d measured genes: %s", len(dropped), min_genes, listing(dropped)
         )
     return kept, _table(gene_sets, matches, symbols, min_genes)
+
+
+def _checked(
+    gene_sets: Any, genes: Any, ids: Any, min_genes: Any
+) -> tuple[dict[str, list[str]], list[str], list[str] | None, int]:
+    """Convert and check the arguments of :func:`match_gene_sets`; missing ids become empty names."""
+    check = Arguments()
+    with check.collect():
+        gene_sets = checked_sets(gene_sets)
+    symbols = checked_names(check, "genes", genes)
+    other_names = None
+    if ids is not None:
+        known = ids if isinstance(ids, str) or not isinstance(ids, Iterable) else _filled(ids)
+        other_names = checked_names(check, "ids", known)
+        if len(other_names) != len(symbols) and not check.messages:
+            check.messages.append(f"`ids` has {len(other_names)} names for {len(symbols)} genes: pass one per gene.")
+    min_genes = check.whole("min_genes", min_genes, 1)
+    check.raise_all()
+    return gene_sets, symbols, other_names, min_genes
+
+
+def _filled(ids: Iterable[Any]) -> Any:
+    """Replace missing names by empty ones."""
+    import pandas as pd
+
+    try:
+        return ["" if pd.api.types.is_scalar(name) and pd.isna(name) else name for name in ids]
+    except TypeError:
+        return ids
 
 
 def _matched(gene_sets: Mapping[str, Iterable[str]], spaces: list[dict[str, int]]) -> dict[str, np.ndarray]:
@@ -99,7 +130,8 @@ def _places(names: Iterable[str]) -> dict[str, int]:
     """Map each name to its column; of names that occur twice, to the first."""
     places: dict[str, int] = {}
     for column, name in enumerate(names):
-        places.setdefault(_plain(name), column)
+        if name:
+            places.setdefault(_plain(name), column)
     return places
 
 

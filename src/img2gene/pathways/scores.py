@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from img2gene._errors import Img2GeneError, listing, raise_problems
+from img2gene._checks import Arguments
+from img2gene._errors import Img2GeneError
+from img2gene.pathways.inputs import checked_names, finite_matrix, row_numbers, set_columns
 from img2gene.settings import settings
 
 Matrix = Any
@@ -78,16 +80,22 @@ def aucell(
     """
     from tqdm.auto import tqdm
 
-    n_spots, n_genes = counts.shape
-    columns = _checked(sets, n_genes)
-    top = _n_up(n_up, n_genes)
+    by_rows = finite_matrix(counts, "counts")
+    n_spots, n_genes = by_rows.shape
+    check = Arguments()
+    with check.collect():
+        columns = set_columns(sets, n_genes)
+    top = _n_up(check, n_up, n_genes)
+    batch_size = check.whole("batch_size", batch_size, 1, optional=True)
+    with check.collect():
+        by_name = _by_name(genes, n_genes)
+    check.raise_all()
     # decoupler draws this order for columns as they are. Sorting by name first keeps its scores of sorted tables.
-    order = _by_name(genes, n_genes)[np.random.default_rng(0).choice(n_genes, n_genes, replace=False)]
+    order = by_name[np.random.default_rng(0).choice(n_genes, n_genes, replace=False)]
     priority = np.empty(n_genes, dtype=np.int32)
     priority[order] = np.arange(n_genes - 1, -1, -1, dtype=np.int32)
     indicator = sp.csr_matrix(_members([priority[members] for members in columns], n_genes))
     highest = np.array([np.arange(top - 1, max(top - 1 - len(members), 0), -1).sum() for members in columns])
-    by_rows = _by_rows(counts)
     scores = np.full((n_spots, len(columns)), np.nan, dtype=np.float32)
     batches = _rank_batches(by_rows, top, batch_size or max(1, _BATCH_VALUES // n_genes))
     for rows, dense in tqdm(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 64):
@@ -183,14 +191,19 @@ def ssgsea(counts: Matrix, sets: Sets, *, genes: Sequence[str] | np.ndarray | No
     """
     from tqdm.auto import tqdm
 
-    columns = _checked(sets, counts.shape[1])
-    order = _by_name(genes, counts.shape[1])
+    by_rows = finite_matrix(counts, "counts")
+    n_spots, n_genes = by_rows.shape
+    check = Arguments()
+    with check.collect():
+        columns = set_columns(sets, n_genes)
+    with check.collect():
+        order = _by_name(genes, n_genes)
+    check.raise_all()
     places = np.argsort(order)
     named = {
         f"S{number}": [f"G{place}" for place in np.sort(places[members])] for number, members in enumerate(columns)
     }
-    scores = np.full((counts.shape[0], len(columns)), np.nan, dtype=np.float32)
-    by_rows = _by_rows(counts)
+    scores = np.full((n_spots, len(columns)), np.nan, dtype=np.float32)
     rows = np.flatnonzero(n_detected(by_rows))
     batches = [rows[part] for part in _batches(len(rows), _SSGSEA_SPOTS)]
     for part in tqdm(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 3):
@@ -248,13 +261,20 @@ def zscore(labels: Matrix, sets: Sets, *, reference: np.ndarray | None = None) -
     array([[-1.,  0.],
            [ 1.,  0.]], dtype=float32)
     """
-    columns = _checked(sets, labels.shape[1])
-    by_rows = _by_rows(labels)
+    by_rows = finite_matrix(labels, "labels")
+    n_spots, n_genes = by_rows.shape
+    check = Arguments()
+    with check.collect():
+        columns = set_columns(sets, n_genes)
+    with check.collect():
+        rows = np.arange(n_spots) if reference is None else row_numbers(reference, n_spots)
+    check.raise_all()
     known = n_detected(by_rows) > 0
-    rows = np.flatnonzero(known) if reference is None else np.arange(len(known))[reference]
+    if reference is not None and not known[rows].any():
+        raise Img2GeneError("No spot of `reference` has expression, so there is nothing to measure genes against.")
     mean, deviation = _moments(by_rows[rows[known[rows]]])
     scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-    weights = _members(columns, labels.shape[1]) * scale[:, None]
+    weights = _members(columns, n_genes) * scale[:, None]
     n_varying = (weights > 0).sum(axis=0)
     weights = np.divide(weights, n_varying, out=np.full_like(weights, np.nan), where=n_varying > 0)
     scores = (by_rows @ weights - mean @ weights).astype(np.float32)
@@ -266,6 +286,8 @@ def _moments(values: Matrix) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean and SD of each gene, float64; the SD of genes that do not vary is exactly 0."""
     n = max(values.shape[0], 1)
     mean = np.asarray(values.sum(axis=0, dtype=np.float64)).ravel() / n
+    # Squares of small integers would overflow.
+    values = values.astype(np.float64) if values.dtype.kind in "iu" else values
     squares = values.multiply(values) if sp.issparse(values) else np.square(values, dtype=np.float64)
     power = np.asarray(squares.sum(axis=0, dtype=np.float64)).ravel() / n
     variance = power - np.square(mean)
@@ -278,32 +300,26 @@ def n_detected(by_rows: Matrix) -> np.ndarray:
     return np.diff(by_rows.indptr) if sp.issparse(by_rows) else np.count_nonzero(by_rows, axis=1)
 
 
-def _n_up(n_up: int | None, n_genes: int) -> int:
-    top = min(max(int(np.ceil(0.05 * n_genes)), 2), n_genes) if n_up is None else int(np.ceil(n_up))
-    if not 2 <= top <= n_genes:
-        raise Img2GeneError(f"n_up={top}: expected 2 to {n_genes}, the number of genes.")
-    return top
-
-
-def _checked(sets: Sets, n_genes: int) -> list[np.ndarray]:
-    columns = {name: np.unique(np.asarray(members, dtype=np.int64)) for name, members in sets.items()}
-    empty = [name for name, members in columns.items() if not len(members)]
-    outside = [name for name, part in columns.items() if len(part) and (part[0] < 0 or part[-1] >= n_genes)]
-    problems = ["There are no gene sets to score."] * (not columns)
-    problems += [f"Gene sets {listing(empty)} have no genes."] if empty else []
-    problems += [f"Gene sets {listing(outside)} name columns outside 0 to {n_genes - 1}."] if outside else []
-    raise_problems(problems)
-    return list(columns.values())
+def _n_up(check: Arguments, n_up: int | None, n_genes: int) -> int:
+    if n_genes < 2:
+        check.messages.append(f"counts have {n_genes} gene: ranks need two or more.")
+    if n_up is None:
+        return min(max(int(np.ceil(0.05 * n_genes)), 2), n_genes)
+    # Fractions are rounded up, as the default is.
+    top = check.number("n_up", n_up, 2, n_genes)
+    return n_genes if check.messages else int(np.ceil(top))
 
 
 def _by_name(genes: Sequence[str] | np.ndarray | None, n_genes: int) -> np.ndarray:
     """Columns sorted by the names of their genes; as they are without names."""
     if genes is None:
         return np.arange(n_genes)
-    names = np.asarray(genes, dtype=str)
-    if names.shape != (n_genes,):
-        raise Img2GeneError(f"`genes` has {names.size} names for {n_genes} columns: pass one name per column.")
-    return np.argsort(names, kind="stable")
+    check = Arguments()
+    names = checked_names(check, "genes", genes)
+    check.raise_all()
+    if len(names) != n_genes:
+        raise Img2GeneError(f"`genes` has {len(names)} names for {n_genes} columns: pass one name per column.")
+    return np.argsort(np.asarray(names, dtype=str), kind="stable")
 
 
 def _members(columns: list[np.ndarray], n_genes: int) -> np.ndarray:
@@ -315,18 +331,6 @@ def _members(columns: list[np.ndarray], n_genes: int) -> np.ndarray:
 
 def _batches(n: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def _by_rows(matrix: Matrix) -> Matrix:
-    """Convert to CSR without stored zeros, or to a dense array."""
-    if not sp.issparse(matrix):
-        return np.asarray(matrix)
-    rows = sp.csr_matrix(matrix)
-    if not rows.data.all():
-        # csr_matrix may share its arrays with the input, which must not change.
-        rows = rows.copy()
-        rows.eliminate_zeros()
-    return rows
 
 
 def _dense(matrix: Matrix) -> np.ndarray:
