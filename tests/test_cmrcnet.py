@@ -260,12 +260,12 @@ def test_the_learning_rate_falls_along_a_cosine(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": "mean", "keys": "text", "mask": 2}, r"(?s)^3 problems.*output='mean'.*keys='text'.*mask=2: expected 0 to 1"),
+        ({"output": "mean", "keys": "text", "mask": 2}, r"(?s)^3 problems.*output='mean'.*keys='text'.*mask=2: expected a number from 0 to 1"),
         ({"dim": 10, "heads": 4}, "dim=10 is not divisible by heads=4"),
         ({"contrast": 0, "reconstruction": 0, "regression": 0}, "there is no loss to train with"),
         ({"output": "regression", "regression": 0}, "needs the head that regression=0 leaves out"),
         ({"contrast": 0, "keys": "expression"}, "expression is not embedded in the shared space"),
-        ({"temperature": 0.0}, "temperature=0.0: expected a positive number"),
+        ({"temperature": 0.0}, "temperature=0.0: expected a number above 0"),
     ],
 )  # fmt: skip
 def test_parameters_are_checked_together(options, message):

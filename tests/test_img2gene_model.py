@@ -478,7 +478,7 @@ def test_two_fits_are_never_mixed_in_one_folder(tmp_path):
 def test_all_faulty_parameters_are_named_together():
     with pytest.raises(
         Img2GeneError,
-        match=r"(?s)^9 problems.*effect='all'.*k=0: expected at least 1.*n_models=0: expected at least 1.*batch_size=1.*max_epochs=0.*dropout=2.*learning_rate=-1.*dim=10 is not divisible by heads=4.*refit=False",
+        match=r"(?s)^9 problems.*effect='all'.*k=0: expected a whole number, 1 or more.*n_models=0: expected a whole number from 1.*batch_size=1.*max_epochs=0.*dropout=2.*learning_rate=-1.*dim=10 is not divisible by heads=4.*refit=False",
     ):
         Img2Gene(
             effect="all",

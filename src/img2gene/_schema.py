@@ -6,9 +6,11 @@ import copy
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
 
@@ -79,9 +81,46 @@ def get_table(sdata: SpatialData, table_key: str = "table") -> AnnData:
 
 
 def read_json(table: AnnData, key: str, *, uns: str = UNS, default: Any = None) -> Any:
-    """Read the configuration stored under ``uns[uns][key]`` as one JSON string; ``default`` if absent."""
-    text = table.uns.get(uns, {}).get(key)
-    return default if text is None else json.loads(str(text))
+    """Read the configuration stored under ``uns[uns][key]`` as one JSON string; ``default`` if absent.
+
+    Raises
+    ------
+    Img2GeneError
+        ``uns[uns]`` is not of this package or of another format, or the text is damaged.
+    """
+    text = container(table, uns).get(key)
+    if text is None:
+        return default
+    try:
+        return json.loads(str(text), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise Img2GeneError(
+            f"uns[{uns!r}][{key!r}] is damaged: it is no JSON ({str(error)[:100]}). Remove this entry and run the function again "
+            "that wrote it, or read the study anew."
+        ) from error
+
+
+def container(table: AnnData, uns: str = UNS) -> dict[str, Any]:
+    """Return a copy of what the package stored under ``uns[uns]``, empty if nothing; refuse what it did not write."""
+    stored = table.uns.get(uns)
+    if stored is None and uns not in table.uns:
+        return {}
+    if not isinstance(stored, Mapping):
+        raise Img2GeneError(
+            f"uns[{uns!r}] holds {type(stored).__name__}, which img2gene did not write. Rename it, as img2gene keeps its "
+            "results there."
+        )
+    if stored and str(stored.get("format")) != FORMAT:
+        version = f"format {stored['format']!r}" if "format" in stored else "no format"
+        raise Img2GeneError(
+            f"uns[{uns!r}] has {version}; this version of img2gene reads format {FORMAT!r}. Use the version that wrote it, or "
+            "rename the entry if it is not from img2gene."
+        )
+    return dict(stored)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def judges(table: AnnData, key: str) -> bool:
@@ -181,7 +220,28 @@ def _restore_mapping(mapping: Any, items: dict[str, Any]) -> None:
 def write_json(table: AnnData, key: str, value: Any, *, uns: str = UNS) -> None:
     """Store ``value`` under ``uns[uns][key]`` as one JSON string."""
     # anndata silently corrupts lists of dicts in `uns` when it writes them.
-    container = dict(table.uns.get(uns, {}))
-    container["format"] = FORMAT
-    container[key] = json.dumps(value, allow_nan=False)
-    table.uns[uns] = container
+    table.uns[uns] = container(table, uns) | {"format": FORMAT, key: to_json(value, key)}
+
+
+def to_json(value: Any, name: str) -> str:
+    """Write a value as JSON; numpy scalars and arrays are numbers and lists. Refuse what JSON cannot hold."""
+    try:
+        _check_keys(value)
+        return json.dumps(value, allow_nan=False, default=_plain)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Img2GeneError(f"{name!r} cannot be stored as JSON: {str(error)[:200]}.") from error
+
+
+def _check_keys(value: Any) -> None:
+    """Refuse keys that JSON would turn into other ones."""
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    if isinstance(value, Mapping) and (keys := [key for key in value if not isinstance(key, str)]):
+        raise TypeError(f"the key {keys[0]!r} is not a string")
+    for item in items:
+        _check_keys(item)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,21 +111,37 @@ def save_model(
     from img2gene.models import Model
 
     check = Arguments()
-    path = check.path("path", path)
+    target: Path = check.path("path", path)
     check.flag("overwrite", overwrite)
     check.raise_all()
-    path = path if path.suffix else path.with_name(path.name + SUFFIX)
-    if path.is_dir():
-        raise Img2GeneError(f"{path} is a folder; name a file in it, such as {path / f'model{SUFFIX}'}.")
-    if path.exists() and not overwrite:
-        raise Img2GeneError(f"{path} exists; pass `overwrite=True` to replace it.")
-    if not path.parent.is_dir():
-        raise Img2GeneError(f"Folder {path.parent} does not exist.")
+    with _file_errors(target, "written"):
+        target = _file_to_write(target, overwrite)
     trained = model if isinstance(model, Model) else read_model(_schema.get_table(model, table_key), key)
     config, arrays = trained.state()
-    remove_stale(path.parent, path.name)
-    write_bytes(path, save(arrays, metadata={"img2gene": json.dumps(config, allow_nan=False)}))
+    remove_stale(target.parent, target.name)
+    write_bytes(target, save(arrays, metadata={"img2gene": json.dumps(config, allow_nan=False)}))
+    return target
+
+
+def _file_to_write(path: Path, overwrite: bool) -> Path:
+    """Complete the name of a model file; refuse a folder, an existing file, and a folder that is not there."""
+    if path.is_dir():
+        raise Img2GeneError(f"{path} is a folder; name a file in it, such as {path / f'model{SUFFIX}'}.")
+    path = path if path.suffix else path.with_name(path.name + SUFFIX)
+    if path.exists() and (not overwrite or path.is_dir()):
+        raise Img2GeneError(f"{path} exists; pass `overwrite=True` to replace it{' if it is a file' * path.is_dir()}.")
+    if not path.parent.is_dir():
+        raise Img2GeneError(f"Folder {path.parent} does not exist.")
     return path
+
+
+@contextmanager
+def _file_errors(path: Path, done: str) -> Iterator[None]:
+    """Raise errors of the file system, such as no permission or too long a name, as errors of the package."""
+    try:
+        yield
+    except OSError as error:
+        raise Img2GeneError(f"{str(path)[:500]} cannot be {done} ({error.strerror or error}).") from error
 
 
 def load_model(path: str | Path) -> Model:
@@ -144,22 +161,24 @@ def load_model(path: str | Path) -> Model:
     from img2gene.models import Model
 
     check = Arguments()
-    path = check.path("path", path)
+    file: Path = check.path("path", path)
     check.raise_all()
-    if path.is_dir():
-        models = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
-        raise Img2GeneError(f"{path} is a folder; name a model file in it (models in it: {listing(models)}).")
-    if not path.is_file():
-        near = sorted(str(file) for file in path.parent.glob(f"*{SUFFIX}")) if path.parent.is_dir() else []
-        raise MissingKeyError(missing(path.name, str(path.parent), near))
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise Img2GeneError(f"{path} cannot be read ({error.strerror}).") from error
+    with _file_errors(file, "read"):
+        content = _file_content(file)
     text = _metadata(content).get("img2gene")
     if not isinstance(text, str):
-        raise Img2GeneError(f"{path} is not a model written by `img2gene.io.save_model`.")
-    return Model.from_state(parse_json(text, str(path)), _arrays(content, str(path)), str(path))
+        raise Img2GeneError(f"{file} is not a model written by `img2gene.io.save_model`.")
+    return Model.from_state(parse_json(text, str(file)), _arrays(content, str(file)), str(file))
+
+
+def _file_content(path: Path) -> bytes:
+    if path.is_dir():
+        models = sorted(item.name for item in path.glob(f"*{SUFFIX}"))
+        raise Img2GeneError(f"{path} is a folder; name a model file in it (models in it: {listing(models)}).")
+    if not path.is_file():
+        near = sorted(str(item) for item in path.parent.glob(f"*{SUFFIX}")) if path.parent.is_dir() else []
+        raise MissingKeyError(missing(path.name, str(path.parent), near))
+    return path.read_bytes()
 
 
 def _metadata(content: bytes) -> dict[str, Any]:

@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
 from img2gene.models.data import TrainingData
+from img2gene.models.stored import StoredConfig
 
 # References beyond the k nearest that are looked at for ties in distance: a ring of a lattice has 4 to 12 spots.
 _TIES = 12
@@ -18,6 +20,7 @@ class TrainingMean:
 
     name: ClassVar[str] = "mean"
     shapes: ClassVar[dict[str, tuple[str, ...]]] = {"mean": ("genes",)}
+    dtypes: ClassVar[dict[str, str]] = {}
 
     def __init__(self) -> None:
         self.mean = np.empty(0, dtype=np.float32)
@@ -37,6 +40,9 @@ class TrainingMean:
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> TrainingMean:
         """Restore the means."""
+        check = StoredConfig()
+        check.entries("predictor", config, ())
+        check.raise_all()
         model = cls()
         model.mean = arrays["mean"]
         return model
@@ -65,11 +71,12 @@ class CoordinateKNN:
         "labels": ("spots", "genes"),
         "section": ("spots",),
     }
+    dtypes: ClassVar[dict[str, str]] = {"positions": "float64", "section": "int64"}
 
     def __init__(self, k: int = 6) -> None:
-        if k < 1:
-            raise Img2GeneError(f"k={k!r}: expected at least 1.")
-        self.k = k
+        check = Arguments()
+        self.k = check.whole("k", k, 1)
+        check.raise_all()
         self.sections: list[str] = []
         self.arrays: dict[str, np.ndarray] = {}
 
@@ -108,6 +115,12 @@ class CoordinateKNN:
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> CoordinateKNN:
         """Restore a fitted predictor."""
+        check = StoredConfig()
+        check.entries("predictor", config, ("k", "sections"))
+        check.codes("section", arrays["section"], config["sections"])
+        if arrays["positions"].shape[1] != 2:
+            check.messages.append(f"Array `positions` has {arrays['positions'].shape[1]} columns, expected 2.")
+        check.raise_all()
         model = cls(config["k"])
         model.sections, model.arrays = list(config["sections"]), dict(arrays)
         return model

@@ -9,6 +9,8 @@ from img2gene._errors import Img2GeneError, listing
 # Rows that are converted to double precision at a time.
 _BLOCK_ROWS = 2048
 _DOUBLE_LIMIT = 2**27
+# What features and labels may refer to: the mean of their section, or of the training data.
+CENTRES = ("section", "none")
 
 
 def centre(values: np.ndarray, sections: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:

@@ -6,8 +6,12 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from img2gene._errors import raise_problems
+
 # Counts of a spot are scaled to this sum before the logarithm.
 TARGET_SUM = 1e4
+# Squares of larger values overflow in single precision, once they are summed over features.
+LARGEST = 1e15
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,18 @@ class TrainingData:
     pathways: np.ndarray | None = None
     library: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse features and labels that no model can be fitted to."""
+        problems = []
+        for name in ("features", "labels"):
+            values = np.asarray(getattr(self, name))
+            if values.dtype.kind in "fiu" and (large := n_extreme(values)):
+                problems.append(
+                    f"{large} of {len(values)} training spots have {name} above {LARGEST:g} in size, which no model can be "
+                    "fitted to. Embed or normalise them again."
+                )
+        raise_problems(problems)
+
     def take(self, rows: np.ndarray) -> TrainingData:
         """Select spots by a boolean mask or indices."""
         values = {part.name: getattr(self, part.name) for part in fields(self)}
@@ -82,6 +98,13 @@ def n_faulty(values: np.ndarray) -> int:
     with np.errstate(invalid="ignore"):
         sums = values.sum(axis=tuple(range(1, values.ndim)), dtype=np.float64)
     return int((~np.isfinite(sums)).sum())
+
+
+def n_extreme(values: np.ndarray) -> int:
+    """Number of rows that hold values above :data:`LARGEST` in size."""
+    if not values.size or max(float(values.max()), -float(values.min())) <= LARGEST:
+        return 0
+    return int((np.abs(values.reshape(len(values), -1)) > LARGEST).any(axis=1).sum())
 
 
 def with_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

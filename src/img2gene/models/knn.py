@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from img2gene._checks import bound_problems, choice_problems
-from img2gene._errors import Img2GeneError, raise_problems
-from img2gene.models.centring import centre, check_centring
+from img2gene._checks import Arguments
+from img2gene._errors import Img2GeneError
+from img2gene.models.centring import CENTRES, centre, check_centring
 from img2gene.models.components import Components, stored_components
 from img2gene.models.data import TrainingData, with_prefix
 from img2gene.models.reference_bank import WEIGHTINGS, Neighbors, ReferenceBank, check_size, unit_rows
+from img2gene.models.stored import StoredConfig
 from img2gene.models.uncertainty.inner_folds import inner_folds
 from img2gene.models.validation import mean_correlation, scored_genes
 
@@ -37,6 +38,7 @@ class FeatureKNN:
     """
 
     name: ClassVar[str] = "knn"
+    dtypes: ClassVar[dict[str, str]] = {f"bank.{name}": dtype for name, dtype in ReferenceBank.dtypes.items()}
 
     def __init__(
         self,
@@ -45,13 +47,12 @@ class FeatureKNN:
         center: str = "section",
         n_components: int = 256,
     ) -> None:
-        self.k, self.weighting, self.center, self.n_components = k, weighting, center, n_components
-        raise_problems(
-            [
-                *choice_problems(self, {"weighting": WEIGHTINGS, "center": ("section", "none")}),
-                *bound_problems(self, {"k": 1, "n_components": 1}),
-            ]
-        )
+        check = Arguments()
+        self.k = check.whole("k", k, 1, optional=True)
+        self.weighting = check.choice("weighting", weighting, WEIGHTINGS)
+        self.center = check.choice("center", center, CENTRES)
+        self.n_components = check.whole("n_components", n_components, 1)
+        check.raise_all()
         self.components: Components | None = None
         self._bank: ReferenceBank | None = None
         self.label_mean = np.empty(0, dtype=np.float32)
@@ -142,6 +143,12 @@ class FeatureKNN:
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> FeatureKNN:
         """Restore a fitted predictor."""
         # Older models also name the library that searched their bank; results are the same.
+        check = StoredConfig()
+        check.entries("predictor", config, ("settings", "bank", "report"))
+        check.entries("settings", config["settings"], ("k", "weighting", "center", "n_components"), ("search",))
+        check.whole("report.k", config["report"].get("k"), 1, len(arrays["bank.keys"]))
+        check.positive(arrays, ["components.scale"])
+        check.raise_all()
         model = cls(**{name: value for name, value in config["settings"].items() if name != "search"})
         model.components = Components(**with_prefix(arrays, "components"), center=model.center)
         model._bank = ReferenceBank.from_state(config["bank"], with_prefix(arrays, "bank"))

@@ -10,14 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from img2gene._checks import shown
 from img2gene._errors import Img2GeneError, listing, raise_problems
-from img2gene.models.data import n_faulty, with_prefix
+from img2gene.models.data import LARGEST, n_extreme, n_faulty, with_prefix
 from img2gene.models.predictor import Predictor, declared_inputs
+from img2gene.models.stored import (
+    StoredConfig,
+    as_json,
+    check_array_digests,
+    check_config_digest,
+    damage,
+    digests,
+    form_problems,
+)
 
 if TYPE_CHECKING:
     from img2gene.models.uncertainty.calibration import Calibration, Prediction
 
-FORMAT = 1
+FORMAT = 2
+# Format 1 had no digests.
+_READABLE = (1, FORMAT)
+_ENTRIES = ("format", "model", "predictor", "genes", "inputs", "labels", "report")
 
 
 @dataclass
@@ -68,13 +81,7 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of everything that predictions depend on; a model and its stored copy share it."""
-        from img2gene._files import fingerprint
-
-        config, arrays = self.state()
-        # Predictions do not depend on the rest of the report.
-        facts = {name: config[name] for name in ("model", "genes", "inputs", "labels")}
-        facts |= {"sections": self.report.get("sections"), "arrays": fingerprint(**arrays)}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return _fingerprint(self.state()[0])
 
     @property
     def extra_inputs(self) -> tuple[str, ...]:
@@ -128,12 +135,17 @@ class Model:
         self, features: np.ndarray, sections: np.ndarray, extra_inputs: dict[str, np.ndarray | None]
     ) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
         """Features and extra inputs for the predictor; all problems are raised together."""
-        features = np.asarray(features, dtype=np.float32)
-        problems = []
+        # Values beyond single precision become infinite, and are reported below.
+        with np.errstate(over="ignore"):
+            features = np.asarray(features, dtype=np.float32)
+        problems = input_problems(self.inputs)
+        raise_problems(problems)
         if features.ndim != 2 or features.shape[1] != self.inputs["width"]:
             problems.append(f"Features have shape {features.shape}; the model takes (n_spots, {self.inputs['width']}).")
         elif bad := n_faulty(features):
             problems.append(f"{bad} spots have NaN or infinite features.")
+        elif large := n_extreme(features):
+            problems.append(f"{large} spots have features above {LARGEST:g} in size, so their embedding is damaged.")
         if len(sections) != len(features):
             problems.append(f"{len(sections)} section names for {len(features)} spots.")
         extra = {name: extra_inputs[name] for name in self.extra_inputs}
@@ -167,11 +179,16 @@ class Model:
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Configuration (JSON) and arrays, the whole model."""
         config, arrays = self.predictor.state()
+        if "report" in config:
+            config = {**config, "report": as_json(config["report"], "predictor.report", undefined=True)}
         facts: dict[str, Any] = {
+            "format": FORMAT,
+            "model": self.name,
+            "predictor": config,
             "genes": self.genes,
             "inputs": self.inputs,
             "labels": self.labels,
-            "report": self.report,
+            "report": as_json(self.report, "report", undefined=True),
         }
         stored = {f"predictor.{name}": np.ascontiguousarray(value) for name, value in arrays.items()}
         stored |= {f"statistics.{name}": np.ascontiguousarray(value) for name, value in self.statistics.items()}
@@ -181,44 +198,30 @@ class Model:
         if self.calibration is not None:
             facts["calibration"], arrays = self.calibration.state()
             stored |= {f"calibration.{name}": np.ascontiguousarray(value) for name, value in arrays.items()}
-        return {"format": FORMAT, "model": self.name, "predictor": config, **facts}, stored
+        facts = as_json(facts, self.name)
+        return {**facts, "digest": digests(facts, stored)}, stored
 
     @classmethod
-    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
-        """Restore a model; names what does not fit the declared architecture."""
-        from img2gene.models import registry
-        from img2gene.models.uncertainty.calibration import Calibration
+    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray], source: str = "") -> Model:
+        """Restore a model; name what does not fit the declared architecture, or is not as it was stored.
 
-        if config.get("format") != FORMAT:
-            raise Img2GeneError(
-                f"The model has format {config.get('format')!r}; this version of img2gene reads format {FORMAT}. "
-                "Train it again, or install the version it was trained with."
-            )
-        kind = registry.get(config["model"])
-        predictor_arrays = with_prefix(arrays, "predictor")
-        statistics = with_prefix(arrays, "statistics")
-        shapes: dict[str, Any] = (
-            kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
-        )
-        encoder = with_prefix(arrays, "encoder")
-        # The network itself is compared when it is loaded, which may take a download.
-        declared = dict(shapes) | {f"encoder.{name}": tuple(axes) for name, axes in config.get("encoder", {}).items()}
-        stored = predictor_arrays | {f"encoder.{name}": value for name, value in encoder.items()}
-        calibration, facts = with_prefix(arrays, "calibration"), config.get("calibration")
-        if facts is not None:
-            declared |= {f"calibration.{name}": axes for name, axes in Calibration.array_shapes().items()}
-        stored |= {f"calibration.{name}": value for name, value in calibration.items()}
-        _check_arrays(declared, stored, statistics, len(config["genes"]), config["inputs"]["width"])
-        return cls(
-            kind.from_state(config["predictor"], predictor_arrays),
-            list(config["genes"]),
-            statistics,
-            config["inputs"],
-            config["labels"],
-            config["report"],
-            encoder,
-            None if facts is None else Calibration.from_state(facts, calibration),
-        )
+        ``source`` names the file or key in messages.
+        """
+        name = config.get("model") if isinstance(config, dict) else None
+        with damage(" ".join([*[source] * bool(source), *[f"`{name}`"] * isinstance(name, str)])):
+            _check_format(config)
+            signed = config["format"] > 1 or "digest" in config
+            if signed:
+                check_config_digest(config)
+            _check_config(config)
+            _check_arrays(config, arrays)
+            if signed:
+                check_array_digests(config, arrays)
+            model = _restored(config, arrays)
+        if signed:
+            # The digests of the arrays were just compared, so there is no need to compute them again.
+            model.__dict__["fingerprint"] = _fingerprint(config)
+        return model
 
     def __repr__(self) -> str:
         trained = listing(self.report.get("sections", []), 6)
@@ -245,31 +248,106 @@ def top_genes(
     return [genes[i] for i in order if np.isfinite(score[i])]
 
 
-def _check_arrays(
-    shapes: dict[str, tuple[str | int, ...]],
-    arrays: dict[str, np.ndarray],
-    statistics: dict[str, np.ndarray],
-    n_genes: int,
-    width: int,
-) -> None:
-    """Compare stored arrays with the declared ones; all differences are raised together.
+def input_problems(inputs: Any) -> list[str]:
+    """Check the identity of the embedding that a model was trained on."""
+    check = StoredConfig()
+    if check.record("inputs", inputs):
+        check.text("inputs.name", inputs.get("name"))
+        check.whole("inputs.width", inputs.get("width"), 1)
+        for name in ("input_px", "orientations", "tokens", "token_width"):
+            check.whole(f"inputs.{name}", inputs.get(name), 1, optional=name not in inputs or name.startswith("token"))
+        if "patch_um" in inputs:
+            fields = inputs["patch_um"]
+            for i, field_um in enumerate(fields if isinstance(fields, list | tuple) and fields else [fields]):
+                check.number(f"inputs.patch_um[{i}]", field_um, above=0)
+        if "revision" in inputs:
+            check.text("inputs.revision", inputs["revision"])
+        if "finetuned" in inputs:
+            check.record("inputs.finetuned", inputs["finetuned"])
+    return check.messages
 
-    Axes are sizes, or names for sizes that several arrays share.
-    """
-    sizes: dict[str, int] = {"genes": n_genes, "width": width}
-    problems = [f"Array `{name}` is missing." for name in shapes if name not in arrays]
-    problems += [f"Array `{name}` is not part of this model." for name in arrays if name not in shapes]
-    declared: dict[str, tuple[str | int, ...]] = {name: axes for name, axes in shapes.items() if name in arrays}
-    declared |= {f"statistics.{name}": ("genes",) for name in statistics}
-    stored = {**arrays, **{f"statistics.{name}": value for name, value in statistics.items()}}
-    for name, axes in declared.items():
-        shape = stored[name].shape
-        expected = tuple(
-            axis if isinstance(axis, int) else sizes.setdefault(axis, shape[i] if i < len(shape) else -1)
-            for i, axis in enumerate(axes)
+
+def _fingerprint(config: dict[str, Any]) -> str:
+    # Predictions do not depend on the rest of the report.
+    facts = {name: config[name] for name in ("model", "genes", "inputs", "labels")}
+    facts |= {"sections": config["report"].get("sections"), "arrays": config["digest"]["arrays"]}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_format(config: Any) -> None:
+    """Refuse what is no configuration of a model, and formats of other versions."""
+    if not isinstance(config, dict):
+        raise Img2GeneError("It holds no configuration of a model.")
+    version = config.get("format")
+    if not isinstance(version, int) or isinstance(version, bool) or version not in _READABLE:
+        raise Img2GeneError(
+            f"The model has format {shown(version)}; this version of img2gene reads format {FORMAT} and older ones. "
+            "Train it again, or install the version it was trained with."
         )
-        if shape != expected:
-            problems.append(f"Array `{name}` has shape {shape}, expected {expected} ({', '.join(map(str, axes))}).")
-        elif not np.isfinite(stored[name]).all() and not name.startswith("statistics."):
-            problems.append(f"Array `{name}` holds NaN or infinite values.")
-    raise_problems(problems)
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    """Check the entries of a configuration that all models have."""
+    check = StoredConfig()
+    if check.entries("configuration", config, _ENTRIES, ("encoder", "calibration", "digest")):
+        check.text("model", config["model"])
+        check.names("genes", config["genes"])
+        check.messages += input_problems(config["inputs"])
+        for name in ("predictor", "report", *(["encoder"] if "encoder" in config else [])):
+            check.record(name, config[name])
+        if check.record("labels", config["labels"]):
+            check.text("labels.layer", config["labels"].get("layer"), optional=True)
+            check.number("labels.target_sum", config["labels"].get("target_sum"), above=0, optional=True)
+        _check_report(check, config["report"])
+    check.raise_all()
+
+
+def _check_report(check: StoredConfig, report: Any) -> None:
+    """Check the entries of the training report that other functions read."""
+    report = report if isinstance(report, dict) else {}
+    for name in ("sections", "patients", "held_out", "leakage"):
+        if report.get(name) is not None:
+            check.list_of_names(f"report.{name}", report[name])
+    check.text("report.groups", report.get("groups"), optional="groups" not in report)
+    for name in ("n_spots", "seed"):
+        check.whole(f"report.{name}", report.get(name), 0, optional=name not in report)
+
+
+def _check_arrays(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Compare arrays with those that the registered model, the encoder and the calibration declare."""
+    from img2gene.models import registry
+    from img2gene.models.uncertainty.calibration import Calibration
+
+    kind: Any = registry.get(config["model"])
+    shapes = kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
+    declared = {f"predictor.{name}": axes for name, axes in shapes.items()}
+    # The network itself is compared when it is loaded, which may take a download.
+    declared |= {f"encoder.{name}": tuple(axes) for name, axes in config.get("encoder", {}).items()}
+    dtypes: dict[str, str] | None = getattr(kind, "dtypes", None)
+    types = dict.fromkeys(declared, "float32")
+    if dtypes is None:
+        # A model of another package may leave open which numbers it stores.
+        types |= dict.fromkeys((f"predictor.{name}" for name in shapes), "")
+    types |= {f"predictor.{name}": dtype for name, dtype in (dtypes or {}).items()}
+    if "calibration" in config:
+        declared |= {f"calibration.{name}": axes for name, axes in Calibration.array_shapes().items()}
+        types |= {f"calibration.{name}": Calibration.dtypes.get(name, "float32") for name in Calibration.array_shapes()}
+    sizes = {"genes": len(config["genes"]), "width": config["inputs"]["width"]}
+    raise_problems(form_problems(declared, types, arrays, sizes))
+
+
+def _restored(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
+    from img2gene.models import registry
+    from img2gene.models.uncertainty.calibration import Calibration
+
+    kind, facts = registry.get(config["model"]), config.get("calibration")
+    return Model(
+        kind.from_state(config["predictor"], with_prefix(arrays, "predictor")),
+        list(config["genes"]),
+        with_prefix(arrays, "statistics"),
+        config["inputs"],
+        config["labels"],
+        config["report"],
+        with_prefix(arrays, "encoder"),
+        None if facts is None else Calibration.from_state(facts, with_prefix(arrays, "calibration")),
+    )

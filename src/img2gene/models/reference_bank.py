@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene.models.data import n_faulty
+from img2gene.models.stored import StoredConfig
 
 WEIGHTINGS = ("uniform", "similarity")
 _KINDS = ("group", "section")
@@ -75,13 +76,14 @@ class ReferenceBank:
     groups: np.ndarray
     positions: np.ndarray
 
-    shapes: ClassVar[dict[str, tuple[str, ...]]] = {
+    shapes: ClassVar[dict[str, tuple[str | int, ...]]] = {
         "keys": ("references", "key"),
         "values": ("references", "genes"),
         "section": ("references",),
         "group": ("references",),
-        "positions": ("references", "plane"),
+        "positions": ("references", 2),
     }
+    dtypes: ClassVar[dict[str, str]] = {"section": "int32", "group": "int32"}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -166,6 +168,13 @@ class ReferenceBank:
     @classmethod
     def from_state(cls, names: dict[str, Any], arrays: dict[str, np.ndarray]) -> ReferenceBank:
         """Restore a bank."""
+        check = StoredConfig()
+        if check.entries("bank", names, _KINDS):
+            for kind in _KINDS:
+                check.codes(f"bank.{kind}", arrays[kind], names[kind])
+        if not len(arrays["keys"]):
+            check.messages.append("The bank holds no reference spots.")
+        check.raise_all()
         sections, groups = (np.array(names[kind])[arrays[kind]] for kind in ("section", "group"))
         return cls(arrays["keys"], arrays["values"], sections, groups, arrays["positions"])
 

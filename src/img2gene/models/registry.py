@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import logging
+import threading
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+import numpy as np
+
+from img2gene._checks import shown
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, raise_problems
 from img2gene.models.predictor import EXTRA_INPUTS, Predictor, declared_inputs
 
+logger = logging.getLogger(__name__)
 # Imported on first use, because networks import torch.
 _BUILT_IN = {
     "bleep": "img2gene.models.cmrcnet.predictor:Bleep",
@@ -20,8 +27,10 @@ _BUILT_IN = {
     "mean": "img2gene.models.baselines:TrainingMean",
     "ridge": "img2gene.models.ridge:Ridge",
 }
+_METHODS = ("fit", "predict", "state", "from_state", "summary")
 _REGISTRY: dict[str, type[Predictor]] = {}
 _loaded: builtins.list[bool] = []
+_lock = threading.RLock()
 
 
 def register(predictor: type[Predictor]) -> type[Predictor]:
@@ -32,7 +41,8 @@ def register(predictor: type[Predictor]) -> type[Predictor]:
     Raises
     ------
     Img2GeneError
-        The name is taken by a different class, or it declares unknown inputs.
+        What is registered is no class with a name, the methods of a predictor and declared shapes; the name is taken by
+        a different class; or it declares unknown inputs.
 
     Examples
     --------
@@ -43,6 +53,7 @@ def register(predictor: type[Predictor]) -> type[Predictor]:
     >>> ig.models.register(Stiff).name
     'stiff'
     """
+    _check_contract(predictor)
     path = f"{predictor.__module__}:{predictor.__qualname__}"
     if _BUILT_IN.get(predictor.name, path) != path or _REGISTRY.get(predictor.name, predictor) is not predictor:
         raise Img2GeneError(f"A model named `{predictor.name}` is registered already; choose another name.")
@@ -64,6 +75,8 @@ def get(name: str) -> type[Predictor]:
     >>> ig.models.get("ridge").name
     'ridge'
     """
+    if not isinstance(name, str):
+        raise Img2GeneError(f"model={shown(name)}: expected a name; see `img2gene.models.list()`.")
     if name in _REGISTRY:
         return _REGISTRY[name]
     if name in _BUILT_IN:
@@ -89,7 +102,8 @@ def create(name: str, **params: object) -> Predictor:
     unknown = [key for key in params if key not in known]
     if unknown:
         raise Img2GeneError(f"`{name}` has no parameter {listing(unknown)} (available: {listing(known)}).")
-    return kind(**params)
+    # Numpy scalars are numbers, but JSON does not take them.
+    return kind(**{key: value.item() if isinstance(value, np.generic) else value for key, value in params.items()})
 
 
 def list() -> builtins.list[str]:
@@ -106,8 +120,56 @@ def list() -> builtins.list[str]:
 
 
 def _load_entry_points() -> None:
-    if _loaded:
-        return
-    _loaded.append(True)
-    for entry in entry_points(group="img2gene.models"):
+    with _lock:
+        if not _loaded:
+            # A plugin may itself look for models while it is imported.
+            _loaded.append(True)
+            for entry in entry_points(group="img2gene.models"):
+                _load_plugin(entry)
+
+
+def _load_plugin(entry: EntryPoint) -> None:
+    """Register the model of an installed package; a broken one is named in a warning and left out."""
+    try:
         register(entry.load())
+    # A module can call `sys.exit` while it is imported.
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        logger.warning(
+            "the model %r of an installed package is left out, as it could not be loaded: %s: %s",
+            entry.name,
+            type(error).__name__,
+            error,
+        )
+
+
+def _check_contract(predictor: Any) -> None:
+    """Refuse what is no class with all that a predictor needs."""
+    if not isinstance(predictor, type):
+        raise Img2GeneError(
+            f"{shown(predictor)} is no class; register the class of a model, not an instance or its name."
+        )
+    problems = []
+    name = getattr(predictor, "name", None)
+    if not isinstance(name, str) or not name:
+        problems.append(f"`name` is {shown(name)}, expected a string that is not empty.")
+    absent = [method for method in _METHODS if not callable(getattr(predictor, method, None))]
+    if absent:
+        problems.append(f"Methods {listing(absent)} are missing.")
+    if not callable(getattr(predictor, "array_shapes", None)) and not _are_shapes(getattr(predictor, "shapes", None)):
+        problems.append(
+            "`shapes` must map the name of each stored array to its axes; `array_shapes(config)` may do so instead."
+        )
+    inputs = getattr(predictor, "inputs", ())
+    if not isinstance(inputs, tuple | builtins.list) or not all(isinstance(item, str) for item in inputs):
+        problems.append(f"`inputs` is {shown(inputs)}, expected a tuple of names (available: {listing(EXTRA_INPUTS)}).")
+    if problems:
+        raise_problems(
+            [f"The class {predictor.__qualname__} cannot be registered as a model. {text}" for text in problems]
+        )
+
+
+def _are_shapes(shapes: Any) -> bool:
+    return isinstance(shapes, dict) and all(
+        isinstance(name, str) and isinstance(axes, tuple) and all(isinstance(axis, str | int) for axis in axes)
+        for name, axes in shapes.items()
+    )

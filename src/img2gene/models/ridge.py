@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError, raise_problems
-from img2gene.models.centring import centre, check_centring, section_means
+from img2gene._checks import Arguments
+from img2gene._errors import Img2GeneError
+from img2gene.models.centring import CENTRES, centre, check_centring, section_means
 from img2gene.models.data import TrainingData
 from img2gene.models.decomposition import Decomposition, decompose
+from img2gene.models.stored import StoredConfig
 from img2gene.models.uncertainty.held_out import N_FOLDS, HeldOut, unit_labels
 from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
 
@@ -61,29 +64,27 @@ class Ridge:
         "coefficients": ("components", "genes"),
         "label_mean": ("genes",),
     }
+    dtypes: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
-        penalty: float | tuple[float, ...] = PENALTIES,
+        penalty: float | Sequence[float] | np.ndarray = PENALTIES,
         center: str = "section",
         n_components: int = 512,
     ) -> None:
-        self.penalties = [float(value) for value in np.atleast_1d(np.asarray(penalty, dtype=float))]
-        self.center, self.n_components = center, n_components
-        self._check()
+        check = Arguments()
+        candidates: list[Any] = [penalty]
+        if isinstance(penalty, list | tuple | np.ndarray):
+            candidates = [*(penalty.ravel() if isinstance(penalty, np.ndarray) else penalty)]
+        self.penalties = [check.number("penalty", value, above=0) for value in candidates]
+        if not candidates:
+            check.messages.append("penalty=(): expected one or several positive numbers.")
+        self.center = check.choice("center", center, CENTRES)
+        self.n_components = check.whole("n_components", n_components, 1)
+        check.raise_all()
         self.arrays: dict[str, np.ndarray] = {}
         self.report: dict[str, Any] = {}
         self._fitted: _Fitted | None = None
-
-    def _check(self) -> None:
-        problems = []
-        if not self.penalties or not all(np.isfinite(value) and value > 0 for value in self.penalties):
-            problems.append(f"penalty={self.penalties!r}: expected positive numbers.")
-        if self.center not in ("section", "none"):
-            problems.append(f"center={self.center!r}: choose 'section' or 'none'.")
-        if self.n_components < 1:
-            problems.append(f"n_components={self.n_components!r}: expected at least 1.")
-        raise_problems(problems)
 
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Choose the penalties inside the training data, then fit to all of it."""
@@ -154,8 +155,9 @@ class Ridge:
 
     def stiffened(self, factor: float) -> Self:
         """A fitted copy with all penalties times ``factor``, which takes no new decomposition."""
-        if not (np.isfinite(factor) and factor > 0):
-            raise Img2GeneError(f"factor={factor!r}: expected a positive number.")
+        check = Arguments()
+        factor = check.number("factor", factor, above=0)
+        check.raise_all()
         fitted = self._intermediate("stiffened")
         stiff = copy.copy(self)
         stiff._fitted = replace(fitted, penalties=fitted.penalties * factor)
@@ -250,6 +252,10 @@ class Ridge:
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Ridge:
         """Restore a fitted ridge."""
+        check = StoredConfig()
+        check.entries("ridge", config, ("penalty", "center", "n_components", "report"))
+        check.positive(arrays, ["scale"])
+        check.raise_all()
         model = cls(tuple(config["penalty"]), config["center"], config["n_components"])
         model.arrays, model.report = dict(arrays), dict(config["report"])
         return model

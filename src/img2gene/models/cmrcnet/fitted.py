@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from img2gene.models.data import with_prefix
 from img2gene.models.networks.ensemble import Ensemble, unit_members
 from img2gene.models.reference_bank import ReferenceBank, unit_rows
 from img2gene.models.ridge import Ridge
+from img2gene.models.stored import StoredConfig
 
 PARTS = ("ridge", "retrieval", "regression")
 # Spots per pass of the networks, so that memory does not grow with the section.
@@ -64,6 +65,11 @@ class FittedCMRCNet:
     weighting: str
     exclude: str
 
+    dtypes: ClassVar[dict[str, str]] = {
+        "weights": "float64",
+        **{f"bank.{name}": dtype for name, dtype in ReferenceBank.dtypes.items()},
+    }
+
     def inputs(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> SpotArrays:
         """Inputs of the networks."""
         check_centring(sections, self.components.center)
@@ -99,11 +105,9 @@ class FittedCMRCNet:
         self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None, *, regress: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Embed spots in the shared space, and predict with the regression head (:func:`embed`)."""
-        self.ensemble.to(resolve_device(None)).eval()
-        embedded = embed(self.ensemble, self.inputs(features, sections, tokens), regress=regress)
-        # Nothing stays on the device between calls, where other models may need the memory.
-        self.ensemble.cpu()
-        return embedded
+        inputs = self.inputs(features, sections, tokens)
+        with self.ensemble.placed(resolve_device(None)):
+            return embed(self.ensemble, inputs, regress=regress)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Facts (JSON) and arrays."""
@@ -150,6 +154,12 @@ class FittedCMRCNet:
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedCMRCNet:
         """Restore it."""
+        check = StoredConfig()
+        check.positive(arrays, [name for name in ("components.scale", "tokens.scale") if name in arrays])
+        check.positive(arrays, ["weights"], zero=True)
+        if config["ridge"] is None and arrays["weights"][0] > 0:
+            check.messages.append("The ridge has a weight, but is not stored.")
+        check.raise_all()
         architecture = Architecture(**config["architecture"])
         ensemble = build_ensemble(architecture, config["n_models"], 0)
         weights = with_prefix(arrays, "network")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +16,13 @@ from img2gene.models.networks.layers import (
     SpotEncoder,
     mask_elements,
 )
+from img2gene.models.stored import StoredConfig
 
 # Times that masked image tokens look at the expression tokens.
 _FUSION_PASSES = 2
 _GENE_DROPOUT = 0.25
+# Entries of the architecture that repeat a parameter of the model.
+_SAME = ("dim", "heads", "n_gene_tokens", "dropout", "mask")
 
 
 @dataclass(frozen=True)
@@ -145,3 +148,23 @@ class CMRCNetNetwork(nn.Module):
     def regress(self, images: Tensor) -> Tensor:
         """Labels (B, G) of image embeddings (B, dim), relative to their mean; none without a head."""
         return self.regression_head(images) if self.architecture.regression else images[..., :0]
+
+
+def check_stored(config: dict[str, Any], parameters: Any) -> None:
+    """Check the configuration of a stored model against its own parameters."""
+    check = StoredConfig()
+    required = ("architecture", "n_models", "center", "scale", "bank", "ridge", "k", "weighting", "exclude")
+    if check.entries("predictor", config, (*required, "parameters", "report")):
+        shape = config["architecture"]
+        if check.entries("architecture", shape, [part.name for part in fields(Architecture)]):
+            check.same("architecture", shape, parameters, {name: name for name in _SAME})
+            for name in ("n_components", "n_genes", "n_tokens", "token_width"):
+                check.whole(f"architecture.{name}", shape[name], 0)
+            for name in ("reconstruction", "regression"):
+                if shape[name] is not (getattr(parameters, name) > 0):
+                    check.messages.append(f"architecture.{name} does not belong to the weight of its loss.")
+        same = ("n_models", "center", "k", "weighting", "exclude")
+        check.same("predictor", config, parameters, {name: name for name in same})
+        check.number("scale", config["scale"], above=0)
+        check.record("report", config["report"])
+    check.raise_all()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from img2gene._checks import bound_problems, choice_problems, positive_problems, share_problems
-from img2gene._errors import raise_problems
-from img2gene.models.networks.parameters import NetworkParameters
+from img2gene.models.networks.parameters import LARGEST_WIDTH, NetworkParameters, ParameterCheck
 from img2gene.models.reference_bank import WEIGHTINGS
 
 OUTPUTS = ("mixture", "retrieval", "regression")
 KEYS = ("image", "expression", "both")
 EXCLUSIONS = ("none", "section", "group")
-_LEAST = {"k": 1, "n_gene_tokens": 1, "contrast": 0, "reconstruction": 0, "regression": 0}
 
 
 @dataclass(frozen=True)
@@ -37,33 +35,25 @@ class CMRCNetParameters(NetworkParameters):
     dim: int = field(default=256, kw_only=True)
     batch_size: int = field(default=64, kw_only=True)
 
-    def check(self) -> None:
-        """Raise with everything that is wrong."""
-        choices = {
-            "output": OUTPUTS,
-            "weighting": WEIGHTINGS,
-            "keys": KEYS,
-            "exclude": EXCLUSIONS,
-        }
-        raise_problems(
-            [
-                *choice_problems(self, choices),
-                *bound_problems(self, _LEAST),
-                *share_problems(self, ("mask",)),
-                *positive_problems(self, ("final_learning_rate", "temperature")),
-                *self.shared_problems(),
-                *self._combinations(),
-            ]
-        )
+    def _check_own(self, check: ParameterCheck) -> None:
+        check.one_of(output=OUTPUTS, weighting=WEIGHTINGS, keys=KEYS, exclude=EXCLUSIONS)
+        check.wholes(1, ("k",))
+        check.wholes(1, ("n_gene_tokens",), most=LARGEST_WIDTH)
+        check.numbers(("contrast", "reconstruction", "regression"), 0)
+        check.numbers(("mask",), 0, 1)
+        check.numbers(("final_learning_rate", "temperature"), above=0)
+        check.flags(("ridge",))
 
-    def _combinations(self) -> list[str]:
-        problems = []
+    def _combinations(self, valid: Callable[..., bool]) -> list[str]:
+        problems = super()._combinations(valid)
+        if not valid("contrast", "reconstruction", "regression"):
+            return problems
         if not (self.contrast or self.reconstruction or self.regression):
             problems.append(
                 "contrast, reconstruction and regression are all 0, so that there is no loss to train with."
             )
-        if self.output == "regression" and not self.regression:
+        if valid("output") and self.output == "regression" and not self.regression:
             problems.append("output='regression' needs the head that regression=0 leaves out.")
-        if self.keys != "image" and not self.contrast:
+        if valid("keys") and self.keys != "image" and not self.contrast:
             problems.append(f"keys={self.keys!r}: with contrast=0 expression is not embedded in the shared space.")
         return problems

@@ -11,10 +11,12 @@ from img2gene._errors import Img2GeneError
 from img2gene.models.centring import check_centring
 from img2gene.models.cmrcnet.fitted import FittedCMRCNet
 from img2gene.models.cmrcnet.fitting import CMRCNetFitting
+from img2gene.models.cmrcnet.network import check_stored
 from img2gene.models.cmrcnet.parameters import CMRCNetParameters
 from img2gene.models.data import TrainingData
 from img2gene.models.networks.fitting import NetworkPredictor
 from img2gene.models.reference_bank import Neighbors, ReferenceBank, check_size
+from img2gene.models.stored import plain_parameters
 from img2gene.models.uncertainty.held_out import HeldOut
 
 _BLEEP: dict[str, Any] = {
@@ -94,6 +96,7 @@ class CMRCNet(NetworkPredictor):
 
     name: ClassVar[str] = "cmrcnet"
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
+    dtypes: ClassVar[dict[str, str]] = FittedCMRCNet.dtypes
     __signature__: ClassVar[inspect.Signature] = inspect.signature(CMRCNetParameters)
 
     def __init__(self, *args: Any, **parameters: Any) -> None:
@@ -159,8 +162,8 @@ class CMRCNet(NetworkPredictor):
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         """Restore a fitted predictor."""
-        # Older models also name the library that searched their bank; results are the same.
-        model = cls(**{name: value for name, value in config["parameters"].items() if name != "search"})
+        model = cls(**plain_parameters(config["parameters"], CMRCNetParameters.names()))
+        check_stored(config, model.parameters)
         model.report = config["report"]
         model.fitted = FittedCMRCNet.from_state(config, arrays)
         return model

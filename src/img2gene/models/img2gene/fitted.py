@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from img2gene.models.networks.ensemble import Ensemble, unit_members
 from img2gene.models.networks.section_shift import shift
 from img2gene.models.reference_bank import Neighbors, ReferenceBank
 from img2gene.models.ridge import Ridge
+from img2gene.models.stored import StoredConfig
 
 PARTS = ("ridge", "own view", "network", "retrieval")
 
@@ -140,6 +141,11 @@ class FittedImg2Gene:
     shift: ShiftScale
     smoothing: float
 
+    dtypes: ClassVar[dict[str, str]] = {
+        "weights": "float64",
+        **{f"bank.{name}": dtype for name, dtype in ReferenceBank.dtypes.items()},
+    }
+
     def inputs(
         self, features: np.ndarray, sections: np.ndarray, positions: np.ndarray, tokens: np.ndarray | None
     ) -> SpotArrays:
@@ -176,22 +182,20 @@ class FittedImg2Gene:
         self, out: np.ndarray, arrays: SpotArrays, shares: np.ndarray, spread: np.ndarray | None = None
     ) -> None:
         """Add the predictions of the networks to ``out``, in place, and write the SD over members to ``spread``."""
-        device = _device()
-        self.ensemble.to(device).eval()
         # Sections that the stiff ridge predicts alone need no pass of the networks.
         known = SpotArrays([s for s in arrays.sections if shares[s.rows[0]] > 0], arrays.features, arrays.tokens)
-        for rows, outputs in predictions(self.ensemble, known):
-            mixed = self.weights[2] * self.readout(outputs.genes, own=False)
-            mixed += self.weights[1] * self.readout(outputs.views[:, 0], own=True)
-            if self.retrieval is not None:
-                mixed += self.weights[3] * self.retrieval(outputs.embedding)
-            out[rows] += mixed * shares[rows, None]
-            if spread is not None:
-                sd = self.weights[2] * self.readout.spread(outputs.genes, own=False)
-                spread[rows] = (sd + self.weights[1] * self.readout.spread(outputs.views[:, 0], own=True)) * shares[
-                    rows, None
-                ]
-        self.ensemble.cpu()
+        with self.ensemble.placed(_device()):
+            for rows, outputs in predictions(self.ensemble, known):
+                mixed = self.weights[2] * self.readout(outputs.genes, own=False)
+                mixed += self.weights[1] * self.readout(outputs.views[:, 0], own=True)
+                if self.retrieval is not None:
+                    mixed += self.weights[3] * self.retrieval(outputs.embedding)
+                out[rows] += mixed * shares[rows, None]
+                if spread is not None:
+                    sd = self.weights[2] * self.readout.spread(outputs.genes, own=False)
+                    spread[rows] = (sd + self.weights[1] * self.readout.spread(outputs.views[:, 0], own=True)) * shares[
+                        rows, None
+                    ]
 
     def _add_stiff(
         self, out: np.ndarray, arrays: SpotArrays, features: np.ndarray, sections: np.ndarray, shares: np.ndarray
@@ -221,9 +225,8 @@ class FittedImg2Gene:
     def neighbors(self, arrays: SpotArrays, k: int, excluded: np.ndarray | None, by: str) -> Neighbors:
         """The ``k`` spots of the bank nearest to each spot (:meth:`img2gene.models.ReferenceBank.nearest`)."""
         bank = self.bank
-        self.ensemble.to(_device()).eval()
-        rows, keys = embed(self.ensemble, arrays, np.ones(len(arrays.features), dtype=bool))
-        self.ensemble.cpu()
+        with self.ensemble.placed(_device()):
+            rows, keys = embed(self.ensemble, arrays, np.ones(len(arrays.features), dtype=bool))
         return bank.nearest(keys[np.argsort(rows)], k, excluded=excluded, by=by)
 
     @torch.no_grad()
@@ -242,14 +245,15 @@ class FittedImg2Gene:
         arrays = self.inputs(features, sections, positions, tokens)
         shifts, factor = self.shift(features, sections), self.weights[2] * self.readout.scale
         out = np.zeros((len(features), self.architecture.n_pathways), dtype=np.float32)
-        self.ensemble.to(_device()).eval()
-        for section in arrays.sections:
-            for rows, views in section_views(self.ensemble, arrays, section):
-                contributions = self.ensemble.call(
-                    lambda net, *x: net.pathway_contributions(Views(*x), gene), paired=tuple(views)
-                )
-                out[rows] = contributions.mean(dim=0).float().cpu().numpy() * (factor * (1 - shifts[section.name][1]))
-        self.ensemble.cpu()
+        with self.ensemble.placed(_device()):
+            for section in arrays.sections:
+                for rows, views in section_views(self.ensemble, arrays, section):
+                    contributions = self.ensemble.call(
+                        lambda net, *x: net.pathway_contributions(Views(*x), gene), paired=tuple(views)
+                    )
+                    out[rows] = contributions.mean(dim=0).float().cpu().numpy() * (
+                        factor * (1 - shifts[section.name][1])
+                    )
         return out
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -303,6 +307,12 @@ class FittedImg2Gene:
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedImg2Gene:
         """Restore it."""
+        check = StoredConfig()
+        check.positive(arrays, [name for name in ("components.scale", "tokens.scale", "shift.scale") if name in arrays])
+        check.positive(arrays, ["weights"], zero=True)
+        if not len(arrays["shift.means"]):
+            check.messages.append("Array `shift.means` holds no sections.")
+        check.raise_all()
         architecture = Architecture(**config["architecture"])
         ensemble = build_ensemble(architecture, config["n_models"], 0)
         part = with_prefix(arrays, "network")

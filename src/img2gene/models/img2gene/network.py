@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,10 @@ from img2gene.models.networks.layers import (
     SectionSummary,
     SpotEncoder,
 )
+from img2gene.models.stored import StoredConfig
 
+# Entries of the architecture that repeat a parameter of the model.
+_SAME = ("n_confounders", "dim", "heads", "n_neighbors", "n_latents", "dropout", "effect", "neighborhood")
 VIEWS = ("own", "around", "section")
 
 
@@ -230,3 +233,34 @@ def _zero_linear(width: int, n_outputs: int) -> Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def check_stored(config: dict[str, Any], parameters: Any) -> None:
+    """Check the configuration of a stored model against its own parameters."""
+    check = StoredConfig()
+    required = ("architecture", "n_models", "center", "ridge", "scale", "shift", "smoothing", "bank", "k")
+    if check.entries("predictor", config, (*required, "parameters", "report", "context")):
+        shape, context = config["architecture"], config["context"]
+        if check.entries("architecture", shape, [part.name for part in fields(Architecture)]):
+            same = {name: name for name in _SAME} | {"section": "section_view"}
+            check.same("architecture", shape, parameters, same)
+            for name in ("n_components", "n_genes", "n_pathways", "n_tokens", "token_width"):
+                check.whole(f"architecture.{name}", shape[name], 0)
+            if shape["counts"] is not (parameters.objective == "negative_binomial"):
+                check.messages.append("architecture.counts does not belong to the objective.")
+            if check.record("context", context) and shape["n_pathways"]:
+                check.list_of_names("context.names", context.get("names"))
+                if len(context.get("names") or ()) != shape["n_pathways"]:
+                    check.messages.append(f"context.names: expected {shape['n_pathways']} pathways.")
+        check.same("predictor", config, parameters, {"n_models": "n_models", "center": "center"})
+        if config["bank"] is None:
+            check.messages += ["k: there is no bank to search."] * (config["k"] is not None)
+        else:
+            check.same("predictor", config, parameters, {"k": "k"})
+        check.number("scale", config["scale"], above=0)
+        check.number("smoothing", config["smoothing"], 0, 1)
+        if check.entries("shift", config["shift"], ("near", "far")):
+            near = check.number("shift.near", config["shift"]["near"], 0)
+            check.number("shift.far", config["shift"]["far"], above=near if isinstance(near, float) else 0)
+        check.record("report", config["report"])
+    check.raise_all()

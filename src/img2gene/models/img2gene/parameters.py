@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from img2gene._checks import bound_problems, choice_problems, share_problems
-from img2gene._errors import raise_problems
-from img2gene.models.networks.parameters import NetworkParameters
+from img2gene.models.networks.parameters import LARGEST_WIDTH, NetworkParameters, ParameterCheck
 
 RIDGE_ROLES = ("mixture", "residual", "none")
 WEIGHTINGS = ("none", "density")
-_LEAST = {
-    "n_neighbors": 1,
-    "n_latents": 1,
-    "k": 1,
-    "n_confounders": 0,
-    "coherence": 0,
-    "pathway": 0,
-    "pathway_coherence": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -45,29 +35,25 @@ class Img2GeneParameters(NetworkParameters):
     n_models: int = field(default=5, kw_only=True)
     n_validations: int = field(default=3, kw_only=True)
 
-    def check(self) -> None:
-        """Raise with everything that is wrong."""
+    def _check_own(self, check: ParameterCheck) -> None:
         # Imported here, as these modules import torch.
         from img2gene.models.img2gene.objective import OBJECTIVES
         from img2gene.models.networks.debiasing import EFFECTS
 
-        choices = {"effect": EFFECTS, "objective": OBJECTIVES, "weighting": WEIGHTINGS, "ridge": RIDGE_ROLES}
-        raise_problems(
-            [
-                *choice_problems(self, choices),
-                *bound_problems(self, _LEAST),
-                *share_problems(self, ("distillation",)),
-                *self.shared_problems(),
-                *self._combinations(),
-            ]
-        )
+        check.one_of(effect=EFFECTS, objective=OBJECTIVES, weighting=WEIGHTINGS, ridge=RIDGE_ROLES)
+        check.wholes(1, ("n_neighbors", "n_latents"), most=LARGEST_WIDTH)
+        check.wholes(0, ("n_confounders",), most=LARGEST_WIDTH)
+        check.wholes(1, ("k",))
+        check.numbers(("coherence", "pathway", "pathway_coherence"), 0)
+        check.numbers(("distillation",), 0, 1)
+        check.flags(("pathways", "neighborhood", "section_view", "retrieval", "refit"))
 
-    def _combinations(self) -> list[str]:
-        problems = []
-        if self.objective != "gaussian" and self.weighting != "none":
+    def _combinations(self, valid: Callable[..., bool]) -> list[str]:
+        problems = super()._combinations(valid)
+        if valid("objective", "weighting") and self.objective != "gaussian" and self.weighting != "none":
             problems.append(f"weighting={self.weighting!r} goes with objective='gaussian' only.")
-        if self.objective == "negative_binomial" and self.ridge == "residual":
+        if valid("objective", "ridge") and self.objective == "negative_binomial" and self.ridge == "residual":
             problems.append("ridge='residual' has no counts to predict: choose 'mixture' or 'none'.")
-        if not self.refit and self.n_validations < 1:
+        if valid("refit", "n_validations") and not self.refit and self.n_validations < 1:
             problems.append("refit=False keeps the network of a validation: set `n_validations` to 1 or more.")
         return problems

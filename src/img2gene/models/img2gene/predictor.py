@@ -13,10 +13,12 @@ from img2gene._errors import raise_problems
 from img2gene.models.data import TrainingData
 from img2gene.models.img2gene.fitted import FittedImg2Gene
 from img2gene.models.img2gene.fitting import Img2GeneFitting
+from img2gene.models.img2gene.network import check_stored
 from img2gene.models.img2gene.parameters import Img2GeneParameters
 from img2gene.models.networks.batches import split_sections
 from img2gene.models.networks.fitting import NetworkPredictor
 from img2gene.models.reference_bank import Neighbors, ReferenceBank
+from img2gene.models.stored import plain_parameters
 from img2gene.models.uncertainty.held_out import HeldOut
 
 logger = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ class Img2Gene(NetworkPredictor):
 
     name: ClassVar[str] = "img2gene"
     inputs: ClassVar[tuple[str, ...]] = ("positions", "tokens")
+    dtypes: ClassVar[dict[str, str]] = FittedImg2Gene.dtypes
 
     __signature__: ClassVar[inspect.Signature] = inspect.signature(Img2GeneParameters)
 
@@ -194,7 +197,8 @@ class Img2Gene(NetworkPredictor):
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Img2Gene:
         """Restore a fitted predictor."""
-        model = cls(**config["parameters"])
+        model = cls(**plain_parameters(config["parameters"], Img2GeneParameters.names()))
+        check_stored(config, model.parameters)
         model.context, model.report = config["context"], config["report"]
         model.fitted = FittedImg2Gene.from_state(config, arrays)
         return model

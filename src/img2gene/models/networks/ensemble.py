@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,29 @@ class Ensemble(nn.Module):
             self.register_buffer(_flat(name), value.clone())
         # Not a submodule: its tensors are placeholders on no device.
         self._template = [copy.deepcopy(members[0]).to("meta")]
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the lock: copies, also those in other processes, have their own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def placed(self, device: str | None) -> Iterator[None]:
+        """Evaluate the ensemble on a device, one thread at a time, and take it back to the CPU.
+
+        The pass of a network swaps the weights of the template, which two threads must not do at once. Nothing stays
+        on the device between calls, where other models may need the memory.
+        """
+        with self._lock:
+            try:
+                self.to(device).eval()
+                yield
+            finally:
+                self.cpu()
 
     @property
     def template(self) -> nn.Module:

@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from img2gene._errors import Img2GeneError, listing
-from img2gene._files import ResumableFolder, fingerprint
+from img2gene._files import ResumableFolder, fingerprint, load_arrays
 from img2gene.models.centring import centre
 from img2gene.models.components import Components
 from img2gene.models.data import TrainingData
@@ -26,6 +27,8 @@ from img2gene.models.ridge import Ridge
 from img2gene.models.uncertainty.held_out import HeldOut, unit_labels
 from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
 
+# Number of devices, or their numbers.
+Devices = int | str | list[int]
 _TOKEN_COMPONENTS = 64
 _EPOCHS = (12, 150)
 _VALIDATIONS = 25
@@ -50,6 +53,7 @@ class NetworkFitting(ABC):
     weights: np.ndarray = field(init=False, default_factory=lambda: np.empty(0))
     epochs: int = field(init=False, default=0)
     order: np.ndarray = field(init=False)
+    _progress: ResumableFolder | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Refuse a device that is not there before anything is computed or written; sort the spots."""
@@ -135,13 +139,17 @@ class NetworkFitting(ABC):
 
     def open_progress(self) -> ResumableFolder:
         """Open the folder that keeps finished parts of this fit."""
+        if self._progress is not None:
+            return self._progress
         kept = dataclasses.asdict(self.parameters)
         # A fit may go on in another folder or on another device.
         for name in ("checkpoint_dir", "accelerator", "devices"):
             kept.pop(name)
         names = [part.name for part in dataclasses.fields(self.data)]
         facts = {**kept, "seed": self.seed, **fingerprint(**{name: getattr(self.data, name) for name in names})}
-        return ResumableFolder.open(self.parameters.checkpoint_dir, facts)
+        # One folder for the whole fit: another process must not take it between validation and calibration.
+        self._progress = ResumableFolder.open(self.parameters.checkpoint_dir, facts)
+        return self._progress
 
     def schedule(self, n_batches: int, n_steps: int) -> TrainingSchedule:
         """Set up the training; without ``max_epochs`` it takes about ``n_steps`` steps."""
@@ -197,8 +205,8 @@ class NetworkPredictor:
         """Parameters and facts, and all arrays."""
         config, arrays = self.trained.state()
         parameters = dataclasses.asdict(self.parameters)
-        folder = parameters.pop("checkpoint_dir")
-        parameters["checkpoint_dir"] = None if folder is None else str(folder)
+        # A path of this computer means nothing where the model is used.
+        del parameters["checkpoint_dir"]
         return {**config, "parameters": parameters, "report": self.report}, arrays
 
     def summary(self) -> dict[str, Any]:
@@ -208,16 +216,22 @@ class NetworkPredictor:
 
 def train_stage(name: str, task: TrainingTask, schedule: TrainingSchedule, progress: ResumableFolder) -> TrainingRun:
     """Train, or load the training run that was finished before under this name."""
-    done = progress.load(name)
+    done = progress.read(name, lambda folder, facts: _finished_run(folder / f"{name}.safetensors", facts, task))
     if done is not None:
-        facts, arrays = done
-        task.ensemble.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
-        task.ensemble.eval()
-        return TrainingRun(**facts)
+        return done
     run = train(task, schedule, folder=progress.part(name), label=name)
     progress.save(
         name, dataclasses.asdict(run), {key: value.numpy() for key, value in task.ensemble.state_dict().items()}
     )
+    return run
+
+
+def _finished_run(path: Path, facts: dict[str, Any], task: TrainingTask) -> TrainingRun:
+    """Put the weights of a finished run into the ensemble; return its facts."""
+    run = TrainingRun(**facts)
+    arrays = load_arrays(path)
+    task.ensemble.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
+    task.ensemble.eval()
     return run
 
 
@@ -231,7 +245,7 @@ def weigh(candidates: Mapping[str, np.ndarray | None], labels: np.ndarray, secti
     return weights * min(1, _MOST_WEIGHT / max(weights.sum(), 1e-12))
 
 
-def resolve_accelerator(accelerator: str, devices: int | str) -> tuple[str, int | str]:
+def resolve_accelerator(accelerator: str, devices: Devices) -> tuple[str, Devices]:
     """Resolve ``"auto"`` to the device of the settings; raise if this computer lacks the accelerator."""
     from img2gene.encoders.base import resolve_device
     from img2gene.settings import settings

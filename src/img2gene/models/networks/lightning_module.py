@@ -13,6 +13,7 @@ from torch import Tensor
 
 from img2gene._errors import Img2GeneError
 from img2gene._files import atomic_path
+from img2gene.models.networks.checkpoints import sign
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
 
 # Weights start at order one and stay there; beyond this they have run away.
@@ -199,13 +200,18 @@ class TrainingModule(pl.LightningModule):
 class LastEpoch(pl.callbacks.Checkpoint):
     """Writes a checkpoint after each epoch, renamed when complete so that an interruption leaves the one before."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, label: str) -> None:
+        self.path, self.label = path, label
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoint; Lightning calls this hook after the one of the module."""
         with atomic_path(self.path) as temporary:
-            trainer.save_checkpoint(temporary)
+            try:
+                trainer.save_checkpoint(temporary)
+            except RuntimeError as error:
+                # PyTorch reports a full disk by an error of its own.
+                raise OSError(str(error).splitlines()[0]) from error
+            sign(temporary, self.path.parent, self.label)
 
 
 class EpochBar(pl.Callback):

@@ -1,30 +1,21 @@
-"""Parameters that several models share, and their checks; each check returns a list of problems for one error."""
+"""Parameters that several models share, and their checks; one error names all that cannot be used."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from img2gene._checks import _WHOLE, bound_problems, choice_problems, positive_problems, share_problems
+from img2gene._checks import Arguments, shown
 from img2gene._errors import listing
+from img2gene.models.centring import CENTRES
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64")
 # Names that need no look into Lightning's registry, which takes seconds to import.
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-
-
-def training_problems(accelerator: object, precision: object) -> list[str]:
-    """List an unknown accelerator or precision; whether the device exists is checked when it is used."""
-    problems = []
-    if str(precision) not in PRECISIONS:
-        problems.append(f"precision={precision!r}: choose one of {listing(PRECISIONS)}.")
-    if accelerator not in _ACCELERATORS:
-        from img2gene.models.networks.train import accelerators
-
-        known = sorted({*_ACCELERATORS, *accelerators()})
-        if accelerator not in known:
-            problems.append(f"accelerator={accelerator!r}: choose one of {listing(known)}.")
-    return problems
+# Larger networks would take more memory than any device has, and larger ensembles more than a day to build.
+LARGEST_WIDTH, _MOST_MODELS = 8192, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +35,121 @@ class NetworkParameters:
     patience: int = 6
     n_validations: int = 1
     accelerator: str = "auto"
-    devices: int | str = 1
+    devices: int | str | list[int] = 1
     precision: str = "32-true"
     checkpoint_dir: str | Path | None = None
 
-    def shared_problems(self) -> list[str]:
-        """List the invalid parameters."""
-        least = {"n_models": 1, "n_components": 1, "dim": 1, "heads": 1, "batch_size": 2}
-        least |= {"max_epochs": 1, "patience": 1, "n_validations": 0, "weight_decay": 0}
-        problems = [
-            *choice_problems(self, {"center": ("section", "none")}),
-            *bound_problems(self, least),
-            *share_problems(self, ("dropout",)),
-            *positive_problems(self, ("learning_rate",)),
-            *training_problems(self.accelerator, self.precision),
-        ]
-        # Divisibility is checked only for whole numbers; anything else is a problem already.
-        whole = isinstance(self.heads, _WHOLE) and isinstance(self.dim, _WHOLE)
-        if whole and self.heads > 0 and self.dim % self.heads:
-            problems.append(f"dim={self.dim} is not divisible by heads={self.heads}.")
-        return problems
+    @classmethod
+    def names(cls) -> list[str]:
+        """List the names of the parameters."""
+        return [part.name for part in fields(cls)]
+
+    def check(self) -> None:
+        """Convert all parameters to plain values; raise with everything that is wrong."""
+        check = ParameterCheck(self)
+        self._check_own(check)
+        self._check_shared(check)
+        check.messages += self._combinations(check.valid)
+        check.raise_all()
+
+    def _check_shared(self, check: ParameterCheck) -> None:
+        check.one_of(center=CENTRES)
+        check.wholes(1, ("n_components", "patience", "heads"))
+        check.wholes(1, ("n_models",), most=_MOST_MODELS)
+        check.wholes(1, ("dim",), most=LARGEST_WIDTH)
+        check.wholes(2, ("batch_size",))
+        check.wholes(0, ("n_validations",))
+        check.wholes(1, ("max_epochs",), optional=True)
+        check.numbers(("dropout",), 0, 1)
+        check.numbers(("weight_decay",), 0)
+        check.numbers(("learning_rate",), above=0)
+        check.hardware()
+
+    def _check_own(self, check: ParameterCheck) -> None:
+        """Check the parameters of one kind of network."""
+
+    def _combinations(self, valid: Callable[..., bool]) -> list[str]:
+        """List parameters that are ``valid`` alone, but do not go together."""
+        if valid("dim", "heads") and self.dim % self.heads:
+            return [f"dim={self.dim} is not divisible by heads={self.heads}."]
+        return []
+
+
+class ParameterCheck(Arguments):
+    """Convert and check the parameters of an object in place.
+
+    Parameters
+    ----------
+    parameters
+        A frozen dataclass, which is not in use yet.
+    """
+
+    def __init__(self, parameters: NetworkParameters) -> None:
+        super().__init__()
+        self.parameters = parameters
+
+    def valid(self, *names: str) -> bool:
+        """Whether nothing is wrong with these parameters."""
+        return not any(message.startswith(f"{name}=") for name in names for message in self.messages)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self.parameters, name, value)
+
+    def _value(self, name: str) -> Any:
+        return getattr(self.parameters, name)
+
+    def one_of(self, **options: Iterable[str]) -> None:
+        """Check that each parameter is one of its options."""
+        for name, known in options.items():
+            self._set(name, self.choice(name, self._value(name), known))
+
+    def wholes(self, least: int, names: Iterable[str], *, most: int | None = None, optional: bool = False) -> None:
+        """Convert whole numbers."""
+        for name in names:
+            self._set(name, self.whole(name, self._value(name), least, most, optional=optional))
+
+    def numbers(
+        self,
+        names: Iterable[str],
+        least: float | None = None,
+        most: float | None = None,
+        *,
+        above: float | None = None,
+    ) -> None:
+        """Convert numbers."""
+        for name in names:
+            self._set(name, self.number(name, self._value(name), least, most, above=above))
+
+    def flags(self, names: Iterable[str]) -> None:
+        """Convert truth values."""
+        for name in names:
+            self._set(name, self.flag(name, self._value(name)))
+
+    def hardware(self) -> None:
+        """Check accelerator, devices, precision and folder; whether the device exists is checked when it is used."""
+        precision = self._value("precision")
+        if isinstance(precision, bool) or str(precision) not in PRECISIONS:
+            self.messages.append(f"precision={shown(precision)}: choose one of {listing(PRECISIONS)}.")
+        else:
+            self._set("precision", str(precision))
+        value = self._value("accelerator")
+        known: Iterable[str] = _ACCELERATORS
+        if isinstance(value, str) and value not in known:
+            from img2gene.models.networks.train import accelerators
+
+            known = sorted({*_ACCELERATORS, *accelerators()})
+        self._set("accelerator", self.choice("accelerator", value, known))
+        self._set("devices", self._devices(self._value("devices")))
+        folder = self.path("checkpoint_dir", self._value("checkpoint_dir"), optional=True)
+        self._set("checkpoint_dir", folder)
+
+    def _devices(self, value: Any) -> Any:
+        """Convert a number of devices, or their numbers as a list or a string."""
+        if isinstance(value, str) and value:
+            return value
+        if isinstance(value, list | tuple) and value:
+            return [self.whole(f"devices[{i}]", number, 0) for i, number in enumerate(value)]
+        number = self.whole("devices", value, -1)
+        if number == 0 and not isinstance(value, bool):
+            self.messages.append("devices=0: expected at least one device, or -1 for all.")
+        return number

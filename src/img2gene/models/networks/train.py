@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from img2gene._errors import Img2GeneError
+from img2gene.models.networks.checkpoints import LAST, usable_checkpoint
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
 from img2gene.settings import settings
 
 logger = logging.getLogger(__name__)
-LAST = "last.ckpt"
 
 
 def train(
@@ -39,7 +39,7 @@ def train(
     devices = range(torch.cuda.device_count())
     with _quiet(), torch.random.fork_rng(devices), _memory_advice(schedule):
         module, trainer = _build(task, schedule, folder, label)
-        last = folder / LAST if folder is not None and (folder / LAST).is_file() else None
+        last = usable_checkpoint(folder, label)
         try:
             trainer.fit(module, ckpt_path=last, weights_only=True if last else None)
         except SystemExit as exit_:
@@ -57,7 +57,7 @@ def _build(task: TrainingTask, schedule: TrainingSchedule, folder: Path | None, 
         callbacks.append(lightning.callbacks.EarlyStopping("validation", mode="max", patience=schedule.patience))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        callbacks.append(LastEpoch(folder / LAST))
+        callbacks.append(LastEpoch(folder / LAST, label))
     if settings.progress:
         callbacks.append(EpochBar(label))
     hardware = {"accelerator": schedule.accelerator, "devices": schedule.devices, "precision": schedule.precision}

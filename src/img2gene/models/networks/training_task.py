@@ -45,7 +45,7 @@ class TrainingSchedule:
     # About the last 50 steps.
     averaging: float = 0.98
     accelerator: str = "cpu"
-    devices: int | str = 1
+    devices: int | str | list[int] = 1
     precision: str = "32-true"
     seed: int = 0
 

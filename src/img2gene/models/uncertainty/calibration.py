@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from img2gene.models.data import TrainingData, with_prefix
+from img2gene.models.stored import StoredConfig
 from img2gene.models.uncertainty.held_out import HeldOut, unit_labels
 from img2gene.models.uncertainty.inner_folds import inner_folds
 from img2gene.models.uncertainty.ood import Novelty, part_numbers, sample_rows, unit_weights
@@ -109,6 +110,7 @@ class Calibration:
     novelty: Novelty
     threshold: float = THRESHOLD
 
+    dtypes: ClassVar[dict[str, str]] = {f"novelty.{name}": dtype for name, dtype in Novelty.dtypes.items()}
     per_gene: ClassVar[tuple[str, ...]] = tuple("center scale slope low high spread median below above".split())
 
     @classmethod
@@ -182,6 +184,16 @@ class Calibration:
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Calibration:
         """Restore it."""
+        check = StoredConfig()
+        if check.entries("calibration", config, ("level", "nonnegative", "threshold", "novelty")):
+            check.number("calibration.level", config["level"], 0, 1)
+            check.flag("calibration.nonnegative", config["nonnegative"])
+            check.number("calibration.threshold", config["threshold"], 0, 100)
+        check.positive(arrays, ["below", "above"])
+        check.positive(arrays, ["scale", "spread"], zero=True)
+        if (arrays["low"] > arrays["high"]).any():
+            check.messages.append("Arrays `low` and `high` of the calibration do not belong together.")
+        check.raise_all()
         return cls(
             config["level"],
             config["nonnegative"],

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from img2gene.models.centring import section_means
+from img2gene.models.stored import StoredConfig
 from img2gene.models.uncertainty.inner_folds import deal
 
 # Further axes hold little variance and share one.
@@ -122,6 +123,7 @@ class Novelty:
         "variance": ("novelty_variances",),
         "reference": (len(_GRID),),
     }
+    dtypes: ClassVar[dict[str, str]] = {"reference": "float64"}
 
     @classmethod
     def fit(
@@ -169,6 +171,16 @@ class Novelty:
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Novelty:
         """Restore it."""
+        check = StoredConfig()
+        if check.entries("novelty", config, ("n_reference", "length")):
+            check.whole("novelty.n_reference", config["n_reference"], 1)
+            check.number("novelty.length", config["length"], 0)
+        check.positive(arrays, ["scale", "variance"])
+        if len(arrays["variance"]) != len(arrays["axes"]) + 1:
+            check.messages.append("Arrays `novelty.axes` and `novelty.variance` do not belong together.")
+        if (np.diff(arrays["reference"]) < 0).any() or arrays["reference"][0] < 0:
+            check.messages.append("Array `novelty.reference` holds no rising distances.")
+        check.raise_all()
         parts = {name: arrays[name] for name in ("mean", "scale", "axes", "variance")}
         return cls(Ellipsoid(**parts), config["length"], arrays["reference"], config["n_reference"])
 

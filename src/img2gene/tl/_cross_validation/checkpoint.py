@@ -17,8 +17,9 @@ from img2gene._errors import Img2GeneError
 from img2gene._files import ResumableFolder, atomic_path, read_record
 
 # Format 1 named parts by position, so that models in another order took each other's results.
+# Format 3 kept no digests of the parts.
 # Raised whenever the same call gives other numbers, so that a folder never mixes results of two versions.
-FORMAT = 3
+FORMAT = 4
 
 
 def part_key(*names: object) -> str:
@@ -114,11 +115,15 @@ def save_part(results: ResumableFolder, name: str, part: Part) -> None:
     results.write(name, facts, lambda folder: _write(folder, name, part))
 
 
-def _write(folder: Path, name: str, part: Part) -> None:
-    for table in ("scores", "structure"):
-        with atomic_path(folder / f"{name}-{table}.parquet") as temporary:
-            getattr(part, table).to_parquet(temporary)
+def _write(folder: Path, name: str, part: Part) -> list[Path]:
+    """Write the tables and layers of a part, and list the files."""
+    paths = [folder / f"{name}-{table}.parquet" for table in ("scores", "structure")]
+    for path, table in zip(paths, (part.scores, part.structure), strict=True):
+        with atomic_path(path) as temporary:
+            table.to_parquet(temporary)
     if part.layers:
+        paths.append(folder / f"{name}.npz")
         # numpy would append `.npz` to the temporary path, so it gets an open file.
-        with atomic_path(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
+        with atomic_path(paths[-1]) as temporary, temporary.open("wb") as file:
             np.savez(file, **part.layers)  # type: ignore[arg-type]
+    return paths
