@@ -14,7 +14,7 @@ from scipy.sparse import SparseEfficiencyWarning
 from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import listing, raise_problems
-from img2gene._study.expression import count_problems
+from img2gene._study.expression import count_problems, row_sums
 from img2gene.io._concat_checks import (
     ATTRS,
     KINDS,
@@ -25,7 +25,6 @@ from img2gene.io._concat_checks import (
     table_problems,
 )
 from img2gene.io._concat_uns import merge_uns
-from img2gene.io.sections import row_sums
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -144,7 +143,7 @@ def _prepare(tables: list[AnnData], genes: str) -> list[AnnData]:
         part = table.copy() if genes == "union" else table[:, shared].copy()
         if _schema.LIBRARY_SIZE not in table.obs and table.n_vars and not count_problems(table.X, "X"):
             # Row sums of the shared genes would miss the counts of the others.
-            part.obs[_schema.LIBRARY_SIZE] = row_sums(table)
+            part.obs[_schema.LIBRARY_SIZE] = row_sums(table.X)
         for name in deep.keys() - set(part.obsm):
             # anndata fills missing arrays only if they have two dimensions; tokens have three.
             kind = np.result_type(deep[name].dtype, np.float16)

@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._checks import Arguments
+from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
+from img2gene._study.sections import text_labels
 from img2gene._study.study import Study
 from img2gene.io._concat import concat_sections
-from img2gene.io.sections import build_section
+from img2gene.io._libraries import Library, read_libraries
+from img2gene.io._squidpy import squidpy_layout
+from img2gene.io.sections import assemble_section, size_problems
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+logger = logging.getLogger(__name__)
 
-def to_anndata(sdata: SpatialData, *, table_key: str = "table") -> AnnData:
+# Used if the user has columns `region` or `spot_id` with other values.
+_OWN_COLUMN = "img2gene_{}"
+# Records that describe pixels of the images a study had before it was converted.
+_OF_IMAGES = ("sections", "patches", "encoder")
+
+
+def to_anndata(
+    sdata: SpatialData, *, images: str | Mapping[str, str] | None = None, table_key: str = "table"
+) -> AnnData:
     """Convert the table of a study to an AnnData that squidpy can plot.
 
     Parameters
     ----------
     sdata
-        Study. If its reader stored no thumbnails, :func:`img2gene.pp.extract_patches` adds them.
+        Study with images and regions.
+    images
+        Image element, for all regions or by region. By default the image of the patches, else the largest image in the
+        region's coordinate system.
     table_key
         Table to take.
 
     Returns
     -------
-    AnnData, a copy of the table. It has ``obsm["spatial"]``, and ``uns["spatial"]`` with thumbnail and scale factors of
-    each section. Plot it with ``squidpy.pl.spatial_scatter(adata, library_key="section")``.
+    AnnData, a copy of the table. ``obs["section"]`` names sections as text. ``obsm["spatial"]`` holds (x, y) from the
+    top left corner of each section's image as it is now, also after a crop. ``uns["spatial"]`` holds a new thumbnail
+    ``"hires"`` and scale factors of each section. Sections whose image is not in the study keep stored positions and
+    thumbnails. Plot it with ``squidpy.pl.spatial_scatter(adata, library_key="section")``.
 
     Raises
     ------
+    Img2GeneError
+        A section has spots on several images, or its image cannot be aligned with its spots.
     MissingKeyError
-        The table has no positions.
+        A section has neither an image nor positions.
 
     Examples
     --------
@@ -44,17 +67,19 @@ def to_anndata(sdata: SpatialData, *, table_key: str = "table") -> AnnData:
     >>> sorted(ig.io.to_anndata(sdata).uns["spatial"])
     ['P1_S1', 'P2_S1']
     """
+    check = Arguments()
+    check.text("table_key", table_key)
+    for name, value in images.items() if isinstance(images, Mapping) else [("", images)]:
+        check.text(f"images[{name!r}]" if name else "images", value, optional=not name)
+    check.raise_all()
     study = Study.of(sdata, table_key)
-    table = study.table
-    if "spatial" not in table.obsm:
-        raise MissingKeyError(
-            missing("spatial", f"{study.name}.obsm", table.obsm, "Run `img2gene.pp.extract_patches` first.")
-        )
-    adata = table.copy()
+    positions, libraries = squidpy_layout(study, images)
+    adata = study.table.copy()
     adata.uns.pop("spatialdata_attrs", None)
-    # A subset keeps the thumbnails of dropped sections, and squidpy would look for their spots.
-    present = set(study.sections)
-    adata.uns["spatial"] = {name: item for name, item in adata.uns.get("spatial", {}).items() if name in present}
+    # squidpy looks up each section by its text.
+    adata.obs[_schema.SECTION] = pd.Categorical(study.sections)
+    adata.obsm["spatial"] = positions
+    adata.uns["spatial"] = libraries
     return adata
 
 
@@ -71,24 +96,31 @@ def from_anndata(
     Parameters
     ----------
     adata
-        Raw counts with ``obsm["spatial"]`` and ``uns["spatial"][<library>]`` (``images``, ``scalefactors``).
+        Raw counts with ``obsm["spatial"]`` and ``uns["spatial"][<library>]`` (``images``, ``scalefactors``), in memory or
+        backed by a file.
     spot_um
-        Spot diameter in µm (Visium 55, legacy ST 100). It gives the microns per pixel of the images.
+        Spot diameter in µm (Visium 55, legacy ST 100). With the diameter in ``scalefactors`` it gives the microns per
+        pixel of the images. If ``obs`` has the ``array_row`` and ``array_col`` of the Visium lattice, the distance of
+        100 µm from spot to spot gives them instead, because Space Ranger's diameter corresponds to about 65 µm.
     library_key
         Column of ``obs`` with the library of each spot. Needed if there are several libraries.
     patient_key
         Column of ``obs`` with the donor of each spot.
     image
-        Key of the image of each library.
+        Key of the image of each library. ``"fullres"`` needs no scale factor.
 
     Returns
     -------
-    SpatialData as from :func:`img2gene.io.build_section`, with one section per library.
+    SpatialData as from :func:`img2gene.io.build_section`, with one image per library and ``obsm["spatial"]`` in its
+    pixels. Columns of ``obs`` stay as they are: ``library_size`` is used, ``section`` may divide a library into several
+    sections (cores of a tissue microarray), and if ``region`` or ``spot_id`` mean something else, the study uses
+    ``img2gene_region`` and ``img2gene_spot_id``. Records and windows of patches of an earlier study are removed.
 
     Raises
     ------
     Img2GeneError
-        Positions or images are missing, ``library_key`` is needed, or a library has spots of several patients.
+        Positions, images or scale factors are missing or no numbers, ``library_key`` is needed, library sizes are less
+        than the counts, or a section has spots of several libraries or patients.
 
     Examples
     --------
@@ -98,63 +130,144 @@ def from_anndata(
     >>> sorted(back.images)
     ['P1_S1_image', 'P2_S1_image']
     """
-    libraries = dict(adata.uns.get("spatial", {}))
-    if "spatial" not in adata.obsm or not libraries:
-        raise MissingKeyError(
-            'The AnnData needs positions in `obsm["spatial"]` and images in `uns["spatial"]` (available: '
-            f"obsm {listing(adata.obsm)}; uns {listing(adata.uns)}). Read it with a reader that keeps images."
-        )
+    spot_um = _check(adata, spot_um, library_key, patient_key, image)
+    if adata.isbacked:
+        adata = adata.to_memory()
+    libraries = read_libraries(adata, library_key, image, spot_um)
+    columns = _columns(adata, libraries, patient_key)
+    return concat_sections([_section(adata, library, columns, spot_um) for library in libraries])
+
+
+def _check(adata: Any, spot_um: Any, library_key: Any, patient_key: Any, image: Any) -> float:
+    """Check the arguments, and what the AnnData needs besides images; return the spot diameter."""
+    from anndata import AnnData
+
+    check = Arguments()
+    spot_um = check.number("spot_um", spot_um, above=0)
+    for name, value, optional in (("library_key", library_key, True), ("patient_key", patient_key, True)):
+        check.text(name, value, optional=optional)
+    check.text("image", image)
+    if not isinstance(adata, AnnData):
+        check.messages.append(f"adata is a {type(adata).__name__}; expected an AnnData with raw counts.")
+    check.raise_all()
     for key in (library_key, patient_key):
         if key is not None and key not in adata.obs:
-            raise MissingKeyError(missing(key, "adata.obs", adata.obs.columns))
-    if library_key is None and len(libraries) > 1:
+            with check.collect():
+                raise MissingKeyError(missing(key, "adata.obs", adata.obs.columns))
+    if adata.X is None or not adata.n_obs:
+        check.messages.append("The AnnData has no counts; put raw counts into `adata.X`.")
+    else:
+        check.messages += size_problems(adata, "adata")
+    check.raise_all()
+    return spot_um
+
+
+def _columns(adata: AnnData, libraries: list[Library], patient_key: str | None) -> dict[str, Any]:
+    """Build the columns of ``obs`` that a study needs; columns of the user stay as they are.
+
+    The keys ``region_key`` and ``instance_key`` hold the names of two of them.
+    """
+    names = np.empty(adata.n_obs, dtype=object)
+    numbers = np.empty(adata.n_obs, dtype=np.int64)
+    for library in libraries:
+        names[library.rows], numbers[library.rows] = library.name, np.arange(len(library.rows))
+    columns: dict[str, Any] = {}
+    problems = Problems()
+    with problems.collect():
+        columns[_schema.SECTION] = _sections(adata, names)
+    with problems.collect():
+        columns[_schema.PATIENT] = _patients(adata, patient_key, columns.get(_schema.SECTION, names))
+    problems.raise_all()
+    # None leaves a column as it is.
+    columns = {name: values for name, values in columns.items() if values is not None and name not in adata.obs}
+    regions = np.array([f"{name}_spots" for name in names])
+    region_key, instance_key = _region_key(adata, regions), _instance_key(adata, names)
+    columns[region_key] = regions
+    if instance_key not in adata.obs:
+        columns[instance_key] = numbers
+    return {"columns": columns, "region_key": region_key, "instance_key": instance_key}
+
+
+def _sections(adata: AnnData, libraries: np.ndarray) -> np.ndarray:
+    """Return the section of each spot: the user's names, which may divide a library into cores, else the library."""
+    if _schema.SECTION not in adata.obs:
+        return libraries
+    sections = text_labels(adata.obs[_schema.SECTION], _schema.SECTION)
+    pairs = pd.DataFrame({"section": sections, "library": libraries}).drop_duplicates()
+    shared = pairs["section"][pairs["section"].duplicated()].unique()
+    if len(shared):
         raise Img2GeneError(
-            f"There are several libraries ({listing(libraries)}). Pass the column of `obs` that names them as "
-            "`library_key=`."
+            f"`obs['{_schema.SECTION}']` gives spots of several libraries one name ({listing(shared)}). A section lies on "
+            "one image: rename the column if it means something else, or give the sections distinct names."
         )
-    names = (
-        np.array([next(iter(libraries))] * adata.n_obs)
-        if library_key is None
-        else adata.obs[library_key].astype(str).to_numpy()
-    )
-    unknown = sorted(set(names) - set(libraries))
-    if unknown:
-        raise MissingKeyError(
-            f'`uns["spatial"]` has no images of the libraries {listing(unknown)} (available: {listing(libraries)}).'
-        )
-    return concat_sections(
-        [
-            _section(adata[names == name], name, libraries[name], spot_um, patient_key, image)
-            for name in dict.fromkeys(names)
-        ]
-    )
+    return sections
 
 
-def _section(
-    adata: AnnData, name: str, library: dict, spot_um: float, patient_key: str | None, image: str
-) -> SpatialData:
-    from img2gene._study.images import to_rgb
-
-    _schema.check_name(name, "library")
-    if image not in library.get("images", {}):
-        raise MissingKeyError(missing(image, f"uns['spatial']['{name}']['images']", library.get("images", {})))
-    factors = library["scalefactors"]
-    scale = float(factors.get(f"tissue_{image}_scalef", 1.0))
-    patients = [] if patient_key is None else sorted(set(adata.obs[patient_key].astype(str)))
-    if len(patients) > 1:
+def _patients(adata: AnnData, patient_key: str | None, sections: np.ndarray) -> np.ndarray | None:
+    """Return the patient of each spot; None if no column names them."""
+    if patient_key is None:
+        return None
+    patients = text_labels(adata.obs[patient_key], patient_key)
+    for name in dict.fromkeys(sections.tolist()):
+        several = sorted(set(patients[sections == name]))
+        if len(several) > 1:
+            raise Img2GeneError(
+                f"Section `{name}` has spots of several patients ({listing(several)}). A section belongs to one patient."
+            )
+    if _schema.PATIENT in adata.obs and adata.obs[_schema.PATIENT].astype(str).tolist() != patients.tolist():
         raise Img2GeneError(
-            f"Library `{name}` has spots of several patients ({listing(patients)}). A section belongs to one patient."
+            f"`obs['{_schema.PATIENT}']` and `obs['{patient_key}']` differ. Rename or drop `{_schema.PATIENT}`, which the "
+            "study would take its patients from."
         )
-    table = adata.copy()
-    # Thumbnails and records of the whole AnnData do not belong to a single section.
-    for key in ("spatial", _schema.UNS):
-        table.uns.pop(key, None)
-    return build_section(
-        to_rgb(np.asarray(library["images"][image]), f"image of library `{name}`"),
-        np.asarray(adata.obsm["spatial"], dtype=float) * scale,
+    return patients
+
+
+def _region_key(adata: AnnData, regions: np.ndarray) -> str:
+    """Choose a column for the names of regions that holds nothing else."""
+    if "region" not in adata.obs or adata.obs["region"].astype(str).tolist() == regions.tolist():
+        return "region"
+    logger.info("obs['region'] is kept; obs[%r] names the regions of the study", _OWN_COLUMN.format("region"))
+    return _OWN_COLUMN.format("region")
+
+
+def _instance_key(adata: AnnData, libraries: np.ndarray) -> str:
+    """Choose a column for the names of spots: the user's if it names each spot of a library once."""
+    if "spot_id" not in adata.obs:
+        return "spot_id"
+    column = adata.obs["spot_id"]
+    named = column.dtype.kind in "iu" or all(isinstance(value, str) for value in column)
+    unique = not pd.DataFrame({"spot": column.to_numpy(), "library": libraries}).duplicated().any()
+    # spatialdata takes whole numbers and plain text, no categories.
+    if named and unique and not isinstance(column.dtype, pd.CategoricalDtype):
+        return "spot_id"
+    logger.info("obs['spot_id'] is kept; obs[%r] names the spots of the study", _OWN_COLUMN.format("spot_id"))
+    return _OWN_COLUMN.format("spot_id")
+
+
+def _section(adata: AnnData, library: Library, columns: dict[str, Any], spot_um: float) -> SpatialData:
+    table = adata[library.rows].copy()
+    _forget_images(table)
+    for name, values in columns["columns"].items():
+        table.obs[name] = pd.Categorical(values[library.rows]) if values.dtype.kind in "OU" else values[library.rows]
+    return assemble_section(
+        library.image,
+        library.xy,
         table,
-        section=name,
-        patient=patients[0] if patients else None,
-        mpp=spot_um / (float(factors["spot_diameter_fullres"]) * scale),
+        section=library.name,
+        mpp=library.mpp,
         spot_um=spot_um,
+        region_key=columns["region_key"],
+        instance_key=columns["instance_key"],
     )
+
+
+def _forget_images(table: AnnData) -> None:
+    """Remove thumbnails, and what the package recorded about images that the study no longer has."""
+    for key in ("spatial", "spatialdata_attrs"):
+        table.uns.pop(key, None)
+    records = _schema.container(table)
+    if "patches" in records:
+        table.obsm.pop(_schema.PATCH_BBOX, None)
+        table.obs = table.obs.drop(columns=[_schema.PATCH_TISSUE, _schema.PATCH_INSIDE], errors="ignore")
+    if records:
+        table.uns[_schema.UNS] = {key: value for key, value in records.items() if key not in _OF_IMAGES}

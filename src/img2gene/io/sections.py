@@ -9,14 +9,14 @@ import numpy as np
 from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import listing, raise_problems
-from img2gene._study.expression import count_problems
+from img2gene._study.expression import count_problems, layer_problems, row_sums
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 # squidpy draws the whole thumbnail under the spots; more pixels would not show at the usual figure size.
-_THUMBNAIL_PX = 600
+THUMBNAIL_PX = 600
 # Larger than the usual patch, so that reading a patch touches at most four chunks.
 _CHUNK_PX = 1024
 
@@ -123,7 +123,7 @@ def assemble_section(
         chunks=(3, _CHUNK_PX, _CHUNK_PX),
     )
     if _schema.LIBRARY_SIZE not in table.obs and not count_problems(table.X, "X"):
-        table.obs[_schema.LIBRARY_SIZE] = row_sums(table)
+        table.obs[_schema.LIBRARY_SIZE] = row_sums(table.X)
     table.obsm["spatial"] = positions
     record = {"mpp": mpp, "spot_um": spot_um, "image": image_key, "region": region}
     _schema.write_json(table, "sections", {section: record})
@@ -195,7 +195,7 @@ def position_problems(xy: Any, n_obs: int, name: str, table: str) -> list[str]:
 
 def squidpy_library(image: np.ndarray, spot_px: float) -> dict:
     """Return the thumbnail and the scale factors of one section in the layout of ``uns["spatial"]``."""
-    step = max(1, int(np.ceil(max(image.shape[:2]) / _THUMBNAIL_PX)))
+    step = max(1, int(np.ceil(max(image.shape[:2]) / THUMBNAIL_PX)))
     return {
         "images": {"hires": np.ascontiguousarray(image[::step, ::step])},
         "scalefactors": {"tissue_hires_scalef": 1 / step, "spot_diameter_fullres": float(spot_px)},
@@ -226,28 +226,7 @@ def _column_problems(table: AnnData, columns: dict[str, Any]) -> list[str]:
 
 
 def size_problems(table: AnnData, name: str) -> list[str]:
-    """List why the user's library sizes cannot be kept: they are numbers, at least the counts of the row."""
-    import pandas as pd
-
-    if _schema.LIBRARY_SIZE not in table.obs:
+    """List why the user's library sizes cannot be kept; empty without any, and if X holds no counts to compare with."""
+    if _schema.LIBRARY_SIZE not in table.obs or count_problems(table.X, "X"):
         return []
-    column = table.obs[_schema.LIBRARY_SIZE]
-    where = f"`{name}.obs['{_schema.LIBRARY_SIZE}']`"
-    advice = "Correct the column, or delete it to have it computed."
-    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-        return [f"{where} holds {column.dtype} values; expected counts per spot over the full transcriptome. {advice}"]
-    sizes = column.to_numpy(dtype=float, na_value=np.nan)
-    if not np.isfinite(sizes).all() or (sizes < 0).any():
-        bad = int((~np.isfinite(sizes) | (sizes < 0)).sum())
-        return [f"{where} is NaN, infinite or negative in {bad} rows. {advice}"]
-    if count_problems(table.X, "X"):
-        return []
-    # Library sizes may have been rounded to float32.
-    low = int((sizes < row_sums(table) * (1 - 1e-6)).sum())
-    return [f"{where} is less than the counts of the row in {low} rows. {advice}"] * bool(low)
-
-
-def row_sums(table: AnnData) -> np.ndarray:
-    """Compute the counts of each row, float64 (n_obs,)."""
-    # Sums in the type of the matrix would overflow or lose digits.
-    return np.asarray(table.X.sum(axis=1, dtype=np.float64), dtype=np.float64).ravel()
+    return layer_problems(table, None, name)

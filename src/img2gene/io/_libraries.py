@@ -1,0 +1,186 @@
+"""Read libraries in squidpy's layout: which rows belong to each, its image, and microns per pixel of this image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
+from img2gene._study.images import to_rgb
+from img2gene._study.microns import VISIUM_PITCH_UM, hexagonal_pitch
+from img2gene._study.sections import text_labels
+from img2gene.io.sections import position_problems
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_DIAMETER = "spot_diameter_fullres"
+
+
+@dataclass(frozen=True)
+class Library:
+    """One library of an AnnData.
+
+    Attributes
+    ----------
+    name
+        Name of the library.
+    rows
+        int (n,) rows of its spots.
+    image
+        uint8 (height, width, 3).
+    xy
+        float (n, 2) columns and rows of the spots in pixels of ``image``.
+    mpp
+        Microns per pixel of ``image``.
+    """
+
+    name: str
+    rows: np.ndarray
+    image: np.ndarray
+    xy: np.ndarray
+    mpp: float
+
+
+def read_libraries(adata: AnnData, library_key: str | None, image: str, spot_um: float) -> list[Library]:
+    """Read all libraries; all problems are raised together."""
+    entries = _entries(adata)
+    problems = Problems(position_problems(adata.obsm["spatial"], adata.n_obs, "`obsm['spatial']`", "the AnnData"))
+    problems.raise_all()
+    positions = np.asarray(adata.obsm["spatial"], dtype=float)
+    libraries = []
+    for name, rows in _rows(adata, library_key, entries).items():
+        with problems.collect():
+            libraries.append(_read(adata, name, rows, entries[name], positions[rows], image, spot_um))
+    problems.raise_all()
+    return libraries
+
+
+def _entries(adata: AnnData) -> dict[str, Mapping[str, Any]]:
+    """Return the libraries in ``uns["spatial"]``, without flags such as ``is_single`` of CELLxGENE."""
+    stored = adata.uns.get("spatial")
+    items = stored.items() if isinstance(stored, Mapping) else ()
+    entries = {
+        str(name): item
+        for name, item in items
+        if isinstance(item, Mapping) and ("images" in item or "scalefactors" in item)
+    }
+    if "spatial" not in adata.obsm or not entries:
+        shown = (
+            f"uns['spatial'] holds {listing(stored)}" if isinstance(stored, Mapping) else f"uns {listing(adata.uns)}"
+        )
+        raise MissingKeyError(
+            'The AnnData needs positions in `obsm["spatial"]` and images in `uns["spatial"]` (available: '
+            f"obsm {listing(adata.obsm)}; {shown}). Read it with a reader that keeps images."
+        )
+    return entries
+
+
+def _rows(adata: AnnData, library_key: str | None, entries: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return the rows of each library, in the order of first appearance."""
+    if library_key is None:
+        if len(entries) > 1:
+            raise Img2GeneError(
+                f"There are several libraries ({listing(entries)}). Pass the column of `obs` that names them as "
+                "`library_key=`."
+            )
+        return {next(iter(entries)): np.arange(adata.n_obs)}
+    names = text_labels(adata.obs[library_key], library_key)
+    unknown = sorted(set(names) - set(entries))
+    if unknown:
+        raise MissingKeyError(
+            f'`uns["spatial"]` has no images of the libraries {listing(unknown)} (available: {listing(entries)}).'
+        )
+    return {str(name): np.flatnonzero(names == name) for name in pd.unique(names)}
+
+
+def _read(
+    adata: AnnData,
+    name: str,
+    rows: np.ndarray,
+    entry: Mapping[str, Any],
+    positions: np.ndarray,
+    image: str,
+    spot_um: float,
+) -> Library:
+    where = f"uns['spatial']['{name}']"
+    problems = Problems()
+    with problems.collect():
+        _schema.check_name(name, "library")
+    with problems.collect():
+        pixels = _image(entry, image, where)
+    with problems.collect():
+        factor = _factor(entry, image, where)
+    with problems.collect():
+        unit_um = _microns_per_unit(adata, rows, entry, positions, where, spot_um)
+    problems.raise_all()
+    if not 0 < unit_um / factor < np.inf:
+        raise Img2GeneError(f"`{where}`: {unit_um / factor:g} µm per pixel cannot be right; check `scalefactors`.")
+    xy = positions * factor
+    if not ((xy >= 0) & (xy < pixels.shape[1::-1])).all(axis=1).any():
+        raise Img2GeneError(
+            f"No spot of library `{name}` lies on its image `{image}` ({pixels.shape[0]} × {pixels.shape[1]} px; spots "
+            f"span columns {xy[:, 0].min():.0f} to {xy[:, 0].max():.0f}, rows {xy[:, 1].min():.0f} to "
+            f"{xy[:, 1].max():.0f}). `obsm['spatial']` times the scale factor must be pixels of this image."
+        )
+    return Library(name, rows, pixels, xy, unit_um / factor)
+
+
+def _image(entry: Mapping[str, Any], image: str, where: str) -> np.ndarray:
+    images = entry.get("images")
+    available = images if isinstance(images, Mapping) else {}
+    if image not in available:
+        raise MissingKeyError(missing(image, f"{where}['images']", available, "Choose one with `image=`."))
+    pixels = np.asarray(available[image])
+    if pixels.dtype.kind not in "uif" or not pixels.size:
+        raise Img2GeneError(f"`{where}['images']['{image}']` is no picture ({pixels.dtype}, shape {pixels.shape}).")
+    return to_rgb(pixels, f"`{where}['images']['{image}']`")
+
+
+def _factor(entry: Mapping[str, Any], image: str, where: str) -> float:
+    """Read how many pixels of the image one unit of ``obsm["spatial"]`` is."""
+    key = f"tissue_{image}_scalef"
+    if image == "fullres" and key not in _factors(entry):
+        # Positions are pixels of the full-resolution image by definition.
+        return 1.0
+    return _number(entry, key, where, "Pixels of the image are `obsm['spatial']` times this factor.")
+
+
+def _microns_per_unit(
+    adata: AnnData, rows: np.ndarray, entry: Mapping[str, Any], positions: np.ndarray, where: str, spot_um: float
+) -> float:
+    """Return microns per unit of ``obsm["spatial"]``: from the Visium lattice, or else from the diameter of the spots."""
+    pitch = None
+    if {"array_row", "array_col"} <= set(adata.obs):
+        grid = adata.obs[["array_row", "array_col"]].iloc[rows].apply(pd.to_numeric, errors="coerce")
+        pitch = hexagonal_pitch(grid.to_numpy(dtype=float), positions)
+    if pitch is not None and _DIAMETER not in _factors(entry):
+        return VISIUM_PITCH_UM / pitch
+    diameter = _number(entry, _DIAMETER, where, "It is the diameter of a spot in units of `obsm['spatial']`.")
+    # Space Ranger's diameter is about 65 µm although the printed spots have 55 µm; the lattice is exact.
+    return spot_um / diameter if pitch is None else VISIUM_PITCH_UM / pitch
+
+
+def _factors(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    factors = entry.get("scalefactors")
+    return factors if isinstance(factors, Mapping) else {}
+
+
+def _number(entry: Mapping[str, Any], key: str, where: str, meaning: str) -> float:
+    """Read a positive number of ``scalefactors``."""
+    factors = _factors(entry)
+    if key not in factors:
+        hint = f"{meaning} Set it: `adata.{where}['scalefactors']['{key}'] = …`."
+        raise MissingKeyError(missing(key, f"{where}['scalefactors']", factors, hint))
+    value = np.asarray(factors[key])
+    # Files may return a single number as an array with one value.
+    if value.dtype.kind not in "uif" or value.size != 1 or not (np.isfinite(value).all() and value.item() > 0):
+        raise Img2GeneError(
+            f"`{where}['scalefactors']['{key}']` is {factors[key]!r}; expected a positive number. {meaning}"
+        )
+    return float(value.item())
