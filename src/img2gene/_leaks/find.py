@@ -13,8 +13,9 @@ import scipy.sparse as sp
 from img2gene import _schema
 from img2gene._errors import listing, raise_problems
 from img2gene._leaks import duplicates, smoothing
-from img2gene._study.expression import count_problems, label_problems, layer_problems, library_size
+from img2gene._study.expression import count_problems, in_tissue, library_size, measured, row_sums, value_problems
 from img2gene._study.inputs import embedding
+from img2gene._study.matrices import in_memory
 from img2gene._study.study import Study
 
 if TYPE_CHECKING:
@@ -98,9 +99,7 @@ def find_leaks(
         No such column or layer, or values that are missing or infinite.
     """
     table = study.table
-    if layer is not None:
-        raise_problems(layer_problems(table, layer, study.name))
-    raise_problems(label_problems(table.X, f"`{study.name}.X`"))
+    raise_problems(value_problems(table, layer, study.name))
     subject = _Subject.of(study, groups)
     findings = [
         *_shared(subject),
@@ -134,6 +133,10 @@ class _Subject:
         return self.study.table
 
     @property
+    def on_tissue(self) -> np.ndarray:
+        return in_tissue(self.table)
+
+    @property
     def sections(self) -> np.ndarray:
         return self.study.sections
 
@@ -142,10 +145,10 @@ class _Subject:
         return self.study.patients
 
     def filled_rows(self) -> np.ndarray:
-        """Rows with counts, in the order of the study; all rows if X holds none, or nothing but zeros."""
+        """Rows on tissue with counts, in the order of the study; all on tissue if X holds none, or nothing but zeros."""
         if not self.has_counts:
-            return self.study.order
-        return self.study.ordered((np.asarray(self.table.X.sum(axis=1)).ravel() > 0) & (library_size(self.table) > 0))
+            return self.study.ordered(self.on_tissue)
+        return self.study.ordered((row_sums(self.table.X) > 0) & measured(self.table, None))
 
     def finding(
         self, kind: str, severity: str, rows: np.ndarray, value: float, threshold: float, message: str
@@ -155,8 +158,8 @@ class _Subject:
         return Finding(kind, severity, sections, groups, float(value), float(threshold), message)
 
     def of_sections(self, names: Any) -> np.ndarray:
-        """Rows of the named sections, in the order of the study."""
-        return self.study.ordered(np.isin(self.sections, names))
+        """Rows of the named sections on tissue, in the order of the study."""
+        return self.study.ordered(np.isin(self.sections, names) & self.on_tissue)
 
 
 def _shared(subject: _Subject) -> Iterator[Finding]:
@@ -178,12 +181,12 @@ def _duplicated(subject: _Subject, identity: dict[str, Any] | None) -> Iterator[
     names, parts = np.unique(np.column_stack([subject.sections, subject.groups]), axis=0, return_inverse=True)
     parts = parts.ravel()
     counts = subject.table.X
-    shared = {"counts": duplicates.identical_rows(counts, parts, duplicates.beyond_chance(counts))}
+    usable = duplicates.beyond_chance(counts) & subject.on_tissue
+    shared = {"counts": duplicates.identical_rows(counts, parts, usable)}
     if identity is not None:
         values = embedding(subject.study, identity)
-        shared["embeddings"] = duplicates.identical_rows(
-            values, parts, _distinctive(subject.table, values, subject.sections)
-        )
+        usable = _distinctive(subject.table, values, subject.sections) & subject.on_tissue
+        shared["embeddings"] = duplicates.identical_rows(values, parts, usable)
     for what, matrix in shared.items():
         pairs = sp.triu(matrix, 1).tocoo()
         for one, other, n in zip(pairs.row, pairs.col, pairs.data, strict=True):
@@ -222,7 +225,8 @@ def _similar(subject: _Subject, identity: dict[str, Any] | None, seed: int) -> I
     if subject.has_counts and subject.table.n_vars >= _MIN_MATCHED_GENES:
         sources["expression"] = (_stabilised(subject.table, filled), filled)
     if identity is not None:
-        sources["embedding"] = (_scaled(embedding(subject.study, identity))[subject.study.order], subject.study.order)
+        rows = subject.study.ordered(subject.on_tissue)
+        sources["embedding"] = (_scaled(embedding(subject.study, identity)[rows]), rows)
     for what, (values, rows) in sources.items():
         share = duplicates.matching_share(values, sections[rows], units, _CLOSER[what], rng)
         for one, other in np.argwhere(different & (np.nan_to_num(share) >= MAX_MATCHING)):
@@ -287,7 +291,7 @@ def _smoothed(subject: _Subject, layer: str | None, seed: int) -> Iterator[Findi
         return
     rng = np.random.default_rng(seed)
     filled = subject.filled_rows()
-    measured: dict[str, dict[str, float]] = {}
+    noise: dict[str, dict[str, float]] = {}
     for name in np.unique(subject.sections):
         rows, has_counts = filled[subject.sections[filled] == name], subject.has_counts
         if layer is not None and not len(rows):
@@ -297,12 +301,12 @@ def _smoothed(subject: _Subject, layer: str | None, seed: int) -> Iterator[Findi
         if len(rows) < smoothing.MIN_SPOTS:
             continue
         for test, value in _noise_of(table, rows, places[rows], layer, has_counts).items():
-            measured.setdefault(test, {})[str(name)] = value
-    if layer is not None and not _any_known(measured, ("labels", "explained")):
+            noise.setdefault(test, {})[str(name)] = value
+    if layer is not None and not _any_known(noise, ("labels", "explained")):
         logger.warning('too few spots or genes: whether layers["%s"] is smoothed cannot be checked', layer)
     labels = "X" if layer is None else f'layers["{layer}"]'
     for test, (threshold, sign, text) in _tests(labels).items():
-        values = measured.get(test, {})
+        values = noise.get(test, {})
         failed = [name for name, value in values.items() if sign * (value - threshold) > 0]
         if failed:
             worst = max((values[name] for name in failed), key=lambda value: sign * value)
@@ -313,8 +317,8 @@ def _smoothed(subject: _Subject, layer: str | None, seed: int) -> Iterator[Findi
             yield subject.finding("smoothed labels", "error", subject.of_sections(failed), worst, threshold, message)
 
 
-def _any_known(measured: dict[str, dict[str, float]], tests: tuple[str, ...]) -> bool:
-    return any(np.isfinite(value) for test in tests for value in measured.get(test, {}).values())
+def _any_known(noise: dict[str, dict[str, float]], tests: tuple[str, ...]) -> bool:
+    return any(np.isfinite(value) for test in tests for value in noise.get(test, {}).values())
 
 
 def _tests(labels: str) -> dict[str, tuple[float, int, str]]:
@@ -336,7 +340,7 @@ def _noise_of(
 ) -> dict[str, float]:
     """Test the noise of one section in its counts and in the layer, if any; without counts, in the values alone."""
     if not has_counts:
-        values = (table.X if layer is None else table.layers[layer])[rows]
+        values = in_memory(table.X if layer is None else table.layers[layer])[rows]
         genes = smoothing.label_genes(values)
         return {"labels": smoothing.noise_autocorrelation(_dense(values[:, genes]), places)}
     genes = smoothing.leading_genes(table.X[rows])
@@ -349,7 +353,7 @@ def _noise_of(
         "counts": smoothing.noise_autocorrelation(scaled, places),
     }
     if layer is not None:
-        values = _dense(table.layers[layer][rows][:, genes])
+        values = _dense(in_memory(table.layers[layer])[rows][:, genes])
         results["explained"] = smoothing.explained_by_neighbors(values, counts, library, places)
     return results
 

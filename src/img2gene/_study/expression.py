@@ -161,6 +161,14 @@ def layer_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
     return label_problems(table.layers[layer], f"`layers['{layer}']`")
 
 
+def value_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
+    """List why the values of X and of a layer cannot be compared; X need not hold counts."""
+    problems = [] if layer is None else layer_problems(table, layer, name)
+    problems += label_problems(table.X, f"`{name}.X`")
+    # Library sizes are used with counts alone.
+    return problems if problems or count_problems(table.X, "") else layer_problems(table, None, name)
+
+
 def _counts_elsewhere(table: AnnData, name: str) -> list[str]:
     """Name the layers with raw counts, from which X can be restored."""
     layers = [key for key, values in table.layers.items() if key is not None and are_counts(values)]

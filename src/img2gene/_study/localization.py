@@ -148,7 +148,7 @@ def positive_values(column: pd.Series, tissues: list[str], positive: Any) -> dic
 
 def _texts(values: Any, as_numbers: bool) -> list[str]:
     """Convert one value or several to text; with ``as_numbers``, a text such as ``"1.0"`` counts as the number."""
-    several = [values] if pd.api.types.is_scalar(values) else list(values)
+    several = list(values) if np.iterable(values) and not isinstance(values, str | bytes) else [values]
     return [_text(_number(value) if as_numbers else value) for value in several]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from img2gene import _schema, models
 from img2gene._checks import Arguments, shown
-from img2gene._errors import Img2GeneError
+from img2gene._errors import Img2GeneError, Problems
 from img2gene.models import Predictor
 from img2gene.settings import settings
 
@@ -163,7 +163,7 @@ def check_store(check: Arguments, table: AnnData, name: str, key: Any) -> None:
     check.messages.append(f"{name}={key!r}: `uns[{key!r}]` holds something else; choose another name.")
 
 
-def check_name(check: Arguments, name: str, value: Any) -> None:
+def check_name(check: Problems, name: str, value: Any) -> None:
     """Check that spatialdata can store a key."""
     with check.collect():
         _schema.check_name(value, name)

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, near
+from img2gene._study.entrance import open_study, report_off_tissue
+from img2gene._study.expression import in_tissue
 from img2gene._study.model_inputs import model_inputs
-from img2gene._study.study import Study
 from img2gene.models import Model
+from img2gene.tl._arguments import check_model
 from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
@@ -60,7 +63,8 @@ def pathway_contributions(
 
     Returns
     -------
-    One row per spot, one column per pathway, in the units of the labels. Nothing is written.
+    One row per spot, one column per pathway, in the units of the labels; NaN off the tissue (0 in ``obs["in_tissue"]``).
+    Nothing is written.
 
     Raises
     ------
@@ -75,15 +79,21 @@ def pathway_contributions(
     >>> contributions = ig.tl.pathway_contributions(sdata, "ERBB2")  # doctest: +SKIP
     >>> contributions.abs().mean().nlargest(5)  # doctest: +SKIP
     """
-    study = Study.of(sdata, table_key)
+    check = Arguments()
+    gene, key, model = check.text("gene", gene), check.text("key", key), check_model(check, model)
+    study = open_study(check, sdata, table_key)
+    check.raise_all()
     trained = resolve_model(study, model, key)
     names, fitted = _with_context(trained)
     column = _gene_column(trained, gene)
     if not fitted.weights[2]:
         logger.warning("validation gave the network no weight: pathways contribute nothing, all contributions are 0")
-    inputs = model_inputs(study, trained)
+    rows = in_tissue(study.table)
+    report_off_tissue(study)
+    inputs = model_inputs(study, trained).take(rows)
     positions, tokens = np.asarray(inputs.extra["positions"]), inputs.extra.get("tokens")
-    values = fitted.pathway_contributions(inputs.features, inputs.sections, positions, tokens, column)
+    values = np.full((study.n_obs, len(names)), np.nan, dtype=np.float32)
+    values[rows] = fitted.pathway_contributions(inputs.features, inputs.sections, positions, tokens, column)
     return pd.DataFrame(values, index=study.table.obs_names.copy(), columns=pd.Index(names, name="pathway"))
 
 

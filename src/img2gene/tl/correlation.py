@@ -15,16 +15,19 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema, metrics
+from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near, raise_problems
-from img2gene._study.study import Study
+from img2gene._study.entrance import open_study
 from img2gene.models import Model
+from img2gene.tl._arguments import check_flags, check_group_names, check_model, check_store, gene_rule
 from img2gene.tl._gene_modules import cluster_genes, module_table
 from img2gene.tl._scoring.selection import (
     check_leakage,
     check_scorable,
     is_rule,
     measured_sections,
+    report_unlabelled,
     scored_values,
 )
 from img2gene.tl.predict import resolve_model
@@ -103,6 +106,9 @@ class GeneCorrelation:
 
         Most pairs are hardly correlated, measured or predicted, and would come first otherwise.
         """
+        check = Arguments()
+        n, share = check.whole("n", n, 1), check.number("share", share, above=0, most=1)
+        check.raise_all()
         known = self.pairs.dropna()
         strong = known["true"].abs().nlargest(max(n, math.ceil(share * len(known)))).index
         error = known.loc[strong, "difference"].abs()
@@ -110,6 +116,9 @@ class GeneCorrelation:
 
     def least_preserved(self, n: int = 10) -> pd.DataFrame:
         """The ``n`` pairs whose predicted correlation is farthest from the measured one."""
+        check = Arguments()
+        n = check.whole("n", n, 1)
+        check.raise_all()
         known = self.pairs.dropna()
         return known.loc[known["difference"].abs().nlargest(n).index].reset_index(drop=True)
 
@@ -203,16 +212,28 @@ def gene_correlation(
     >>> result.true.shape, len(result.pairs)
     ((20, 20), 190)
     """
-    if n_modules is not None and not (isinstance(n_modules, (int, np.integer)) and n_modules >= 1):
-        raise Img2GeneError(
-            f"n_modules={n_modules!r}: choose at least 1, or None for the number with the best silhouette."
+    check = Arguments()
+    key, model = check.text("key", key), check_model(check, model)
+    sections, n_modules = (
+        check_group_names(check, "sections", sections),
+        check.whole("n_modules", n_modules, 1, optional=True),
+    )
+    check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
+    rule = None if genes is None else gene_rule(genes)
+    if genes is not None and rule is None:
+        check.messages.append(
+            f"genes={shown(genes)}: pass names of genes, or a statistic and how many genes lead it, such as {GENES!r}."
         )
-    study = Study.of(sdata, table_key)
+    study = open_study(check, sdata, table_key)
+    if inplace:
+        check_store(check, study.stored_table, "key", key)
+    check.raise_all()
     table, predictor = study.table, resolve_model(study, model, key)
     check_scorable(study, predictor, key)
-    names = _chosen_genes(table, predictor, genes)
+    names = _chosen_genes(table, predictor, GENES if rule is None else rule)
     chosen = measured_sections(study, predictor, sections)
     leaked = check_leakage(study, predictor, chosen, allow_leakage)
+    report_unlabelled(study, predictor, chosen)
     columns = table.var_names.get_indexer(names)
     members = {name: study.ordered(study.section_rows(name)) for name in chosen}
     facts = ({"section": name, "patient": study.patient_of(rows)} for name, rows in members.items())
@@ -222,7 +243,7 @@ def gene_correlation(
     result, constant = correlate(predictor.name, key, names, zip(facts, values, marks, strict=True), n_modules)
     _warn(constant)
     if inplace:
-        _write(table, result)
+        _write(study.stored_table, result)
     return result
 
 
@@ -247,31 +268,19 @@ def correlate(
     return _result(model, key, genes, matrices, scores, n_modules), constant
 
 
-def _chosen_genes(table: AnnData, model: Model, genes: tuple[str, int] | Sequence[str] | None) -> list[str]:
+def _chosen_genes(table: AnnData, model: Model, rule: tuple[str, int] | list[str]) -> list[str]:
     """List the chosen genes, each once; an unknown gene is refused with similar names."""
     predicted = [gene for gene in model.genes if gene in table.var_names]
-    rule = GENES if genes is None else _names_or_rule(genes)
     if is_rule(rule):
-        names = [gene for gene in model.top_genes(*rule) if gene in table.var_names]
+        statistic, number = rule
+        names = [gene for gene in model.top_genes(str(statistic), int(number)) if gene in table.var_names]
     else:
-        names = list(dict.fromkeys(rule))
+        names = list(dict.fromkeys(map(str, rule)))
         absent = [gene for gene in names if gene not in predicted]
         raise_problems([f"`{gene}` is not predicted ({near(gene, predicted)})." for gene in absent], MissingKeyError)
     if len(names) < 2:
-        raise Img2GeneError(f"genes={genes!r} gives {listing(names)}; correlations need at least two genes.")
+        raise Img2GeneError(f"genes={rule!r} gives {listing(names)}; correlations need at least two genes.")
     return names
-
-
-def _names_or_rule(genes: Any) -> tuple[Any, ...]:
-    """Names of genes, or a statistic and how many genes lead it; anything else is refused."""
-    parts = (genes,) if isinstance(genes, str) else tuple(genes) if isinstance(genes, Iterable) else (None,)
-    if all(isinstance(part, str) for part in parts):
-        return parts
-    if len(parts) == 2 and isinstance(parts[1], (int, np.integer)) and parts[1] > 0:
-        return parts[0], int(parts[1])
-    raise Img2GeneError(
-        f"genes={genes!r}: pass names of genes, or a statistic and how many genes lead it, such as {GENES!r}."
-    )
 
 
 def _constant(section: str, genes: list[str], pair: list[np.ndarray]) -> list[str]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
 from img2gene._leaks.find import Finding, find_leaks
+from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.inputs import choose_encoder, has_embedding
-from img2gene._study.study import Study
-from img2gene.settings import settings
+from img2gene.tl._arguments import check_seed
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -82,9 +83,14 @@ def check_leaks(
     >>> findings[["kind", "severity", "sections"]].values.tolist()[0]
     ['shared patient', 'error', 'P1_S1, P1_S2']
     """
-    study = Study.of(sdata, table_key)
+    check = Arguments()
+    groups, layer = check.text("groups", groups), check.text("layer", layer, optional=True)
+    encoder, seed = check.text("encoder", encoder, optional=True), check_seed(check, seed)
+    study = open_study(check, sdata, table_key)
+    check.raise_all()
     identity = choose_encoder(study, encoder) if encoder is not None or has_embedding(study) else None
     if identity is None:
         logger.info("no embedding: sections are compared by their expression alone")
-    findings = find_leaks(study, groups, layer=layer, identity=identity, seed=settings.seed if seed is None else seed)
+    report_off_tissue(study)
+    findings = find_leaks(study, groups, layer=layer, identity=identity, seed=seed)
     return pd.DataFrame([asdict(finding) for finding in findings], columns=COLUMNS)

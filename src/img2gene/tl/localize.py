@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,11 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
+from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing, near_matches, raise_problems
-from img2gene._study.expression import labels, layer_problems
+from img2gene._study.entrance import open_study, report_off_tissue
+from img2gene._study.expression import in_tissue, labels, layer_problems
 from img2gene._study.localization import (
     agreement,
     annotated,
@@ -32,6 +33,7 @@ from img2gene._study.localization import (
 from img2gene._study.predictions import predicted_values
 from img2gene._study.study import Study
 from img2gene.models import Model
+from img2gene.tl._arguments import check_flags, check_group_names, check_model, check_name, later_step, several
 from img2gene.tl._scoring.selection import check_leakage, check_predictor, choose_sections
 from img2gene.tl.predict import resolve_model
 
@@ -152,10 +154,18 @@ def localize(
     >>> bool(result["auroc"].item() > 0.8)
     True
     """
-    study = Study.of(sdata, table_key)
+    check = Arguments()
+    key, model = check.text("key", key), check_model(check, model)
+    sections, use = check_group_names(check, "sections", sections), check.choice("use", use, _USES)
+    annotation = check.text("annotation", annotation, optional=True)
+    threshold, smooth = _threshold(check, threshold), check.number("smooth", smooth, 0)
+    check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
+    sets = _marker_sets(check, markers, name)
+    study = open_study(check, sdata, table_key)
     table = study.table
-    sets = _marker_sets(markers, name)
-    _check_options(table, sets, threshold, smooth, use, key_added)
+    with later_step(check):
+        _check_columns(table, sets, key_added)
+    check.raise_all()
     predictor = resolve_model(study, model, key)
     problems = Problems()
     with problems.collect():
@@ -166,12 +176,14 @@ def localize(
     with problems.collect():
         meant = _meant(study, annotation, positive, list(sets))
     problems.raise_all()
+    on_tissue = in_tissue(table)
+    report_off_tissue(study)
     scored = _ScoredSpots(study, chosen, predictor.report["sections"])
     rows: list[dict[str, Any]] = []
     columns: dict[str, Any] = {}
     limits, rules = {}, {}
     for tissue, genes in sets.items():
-        scores = scored.smoothed(_z_mean(expression, predictor, genes), smooth)
+        scores = scored.smoothed(np.where(on_tissue, _z_mean(expression, predictor, genes), np.nan), smooth)
         # Thresholds are applied to what is stored, which is narrower than what they are computed in.
         scores = scores.astype(np.float32).astype(np.float64)
         truth = annotated(table.obs[annotation], meant[tissue]) if annotation else np.full(table.n_obs, np.nan)
@@ -189,7 +201,7 @@ def localize(
         record = settings | {"positive": meant, "sections": chosen, "rules": rules, "thresholds": limits}
         # None removes a column: an earlier call may have had more tissues.
         columns = dict.fromkeys(_earlier_columns(table, key_added)) | columns
-        _schema.apply(table, {"obs": columns, "uns": records_update(table, key_added, record)})
+        _schema.apply(study.stored_table, {"obs": columns, "uns": records_update(table, key_added, record)})
     return result
 
 
@@ -274,37 +286,44 @@ class _ScoredSpots:
         }
 
 
-def _marker_sets(markers: Mapping[str, Iterable[str]] | Iterable[str], name: str) -> dict[str, list[str]]:
-    named = markers if isinstance(markers, Mapping) else {name: markers}
-    sets = {
-        str(tissue): [genes] if isinstance(genes, str) else list(dict.fromkeys(map(str, genes)))
-        for tissue, genes in named.items()
-    }
+def _marker_sets(check: Arguments, markers: Any, name: Any) -> dict[str, list[str]]:
+    """Convert the markers to a list of genes for each tissue, each gene once."""
+    name = check.text("name", name)
+    sets = {}
+    for tissue, genes in markers.items() if isinstance(markers, Mapping) else ((name, markers),):
+        names = [genes] if isinstance(genes, str) else several(genes)
+        if names is None or not all(isinstance(gene, str) for gene in names) or not isinstance(tissue, str | int):
+            check.messages.append(f"markers: {shown(tissue)} has {shown(genes)}; expected a list of names of genes.")
+            continue
+        sets[str(tissue)] = list(dict.fromkeys(map(str, names)))
     empty = [tissue for tissue, genes in sets.items() if not genes]
-    if empty or not sets:
-        raise Img2GeneError(f"`markers` names no gene for {listing(empty)}.")
+    if empty or (isinstance(markers, Mapping) and not markers):
+        check.messages.append(f"`markers` names no gene for {listing(empty)}.")
     return sets
 
 
-def _check_options(
-    table: AnnData, sets: dict[str, list[str]], threshold: str | float, smooth: float, use: str, key_added: str
-) -> None:
-    _schema.check_name(key_added, "key_added")
+def _threshold(check: Arguments, threshold: Any) -> Any:
+    """Convert a threshold: a rule, or a number."""
+    if isinstance(threshold, str) and threshold in _RULES:
+        return threshold
+    numbers = Arguments()
+    value = numbers.number("threshold", threshold)
+    if numbers.messages:
+        check.messages.append(f"threshold={shown(threshold)}: choose {listing(_RULES)} or a finite number.")
+    return value
+
+
+def _check_columns(table: AnnData, sets: dict[str, list[str]], key_added: str) -> None:
+    """Check that the columns of the result can be stored and are free."""
     problems = Problems()
-    if use not in _USES:
-        problems.messages.append(f"use={use!r}: choose {listing(_USES)}.")
-    if isinstance(threshold, str) and threshold not in _RULES:
-        problems.messages.append(f"threshold={threshold!r}: choose {listing(_RULES)} or a number.")
-    if not isinstance(threshold, str) and not (isinstance(threshold, Real) and np.isfinite(threshold)):
-        problems.messages.append(f"threshold={threshold!r}: expected a finite number, or {listing(_RULES)}.")
-    if not (isinstance(smooth, Real) and 0 <= smooth < np.inf):
-        problems.messages.append(f"smooth={smooth!r}: expected a radius in µm, 0 or more.")
+    check_name(problems, "key_added", key_added)
     columns = [column(key_added, tissue) for tissue in sets for column in (score_column, inside_column)]
     for column in columns:
         with problems.collect():
             _schema.check_name(column, "tissue and key_added")
     twice = {column for column in columns if columns.count(column) > 1}
-    taken = [column for column in columns if column in table.obs and column not in _earlier_columns(table, key_added)]
+    earlier = _earlier_columns(table, key_added)
+    taken = [column for column in columns if column in table.obs and column not in earlier]
     if twice or taken:
         problems.messages.append(
             f"`obs` columns {listing([*twice, *taken])} are needed twice, or hold something else: choose another `key_added`."

@@ -11,19 +11,21 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema, metrics
+from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
-from img2gene._errors import raise_problems
+from img2gene._errors import Img2GeneError
+from img2gene._study.entrance import open_study
 from img2gene._study.expression import count_problems, library_size
-from img2gene._study.study import Study
 from img2gene.metrics.reliability import MIN_GENES, method_problems
 from img2gene.models import Model
-from img2gene.settings import settings
+from img2gene.tl._arguments import check_between, check_flags, check_group_names, check_model, check_seed
 from img2gene.tl._scoring.selection import (
     check_leakage,
     check_scorable,
     has_label,
     measured_genes,
     measured_sections,
+    report_unlabelled,
     scored_values,
 )
 from img2gene.tl.predict import resolve_model
@@ -103,18 +105,26 @@ def predictability(
     >>> ig.tl.predictability(sdata).columns.tolist()
     ['pcc', 'pcc_ceiling', 'pcc_pvalue', 'pcc_fdr', 'predictable']
     """
-    study = Study.of(sdata, table_key)
+    check = Arguments()
+    key, seed = check.text("key", key), check_seed(check, seed)
+    model, sections = check_model(check, model), check_group_names(check, "sections", sections)
+    check.messages += method_problems(method) if isinstance(method, str) else []
+    method, fdr = check.text("method", method), check_between(check, "fdr", fdr)
+    n_permutations = check.whole("n_permutations", n_permutations, 1)
+    check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
+    study = open_study(check, sdata, table_key)
+    check.raise_all()
     judged = resolve_model(study, model, key)
     check_scorable(study, judged, key)
-    _check(judged, method, n_permutations, fdr)
+    _check_thinning(judged, method)
     genes = measured_genes(study, judged)
     chosen = measured_sections(study, judged, sections)
     check_leakage(study, judged, chosen, allow_leakage)
+    report_unlabelled(study, judged, chosen)
     table = study.table
     rows = study.ordered(np.isin(study.sections, chosen) & has_label(study, judged))
     columns, names = table.var_names.get_indexer(genes), study.sections[rows]
     truth, predicted = scored_values(study, judged, rows, columns, key)
-    seed = settings.seed if seed is None else seed
     pcc, pvalue = metrics.spatial_correlation_test(
         truth, predicted, study.positions[rows], names, n_permutations=n_permutations, seed=seed
     )
@@ -131,22 +141,16 @@ def predictability(
     if inplace:
         record = {"key": key, "model": judged.name, "fingerprint": judged.fingerprint}
         uns = {_schema.PREDICTABILITY: record}
-        _schema.apply(table, {"var": dict(result.reindex(table.var_names).items()), "uns": uns})
+        _schema.apply(study.stored_table, {"var": dict(result.reindex(table.var_names).items()), "uns": uns})
     return result
 
 
-def _check(model: Model, method: str, n_permutations: int, fdr: float) -> None:
-    problems = method_problems(method)
-    if n_permutations < 1:
-        problems.append(f"n_permutations={n_permutations}: at least 1 draw is needed.")
-    if not 0 < fdr < 1:
-        problems.append(f"fdr={fdr}: a false discovery rate lies between 0 and 1.")
+def _check_thinning(model: Model, method: str) -> None:
     if method == "thinning" and model.labels["layer"] is not None:
-        problems.append(
+        raise Img2GeneError(
             f"Labels of `layers['{model.labels['layer']}']` are no counts and cannot be thinned: pass `method='genes'`, or "
             "train on counts (`img2gene.tl.fit` without `layer=`)."
         )
-    raise_problems(problems)
 
 
 def _ceiling(

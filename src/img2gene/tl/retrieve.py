@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from img2gene import _schema
+from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._study.entrance import open_study, report_off_tissue
+from img2gene._study.expression import in_tissue
 from img2gene._study.model_inputs import model_inputs
 from img2gene._study.study import Study
 from img2gene.models import Model
 from img2gene.models.reference_bank import ReferenceBank, Retrieves
+from img2gene.tl._arguments import check_model, several
 from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
@@ -44,7 +48,7 @@ def retrieve(
     sdata
         Study embedded as for the training.
     spots
-        One or several names of spots (``obs_names``); by default all.
+        One or several names of spots (``obs_names``); by default all on tissue.
     n
         Training spots for each.
     exclude
@@ -79,7 +83,11 @@ def retrieve(
     >>> references["group"].unique().tolist()
     ['P2']
     """
-    study = Study.of(sdata, table_key)
+    check = Arguments()
+    key, model, n = check.text("key", key), check_model(check, model), check.whole("n", n, 1)
+    names, exclude = _checked_spots(check, spots), check.choice("exclude", exclude, _EXCLUSIONS)
+    study = open_study(check, sdata, table_key)
+    check.raise_all()
     trained = resolve_model(study, model, key)
     predictor = trained.predictor
     if not isinstance(predictor, Retrieves):
@@ -87,14 +95,14 @@ def retrieve(
             f"The model `{trained.name}` does not look up training spots; `img2gene`, `cmrcnet`, `bleep` and `knn` do: "
             "`img2gene.tl.fit(sdata)`."
         )
-    rows = _rows(study, spots)
+    rows = _rows(study, names)
     excluded = _excluded(study, trained, exclude)
     bank = predictor.reference_bank()
     # The request is checked before inputs are read, because a fine-tuned encoder then embeds all patches.
     bank.check_request(n, None if excluded is None else excluded[rows], exclude, argument="n")
     inputs = model_inputs(study, trained)
     # Features are centred by section, so all spots of the sections are passed on.
-    chosen = np.isin(inputs.sections, inputs.sections[rows])
+    chosen = np.isin(inputs.sections, inputs.sections[rows]) & in_tissue(study.table)
     part = inputs.take(chosen)
     neighbors = predictor.neighbors(
         part.features,
@@ -109,18 +117,35 @@ def retrieve(
     return _tidy(study, rows, bank, neighbors.rows[place], neighbors.similarity[place])
 
 
-def _rows(study: Study, spots: str | Iterable[str] | None) -> np.ndarray:
-    table = study.table
+def _checked_spots(check: Arguments, spots: Any) -> list[str] | None:
+    """Convert names of spots to a list of texts; None for all spots."""
     if spots is None:
-        return np.arange(table.n_obs)
-    names = [spots] if isinstance(spots, str) else [str(name) for name in spots]
+        return None
+    names = [spots] if isinstance(spots, str) else several(spots)
+    if names is None:
+        check.messages.append(f"spots={shown(spots)}: expected one or several names of spots (`obs_names`), or None.")
+        return None
     if not names:
-        raise Img2GeneError("`spots` is empty: name spots (`obs_names`), or leave it out for all.")
+        check.messages.append("`spots` is empty: name spots (`obs_names`), or leave it out for all.")
+    return [str(name) for name in names]
+
+
+def _rows(study: Study, names: list[str] | None) -> np.ndarray:
+    """Find the named spots, by default all on tissue; refuse unknown spots and spots off the tissue."""
+    table, on_tissue = study.table, in_tissue(study.table)
+    if names is None:
+        report_off_tissue(study)
+        return np.flatnonzero(on_tissue)
     rows = table.obs_names.get_indexer(names)
     if (rows < 0).any():
         absent = [name for name, row in zip(names, rows, strict=True) if row < 0]
         raise MissingKeyError(
             f"No spot named {listing(absent)} in `{study.name}.obs_names` (available: {listing(table.obs_names)})."
+        )
+    off = rows[~on_tissue[rows]]
+    if len(off):
+        raise Img2GeneError(
+            f"The spots {listing(table.obs_names[off])} lie off the tissue (`obs['in_tissue']` is 0): name spots on tissue."
         )
     return rows
 
@@ -128,8 +153,6 @@ def _rows(study: Study, spots: str | Iterable[str] | None) -> np.ndarray:
 def _excluded(study: Study, model: Model, exclude: str) -> np.ndarray | None:
     """Return the section or group of each spot in which its references are not looked up."""
     obs = study.table.obs
-    if exclude not in _EXCLUSIONS:
-        raise Img2GeneError(f"exclude={exclude!r}: choose one of {listing(_EXCLUSIONS)}.")
     if exclude == "none":
         return None
     if exclude == "group":
