@@ -105,7 +105,7 @@ class CachedLibrary:
             # The digest comes first: a library without one counts as damaged.
             write_bytes(self.record, f"{digest}  {self.path.name}\n".encode())
             write_bytes(self.path, content)
-        except OSError as error:
+        except (OSError, Img2GeneError) as error:
             logger.warning("the downloaded gene sets could not be kept as %s: %s", self.path, error)
 
 
