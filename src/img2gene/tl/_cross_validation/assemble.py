@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from img2gene import _schema
 from img2gene._errors import listing
 from img2gene._study.study import Study
 from img2gene.tl._cross_validation.checkpoint import Part
@@ -106,7 +107,10 @@ class Assembly:
             for name in names
         }
         study, rows = self.study, rows[order]
-        obs = study.table.obs.iloc[rows].assign(section=study.sections[rows])
+        # Percentiles of predictions that the study holds belong to models that saw these spots.
+        earlier = [_schema.ood_key(key) for key in study.record(_schema.PREDICTED_BY, {})]
+        obs = study.table.obs.iloc[rows].drop(columns=earlier, errors="ignore")
+        obs = obs.assign(section=study.sections[rows])
         obs["fold"] = np.repeat([fold.name for fold in self.folds], [len(fold.test) for fold in self.folds])[order]
         obs = obs.assign(**{name: values[order] for name, values in stacked.items() if values.ndim == 1})
         out = ad.AnnData(

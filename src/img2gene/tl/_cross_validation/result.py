@@ -11,8 +11,11 @@ import numpy as np
 import pandas as pd
 
 from img2gene import metrics
+from img2gene._checks import Arguments, shown
 from img2gene._errors import MissingKeyError, listing, near
 from img2gene.metrics.catalog import goodness
+from img2gene.tl._arguments import check_between
+from img2gene.tl._cross_validation.spreadsheets import write_csv
 from img2gene.tl.evaluate import BASELINE_ROWS, METRICS, group_columns
 
 if TYPE_CHECKING:
@@ -28,6 +31,13 @@ _NOTICE = {
 }
 _TABLES = ("scores", "structure", "folds")
 STRUCTURE = ("structure", "structure_rmse")
+
+
+def _coverage(level: Any) -> float:
+    check = Arguments()
+    level = check_between(check, "level", level)
+    check.raise_all()
+    return level
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,6 +166,7 @@ class CrossValidation:
         hard has none there, and is spared them: look at ``n_nan``, and compare such models by :meth:`compare`.
         """
         self._check(metric, self._metrics, "metric")
+        level = _coverage(level)
         names = self.groups if genes is None else [genes]
         parts = [self._summary(name, metric, level) for name in names]
         frame = pd.concat(parts, ignore_index=True).astype({"leakage": "boolean"})
@@ -208,7 +219,7 @@ class CrossValidation:
         Genes are correlated, so the test over genes takes small differences for certain ones; it shows whether most genes
         agree, not whether new patients will. The smallest p-value that n patients can give is 2 / 2ⁿ.
         """
-        reference = self._reference(reference)
+        reference, level = self._reference(reference), _coverage(level)
         values = self._values(metric, genes)
         unit = self.unit
         columns = ["model", "reference", "genes", "metric", "difference", "low", "high"]
@@ -285,7 +296,7 @@ class CrossValidation:
         return table.sort_values(metric, key=lambda values: -self._goodness(values, metric), kind="stable")
 
     def to_csv(self, path: str | Path, table: str = "scores") -> None:
-        """Write one of the tables.
+        """Write one of the tables; texts that begin with ``=``, ``+``, ``-`` or ``@`` get a ``'`` before them.
 
         Parameters
         ----------
@@ -295,8 +306,7 @@ class CrossValidation:
             ``"scores"``, ``"structure"``, ``"folds"`` or ``"summary"``.
         """
         self._check(table, [*_TABLES, "summary"], "table")
-        frame = self.summary() if table == "summary" else getattr(self, table)
-        frame.to_csv(path, index=False)
+        write_csv(self.summary() if table == "summary" else getattr(self, table), path)
 
     def to_markdown(self, genes: str | None = None) -> str:
         """The summary as a Markdown table, below lines that say what it means, and what keeps it from meaning more."""
@@ -364,8 +374,8 @@ class CrossValidation:
         return reference
 
     def _check(self, name: str, known: Any, what: str) -> None:
-        if name not in list(known):
-            raise MissingKeyError(f"No {what} {name!r} in this cross-validation ({near(name, known)}).")
+        if not isinstance(name, str) or name not in list(known):
+            raise MissingKeyError(f"No {what} {shown(name)} in this cross-validation ({near(str(name), known)}).")
 
     def __repr__(self) -> str:
         n_units = self.scores[self.unit].nunique()

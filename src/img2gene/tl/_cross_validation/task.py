@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pandas as pd
 
-from img2gene import metrics, models
+from img2gene import _schema, metrics, models
 from img2gene._errors import Img2GeneError
 from img2gene._files import ResumableFolder
 from img2gene._study.expression import labels
@@ -205,12 +205,12 @@ def kept_layers(table: AnnData, model: Model, absent: list[str]) -> dict[str, np
     measured = table.var_names.get_indexer([*model.genes, *absent])
     layers = {"X": np.asarray(table.layers[KEY])[:, columns]}
     layers["measured"] = labels(table, np.arange(table.n_obs), measured, layer=model.labels["layer"])
-    for name in table.layers:
-        if name is not None and name.startswith(f"{KEY}_"):
-            layers[name.removeprefix(f"{KEY}_")] = np.asarray(table.layers[name])[:, columns]
-    for name in table.obs:
-        if str(name).startswith(f"{KEY}_"):
-            layers[str(name).removeprefix(f"{KEY}_")] = table.obs[name].to_numpy()
+    # The study may hold layers and columns of the user whose names begin like these.
+    for part, name in _schema.uncertainty_keys(KEY).items():
+        if name in table.layers:
+            layers[part] = np.asarray(table.layers[name])[:, columns]
+    if _schema.ood_key(KEY) in table.obs and "std" in layers:
+        layers["ood"] = table.obs[_schema.ood_key(KEY)].to_numpy()
     return layers
 
 
