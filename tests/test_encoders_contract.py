@@ -127,13 +127,18 @@ def created(monkeypatch):
 def test_a_commit_in_the_name_is_loaded_and_recorded(created):
     name = f"hf-hub:MahmoodLab/UNI@{COMMIT}"
     spec = encoders.get(name)
-    assert (spec.name, spec.source, spec.revision) == ("uni", "hf-hub:MahmoodLab/UNI", COMMIT)
+    assert (spec.name, spec.source, spec.revision) == (f"uni-{COMMIT}", "hf-hub:MahmoodLab/UNI", COMMIT)
+    # Embeddings and models record this name.
+    assert encoders.get(spec.name) == spec
     encoder = encoders.load(name, device="cpu", amp=False)
     assert encoder(pixels()).shape == (3, 1024)
     # The options belong to the repository: without `init_values` the weights would not fit the network.
     assert created == [(name, 1e-5)]
     assert encoders.get("hf-hub:MahmoodLab/UNI") == encoders.get("uni")
+    assert encoders.get(f"hf-hub:MahmoodLab/UNI@{encoders.get('uni').revision}") == encoders.get("uni")
     assert encoders.get("uni").revision != COMMIT
+    with pytest.raises(MissingKeyError, match="not found in `img2gene.encoders`"):
+        encoders.get(f"color-texture-{COMMIT}")
 
 
 def test_a_commit_in_the_source_becomes_the_revision(created, own_registry):
@@ -156,14 +161,26 @@ def test_what_can_come_to_mean_other_weights_is_refused(created, own_registry):
     assert not created
 
 
-def test_an_embedding_records_the_commit_and_models_refuse_another(created, make_study):
-    one, other = f"hf-hub:MahmoodLab/UNI@{COMMIT}", f"hf-hub:MahmoodLab/UNI@{COMMIT[::-1]}"
+def test_an_embedding_and_a_model_record_the_commit(created, make_study):
+    name = f"hf-hub:MahmoodLab/UNI@{COMMIT}"
     sdata = make_study([("A1", "A"), ("B1", "B")], embed=False, n_side=4)
     ig.pp.extract_patches(sdata, patch_um=60, patch_px=32)
-    ig.pp.embed_patches(sdata, one, device="cpu", orientations=1)
-    ig.tl.fit(sdata, "ridge", validate_on=["B"], encoder="uni", key_added="model")
+    ig.pp.embed_patches(sdata, name, device="cpu", orientations=1)
+    ig.tl.fit(sdata, "ridge", validate_on=["B"], encoder=name, key_added="model")
     assert ig.get.model(sdata, key="model").inputs["revision"] == COMMIT
-    ig.pp.embed_patches(sdata, other, device="cpu", orientations=1)
+    ig.tl.predict(sdata, "model", key_added="predicted")
+    assert created == [(name, 1e-5)]
+
+
+def test_a_model_refuses_an_embedding_of_another_commit(created, own_registry, make_study):
+    sdata = make_study([("A1", "A"), ("B1", "B")], embed=False, n_side=4)
+    ig.pp.extract_patches(sdata, patch_um=60, patch_px=32)
+    for commit in (COMMIT, COMMIT[::-1]):
+        registry._REGISTRY.pop("mine", None)
+        encoders.register(dataclasses.replace(encoders.get("uni"), name="mine", revision=commit))
+        ig.pp.embed_patches(sdata, "mine", device="cpu", orientations=1)
+        if commit == COMMIT:
+            ig.tl.fit(sdata, "ridge", validate_on=["B"], key_added="model")
     with pytest.raises(Img2GeneError, match=f"encoder revision {COMMIT}.*{COMMIT[::-1]}"):
         ig.tl.predict(sdata, "model", inplace=False)
 

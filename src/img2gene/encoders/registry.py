@@ -14,7 +14,7 @@ from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene.encoders.base import checked_amp
 from img2gene.encoders.checked import CheckedEncoder
-from img2gene.encoders.spec import HUB, EncoderSpec, split_hub
+from img2gene.encoders.spec import HUB, EncoderSpec, is_commit, split_hub
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +73,8 @@ def get(name: str) -> EncoderSpec:
     ----------
     name
         Registered name, or ``"default"``. ``"hf-hub:owner/name@<commit>"`` returns the registered encoder whose weights
-        come from this hub repository, with the weights of another commit.
+        come from this hub repository, with the weights of another commit. The commit becomes part of its name
+        (``"uni-<commit>"``), under which embeddings and models find it again.
 
     Raises
     ------
@@ -95,6 +96,9 @@ def get(name: str) -> EncoderSpec:
     if name.startswith(HUB):
         return _from_hub(name)
     key = _ALIASES.get(name, name)
+    base, _, commit = key.rpartition("-")
+    if key not in _REGISTRY and is_commit(commit) and base in _REGISTRY and _REGISTRY[base].source.startswith(HUB):
+        return _at_commit(_REGISTRY[base], commit)
     if key not in _REGISTRY:
         raise MissingKeyError(missing(_short(name), "img2gene.encoders", _REGISTRY, "See `img2gene.encoders.list()`."))
     return _REGISTRY[key]
@@ -114,7 +118,14 @@ def _from_hub(name: str) -> EncoderSpec:
             f"No encoder loads from {_short(source)!r} (available: {listing(spec.source for spec in known.values())}). "
             "Register an `img2gene.encoders.EncoderSpec` for it."
         )
-    return dataclasses.replace(spec, source=f"{spec.source}@{commit}") if commit else spec
+    return _at_commit(spec, commit) if commit else spec
+
+
+def _at_commit(spec: EncoderSpec, commit: str) -> EncoderSpec:
+    """Return an encoder with the weights of another commit, and with a name of its own."""
+    if commit == spec.revision:
+        return spec
+    return dataclasses.replace(spec, name=f"{spec.name}-{commit}", revision=commit)
 
 
 def load(name: str, *, device: str | None = None, amp: bool | str | None = None, backend: str = "auto") -> Encoder:
