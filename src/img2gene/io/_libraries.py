@@ -53,12 +53,26 @@ def read_libraries(adata: AnnData, library_key: str | None, image: str, spot_um:
     problems = Problems(position_problems(adata.obsm["spatial"], adata.n_obs, "`obsm['spatial']`", "the AnnData"))
     problems.raise_all()
     positions = np.asarray(adata.obsm["spatial"], dtype=float)
-    libraries = []
-    for name, rows in _rows(adata, library_key, entries).items():
-        with problems.collect():
-            libraries.append(_read(adata, name, rows, entries[name], positions[rows], image, spot_um))
+    parts = _rows(adata, library_key, entries)
+    for name in parts:
+        _check_image(entries[name], image, _where(name))
+    libraries = [
+        _read(problems, adata, name, rows, entries[name], positions[rows], image, spot_um)
+        for name, rows in parts.items()
+    ]
     problems.raise_all()
-    return libraries
+    return [library for library in libraries if library is not None]
+
+
+def _where(name: str) -> str:
+    return f"uns['spatial']['{name}']"
+
+
+def _check_image(entry: Mapping[str, Any], image: str, where: str) -> None:
+    images = entry.get("images")
+    if not isinstance(images, Mapping) or image not in images:
+        available = images if isinstance(images, Mapping) else {}
+        raise MissingKeyError(missing(image, f"{where}['images']", available, "Choose one with `image=`."))
 
 
 def _entries(adata: AnnData) -> dict[str, Mapping[str, Any]]:
@@ -100,6 +114,7 @@ def _rows(adata: AnnData, library_key: str | None, entries: dict[str, Any]) -> d
 
 
 def _read(
+    problems: Problems,
     adata: AnnData,
     name: str,
     rows: np.ndarray,
@@ -107,9 +122,9 @@ def _read(
     positions: np.ndarray,
     image: str,
     spot_um: float,
-) -> Library:
-    where = f"uns['spatial']['{name}']"
-    problems = Problems()
+) -> Library | None:
+    """Read one library; None if it has problems, which are added to ``problems``."""
+    where, before = _where(name), len(problems.messages)
     with problems.collect():
         _schema.check_name(name, "library")
     with problems.collect():
@@ -118,25 +133,29 @@ def _read(
         factor = _factor(entry, image, where)
     with problems.collect():
         unit_um = _microns_per_unit(adata, rows, entry, positions, where, spot_um)
-    problems.raise_all()
-    if not 0 < unit_um / factor < np.inf:
-        raise Img2GeneError(f"`{where}`: {unit_um / factor:g} µm per pixel cannot be right; check `scalefactors`.")
+    if len(problems.messages) > before:
+        return None
     xy = positions * factor
-    if not ((xy >= 0) & (xy < pixels.shape[1::-1])).all(axis=1).any():
-        raise Img2GeneError(
-            f"No spot of library `{name}` lies on its image `{image}` ({pixels.shape[0]} × {pixels.shape[1]} px; spots "
-            f"span columns {xy[:, 0].min():.0f} to {xy[:, 0].max():.0f}, rows {xy[:, 1].min():.0f} to "
-            f"{xy[:, 1].max():.0f}). `obsm['spatial']` times the scale factor must be pixels of this image."
-        )
+    with problems.collect():
+        _check_place(name, xy, pixels, unit_um / factor, image)
     return Library(name, rows, pixels, xy, unit_um / factor)
 
 
+def _check_place(name: str, xy: np.ndarray, pixels: np.ndarray, mpp: float, image: str) -> None:
+    """Refuse spots of which none lies on the image, and numbers too large or too small for floats."""
+    if not 0 < mpp < np.inf:
+        raise Img2GeneError(f"`{_where(name)}`: {mpp:g} µm per pixel cannot be right; check `scalefactors`.")
+    if not ((xy >= 0) & (xy < pixels.shape[1::-1])).all(axis=1).any():
+        (left, top), (right, bottom) = xy.min(axis=0), xy.max(axis=0)
+        raise Img2GeneError(
+            f"No spot of library `{name}` lies on its image `{image}` ({pixels.shape[0]} × {pixels.shape[1]} px; spots "
+            f"span columns {left:.0f} to {right:.0f}, rows {top:.0f} to {bottom:.0f}). `obsm['spatial']` times the scale "
+            "factor must be pixels of this image."
+        )
+
+
 def _image(entry: Mapping[str, Any], image: str, where: str) -> np.ndarray:
-    images = entry.get("images")
-    available = images if isinstance(images, Mapping) else {}
-    if image not in available:
-        raise MissingKeyError(missing(image, f"{where}['images']", available, "Choose one with `image=`."))
-    pixels = np.asarray(available[image])
+    pixels = np.asarray(entry["images"][image])
     if pixels.dtype.kind not in "uif" or not pixels.size:
         raise Img2GeneError(f"`{where}['images']['{image}']` is no picture ({pixels.dtype}, shape {pixels.shape}).")
     return to_rgb(pixels, f"`{where}['images']['{image}']`")
