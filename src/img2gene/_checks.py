@@ -93,7 +93,8 @@ class Arguments(Problems):
         """Convert one name or several to a list of names, each once; ``empty`` allows no name."""
         if isinstance(value, str) and value:
             return [str(value)]
-        if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        # An array without axes is iterable to Python, and cannot be iterated over.
+        if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) and getattr(value, "ndim", 1):
             names = list(value)
             if all(isinstance(item, str) and item for item in names) and (names or empty):
                 self.distinct(name, names)
