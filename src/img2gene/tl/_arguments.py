@@ -46,6 +46,11 @@ def several(value: Any) -> list[Any] | None:
         return None
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; Python counts truth values as such, and numpy time spans."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+
+
 def as_plain(value: Any) -> Any:
     """Convert numpy scalars and arrays, also inside lists and dicts, to values of Python that JSON can hold."""
     if isinstance(value, np.generic):
@@ -83,8 +88,8 @@ def check_group_names(check: Arguments, name: str, value: Any) -> list[str] | No
     """Convert names of groups or sections to text, each once; numbers name groups that are numbered."""
     if value is None:
         return None
-    items = [value] if isinstance(value, str | int | np.integer) else several(value)
-    if items is None or not all(isinstance(item, str | int | float | np.number) for item in items):
+    items = [value] if isinstance(value, str) or is_whole(value) else several(value)
+    if items is None or not all(isinstance(item, str | float) or is_whole(item) for item in items):
         check.messages.append(f"{name}={shown(value)}: expected a name, a list of names, or None.")
         return None
     return list(dict.fromkeys(str(item) for item in items))
@@ -94,7 +99,7 @@ def check_gene_choice(check: Arguments, genes: Any, name: str = "genes") -> Any:
     """Convert ``genes``: a list of names, a whole number, or None."""
     if genes is None:
         return None
-    if isinstance(genes, int | np.integer) and not isinstance(genes, bool):
+    if is_whole(genes):
         # The number of genes that there are is checked with the table.
         return int(genes)
     names = [genes] if isinstance(genes, str) else several(genes)
@@ -129,14 +134,14 @@ def gene_rule(value: Any) -> tuple[str, int] | list[str] | None:
         return None
     if all(isinstance(item, str) for item in items):
         return [str(item) for item in items]
-    if len(items) != 2 or not isinstance(items[0], str) or isinstance(items[1], bool):
+    if len(items) != 2 or not isinstance(items[0], str) or not is_whole(items[1]) or int(items[1]) < 1:
         return None
-    return (str(items[0]), int(items[1])) if isinstance(items[1], int | np.integer) and items[1] > 0 else None
+    return str(items[0]), int(items[1])
 
 
 def check_workers(check: Arguments, n_jobs: Any, n_threads: Any) -> tuple[Any, Any]:
     """Convert the numbers of processes and of threads; negative numbers of processes count from the number of cores."""
-    whole = isinstance(n_jobs, int | np.integer) and not isinstance(n_jobs, bool)
+    whole = is_whole(n_jobs)
     if not (whole and n_jobs and abs(int(n_jobs)) <= _MOST_WORKERS):
         check.messages.append(f"n_jobs={shown(n_jobs)}: expected a number of processes, or -1 for one per core.")
     return int(n_jobs) if whole else n_jobs, check.whole("n_threads", n_threads, 1, _MOST_WORKERS)

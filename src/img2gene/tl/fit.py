@@ -200,15 +200,18 @@ def fit(
 
 def _options(check: Arguments, finetune: Any, epochs: Any, rate: Any, batch: Any) -> FineTuningParameters | None:
     """Check the options of fine-tuning; None without fine-tuning."""
+    n_problems = len(check.messages)
     rate = check.number("finetune_learning_rate", rate, above=0)
-    if finetune is None:
+    epochs, batch = check.whole("finetune_epochs", epochs, 1), check.whole("finetune_batch_size", batch, 1)
+    mode = check.text("finetune", finetune, optional=True)
+    if not isinstance(mode, str):
         return None
     from img2gene.models.networks.finetuning import FineTuningParameters
 
-    # A rate that cannot be used was named above.
-    number = rate if isinstance(rate, float) and rate > 0 else 1.0
     with check.collect():
-        return FineTuningParameters(finetune, as_plain(epochs), number, as_plain(batch))
+        # Numbers that cannot be used were named above.
+        numbers = (epochs, rate, batch) if len(check.messages) == n_problems else ()
+        return FineTuningParameters(mode, *numbers)
     return None
 
 

@@ -83,7 +83,9 @@ def predictability(
     -------
     DataFrame indexed by gene: ``pcc`` (mean within sections, as :func:`img2gene.tl.evaluate` has it), ``pcc_ceiling``,
     ``pcc_pvalue``, ``pcc_fdr`` (the q-value) and ``predictable`` (nullable boolean). Genes that are constant, in the labels
-    or in the predictions, of every section are NaN, or NA. Unless ``inplace=False`` the same columns are written to ``var``,
+    or in the predictions, of every section are NaN, or NA. So is the ceiling of a predictable gene that shares no variation
+    with other genes: ``method="genes"`` finds a ceiling of 0 there, which its PCC refutes. A PCC above the ceiling means
+    the same in part; ``method="thinning"`` gives an upper bound. Unless ``inplace=False`` the same columns are written to ``var``,
     and to ``uns["img2gene"]["predictability"]`` which prediction they judge: plots and reports use them for no other one.
 
     Raises
@@ -135,6 +137,8 @@ def predictability(
         index=pd.Index(genes, name="gene"),
     )
     called = (result["pcc_fdr"] <= fdr) & _without_any_patient(truth, predicted, names, patients)
+    # A ceiling of 0 says that nothing can be predicted, which a significant correlation refutes.
+    result["pcc_ceiling"] = result["pcc_ceiling"].mask(called & (result["pcc_ceiling"] <= 0))
     # Comparisons with NaN are False, but a gene that was not tested is not called unpredictable.
     result["predictable"] = called.astype("boolean").mask(result["pcc_fdr"].isna())
     _report(result, fdr)
@@ -222,6 +226,9 @@ def _report(result: pd.DataFrame, fdr: float) -> None:
         result["pcc"].mean(),
         result["pcc_ceiling"].mean(),
     )
+    above = int((result["pcc"] > result["pcc_ceiling"]).sum())
+    if above:
+        logger.info("%d genes have a PCC above the ceiling: they vary in a way that no other gene shares", above)
     for column, what in (("pcc", "PCC"), ("pcc_ceiling", "ceiling")):
         if result[column].isna().any():
             logger.info("%d genes have no %s", result[column].isna().sum(), what)
