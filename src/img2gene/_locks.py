@@ -46,11 +46,12 @@ def remove_stale(folder: Path, name: str | None = None) -> None:
         for path in paths:
             if is_temporary(path) and (name is None or path.name.startswith(f"{name[:_LONGEST_NAME]}.")):
                 with suppress(OSError):
-                    if _is_stale(path):
+                    if is_stale(path):
                         path.unlink()
 
 
-def _is_stale(path: Path) -> bool:
+def is_stale(path: Path) -> bool:
+    """Check whether the process that named a temporary file or folder is gone."""
     match = _NAMED.search(path.name)
     if match is not None and match["host"] == _host() and os.name == "posix":
         return not _is_alive(int(match["process"]))
