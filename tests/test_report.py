@@ -388,7 +388,7 @@ def test_a_page_is_there_as_a_whole_or_not_at_all(bare, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(Img2GeneError, match="disk full"):
         ig.report(bare, path)
     assert [found.name for found in tmp_path.iterdir()] == ["page.html"]
     assert (tmp_path / "page.html").read_text() == before

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
+
+# More threads than this only use memory.
+_MOST_WORKERS = 256
 
 
 def _default_cache() -> Path:
@@ -34,6 +38,11 @@ class Settings:
     cache_dir
         Folder for downloads.
 
+    Raises
+    ------
+    Img2GeneError
+        No such setting, or a value that it cannot have.
+
     Examples
     --------
     >>> import img2gene as ig
@@ -47,6 +56,42 @@ class Settings:
     progress: bool = True
     seed: int = 0
     cache_dir: Path = field(default_factory=_default_cache)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Convert and check a value; a misspelt setting is refused."""
+        # Defaults are set when the package is imported, which must not wait for numpy.
+        default = getattr(type(self), name, None)
+        if name == "cache_dir" and isinstance(value, Path):
+            default = value
+        super().__setattr__(name, value if value is default else _checked(name, value))
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Convert the value of a setting."""
+    from img2gene._checks import Arguments
+    from img2gene._errors import near
+
+    check = Arguments()
+    known = [entry.name for entry in fields(Settings)]
+    match name:
+        case "device":
+            value = check.text(name, value)
+        case "batch_size":
+            value = check.whole(name, value, 1)
+        case "num_workers":
+            value = check.whole(name, value, 0, _MOST_WORKERS)
+        case "amp":
+            value = value if value == "auto" and isinstance(value, str) else check.flag(name, value)
+        case "progress":
+            value = check.flag(name, value)
+        case "seed":
+            value = check.seed(name, value)
+        case "cache_dir":
+            value = check.path(name, value)
+        case _:
+            check.messages.append(f"`img2gene.settings` has no `{name}` ({near(name, known)}).")
+    check.raise_all()
+    return value
 
 
 settings = Settings()

@@ -7,7 +7,7 @@ from img2gene._report.figures import canvas, raster
 from img2gene._report.sources import readable
 from img2gene._report.subject import Subject
 from img2gene.pl._predictions import Predictions
-from img2gene.pl._tissue import Canvas, canvases, matched_canvas, shrunken_canvas
+from img2gene.pl._tissue import Canvas, canvases, matched_canvases, shrunken_canvas
 from img2gene.pl.prediction import draw_maps, map_columns, map_rows
 
 _WIDTH, _PICTURE_PX = 5.2, 500
@@ -17,14 +17,15 @@ def section_canvases(subject: Subject, predictions: Predictions, sections: list[
     """Prepare sections on the tissue if the study has their spots, else on white."""
     study, prepared = subject.study, []
     names = [] if study is None else [name for name in sections if name in study.roles and name not in subject.unlike]
-    tissues = {tissue.name: tissue for tissue in (readable(canvases, study, names)[0] or [] if names else [])}
+    tissues = readable(canvases, study, names)[0] or [] if names else []
     for name in sections:
-        matched = None
-        if study is not None and name in tissues:
+        matched = []
+        if study is not None:
+            parts = [tissue for tissue in tissues if tissue.section == name]
             spots = predictions.table.obs_names
-            matched = matched_canvas(tissues[name], study.table.obs_names, spots, predictions.rows(name))
-        if matched is not None:
-            prepared.append(shrunken_canvas(matched, _PICTURE_PX))
+            matched = matched_canvases(parts, study.table.obs_names, spots, predictions.rows(name))
+        if matched:
+            prepared += [shrunken_canvas(canvas, _PICTURE_PX) for canvas in matched]
         # Kept predictions hold the positions of their spots, so they need no picture.
         elif predictions.study is None:
             prepared += readable(predictions.canvases, [name])[0] or []

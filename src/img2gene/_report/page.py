@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import logging
+import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from img2gene._checks import whole_problems
-from img2gene._errors import Img2GeneError, raise_problems
+from img2gene._checks import Arguments, shown
+from img2gene._errors import Img2GeneError
 from img2gene._files import write_bytes
 from img2gene._report.blocks import WITH_STUDY
 from img2gene.settings import settings
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from img2gene.tl import CrossValidation
 
 logger = logging.getLogger(__name__)
+
+_CALL = "img2gene.report(sdata, 'report.html')"
+# A page with more maps than this loads slowly.
+_MOST_DRAWN = 100
 
 
 def report(
@@ -111,40 +116,54 @@ def report(
     >>> ig.report(sdata, f"{tempfile.mkdtemp()}/report.html").name
     'report.html'
     """
-    from img2gene._report.chapters.genes import Choice
     from img2gene._report.figures import plain_style
     from img2gene._report.sources import ReportedStudy
     from img2gene._report.subject import Subject
 
     # Before other local variables exist: the page lists the arguments as they were passed.
     options = {name: value for name, value in locals().items() if name in _RECORDED}
-    path = _target(path, overwrite)
-    sdata, result = _inputs(data, cv)
-    names = {"genes": _listed(genes), "sections": _listed(sections)}
-    _check_choice({"n_genes": n_genes, "n_sections": n_sections}, names)
-    seed = settings.seed if seed is None else seed
+    check = Arguments()
+    target = check.path("path", path)
+    choice = _choice(check, genes, sections, n_genes, n_sections)
+    seed = check.seed("seed", settings.seed if seed is None else seed)
+    label, title = check.text("label", label, optional=True), check.text("title", title)
+    for name, value in (("metric", metric), ("key", key), ("table_key", table_key)):
+        check.text(name, value)
+    _check_model(check, model)
+    check.flag("overwrite", overwrite)
+    with check.collect():
+        sdata, result = _inputs(data, cv)
+    check.raise_all()
+    target = _target(target, overwrite)
     study = None if sdata is None else ReportedStudy.read(sdata, model, key, table_key)
     subject = Subject.of(study, result, label, metric, seed)
     with plain_style():
-        page = _render(subject, Choice(**names, n_genes=n_genes, n_sections=n_sections), title, options)
-    return _write(path, page)
+        page = _render(subject, choice, title, options)
+    return _write(target, page)
 
 
 _RECORDED = {"metric", "label", "genes", "sections", "n_genes", "n_sections", "seed", "key", "table_key"}
 
 
-def _target(path: str | Path, overwrite: bool) -> Path:
-    """Check the file to write before anything is computed."""
-    path = Path(path)
-    if path.name and not path.suffix:
-        path = path.with_suffix(".html")
-    if not path.parent.is_dir():
-        raise Img2GeneError(f"Folder {path.parent} does not exist; make it first (`os.makedirs`).")
-    if path.is_dir():
-        raise Img2GeneError(f"{path} is a folder; name a file in it, such as {path / 'report.html'}.")
-    if path.exists() and not overwrite:
-        raise Img2GeneError(f"{path} exists; pass `overwrite=True` to replace it.")
-    return path
+def _target(path: Path, overwrite: bool) -> Path:
+    """Check, before anything is computed, that the file can be written."""
+    try:
+        # A folder is refused before a suffix makes it the name of another file.
+        if path.is_dir():
+            raise Img2GeneError(f"{path} is a folder; name a file in it, such as {path / 'report.html'}.")
+        if path.name and not path.suffix:
+            path = path.with_suffix(".html")
+        if not path.parent.is_dir():
+            raise Img2GeneError(f"Folder {path.parent} does not exist; make it first (`os.makedirs`).")
+        if path.is_dir():
+            raise Img2GeneError(f"{path} is a folder; name a file in it, such as {path / 'report.html'}.")
+        if path.exists() and not overwrite:
+            raise Img2GeneError(f"{path} exists; pass `overwrite=True` to replace it.")
+        # The only proof that a file can be made in a folder is a file.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name):
+            return path
+    except (OSError, UnicodeError) as error:
+        raise Img2GeneError(f"path={shown(path)}: no file can be written there ({error}).") from error
 
 
 def _inputs(data: Any, cv: Any) -> tuple[SpatialData | None, CrossValidation | None]:
@@ -154,23 +173,35 @@ def _inputs(data: Any, cv: Any) -> tuple[SpatialData | None, CrossValidation | N
         if cv is not None:
             raise Img2GeneError(f"Two cross-validations; pass the study first: `{WITH_STUDY}`.")
         return None, data
+    if isinstance(data, str | Path):
+        raise Img2GeneError(f"data: expected a study, got the text {shown(data)}; the path comes second: `{_CALL}`.")
     if not hasattr(data, "tables"):
-        raise Img2GeneError(f"Expected a SpatialData or a CrossValidation, got {type(data).__name__}.")
+        raise Img2GeneError(f"Expected a SpatialData or a CrossValidation, got {type(data).__name__}: `{_CALL}`.")
     if cv is not None and not isinstance(cv, CrossValidation):
-        raise Img2GeneError(f"cv: expected a CrossValidation, got {type(cv).__name__}.")
+        raise Img2GeneError(
+            f"cv: expected a CrossValidation from `img2gene.tl.cross_validate(sdata)`, got {type(cv).__name__}."
+        )
     return data, cv
 
 
-def _check_choice(numbers: dict[str, Any], names: dict[str, list[str] | None]) -> None:
-    problems = [problem for name, value in numbers.items() for problem in whole_problems(name, value, 1)]
-    empty = [name for name, value in names.items() if value == []]
-    raise_problems(
-        problems + [f"{name}=[]: name at least one, or pass None to let the report choose." for name in empty]
-    )
+def _check_model(check: Arguments, model: Any) -> None:
+    from img2gene.models import Model
+
+    if model is not None and not isinstance(model, Model):
+        check.path("model", model)
 
 
-def _listed(values: str | Sequence[str] | None) -> list[str] | None:
-    return None if values is None else [values] if isinstance(values, str) else list(values)
+def _choice(check: Arguments, genes: Any, sections: Any, n_genes: Any, n_sections: Any) -> Choice:
+    """Convert the genes and sections to draw, and how many are drawn without names."""
+    from img2gene._report.chapters.genes import Choice
+
+    names = {}
+    for argument, value in (("genes", genes), ("sections", sections)):
+        names[argument] = check.names(argument, value, optional=True, empty=True)
+        if isinstance(names[argument], list) and not names[argument]:
+            check.messages.append(f"{argument}=[]: name at least one, or pass None to let the report choose.")
+    numbers = {"n_genes": n_genes, "n_sections": n_sections}
+    return Choice(**names, **{name: check.whole(name, value, 1, _MOST_DRAWN) for name, value in numbers.items()})
 
 
 def _render(subject: Subject, choice: Choice, title: str, options: dict[str, Any]) -> str:
@@ -225,6 +256,7 @@ def _chapters(subject: Subject, choice: Choice, options: dict[str, Any], warning
 
 
 def _write(path: Path, page: str) -> Path:
-    write_bytes(path, page.encode())
+    # Half of a surrogate pair, as in broken names, has no encoding.
+    write_bytes(path, page.encode(errors="replace"))
     logger.info("wrote %s", path)
     return path

@@ -38,11 +38,11 @@ class ReportedStudy(Study):
         # Opened first, so that a missing table is not taken for a missing model.
         study = Study.of(sdata, table_key)
         try:
-            return cls(sdata, table_key, key, resolve_model(study, model, key))
+            return cls(sdata, table_key, study.plain_table, key=key, model=resolve_model(study, model, key))
         except MissingKeyError:
             if model is not None:
                 raise
-            return cls(sdata, table_key, key, None)
+            return cls(sdata, table_key, study.plain_table, key=key)
 
     @cached_property
     def library(self) -> np.ndarray:

@@ -233,9 +233,11 @@ def run_options(arguments: argparse.Namespace) -> RunOptions:
     encoder, jobs, genes = arguments.encoder, arguments.jobs, arguments.genes
     with problems.collect():
         encoder = encoders.get(encoder).name
-    problems.messages += [f"--jobs {jobs}: expected a number of processes, or -1."] * (jobs == 0)
+    problems.messages += [f"--jobs {jobs}: expected a number of processes, or -1."] * (jobs == 0 or jobs < -1)
     problems.messages += [f"--genes {genes}: expected 1 or more."] * (genes is not None and genes < 1)
-    problems.messages += ["--seeds: expected numbers of at least 0."] * (min(arguments.seeds) < 0)
+    outside = min(arguments.seeds) < 0 or max(arguments.seeds) >= 2**32
+    problems.messages += ["--seeds: expected numbers of at least 0 and below 2³²."] * outside
+    problems.messages += [f"--out {str(arguments.out)!r}: no such path."] * ("\0" in str(arguments.out))
     problems.raise_all()
     return RunOptions(candidates, arguments.out, encoder, tuple(dict.fromkeys(arguments.seeds)), jobs, genes)
 
@@ -271,7 +273,8 @@ def _value(text: str) -> Any:
     # Numbers, True, None and quoted text; everything else is text, such as the name of an option.
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    # Brackets that are nested too deeply, and unhashable keys, raise the others.
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 

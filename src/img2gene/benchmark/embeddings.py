@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
-from img2gene._files import atomic_path
+from img2gene._files import atomic_path, fingerprint, write_bytes
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from img2gene.benchmark.cohorts import Inventory
     from img2gene.benchmark.layouts import StoredSection
+
+logger = logging.getLogger(__name__)
 
 # Each patch is embedded as it is and mirrored, and both embeddings are averaged.
 ORIENTATIONS = 2
@@ -73,12 +76,14 @@ class Embeddings:
             encoders.get(self.encoder), _schema.read_json(table, "patches"), ORIENTATIONS, None
         )
         path = self.folder / f"{table.obs[_region_key(table)].iloc[0]}-{self.encoder}-{_digest(section, identity)}.npy"
-        if path.is_file():
-            features = np.load(path)
-        else:
+        features = _load(path, table.n_obs)
+        if features is None:
             features = self._compute(section, identity)
             _save(path, features)
-        update = {"obsm": {_schema.embedding_key(self.encoder): features}, "uns": {"encoder": {self.encoder: identity}}}
+        update: dict[str, dict[str, Any]] = {
+            "obsm": {_schema.embedding_key(self.encoder): features},
+            "uns": {"encoder": {self.encoder: identity}},
+        }
         _schema.apply(table, update)
         return SpatialData(shapes=dict(sdata.shapes), labels=dict(sdata.labels), tables={"table": table})
 
@@ -120,8 +125,28 @@ def _digest(section: StoredSection, identity: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _load(path: Path, n_spots: int) -> np.ndarray | None:
+    """Load the stored embedding of a section; None if there is none, or if it is damaged, which is logged."""
+    record = path.with_suffix(".json")
+    if not path.is_file() or not record.is_file():
+        return None
+    try:
+        features = np.load(path, allow_pickle=False)
+        if json.loads(record.read_bytes()) != fingerprint(features=features):
+            raise ValueError("its values are not those that were stored")
+        if features.dtype != np.float32 or features.ndim != 2 or len(features) != n_spots:
+            raise ValueError(f"{features.dtype} of shape {features.shape} for {n_spots} spots")
+    except (OSError, ValueError, EOFError, RecursionError, TypeError) as error:
+        logger.warning("The stored embedding %s cannot be used (%s) and is computed again", path, error)
+        return None
+    return features
+
+
 def _save(path: Path, features: np.ndarray) -> None:
+    """Store an embedding, then the fingerprint of its values, which completes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # numpy would append `.npy` to the temporary path, so it gets an open file.
+    # A changed file must not pass for the one that an older fingerprint describes.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, features)
+    write_bytes(path.with_suffix(".json"), json.dumps(fingerprint(features=features)).encode())

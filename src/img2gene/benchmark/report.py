@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from img2gene import metrics
+from img2gene._files import write_bytes
+from img2gene._tables import write_csv
 from img2gene.benchmark.references import PublishedScores, published
 from img2gene.benchmark.runner import Outcome
 
@@ -59,11 +61,11 @@ def write(outcomes: list[Outcome], notes: Iterable[str], out: Path) -> pd.DataFr
     """
     out.mkdir(parents=True, exist_ok=True)
     latest = outcomes[-1]
-    latest.scores.to_csv(out / f"{latest.name}.csv", index=False)
+    write_csv(latest.scores, out / f"{latest.name}.csv")
     tables = [summary(outcome) for outcome in outcomes]
     table = pd.concat(tables, ignore_index=True)
-    table.to_csv(out / "summary.csv", index=False)
-    (out / "summary.md").write_text(page(outcomes, tables, notes))
+    write_csv(table, out / "summary.csv")
+    write_bytes(out / "summary.md", page(outcomes, tables, notes).encode(errors="replace"))
     return table
 
 

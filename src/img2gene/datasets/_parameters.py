@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from img2gene._errors import listing, raise_problems
+from img2gene._checks import Arguments, shown
+from img2gene._errors import listing
 from img2gene.datasets._genes import SYMBOLS
 
 SPOT_UM = 55.0
@@ -42,13 +41,29 @@ class CohortParameters:
     mpp: float
 
     def __post_init__(self) -> None:
+        check = Arguments()
         limits = {**_INTEGERS, "n_genes": (10, len(SYMBOLS))}
-        problems = [_integer_problem(name, getattr(self, name), *limits[name]) for name in limits]
-        problems += [_number_problem(name, getattr(self, name), *_NUMBERS[name]) for name in _NUMBERS]
+        values = {name: check.whole(name, getattr(self, name), *limits[name]) for name in limits}
+        values |= {name: check.number(name, getattr(self, name), *_NUMBERS[name]) for name in _NUMBERS}
+        values["confounded_patients"] = self._patients(check, isinstance(values["n_patients"], int))
+        check.raise_all()
+        for name, value in values.items():
+            # numpy's scalars become numbers of Python, which the record of the arguments can hold.
+            object.__setattr__(self, name, value)
+
+    def _patients(self, check: Arguments, known: bool) -> list[str] | None:
+        names = self.confounded_patients
+        if isinstance(names, str):
+            check.messages.append(f"confounded_patients={shown(names)}: expected a list of names, such as ['P1'].")
+            return None
+        names = check.names("confounded_patients", names, optional=True, empty=True)
         # Without a usable number of patients their names cannot be checked.
-        known = None if problems[0] else self.patients
-        problems.append(_patient_problem(self.confounded_patients, known))
-        raise_problems([problem for problem in problems if problem])
+        if known and isinstance(names, list) and not check.messages:
+            unknown = [name for name in names if name not in self.patients]
+            if unknown:
+                available = listing(self.patients)
+                check.messages.append(f"confounded_patients: no patient {listing(unknown)} (available: {available}).")
+        return names
 
     @property
     def patients(self) -> list[str]:
@@ -61,31 +76,3 @@ class CohortParameters:
         return (
             self.patients[:-1] if self.confounded_patients is None else [str(name) for name in self.confounded_patients]
         )
-
-
-def _integer_problem(name: str, value: object, low: int, high: int) -> str:
-    # Python counts True and False as integers.
-    if isinstance(value, int | np.integer) and not isinstance(value, bool) and low <= value <= high:
-        return ""
-    return f"{name}={value!r}: expected a whole number from {low} to {high}."
-
-
-def _number_problem(name: str, value: object, low: float, high: float) -> str:
-    if (
-        isinstance(value, int | float | np.integer | np.floating)
-        and not isinstance(value, bool)
-        and low <= value <= high
-    ):
-        return ""
-    return f"{name}={value!r}: expected a number from {low:g} to {high:g}."
-
-
-def _patient_problem(names: object, patients: list[str] | None) -> str:
-    if names is None:
-        return ""
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        return f"confounded_patients={names!r}: expected a list of names, such as ['P1']."
-    unknown = [] if patients is None else [name for name in names if name not in patients]
-    return (
-        f"confounded_patients: no patient {listing(unknown)} (available: {listing(patients or [])})." if unknown else ""
-    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene import _schema
+from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing
 from img2gene._study.patches import stream_patches
@@ -47,13 +48,17 @@ def patches(
     >>> ig.get.patches(sdata, [0, 5]).shape[0]
     2
     """
+    check = Arguments()
+    field = check.whole("field", field, 0)
+    check.text("table_key", table_key)
+    check.raise_all()
     study = Study.of(sdata, table_key)
     spec = study.patches
-    if not 0 <= field < len(spec["patch_um"]):
+    if field >= len(spec["patch_um"]):
         raise Img2GeneError(
             f"field={field}: fields of view are 0 to {len(spec['patch_um']) - 1} ({listing(spec['patch_um'])} µm)."
         )
-    rows = _rows(study.table, index)
+    rows = chosen_rows(study, index)
     sides = {
         spec["regions"][name]["side_px"][field]
         for name, members in study.regions.items()
@@ -73,23 +78,59 @@ def patches(
     return pixels
 
 
-def _rows(table: object, index: object) -> np.ndarray:
+def chosen_rows(study: Study, index: Any) -> np.ndarray:
     """Convert positions, a slice, a mask or names to rows; refuse those that the table does not have."""
-    names = table.obs_names  # type: ignore[attr-defined]
-    chosen = np.arange(len(names))[index] if isinstance(index, slice) else np.atleast_1d(np.asarray(index))
+    names = study.table.obs_names
+    chosen = _slice(index, len(names)) if isinstance(index, slice) else _listed(index)
     if chosen.dtype == bool:
         if len(chosen) != len(names):
             raise Img2GeneError(f"The mask has {len(chosen)} values for {len(names)} spots.")
         return np.flatnonzero(chosen)
-    if chosen.dtype.kind in "UO":
-        rows = names.get_indexer(chosen)
-        if (rows < 0).any():
-            raise Img2GeneError(f"No spots named {listing(chosen[rows < 0])} (available: {listing(names, 5)}).")
-        return rows
-    if len(chosen) and (chosen.min() < -len(names) or chosen.max() >= len(names)):
-        raise Img2GeneError(f"Row {chosen.max()} is out of range: the table has {len(names)} spots.")
+    if chosen.dtype.kind in "UOT":
+        return _named(study, chosen)
+    outside = chosen[(chosen < -len(names)) | (chosen >= len(names))]
+    if len(outside):
+        raise Img2GeneError(f"Row {outside[0]} is out of range: the table has {len(names)} spots.")
     # Negative positions count from the end.
-    return np.asarray(chosen, dtype=np.int64) % max(len(names), 1)
+    return chosen.astype(np.int64) % max(len(names), 1)
+
+
+def _slice(index: slice, n: int) -> np.ndarray:
+    try:
+        return np.arange(n)[index]
+    except (TypeError, ValueError, IndexError) as error:
+        raise Img2GeneError(f"index={shown(index)}: expected whole numbers in the slice.") from error
+
+
+def _listed(index: Any) -> np.ndarray:
+    """Convert one choice or several to truth values, whole numbers or names, (n,)."""
+    expected = "expected positions, names, a mask or a slice of the rows of the table"
+    # A set has no order, and a generator no length.
+    if index is None or isinstance(index, set | frozenset | bytes | dict):
+        raise Img2GeneError(f"index={shown(index)}: {expected}.")
+    try:
+        chosen = np.atleast_1d(np.asarray(index))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise Img2GeneError(f"index={shown(index)}: {expected}.") from error
+    if not chosen.size and chosen.ndim == 1:
+        return chosen.astype(np.int64)
+    named = chosen.dtype.kind in "UT" or (chosen.dtype.kind == "O" and all(isinstance(name, str) for name in chosen))
+    if chosen.ndim != 1 or not (named or chosen.dtype.kind in "biu") or np.ma.is_masked(index):
+        raise Img2GeneError(f"index={shown(index)}: {expected}.")
+    return chosen
+
+
+def _named(study: Study, chosen: np.ndarray) -> np.ndarray:
+    names = study.table.obs_names
+    if not names.is_unique:
+        raise Img2GeneError(
+            f"`{study.name}.obs_names` are not unique, so names choose no spot. Call `obs_names_make_unique()`, or pass "
+            "positions."
+        )
+    rows = names.get_indexer(chosen)
+    if (rows < 0).any():
+        raise Img2GeneError(f"No spots named {listing(chosen[rows < 0])} (available: {listing(names, 5)}).")
+    return rows
 
 
 @fill_parameters
@@ -121,4 +162,8 @@ def model(sdata: SpatialData, key: str = "img2gene", *, table_key: str = "table"
     """
     from img2gene.io.model_store import read_model
 
+    check = Arguments()
+    check.text("key", key)
+    check.text("table_key", table_key)
+    check.raise_all()
     return read_model(_schema.get_table(sdata, table_key), key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from img2gene import _schema
+from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError
 from img2gene._study.pathways import from_columns, required_pathways, stored_pathways
 from img2gene._study.study import Study
@@ -58,6 +59,10 @@ def pathways(sdata: SpatialData, *, key: str | None = None, table_key: str = "ta
     """
     from img2gene.io.model_store import read_model, stored_models
 
+    check = Arguments()
+    check.text("key", key, optional=True)
+    check.text("table_key", table_key)
+    check.raise_all()
     study, name = Study.of(sdata, table_key), key or _schema.PATHWAYS
     # Pathways come before a model of the same name.
     if stored_pathways(study, name) is None and name in stored_models(study.table):

@@ -81,8 +81,9 @@ def standardise(values: np.ndarray) -> np.ndarray:
     """Columns of (n_spots, n_genes) values centred and scaled to unit length; constant ones become NaN."""
     if not len(values):
         return np.full((0, values.shape[1]), np.nan)
-    centred = values - values.mean(axis=0)
-    squares = np.square(centred).sum(axis=0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        centred = values - values.mean(axis=0)
+        squares = np.square(centred).sum(axis=0)
     varies = ~is_constant(squares, np.abs(values).max(axis=0), len(values))
     return np.divide(centred, np.sqrt(squares), out=np.full_like(centred, np.nan), where=varies)
 

@@ -24,6 +24,8 @@ _MAX_RANK = 16
 _SPOTS_PER_RANK = 8
 _BLOCK = 1000
 _MAX_SPLITS = 1000
+# Sums of larger counts would not be exact.
+_MAX_COUNT = 2**40
 
 
 def noise_ceiling(
@@ -151,7 +153,7 @@ def spearman_brown(r: np.ndarray | float, factor: float = 2.0) -> np.ndarray:
     check.raise_all()
     r = real_array(r, "r").astype(np.float64)
     # The denominator of a negative correlation can be 0.
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return factor * r / (1 + (factor - 1) * r)
 
 
@@ -189,6 +191,8 @@ def _count_matrix(counts: Any, method: str) -> sp.csr_matrix:
     matrix = sp.csr_matrix(values.astype(np.float32) if values.dtype in (np.float16, np.bool_) else values)
     if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
         raise Img2GeneError("counts: expected counts of at least 0, got negative, NaN or infinite values.")
+    if (matrix.data > _MAX_COUNT).any():
+        raise Img2GeneError(f"counts: {matrix.data.max():g} is no number of molecules.")
     if method == "thinning" and (matrix.data % 1 != 0).any():
         raise Img2GeneError("counts: only whole numbers can be thinned; pass raw counts, or method='genes'.")
     return matrix

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches
 from img2gene._study.expression import labels
 from img2gene._study.predictions import predicted_values
+from img2gene._study.sections import text_labels
 from img2gene._study.study import Study
+from img2gene.metrics._inputs import real_array
 from img2gene.pl._tissue import Canvas, blank_canvas, canvases
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 # Predictions of a cross-validation keep no threshold; models record the same one.
 OOD_THRESHOLD = 99.0
 _UNCERTAINTY = ("std", "lower", "upper")
+_SOURCES = "Pass a study, or the predictions that `img2gene.tl.cross_validate(sdata, keep_predictions=True)` keeps."
+_PREDICT = "Run `img2gene.tl.predict(sdata)` again."
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +88,12 @@ class Predictions:
     def of_kept(cls, table: AnnData, level: float = np.nan, threshold: float = OOD_THRESHOLD) -> Predictions:
         """Read the predictions that a cross-validation kept."""
         if _schema.SECTION not in table.obs:
-            raise MissingKeyError(
-                "The predictions have no `obs['section']`. Pass a study, or the predictions that "
-                "`img2gene.tl.cross_validate(sdata, keep_predictions=True)` keeps."
+            raise MissingKeyError(f"The predictions have no `obs['section']`. {_SOURCES}")
+        if table.X is None or not (table.n_obs and table.n_vars):
+            raise Img2GeneError(
+                f"The predictions hold no values: {table.n_obs} spots, {table.n_vars} genes. {_SOURCES}"
             )
-        sections = table.obs[_schema.SECTION].astype(str).to_numpy(dtype=str)
+        sections = text_labels(table.obs[_schema.SECTION], _schema.SECTION)
         parts = ["predicted", *(name for name in ("measured", *_UNCERTAINTY) if name in table.layers)]
         return cls(table, sections, parts, list(map(str, table.var_names)), _column(table, "ood"), level, threshold)
 
@@ -99,7 +105,9 @@ class Predictions:
         alone = key not in table.layers and separate is not None
         layers = {*table.layers, *(separate.layers if alone else ())}
         names = separate.var_names if alone else table.var_names
-        record = study.record(_schema.UNCERTAINTY, default={}).get(key, {})
+        if not table.n_obs:
+            raise Img2GeneError(f"`{study.name}` has no rows, so there is nothing to draw.")
+        record = _uncertainty_record(study, key)
         calibration = getattr(model, "calibration", None)
         return cls(
             table,
@@ -112,8 +120,8 @@ class Predictions:
             [str(gene) for gene in (names if model is None else model.genes) if gene in names],
             _column(table, _schema.ood_key(key)),
             # The record belongs to the prediction; the model of that name may have been fitted again since.
-            float(record.get("level", getattr(calibration, "level", np.nan))),
-            float(record.get("ood_threshold", getattr(calibration, "threshold", OOD_THRESHOLD))),
+            record.get("level", float(getattr(calibration, "level", np.nan))),
+            record.get("ood_threshold", float(getattr(calibration, "threshold", OOD_THRESHOLD))),
             key,
             study,
             model,
@@ -173,7 +181,9 @@ class Predictions:
             return canvases(self.study, sections)
         if "spatial" not in self.table.obsm:
             raise Img2GeneError("The predictions have no `obsm['spatial']`, so their spots cannot be drawn.")
-        xy = np.asarray(self.table.obsm["spatial"], dtype=float)
+        xy = real_array(self.table.obsm["spatial"], "obsm['spatial']").astype(float)
+        if xy.ndim != 2 or xy.shape[1] != 2 or not np.isfinite(xy).all():
+            raise Img2GeneError("`obsm['spatial']` of the predictions must hold a finite x and y for each spot.")
         return [blank_canvas(name, self.rows(name), xy[self.rows(name)]) for name in sections]
 
     def out_of_distribution(self, rows: np.ndarray) -> np.ndarray:
@@ -218,4 +228,21 @@ def _values(matrix: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def _column(table: AnnData, name: str) -> np.ndarray | None:
-    return table.obs[name].to_numpy(dtype=float) if name in table.obs else None
+    """Read a column of distances, NaN where there is none."""
+    if name not in table.obs:
+        return None
+    if not pd.api.types.is_numeric_dtype(table.obs[name]):
+        raise Img2GeneError(f"`obs['{name}']` holds {table.obs[name].dtype} values, not distances. {_PREDICT}")
+    return table.obs[name].to_numpy(dtype=float, na_value=np.nan)
+
+
+def _uncertainty_record(study: Study, key: str) -> dict[str, float]:
+    """Read the level and threshold that a prediction was stored with."""
+    records = study.record(_schema.UNCERTAINTY, default={})
+    record = records.get(key, {}) if isinstance(records, dict) else None
+    names = ("level", "ood_threshold")
+    if not isinstance(record, dict) or not all(isinstance(record.get(name, 0.0), int | float) for name in names):
+        raise Img2GeneError(
+            f"The record of the uncertainty of {key!r} in `{study.name}.uns['{_schema.UNS}']` is damaged. {_PREDICT}"
+        )
+    return {name: float(record[name]) for name in names if name in record}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene._errors import MissingKeyError, listing
+from img2gene._errors import Img2GeneError, MissingKeyError, listing
 from img2gene._study.geometry import Geometry, locate
 from img2gene._study.images import thumbnail
 from img2gene._study.study import Study
@@ -24,11 +24,13 @@ _RANGE = (1, 99)
 
 @dataclass(frozen=True)
 class Canvas:
-    """One section ready to be drawn: its thumbnail, and its spots in thumbnail pixels.
+    """The spots of a section in one image, ready to be drawn: a thumbnail, and the spots in its pixels.
 
     Attributes
     ----------
     name
+        Name in titles: the section, with the region if the section lies in several.
+    section
         Section.
     rows
         (n,) rows of the table.
@@ -41,6 +43,7 @@ class Canvas:
     """
 
     name: str
+    section: str
     rows: np.ndarray
     picture: np.ndarray
     xy: np.ndarray
@@ -48,14 +51,33 @@ class Canvas:
 
 
 def canvases(study: Study, sections: list[str] | None) -> list[Canvas]:
-    """Prepare the chosen sections of a study (default: all), cropped to their spots."""
+    """Prepare the chosen sections of a study (default: all), cropped to their spots.
+
+    Several sections can share a region and its image, such as the cores of a tissue microarray. A section with several
+    regions has a canvas for each.
+    """
     available = study.section_names()
     names = available if sections is None else sections
     absent = [name for name in names if name not in available]
     if absent or not names:
         raise MissingKeyError(f"No section named {listing(absent)} (available: {listing(available)}).")
-    geometries = {str(study.sections[geometry.rows[0]]): geometry for geometry in locate(study, _images(study))}
-    return [_canvas(study, name, geometries[name]) for name in names]
+    geometries = locate(study, _images(study))
+    return [canvas for name in names for canvas in _section_canvases(study, name, geometries)]
+
+
+def _section_canvases(study: Study, section: str, geometries: list[Geometry]) -> list[Canvas]:
+    """Prepare the spots of a section in each of its regions."""
+    parts = [(geometry, study.sections[geometry.rows] == section) for geometry in geometries]
+    parts = [(geometry, chosen) for geometry, chosen in parts if chosen.any()]
+    return [
+        _canvas(
+            study,
+            section if len(parts) == 1 else f"{section} ({geometry.region})",
+            section,
+            replace(geometry, rows=geometry.rows[chosen], centers=geometry.centers[chosen]),
+        )
+        for geometry, chosen in parts
+    ]
 
 
 def blank_canvas(name: str, rows: np.ndarray, xy: np.ndarray) -> Canvas:
@@ -66,13 +88,21 @@ def blank_canvas(name: str, rows: np.ndarray, xy: np.ndarray) -> Canvas:
     scale = _BLANK_PX / extent.max()
     width, height = np.ceil(extent * scale).astype(int)
     white = np.full((height, width, 3), 255, dtype=np.uint8)
-    return Canvas(name, rows, white, (xy - low) * scale - 0.5, 0.65 * pitch * scale)
+    return Canvas(name, name, rows, white, (xy - low) * scale - 0.5, 0.65 * pitch * scale)
 
 
-def matched_canvas(canvas: Canvas, names: pd.Index, other_names: pd.Index, rows: np.ndarray) -> Canvas | None:
-    """Reorder the spots of a section, called ``names``, as in another table; None if one of its spots is absent."""
-    order = names[canvas.rows].get_indexer(other_names[rows])
-    return None if (order < 0).any() else replace(canvas, rows=rows, xy=canvas.xy[order])
+def matched_canvases(parts: list[Canvas], names: pd.Index, other_names: pd.Index, rows: np.ndarray) -> list[Canvas]:
+    """Reorder the spots of a section, called ``names``, as in another table; nothing if one of its spots is absent.
+
+    ``parts`` are the canvases of the section, and ``rows`` its rows in the other table.
+    """
+    matched = []
+    for canvas in parts:
+        order = names[canvas.rows].get_indexer(other_names[rows])
+        here = order >= 0
+        if here.any():
+            matched.append(replace(canvas, rows=rows[here], xy=canvas.xy[order[here]]))
+    return matched if sum(len(canvas.rows) for canvas in matched) == len(rows) else []
 
 
 def shrunken_canvas(canvas: Canvas, side: int) -> Canvas:
@@ -95,7 +125,7 @@ def _images(study: Study) -> dict[str, str] | None:
     return {region: entry["image"] for region, entry in study.patches["regions"].items()}
 
 
-def _canvas(study: Study, name: str, geometry: Geometry) -> Canvas:
+def _canvas(study: Study, name: str, section: str, geometry: Geometry) -> Canvas:
     extent = np.ptp(geometry.centers, axis=0).max() + 4 * np.nan_to_num(geometry.spot_px, nan=1.0)
     picture, step = thumbnail(study.sdata, geometry.image_key, max(1, int(extent / _OVERVIEW_PX)))
     centers = geometry.centers / step
@@ -104,14 +134,22 @@ def _canvas(study: Study, name: str, geometry: Geometry) -> Canvas:
     high = (centers.max(axis=0) + margin).astype(int)
     # Points have no diameter, so their circles take the distance to the next spot.
     spot = geometry.spot_px / step if geometry.spot_px > 0 else _nearest(centers)
-    return Canvas(name, geometry.rows, picture[low[0] : high[0], low[1] : high[1]], (centers - low)[:, ::-1], spot)
+    part = picture[low[0] : high[0], low[1] : high[1]]
+    if not part.size:
+        raise Img2GeneError(
+            f"All spots of `{name}` lie outside the image `{geometry.image_key}`. Check the transformations of the image "
+            f"and of the region `{geometry.region}`."
+        )
+    return Canvas(name, section, geometry.rows, part, (centers - low)[:, ::-1], spot)
 
 
 def _nearest(centers: np.ndarray) -> float:
     """Median distance of the spots to their nearest neighbour, in pixels."""
     from scipy.spatial import cKDTree
 
-    return float(np.median(cKDTree(centers).query(centers, k=2)[0][:, 1])) if len(centers) > 1 else 10.0
+    # Coincident spots count once.
+    places = np.unique(centers, axis=0)
+    return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1])) if len(places) > 1 else 10.0
 
 
 def draw(

@@ -11,7 +11,7 @@ import pandas as pd
 from img2gene import metrics
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError
-from img2gene._study.study import Study
+from img2gene.pl._arguments import PlotArguments, study_or_kept
 from img2gene.pl._predictions import Predictions
 from img2gene.settings import settings
 
@@ -82,13 +82,17 @@ def calibration(
     >>> ig.tl.predict(sdata)
     >>> ax = ig.pl.calibration(sdata)
     """
-    from anndata import AnnData
-
-    predictions = Predictions.of(data if isinstance(data, AnnData) else Study.of(data, table_key), key)
+    check = PlotArguments()
+    sections, level = check.sections(sections), check.number("level", level, 0, 1, optional=True)
+    seed = check.seed("seed", settings.seed if seed is None else seed)
+    check.stored(key, table_key)
+    check.axes(ax)
+    check.raise_all()
+    predictions = Predictions.of(study_or_kept(data, table_key), key)
     if not {"std", "lower"} & set(predictions.parts):
         raise predictions.no_uncertainty()
     names = predictions.chosen_sections(sections)
-    frame = section_calibration(predictions, names, settings.seed if seed is None else seed)
+    frame = section_calibration(predictions, names, seed)
     if not len(frame):
         raise Img2GeneError(f"No measured spot in the sections {', '.join(names)}, so coverage is undefined.")
     if ax is None:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from img2gene.pl._arguments import PlotArguments
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -50,6 +52,11 @@ def gene_correlation(
     coloured by the module of both genes. Genes without a correlation are grey, and last in a clustered figure. Names of
     genes are shown if they fit.
 
+    Raises
+    ------
+    Img2GeneError
+        Not a result of :func:`img2gene.tl.gene_correlation`, or unusable numbers or colours.
+
     Examples
     --------
     >>> import img2gene as ig
@@ -57,6 +64,13 @@ def gene_correlation(
     """
     import matplotlib.pyplot as plt
 
+    from img2gene.tl import GeneCorrelation
+
+    check = PlotArguments()
+    check.instance("result", result, GeneCorrelation, "what `img2gene.tl.gene_correlation(sdata)` returns")
+    cluster, cmap = check.flag("cluster", cluster), check.colors(cmap)
+    limit, panel_size = check.number("limit", limit, above=0), check.panel(panel_size)
+    check.raise_all()
     figure = plt.figure(figsize=(3.5 * panel_size, 1.12 * panel_size), layout="constrained")
     return draw_correlation(figure, result, cluster=cluster, limit=limit, cmap=cmap, panel_size=panel_size)
 

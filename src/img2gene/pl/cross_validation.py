@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene._docs import fill_parameters
+from img2gene.pl._arguments import PlotArguments
 from img2gene.pl.scores import METRIC_LABELS
 
 if TYPE_CHECKING:
@@ -46,12 +47,15 @@ def cross_validation(
     ------
     MissingKeyError
         No such metric or gene group.
+    Img2GeneError
+        Not a cross-validation.
 
     Examples
     --------
     >>> import img2gene as ig
     >>> ax = ig.pl.cross_validation(ig.tl.cross_validate(sdata), genes="HVG")  # doctest: +SKIP
     """
+    _check(cv, metric, genes, ax)
     group = "all" if genes is None else genes
     means = cv.summary(group, metric=metric).set_index("model")
     # By default, models without a defined score, such as the training mean, would be dropped.
@@ -76,6 +80,22 @@ def cross_validation(
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
     return ax
+
+
+def _check(cv: CrossValidation, metric: str, genes: str | None, ax: Axes | None) -> None:
+    from img2gene.tl import CrossValidation
+
+    check = PlotArguments()
+    check.instance(
+        "cv",
+        cv,
+        CrossValidation,
+        "what `img2gene.tl.cross_validate(sdata)` returns (a table of scores is drawn by `img2gene.pl.scores(table)`)",
+    )
+    check.text("metric", metric)
+    check.text("genes", genes, optional=True)
+    check.axes(ax)
+    check.raise_all()
 
 
 def _dots(ax: Axes, values: pd.DataFrame, unit: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from img2gene._docs import fill_parameters
-from img2gene._errors import MissingKeyError, listing
+from img2gene._errors import MissingKeyError, listing, raise_problems
+from img2gene.pl._arguments import PlotArguments, number_column, table_problems
 from img2gene.pl.scores import METRIC_LABELS
 from img2gene.pl.training import LINE_COLORS
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+_CALL = "`img2gene.tl.learning_curve(sdata)`"
 _X_LABELS = {"n_spots": "training spots", "n_groups": "training groups", "fraction": "fraction of the training data"}
 
 
@@ -45,6 +47,8 @@ def learning_curve(
     ------
     MissingKeyError
         No such metric, gene group or column.
+    Img2GeneError
+        Not a learning curve.
 
     Examples
     --------
@@ -53,7 +57,7 @@ def learning_curve(
     """
     import matplotlib.pyplot as plt
 
-    _check(result, metric, genes, x)
+    _check(result, metric, genes, x, ax)
     if ax is None:
         ax = plt.subplots(figsize=(4.6, 3.4), layout="constrained")[1]
     chosen = result[result["genes"] == genes]
@@ -68,14 +72,22 @@ def learning_curve(
     return ax
 
 
-def _check(result: pd.DataFrame, metric: str, genes: str, x: str) -> None:
-    numbers = result.select_dtypes("number").columns
-    if metric not in numbers:
-        raise MissingKeyError(f"{metric!r} is not a number of the learning curve (available: {listing(numbers, 20)}).")
+def _check(result: pd.DataFrame, metric: str, genes: str, x: str, ax: Axes | None) -> None:
+    import pandas as pd
+
+    check = PlotArguments()
+    check.instance("result", result, pd.DataFrame, f"the table that {_CALL} returns")
+    for name, value in (("metric", metric), ("genes", genes), ("x", x)):
+        check.text(name, value)
+    check.axes(ax)
+    check.raise_all()
+    raise_problems(table_problems(result, ("model", "genes", *_X_LABELS), "result", _CALL))
+    number_column(result, metric, "learning curve")
     if x not in _X_LABELS:
         raise MissingKeyError(f"x={x!r}: curves are drawn against {listing(_X_LABELS)}.")
     if genes not in result["genes"].unique():
         raise MissingKeyError(f"No gene group {genes!r} (available: {listing(result['genes'].unique())}).")
+    number_column(result, x, "learning curve")
 
 
 def _scale(ax: Axes, x: str) -> None:

@@ -16,6 +16,7 @@ from img2gene._study.localization import (
     score_column,
 )
 from img2gene._study.study import Study
+from img2gene.pl._arguments import PlotArguments, open_study
 from img2gene.pl._tissue import Canvas, canvases, color_limits, draw, outline
 
 if TYPE_CHECKING:
@@ -89,11 +90,18 @@ def localization(
     """
     import matplotlib.pyplot as plt
 
-    study = Study.of(sdata, table_key)
+    check = PlotArguments()
+    names, positive = check.sections(sections), check.names("positive", positive, optional=True)
+    check.text("tissue", tissue)
+    check.text("annotation", annotation, optional=True)
+    check.stored(key_added, table_key, "key_added")
+    look, panel_size = check.style(cmap, alpha, size), check.panel(panel_size)
+    check.raise_all()
+    study = open_study(sdata, table_key)
     table, record = study.table, required_record(study, key_added)
     if tissue not in record["markers"]:
         raise MissingKeyError(f"No tissue {tissue!r} in `{key_added}` (available: {listing(record['markers'])}).")
-    chosen = _sections(record, sections)
+    chosen = _sections(record, names)
     scores = table.obs[score_column(key_added, tissue)].to_numpy(dtype=float)
     inside = table.obs[inside_column(key_added, tissue)].fillna(False).to_numpy(dtype=bool)
     truth = _truth(study, record, tissue, annotation, positive)
@@ -108,7 +116,7 @@ def localization(
         layout="constrained",
     )
     limits = color_limits(scores[np.concatenate([canvas.rows for canvas in shown])])
-    style = {"cmap": cmap, "alpha": alpha, "size": size, "vmin": limits[0], "vmax": limits[1]}
+    style = look | {"vmin": limits[0], "vmax": limits[1]}
     for ax, canvas in zip(grid.flat, shown, strict=False):
         rows = canvas.rows
         drawn = _panel(ax, canvas, tissue, scores[rows], inside[rows], truth[rows], style)
@@ -121,8 +129,8 @@ def localization(
     return figure
 
 
-def _sections(record: dict[str, Any], sections: str | list[str] | None) -> list[str]:
-    names = record["sections"] if sections is None else [sections] if isinstance(sections, str) else list(sections)
+def _sections(record: dict[str, Any], sections: list[str] | None) -> list[str]:
+    names = record["sections"] if sections is None else sections
     absent = [name for name in names if name not in record["sections"]]
     if absent or not names:
         raise MissingKeyError(f"Section {listing(absent)} was not scored (scored: {listing(record['sections'])}).")

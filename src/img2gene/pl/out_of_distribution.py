@@ -10,7 +10,7 @@ import pandas as pd
 
 from img2gene._docs import fill_parameters
 from img2gene._errors import MissingKeyError, missing
-from img2gene._study.study import Study
+from img2gene.pl._arguments import PlotArguments, study_or_kept
 from img2gene.pl._predictions import Predictions
 
 if TYPE_CHECKING:
@@ -63,9 +63,12 @@ def out_of_distribution(
     >>> ig.tl.predict(sdata)
     >>> ax = ig.pl.out_of_distribution(sdata)
     """
-    from anndata import AnnData
-
-    predictions = Predictions.of(data if isinstance(data, AnnData) else Study.of(data, table_key), key)
+    check = PlotArguments()
+    sections = check.sections(sections)
+    check.stored(key, table_key)
+    check.axes(ax)
+    check.raise_all()
+    predictions = Predictions.of(study_or_kept(data, table_key), key)
     if predictions.ood is None:
         column, where = (
             ("ood", "the obs of the predictions")

@@ -9,11 +9,16 @@ import numpy as np
 from img2gene import get
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
-from img2gene._study.study import Study
+from img2gene.get._get import chosen_rows
+from img2gene.pl._arguments import PlotArguments, open_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
+
+
+# Each patch has axes of its own, which matplotlib lays out in seconds up to this number.
+_MOST_PATCHES = 1000
 
 
 @fill_parameters
@@ -56,6 +61,8 @@ def patches(
     ------
     MissingKeyError
         No patches, or no such column.
+    Img2GeneError
+        No spot is chosen, or more than 1,000.
 
     Examples
     --------
@@ -64,20 +71,24 @@ def patches(
     """
     import matplotlib.pyplot as plt
 
-    study = Study.of(sdata, table_key)
+    check = PlotArguments()
+    n, n_columns = check.whole("n", n, 1, _MOST_PATCHES), check.whole("n_columns", n_columns, 1)
+    field, panel_size = check.whole("field", field, 0), check.panel(panel_size)
+    check.text("label", label, optional=True)
+    check.text("table_key", table_key)
+    check.raise_all()
+    study = open_study(sdata, table_key)
     table, spec = study.table, study.patches
     if label is not None and label not in table.obs:
         raise MissingKeyError(missing(label, f"{study.name}.obs", table.obs.columns))
-    if n < 1 or n_columns < 1:
-        raise Img2GeneError(f"n={n}, n_columns={n_columns}: expected at least 1.")
-    everything = np.arange(table.n_obs)
     if index is None:
         rows = np.unique(np.linspace(0, table.n_obs - 1, min(n, table.n_obs)).astype(int))
-    elif isinstance(index, slice):
-        rows = everything[index]
     else:
-        labels = np.asarray(index)
-        rows = table.obs_names.get_indexer(labels) if labels.dtype.kind in "UO" else everything[labels]
+        rows = chosen_rows(study, index)
+    if not len(rows):
+        raise Img2GeneError("index: no spot is chosen, so there is nothing to draw.")
+    if len(rows) > _MOST_PATCHES:
+        raise Img2GeneError(f"index: {len(rows)} spots are chosen; at most {_MOST_PATCHES} patches are drawn.")
     # One call per patch, because sections may differ in pixels per micron.
     pictures = [get.patches(sdata, [row], field=field, table_key=table_key)[0] for row in rows]
     n_columns = min(n_columns, len(rows))

@@ -11,6 +11,7 @@ from img2gene._errors import Img2GeneError, MissingKeyError, listing
 from img2gene._study.pathways import enrichment_table, required_pathways, stored_pathways
 from img2gene._study.study import Study
 from img2gene.io.model_store import stored_models
+from img2gene.pl._arguments import PlotArguments, open_study
 from img2gene.pl._tissue import Canvas, canvases, color_limits, draw
 from img2gene.tl.contributions import pathway_contributions
 
@@ -100,11 +101,17 @@ def pathways(
     >>> ig.pp.score_pathways(sdata)
     >>> figure = ig.pl.pathways(sdata, "hypoxia")
     """
-    study = Study.of(sdata, table_key)
-    names = [pathways] if isinstance(pathways, str) else pathways
-    chosen = [sections] if isinstance(sections, str) else sections
-    if kind not in KINDS:
-        raise Img2GeneError(f"kind={kind!r}: choose {listing(KINDS)}.")
+    check = PlotArguments()
+    names = check.names("pathways", pathways, optional=True, empty=True)
+    chosen = check.sections(sections)
+    kind, gene = check.choice("kind", kind, KINDS), check.text("gene", gene, optional=True)
+    key = check.text("key", key, optional=True)
+    check.text("table_key", table_key)
+    max_fdr, panel_size = check.number("max_fdr", max_fdr, 0, 1), check.panel(panel_size)
+    style = check.style(cmap, alpha, size)
+    check.axes(ax)
+    check.raise_all()
+    study = open_study(sdata, table_key)
     if kind == "enrichment" and sections is not None:
         raise Img2GeneError(
             f"kind='enrichment', sections={sections!r}: enrichment is computed from all sections together."
@@ -113,7 +120,6 @@ def pathways(
         raise Img2GeneError(f"kind={kind!r}, gene={gene!r}: contributions need `gene=`, other kinds take none.")
     if kind == "enrichment":
         return _enrichment(_enrichment_of(study, key or _schema.PATHWAYS), names, ax, max_fdr)
-    style = {"cmap": cmap, "alpha": alpha, "size": size}
     if kind == "maps":
         names, values = _scores(study, names, key or _schema.PATHWAYS)
         return _maps(canvases(study, chosen), names, values, ax, panel_size, style)

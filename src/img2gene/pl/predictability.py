@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, raise_problems
 from img2gene._study.study import Study
+from img2gene.pl._arguments import PlotArguments, number_column, open_study, table_problems
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _COLORS = {True: "#3b6fb6", False: "#b0b0b0"}
 _NAMES = {True: "predictable", False: "not predictable"}
+# More names would cover the points.
+_MOST_LABELS = 50
 _COLUMNS = ("pcc", "pcc_ceiling", "predictable")
 
 
@@ -57,7 +60,11 @@ def predictability(
     """
     import matplotlib.pyplot as plt
 
-    frame = result if isinstance(result, pd.DataFrame) else _frame(Study.of(result, table_key))
+    check = PlotArguments()
+    n_labels, panel_size = check.whole("n_labels", n_labels, 0, _MOST_LABELS), check.panel(panel_size)
+    check.text("table_key", table_key)
+    check.raise_all()
+    frame = result if isinstance(result, pd.DataFrame) else _frame(open_study(result, table_key))
     known = _known(frame)
     figure, (left, right) = plt.subplots(1, 2, figsize=(2.3 * panel_size, 1.05 * panel_size), layout="constrained")
     draw_ceilings(left, known, n_labels)
@@ -89,7 +96,13 @@ def _known(result: pd.DataFrame) -> pd.DataFrame:
             f"No columns {listing(absent)} (available: {listing(result.columns)}). "
             "Run `img2gene.tl.predictability` first."
         )
+    raise_problems(table_problems(result, (), "result", ""))
+    number_column(result, "pcc", "result")
+    number_column(result, "pcc_ceiling", "result")
     known = result[list(_COLUMNS)].dropna()
+    if not all(isinstance(value, bool | np.bool_) for value in known["predictable"]):
+        raise Img2GeneError("result: the column `predictable` must hold True, False or nothing.")
+    known = known[np.isfinite(known[["pcc", "pcc_ceiling"]].to_numpy(dtype=float)).all(axis=1)]
     if not len(known):
         raise Img2GeneError("No gene has both a PCC and a ceiling; `img2gene.tl.predictability` logs why.")
     return known.astype({"predictable": bool})

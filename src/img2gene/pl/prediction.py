@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._study.study import Study
+from img2gene.pl._arguments import PlotArguments, study_or_kept
 from img2gene.pl._predictions import Predictions
 from img2gene.pl._tissue import Canvas, color_limits, draw
 
@@ -92,10 +92,15 @@ def prediction(
     >>> figure = ig.pl.prediction(sdata, ["ERBB2", "COL1A1"], sections="P4_S1")  # doctest: +SKIP
     """
     import matplotlib.pyplot as plt
-    from anndata import AnnData
 
-    names = [genes] if isinstance(genes, str) else list(genes)
-    predictions = Predictions.of(data if isinstance(data, AnnData) else Study.of(data, table_key), key, names)
+    check = PlotArguments()
+    names, sections = check.names("genes", genes, empty=True), check.sections(sections)
+    check.stored(key, table_key)
+    uncertainty, residual = check.flag("uncertainty", uncertainty), check.flag("residual", residual)
+    fade, panel_size = check.flag("fade", fade), check.panel(panel_size)
+    style = check.style(cmap, alpha, size)
+    check.raise_all()
+    predictions = Predictions.of(study_or_kept(data, table_key), key, names)
     if uncertainty and "std" not in predictions.parts:
         raise predictions.no_uncertainty()
     shown = predictions.canvases(
@@ -104,7 +109,7 @@ def prediction(
     rows = map_rows(predictions, names, shown, uncertainty=uncertainty, residual=residual, fade=fade)
     size_inches = (panel_size * 1.2 * len(map_columns(rows)), panel_size * len(rows))
     figure = plt.figure(figsize=size_inches, layout="constrained")
-    draw_maps(figure, rows, cmap=cmap, alpha=alpha, size=size)
+    draw_maps(figure, rows, **style)
     return figure
 
 

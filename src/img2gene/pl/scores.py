@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from img2gene._docs import fill_parameters
-from img2gene._errors import MissingKeyError, listing
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, raise_problems
 from img2gene.metrics.catalog import CATALOG
+from img2gene.pl._arguments import MOST_PARTS, PlotArguments, members, number_column, table_problems
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +46,8 @@ def scores(
     ------
     MissingKeyError
         No such metric, gene group or column.
+    Img2GeneError
+        Not a table of scores, no gene in the group, or too many violins.
 
     Examples
     --------
@@ -53,10 +56,9 @@ def scores(
     """
     import matplotlib.pyplot as plt
 
-    for name in filter(None, (metric, genes, by)):
-        if name not in scores:
-            raise MissingKeyError(f"{name!r} is not a column of the scores (available: {listing(scores.columns)}).")
-    chosen = scores if genes is None else scores[scores[genes]]
+    _check(scores, metric, genes, by, ax)
+    chosen = scores if genes is None else scores[members(scores, genes)]
+    _check_parts(chosen, genes, by)
     if ax is None:
         ax = plt.subplots(figsize=(1.6 + 1.3 * chosen[by].nunique(), 3.6), layout="constrained")[1]
     ticks = []
@@ -70,6 +72,37 @@ def scores(
     ax.set_title("all genes" if genes is None else genes, fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _check(scores: pd.DataFrame, metric: str, genes: str | None, by: str, ax: Axes | None) -> None:
+    import pandas as pd
+
+    check = PlotArguments()
+    check.instance(
+        "scores",
+        scores,
+        pd.DataFrame,
+        "the table that `img2gene.tl.evaluate(sdata)` returns (of a cross-validation `result.scores`; its patients are "
+        "drawn by `img2gene.pl.cross_validation(result)`)",
+    )
+    check.text("metric", metric)
+    check.text("genes", genes, optional=True)
+    check.text("by", by)
+    check.axes(ax)
+    check.raise_all()
+    for name in filter(None, (metric, genes, by)):
+        if name not in scores:
+            raise MissingKeyError(f"{name!r} is not a column of the scores (available: {listing(scores.columns)}).")
+    raise_problems(table_problems(scores, ("gene",), "scores", "`img2gene.tl.evaluate(sdata)`"))
+    number_column(scores, metric, "scores")
+
+
+def _check_parts(chosen: pd.DataFrame, genes: str | None, by: str) -> None:
+    if not len(chosen):
+        raise Img2GeneError(f"genes={genes!r}: no gene of the scores is in this group.")
+    parts = chosen[by].nunique()
+    if parts > MOST_PARTS:
+        raise Img2GeneError(f"by={by!r}: this column has {parts} values; at most {MOST_PARTS} are drawn.")
 
 
 def _violin(ax: Axes, place: int, name: str, values: np.ndarray) -> str:

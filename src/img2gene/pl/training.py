@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
-from img2gene._study.study import Study
+from img2gene.pl._arguments import PlotArguments, open_study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +70,15 @@ def training(
     from img2gene.io.model_store import read_model
     from img2gene.models import Model
 
-    runs = _runs(_history(model if isinstance(model, Model) else read_model(Study.of(model, table_key).table, key)))
+    check = PlotArguments()
+    values, panel_size = check.names("values", values, optional=True, empty=True), check.panel(panel_size)
+    check.stored(key, table_key)
+    check.axes(ax)
+    if isinstance(model, str | Path):
+        check.messages.append("model: expected a model or a study; read a file with `img2gene.io.load_model(path)`.")
+    check.raise_all()
+    trained = model if isinstance(model, Model) else read_model(open_study(model, table_key).table, key)
+    runs = _runs(_history(trained))
     names = _names(runs, values)
     panels = _panels(names, panel_size) if ax is None else [ax]
     if len(panels) < len(names):

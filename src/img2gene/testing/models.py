@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
+from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError
 from img2gene.models import Model, Predictor, TrainingData, create
 from img2gene.models.predictor import declared_inputs
 from img2gene.testing._rules import close, demand, demand_json
 
+_METHODS = ("fit", "predict", "state", "from_state", "summary")
 _N_SIDE, _PITCH_UM, _WIDTH, _N_GENES, _N_TOKENS, _TOKEN_WIDTH = 6, 100.0, 8, 5, 4, 3
 
 
@@ -45,6 +47,12 @@ def assert_models_equal(one: Model, other: Model, *, atol: float = 0.0) -> None:
     >>> model = ig.get.model(sdata)
     >>> ig.testing.assert_models_equal(model, type(model).from_state(*model.state()))
     """
+    check = Arguments()
+    atol = check.number("atol", atol, 0)
+    for name, model in (("one", one), ("other", other)):
+        if not isinstance(model, Model):
+            check.messages.append(f"{name}={shown(model)}: expected a model, such as `img2gene.get.model(sdata)`.")
+    check.raise_all()
     (config, arrays), (other_config, other_arrays) = one.state(), other.state()
     # Digests differ with everything else, which is named below.
     del config["digest"], other_config["digest"]
@@ -114,13 +122,20 @@ def check_predictor(make: str | Callable[[], Predictor], *, atol: float = 1e-5) 
     >>> ig.testing.check_predictor("ridge")
     >>> ig.testing.check_predictor(lambda: ig.models.create("knn", k=3))
     """
+    check = Arguments()
+    atol = check.number("atol", atol, 0)
+    if not (isinstance(make, str) or callable(make)):
+        check.messages.append(
+            f"make={shown(make)}: expected the name of a model, its class, or a function that returns it unfitted."
+        )
+    check.raise_all()
     build = (lambda: create(make)) if isinstance(make, str) else make
-    predictor = build()
+    predictor = _built(build)
     data = _training_data("tokens" in declared_inputs(predictor))
     before = copy.deepcopy(data)
-    predictor.fit(data, seed=0)
+    _fit(predictor, data)
     demand(_same_data(data, before), "`fit` changes its training data.")
-    predicted = _predict(predictor, data)
+    predicted = _first_prediction(predictor, data)
     demand(_same_data(data, before), "`predict` changes its input.")
     _check_values(predicted, data)
     _check_calls(predictor, data, predicted, atol)
@@ -129,7 +144,38 @@ def check_predictor(make: str | Callable[[], Predictor], *, atol: float = 1e-5) 
     demand_json(predictor.summary(), "`summary`")
 
 
+def _built(build: Callable[[], Predictor]) -> Predictor:
+    """Make a predictor, and demand the methods and attributes of the contract."""
+    try:
+        predictor = build()
+    except Img2GeneError:
+        raise
+    except Exception as error:
+        raise AssertionError(f"The predictor cannot be made without arguments: {error!r}.") from error
+    kind = type(predictor).__name__
+    for name in _METHODS:
+        demand(callable(getattr(predictor, name, None)), f"`{kind}` has no method `{name}`.")
+    demand(isinstance(getattr(predictor, "name", None), str), f"`{kind}` has no `name`, under which it is registered.")
+    shapes = getattr(predictor, "shapes", None)
+    demand(
+        isinstance(shapes, Mapping) or hasattr(predictor, "array_shapes"),
+        f"`{kind}` has no `shapes`: a dictionary from the arrays of its state to their axes.",
+    )
+    return predictor
+
+
+def _fit(predictor: Predictor, data: TrainingData) -> None:
+    try:
+        predictor.fit(data, seed=0)
+    except Exception as error:
+        raise AssertionError(f"`fit` fails: {error!r}.") from error
+
+
 def _check_values(predicted: np.ndarray, data: TrainingData) -> None:
+    demand(
+        isinstance(predicted, np.ndarray),
+        f"`predict` returns a {type(predicted).__name__}, expected an array of numpy.",
+    )
     demand(
         predicted.shape == data.labels.shape,
         f"Predictions have shape {predicted.shape}, expected {data.labels.shape} (n_spots, n_genes).",
@@ -150,6 +196,13 @@ def _check_calls(predictor: Predictor, data: TrainingData, predicted: np.ndarray
             close(alone, predicted[rows], atol), "Predictions of a section depend on the other sections of the call."
         )
     _check_new_sections(predictor, replace(data, sections=np.char.add("new ", data.sections)))
+
+
+def _first_prediction(predictor: Predictor, data: TrainingData) -> np.ndarray:
+    try:
+        return _predict(predictor, data)
+    except Exception as error:
+        raise AssertionError(f"`predict` fails on the training data: {error!r}.") from error
 
 
 def _check_new_sections(predictor: Predictor, data: TrainingData) -> None:
