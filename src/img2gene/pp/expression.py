@@ -88,7 +88,7 @@ def select_genes(
     study = open_study(check, sdata, table_key)
     if layer is None or isinstance(layer, str):
         check.messages += layer_problems(study.table, layer, study.name)
-    if by == "spatial" and "spatial" not in study.table.obsm:
+    if isinstance(by, str) and by == "spatial" and "spatial" not in study.table.obsm:
         check.messages.append('`by="spatial"` needs positions in `obsm["spatial"]`.')
     with check.collect():
         rows = study.ordered(rows_of_sections(study, chosen))

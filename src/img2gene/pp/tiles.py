@@ -156,7 +156,7 @@ def _checked(sdata: SpatialData, image_key: Any, **arguments: Any) -> _Tiling:
         with check.collect():
             if image_key not in sdata.images:
                 raise MissingKeyError(missing(image_key, "sdata.images", sdata.images))
-            check.messages += _taken_names(sdata, key_added)
+            check.messages += _taken_names(sdata, key_added) if isinstance(key_added, str) else []
             mpp = image_mpp(sdata, image_key) if mpp is None else mpp
             if mpp is None:
                 check.messages.append(f"Microns per pixel of `{image_key}` are not known; pass `mpp=`.")
@@ -180,12 +180,14 @@ def _taken_names(sdata: SpatialData, key_added: str) -> list[str]:
 def _check_number(size: tuple[int, ...], tiling: _Tiling) -> None:
     """Refuse tiles of less than a pixel, tiles larger than the image, and too many of them."""
     height, width = size
-    if height * width / tiling.stride_px**2 > _MAX_TILES:
+    # Products do not fail for sizes near 0, as a quotient would.
+    if height * width > _MAX_TILES * tiling.stride_px * tiling.stride_px:
         raise Img2GeneError(f"More than {_MAX_TILES:,} tiles: `tile_um` or `stride_um` is too small for this image.")
-    if not 1 <= tiling.side_px <= 2 * max(size):
+    if min(tiling.side_px, tiling.stride_px) < 1 or tiling.side_px > 2 * max(size):
         raise Img2GeneError(
-            f"tile_um={tiling.tile_um:g}: a tile has {tiling.side_px:.4g} px of the {height} × {width} px of the image "
-            f"({tiling.mpp:.4g} µm per pixel). Choose a tile between one pixel and twice the image, or check `mpp`."
+            f"tile_um={tiling.tile_um:g}, stride_um={tiling.stride_um:g}: tiles have {tiling.side_px:.4g} px every "
+            f"{tiling.stride_px:.4g} px of the {height} × {width} px of the image ({tiling.mpp:.4g} µm per pixel). Choose "
+            "sizes between one pixel and twice the image, or check `mpp`."
         )
 
 
