@@ -159,14 +159,21 @@ def test_tokens_of_timm_networks_lie_where_the_patch_has_them(network):
     torch.testing.assert_close(tokens, expected.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-5)
 
 
+class Wide(Convolutional):
+    """Repeats its channels to the width of the encoder."""
+
+    def forward_features(self, x):
+        return super().forward_features(x)[:, torch.arange(encoders.get("resnet50").width) % 3]
+
+
 def test_a_timm_encoder_gives_features_and_tokens(monkeypatch):
-    timm = types.SimpleNamespace(create_model=lambda name, **options: Convolutional())
+    timm = types.SimpleNamespace(create_model=lambda name, **options: Wide())
     monkeypatch.setitem(sys.modules, "timm", timm)
     encoder = encoders.load("resnet50", device="cpu", amp=False)
     patches = pixels(2, 48)
     features, tokens = encoder.tokens(patches, 48, 3)
     np.testing.assert_array_equal(features, encoder(patches, 48))
-    assert tokens.shape == (2, 9, 3)
+    assert tokens.shape == (2, 9, 2048)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
