@@ -5,6 +5,7 @@ from img2gene.io.convert import from_anndata, to_anndata
 from img2gene.io.legacy_st import read_legacy_st
 from img2gene.io.model_store import load_model, save_model
 from img2gene.io.sections import build_section
+from img2gene.io.study_store import write_study
 
 __all__ = [
     "build_section",
@@ -14,4 +15,5 @@ __all__ = [
     "read_legacy_st",
     "save_model",
     "to_anndata",
+    "write_study",
 ]
