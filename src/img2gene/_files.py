@@ -202,7 +202,7 @@ class ResumableFolder:
         if self.folder is not None:
             digests = {path.name: _file_digest(path) for path in writer(self.folder) or ()}
             stored: dict[str, Any] = {"facts": facts, "files": digests}
-            stored["digest"] = _text_digest(stored)
+            stored["digest"] = _text_digest(name, stored)
             write_bytes(self.folder / f"{name}.json", json.dumps(stored).encode())
 
 
@@ -228,7 +228,7 @@ def _verified_facts(folder: Path, name: str) -> dict[str, Any]:
     stored = json.loads((folder / f"{name}.json").read_bytes())
     if not isinstance(stored, dict) or stored.keys() != {"facts", "files", "digest"}:
         raise ValueError(f"{name}.json holds no facts with their digest")
-    if stored.pop("digest") != _text_digest(stored):
+    if stored.pop("digest") != _text_digest(name, stored):
         raise ValueError(f"{name}.json differs from its digest")
     changed = [file for file, digest in stored["files"].items() if _file_digest(folder / file) != digest]
     if changed:
@@ -241,8 +241,8 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _text_digest(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _text_digest(name: str, value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([name, value], sort_keys=True).encode()).hexdigest()
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from img2gene._study import finetuning
 from img2gene._study.inputs import Inputs, embedding, tokens
 from img2gene._study.study import Study
 from img2gene.models import Model
+from img2gene.models.model import input_problems
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def model_inputs(study: Study, model: Model) -> ModelInputs:
 
 def _inputs(study: Study, model: Model) -> Inputs:
     """Read the stored embedding, or embed the patches with the model's fine-tuned encoder."""
+    raise_problems(input_problems(model.inputs))
     if "finetuned" in model.inputs:
         identity = finetuning.current_identity(study, model.inputs)
         raise_problems(_differences(model.inputs, identity, study))
@@ -64,6 +66,7 @@ def _inputs(study: Study, model: Model) -> Inputs:
 
 def matching_identity(study: Study, model: Model) -> dict[str, Any]:
     """Find the stored embedding that the model takes; an error names everything that differs."""
+    raise_problems(input_problems(model.inputs))
     trained, obsm = model.inputs, study.table.obsm
     key = _schema.embedding_key(trained["name"])
     known = study.record("encoder", {})
@@ -99,10 +102,10 @@ def _differences(trained: dict[str, Any], stored: dict[str, Any], study: Study) 
     again = f" Run `{_extract(trained, study)}`"
     again += "." if "finetuned" in trained else " and embed again."
     return [
-        f"The model was trained with {label} {trained[field]}, the object has {stored[field]}."
+        f"The model was trained with {label} {trained.get(field)}, the object has {stored.get(field)}."
         + again * (field == "patch_um")
         for field, label in names.items()
-        if trained[field] != stored[field]
+        if trained.get(field) != stored.get(field)
     ]
 
 

@@ -258,8 +258,11 @@ def input_problems(inputs: Any) -> list[str]:
             check.whole(f"inputs.{name}", inputs.get(name), 1, optional=name not in inputs or name.startswith("token"))
         if "patch_um" in inputs:
             fields = inputs["patch_um"]
-            for i, field_um in enumerate(fields if isinstance(fields, list | tuple) and fields else [fields]):
-                check.number(f"inputs.patch_um[{i}]", field_um, above=0)
+            if not isinstance(fields, list | tuple) or not fields:
+                check.messages.append(f"inputs.patch_um={shown(fields)}: expected a list of fields of view in µm.")
+            else:
+                for i, field_um in enumerate(fields):
+                    check.number(f"inputs.patch_um[{i}]", field_um, above=0)
         if "revision" in inputs:
             check.text("inputs.revision", inputs["revision"])
         if "finetuned" in inputs:
@@ -293,7 +296,7 @@ def _check_config(config: dict[str, Any]) -> None:
         check.text("model", config["model"])
         check.names("genes", config["genes"])
         check.messages += input_problems(config["inputs"])
-        for name in ("predictor", "report", *(["encoder"] if "encoder" in config else [])):
+        for name in ("predictor", "report", *(key for key in ("encoder", "calibration") if key in config)):
             check.record(name, config[name])
         if check.record("labels", config["labels"]):
             check.text("labels.layer", config["labels"].get("layer"), optional=True)
