@@ -182,7 +182,9 @@ def _check_number(size: tuple[int, ...], tiling: _Tiling) -> None:
     height, width = size
     # Products do not fail for sizes near 0, as a quotient would.
     if height * width > _MAX_TILES * tiling.stride_px * tiling.stride_px:
-        raise Img2GeneError(f"More than {_MAX_TILES:,} tiles: `tile_um` or `stride_um` is too small for this image.")
+        raise Img2GeneError(
+            f"More than {_MAX_TILES:,} tiles: `tile_um` or `stride_um` is too small for this image, or `mpp` too large."
+        )
     if min(tiling.side_px, tiling.stride_px) < 1 or tiling.side_px > 2 * max(size):
         raise Img2GeneError(
             f"tile_um={tiling.tile_um:g}, stride_um={tiling.stride_um:g}: tiles have {tiling.side_px:.4g} px every "
