@@ -17,6 +17,7 @@ from img2gene.pathways import (
     ssgsea,
     zscore,
 )
+from img2gene.pathways.context import score_spots
 
 
 class Unprintable:
@@ -285,6 +286,12 @@ def test_all_faults_of_a_call_are_in_one_error():
         aucell(COUNTS, {"a": "A"}, n_up=1, batch_size=0, genes=["A", "B"])
     with pytest.raises(Img2GeneError, match="(?s)3 problems.*expected a dict.*genes=5.*min_genes=0"):
         match_gene_sets([1], 5, min_genes=0)
+
+
+@pytest.mark.parametrize("method", ["mean", None, "", ["aucell"], object()])
+def test_a_stored_method_that_does_not_exist_is_named(method):
+    with pytest.raises(Img2GeneError, match="method=.*expected one of aucell, ssgsea, zscore"):
+        score_spots(method, COUNTS, COUNTS, {"a": [0, 1]})
 
 
 def test_one_gene_has_no_ranks():

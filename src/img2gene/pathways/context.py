@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from img2gene._checks import Arguments
 from img2gene.pathways.enrichment import enrich, rank_genes, select_pathways
 from img2gene.pathways.scores import aucell, ssgsea, zscore
 
@@ -87,6 +88,9 @@ def score_spots(
     Only the z-score uses ``labels`` and ``reference``. AUCell and ssGSEA use ``counts`` and the names of ``genes``,
     which break ties.
     """
+    check = Arguments()
+    check.choice("method", method, METHODS)
+    check.raise_all()
     if method == "zscore":
         return zscore(labels, sets, reference=reference)
     return (aucell if method == "aucell" else ssgsea)(counts, sets, genes=genes)
