@@ -11,7 +11,7 @@ endif
 
 BIN := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs test-matrix clean distclean
+.PHONY: help demo test reliability lint docs test-matrix clean distclean
 # Targets share an environment that only one pip at a time may change.
 .NOTPARALLEL:
 
@@ -27,6 +27,11 @@ demo: $(VENV)/.installed-demo  ## train img2gene and the ridge, predict, score i
 test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.installed-test  ## run the whole test suite and the docstrings' examples (ARGS=<options of pytest>)
 	$(BIN) -m pytest -n $(JOBS) --doctest-modules $(ARGS) tests src/img2gene
+
+# Finished steps are kept, so an interrupted run goes on where it was: make reliability ARGS="--minutes 30"
+reliability: export OMP_NUM_THREADS ?= 1
+reliability: $(VENV)/.installed-test  ## damage models, kill, interrupt and race in full numbers, into benchmarks/results/reliability.md (ARGS=<options>)
+	$(BIN) benchmarks/reliability.py $(ARGS)
 
 lint: $(VENV)/.installed-lint  ## check style, format and types
 	$(BIN) -m ruff check .

@@ -25,7 +25,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "other model": ("tl.predict", {"model": "retriever"}),
     "without intervals": ("tl.predict", {"uncertainty": False}),
     "thinning": ("tl.predictability", {"method": "thinning"}),
-    "with annotation": ("tl.localize", {"annotation": "domain", "name": "more"}),
+    "with annotation": ("tl.localize", {"annotation": "domain", "positive": {"again": ["stroma"]}}),
     "knn": ("tl.fit", {"model": "knn", "k": 2}),
     "network": ("tl.fit", {"model": "img2gene", "key_added": "network", **studies.NETWORK}),
 }
