@@ -218,3 +218,12 @@ def test_several_threads_write_parts_of_one_folder(tmp_path):
     for thread in threads:
         thread.join()
     assert [folder.load(f"p{i}")[0]["i"] for i in range(8)] == list(range(8))
+
+
+def test_a_benchmark_in_use_is_refused_clearly(holder, capsys):
+    from img2gene.benchmark.__main__ import main
+
+    folder, process = holder
+    assert main(["--cohort", "synthetic", "--out", str(folder)]) == 2
+    assert f"is in use by process {process.pid}" in capsys.readouterr().err
+    assert sorted(path.suffix for path in folder.iterdir()) == ["", ".partial"]

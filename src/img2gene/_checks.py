@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,7 @@ class Arguments(Problems):
 
     def distinct(self, name: str, values: Iterable[Any]) -> None:
         """Check that no value is listed twice."""
-        values = list(values)
-        repeated = list(dict.fromkeys(value for value in values if values.count(value) > 1))
+        repeated = [value for value, n in Counter(values).items() if n > 1]
         if repeated:
             self.messages.append(f"{name}: {listing(repeated)} listed more than once; list each once.")
 

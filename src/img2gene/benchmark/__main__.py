@@ -130,17 +130,18 @@ def run(arguments: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
     failures: list[str] = []
     start = time.perf_counter()
-    for inventory, protocol in schedule.pairs:
-        try:
-            outcomes.append(runner.run(inventory, protocol, options, embeddings, print_progress))
-        except _FAILURES as error:
-            logger.debug("traceback", exc_info=True)
-            # Messages of other errors, such as KeyError, do not make sense without their type.
-            kind = "" if isinstance(error, Img2GeneError | OSError) else f"{type(error).__name__}: "
-            failures.append(f"{inventory.cohort.name}, {protocol.name}: {kind}{error}")
-        if outcomes:
-            # Written after each protocol, so that an interruption leaves a table of the finished ones.
-            report.write(outcomes, [*schedule.not_run, *failures], options.out)
+    with runner.lock_results(options.out):
+        for inventory, protocol in schedule.pairs:
+            try:
+                outcomes.append(runner.run(inventory, protocol, options, embeddings, print_progress))
+            except _FAILURES as error:
+                logger.debug("traceback", exc_info=True)
+                # Messages of other errors, such as KeyError, do not make sense without their type.
+                kind = "" if isinstance(error, Img2GeneError | OSError) else f"{type(error).__name__}: "
+                failures.append(f"{inventory.cohort.name}, {protocol.name}: {kind}{error}")
+            if outcomes:
+                # Written after each protocol, so that an interruption leaves a table of the finished ones.
+                report.write(outcomes, [*schedule.not_run, *failures], options.out)
     if outcomes:
         print((options.out / "summary.md").read_text())
         count = f"{len(outcomes)} table{'s' * (len(outcomes) > 1)}"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from img2gene._errors import listing
+from img2gene._errors import Img2GeneError, listing
+from img2gene._locks import FolderLock, remove_stale
 from img2gene.benchmark.cohorts import Inventory
 from img2gene.benchmark.embeddings import Embeddings
 from img2gene.benchmark.protocols import LOG_COUNTS, Protocol
@@ -112,6 +113,17 @@ def run(
     for seed in options.seeds:
         outcome.results[seed] = _joined([parts[seed, label] for label in candidates])
     return outcome
+
+
+def lock_results(out: Path) -> FolderLock:
+    """Make the folder of the results, refuse it while another benchmark writes to it, and clean it after a kill."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Img2GeneError(f"--out={str(out)!r} cannot be made ({error.strerror}); name another folder.") from error
+    lock = FolderLock(out, "--out")
+    remove_stale(out)
+    return lock
 
 
 def read_study(
