@@ -216,6 +216,97 @@ def test_fluorescence_channels_are_refused_by_name():
         RGBImage(array, ["DAPI", "CD3", "CD8"], "image `if`")
 
 
+@pytest.mark.parametrize("names", list(itertools.permutations("rgb")))
+def test_channels_are_taken_by_name_in_any_order(names):
+    pixels = noise(9, 7)
+    stored = np.stack([pixels[..., "rgb".index(name)] for name in names])
+    for written in (
+        names,
+        [name.upper() for name in names],
+        [{"r": "Red", "g": "green", "b": "BLUE"}[n] for n in names],
+    ):
+        image = RGBImage(da.from_array(stored, chunks=(1, 4, 7)), list(written), "image")
+        np.testing.assert_array_equal(image.thumbnail(1), pixels)
+
+
+def test_numbered_channels_keep_the_order_of_their_numbers():
+    pixels = noise(9, 7)
+    stored = np.moveaxis(pixels, -1, 0)
+    for names, values in (
+        ([0, 1, 2], stored),
+        ([1, 2, 3], stored),
+        ([2, 1, 0], stored[::-1]),
+        (["0", "1", "2"], stored),
+    ):
+        np.testing.assert_array_equal(RGBImage(da.from_array(values), names, "image").thumbnail(1), pixels)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["r", "g", "g"],
+        ["r", "g", "a"],
+        ["r", "g", "DAPI"],
+        ["r", "g", 2],
+        [0, 2, 5],
+        [0, 0, 1],
+        ["c", "m", "y", "k"],
+        ["r", "g", "b", "DAPI"],
+        [None, "g", "b"],
+    ],
+)
+def test_channels_that_are_not_red_green_and_blue_are_refused(names):
+    with pytest.raises(
+        Img2GeneError, match=r"image: channels are .*, not RGB.*set_channel_names\(image, \['r', 'g', 'b'\]\)"
+    ):
+        RGBImage(da.zeros((len(names), 4, 4), dtype=np.uint8), names, "image")
+
+
+def test_alpha_is_found_by_its_name_in_any_place():
+    pixels = np.concatenate([noise(3, 3), np.full((3, 3, 1), 128, np.uint8)], axis=2)
+    stored = np.stack([pixels[..., 3], pixels[..., 2], pixels[..., 1], pixels[..., 0]])
+    image = RGBImage(da.from_array(stored), ["alpha", "b", "g", "r"], "image")
+    np.testing.assert_array_equal(image.thumbnail(1), to_rgb(pixels, "image"))
+
+
+@pytest.mark.parametrize(("dtype", "opaque"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
+def test_a_fourth_channel_without_a_name_must_be_opaque(dtype, opaque):
+    stored = np.full((4, 4, 4), opaque, dtype=dtype)
+    stored[:3, 0] = opaque / 2
+    assert RGBImage(da.from_array(stored), [0, 1, 2, 3], "image").thumbnail(1)[1:].min() == 255
+    stored[3, 0] = 0
+    with pytest.raises(Img2GeneError, match=r"the fourth channel has no name .*alpha, black \(CMYK\) or a stain"):
+        RGBImage(da.from_array(stored), [0, 1, 2, 3], "image").thumbnail(1)
+    RGBImage(da.from_array(stored), list("rgba"), "image").thumbnail(1)
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((3, 4, 4), complex), np.zeros((3, 4, 4), bool), np.zeros((3, 0, 4), np.uint8)]
+)
+def test_pixels_that_are_no_intensities_are_refused(pixels):
+    with pytest.raises(Img2GeneError, match="image: .* pixels, . × 4; expected numbers"):
+        RGBImage(da.from_array(pixels), ["r", "g", "b"], "image")
+
+
+def test_a_volume_is_refused():
+    from spatialdata.models import Image3DModel
+
+    volume = Image3DModel.parse(np.zeros((3, 2, 8, 8), np.uint8), dims=("c", "z", "y", "x"))
+    with pytest.raises(Img2GeneError, match="axes c, z, y, x; expected c, y, x"):
+        open_image(SpatialData(images={"he": volume}), "he")
+
+
+def test_windows_of_large_fields_are_read_in_small_batches(make_section, monkeypatch):
+    from img2gene._study import patches
+    from img2gene._study.study import Study
+
+    sdata = make_section("S1", "P1")
+    ig.pp.extract_patches(sdata, patch_um=(60, 100), patch_px=32)
+    # Two windows of 12 and 20 px take 1,632 bytes.
+    monkeypatch.setattr(patches, "_BATCH_BYTES", 5000)
+    assert {len(rows) for rows, _ in patches.stream_patches(Study.of(sdata), 64, 0)} == {3, 1}
+
+
 def test_blocks_of_one_image_share_one_scale():
     # The left chunk alone would look like 8-bit values, the right one tells that the image has 16 bits.
     array = da.from_array(np.stack([np.array([[257, 200, 65535, 32896]], np.uint16)] * 3), chunks=(3, 1, 2))
