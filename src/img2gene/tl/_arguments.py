@@ -18,6 +18,8 @@ from img2gene.settings import settings
 if TYPE_CHECKING:
     from anndata import AnnData
 
+# More take days, and their results no longer differ.
+MOST_PERMUTATIONS, MOST_REPEATS = 100_000, 1000
 # Beyond this, torch and joblib fail with errors of their own.
 _MOST_WORKERS = 1024
 

@@ -18,6 +18,7 @@ from img2gene._study.panel import Genes, check_genes
 from img2gene._study.study import Study
 from img2gene._study.subsets import subset
 from img2gene.tl._arguments import (
+    MOST_PERMUTATIONS,
     check_between,
     check_flags,
     check_gene_choice,
@@ -169,7 +170,10 @@ def cross_validate(
     tested, genes = check_group_names(check, "test_on", test_on), check_gene_choice(check, genes)
     layer, encoder = check.text("layer", layer, optional=True), check.text("encoder", encoder, optional=True)
     gene_sets, level = with_markers(check, gene_groups, markers), check_between(check, "level", level)
-    smooth, n_permutations = check.whole("smooth", smooth, 0), check.whole("n_permutations", n_permutations, 0)
+    smooth, n_permutations = (
+        check.whole("smooth", smooth, 0),
+        check.whole("n_permutations", n_permutations, 0, MOST_PERMUTATIONS),
+    )
     n_folds, seed = check.whole("n_folds", n_folds, 2, optional=True), check_seed(check, seed)
     n_jobs, n_threads = check_workers(check, n_jobs, n_threads)
     folder = check.path("folder", folder, optional=True)
@@ -180,7 +184,7 @@ def cross_validate(
     with later_step(check):
         candidates = model_candidates(models, encoder, whole)
         raise_problems(_reserved(candidates))
-    for column in dict.fromkeys((groups, groups if inner is None else inner)):
+    for column in {name: None for name in (groups, inner) if isinstance(name, str)}:
         with later_step(check):
             whole.groups(column)
     with later_step(check):
@@ -216,7 +220,7 @@ def _kept(keep: bool | Sequence[str], models: list[str], known: list[str]) -> li
     if isinstance(keep, bool | np.bool_):
         return models if keep else []
     names = [keep] if isinstance(keep, str) else several(keep)
-    if names is None:
+    if names is None or not all(isinstance(name, str) for name in names):
         raise Img2GeneError(
             f"keep_predictions={shown(keep)}: expected True, False, or labels of models: {listing(known)}."
         )

@@ -20,6 +20,7 @@ from img2gene.metrics.catalog import METRICS
 from img2gene.models import Model
 from img2gene.models.model import top_genes
 from img2gene.tl._arguments import (
+    MOST_PERMUTATIONS,
     check_flags,
     check_gene_groups,
     check_group_names,
@@ -153,7 +154,7 @@ def evaluate(
     key, seed = check.text("key", key), check_seed(check, seed)
     model, sections = check_model(check, model), check_group_names(check, "sections", sections)
     groups = with_markers(check, gene_groups, markers)
-    n_permutations = check.whole("n_permutations", n_permutations, 0)
+    n_permutations = check.whole("n_permutations", n_permutations, 0, MOST_PERMUTATIONS)
     check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
     check.raise_all()
     study = open_study(check, sdata, table_key)

@@ -32,6 +32,7 @@ from img2gene._study.study import Study
 from img2gene._study.subsets import UNITS, nested_samples, sample_problems, subset
 from img2gene.metrics.catalog import METRICS
 from img2gene.tl._arguments import (
+    MOST_REPEATS,
     check_flags,
     check_gene_choice,
     check_gene_groups,
@@ -163,7 +164,7 @@ def learning_curve(
     groups, tested_groups = check.text("groups", groups), check_group_names(check, "test_on", test_on)
     layer, encoder = check.text("layer", layer, optional=True), check.text("encoder", encoder, optional=True)
     genes, gene_sets = check_gene_choice(check, genes), check_gene_groups(check, gene_groups)
-    n_repeats, seed = check.whole("n_repeats", n_repeats, 1), check_seed(check, seed)
+    n_repeats, seed = check.whole("n_repeats", n_repeats, 1, MOST_REPEATS), check_seed(check, seed)
     n_jobs, n_threads = check_workers(check, n_jobs, n_threads)
     folder = check.path("folder", folder, optional=True)
     check_flags(check, allow_leakage=allow_leakage)

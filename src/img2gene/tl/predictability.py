@@ -18,7 +18,14 @@ from img2gene._study.entrance import open_study
 from img2gene._study.expression import count_problems, library_size
 from img2gene.metrics.reliability import MIN_GENES, method_problems
 from img2gene.models import Model
-from img2gene.tl._arguments import check_between, check_flags, check_group_names, check_model, check_seed
+from img2gene.tl._arguments import (
+    MOST_PERMUTATIONS,
+    check_between,
+    check_flags,
+    check_group_names,
+    check_model,
+    check_seed,
+)
 from img2gene.tl._scoring.selection import (
     check_leakage,
     check_scorable,
@@ -112,7 +119,7 @@ def predictability(
     model, sections = check_model(check, model), check_group_names(check, "sections", sections)
     check.messages += method_problems(method) if isinstance(method, str) else []
     method, fdr = check.text("method", method), check_between(check, "fdr", fdr)
-    n_permutations = check.whole("n_permutations", n_permutations, 1)
+    n_permutations = check.whole("n_permutations", n_permutations, 1, MOST_PERMUTATIONS)
     check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
     study = open_study(check, sdata, table_key)
     check.raise_all()
