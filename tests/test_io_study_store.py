@@ -1,6 +1,7 @@
 """Writing a study: whole or not at all, also over the store it was read from."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,14 +23,13 @@ from img2gene.io import study_store
 from img2gene.io._comparison import study_differences
 
 
-@pytest.fixture
-def rich(trained_study, copy_of):
+def rich_study(trained_study, copy_of):
     """A study with elements of every kind, values of many types, and a model."""
-    study = copy_of(trained_study)
+    study = copy_of(trained_study).subset(["A1_image", "A1_spots"])
     table = study["table"]
-    table.obs["text"] = ["a", "b"] * (table.n_obs // 2)
-    table.obs["gaps"] = pd.array([True, None] * (table.n_obs // 2), dtype="boolean")
-    table.obs["level"] = pd.Categorical(["low", "high"] * (table.n_obs // 2), ordered=True)
+    table.obs["text"] = np.resize(["a", "b"], table.n_obs)
+    table.obs["gaps"] = pd.array(np.resize([True, None], table.n_obs), dtype="boolean")
+    table.obs["level"] = pd.Categorical(np.resize(["low", "high"], table.n_obs), ordered=True)
     table.uns["settings"] = {"n": 5, "names": ["x", "y"], "nested": {"flag": True, "none": None, "empty": {}}}
     table.obsm["frame"] = pd.DataFrame({"u": np.arange(table.n_obs), "v": np.nan}, index=table.obs_names)
     study.labels["nuclei"] = Labels2DModel.parse(np.eye(50, dtype=int), dims=("y", "x"))
@@ -42,19 +42,27 @@ def rich(trained_study, copy_of):
     return study
 
 
-def content(sdata):
-    image = next(iter(sdata.images))
-    pixels = sdata[image].to_numpy() if not hasattr(sdata[image], "children") else None
-    return sdata["table"].X.toarray().tobytes(), None if pixels is None else pixels.tobytes()
+@pytest.fixture
+def rich(trained_study, copy_of):
+    return rich_study(trained_study, copy_of)
 
 
-def test_everything_is_read_back_as_it_was(rich, tmp_path):
-    ig.io.write_study(rich, tmp_path / "study.zarr")
-    again = read_zarr(tmp_path / "study.zarr")
-    assert study_differences(rich, again) == []
-    assert ig.get.model(again).fingerprint == ig.get.model(rich).fingerprint
-    assert rich.path == tmp_path / "study.zarr"
-    assert [path.name for path in tmp_path.iterdir()] == ["study.zarr"]
+@pytest.fixture(scope="module")
+def stored(trained_study, copy_of, tmp_path_factory):
+    """A study and the store it was written to; not to be changed."""
+    path = tmp_path_factory.mktemp("stored") / "study.zarr"
+    study = rich_study(trained_study, copy_of)
+    ig.io.write_study(study, path)
+    return study, path
+
+
+def test_everything_is_read_back_as_it_was(stored):
+    study, path = stored
+    again = read_zarr(path)
+    assert study_differences(study, again) == []
+    assert ig.get.model(again).fingerprint == ig.get.model(study).fingerprint
+    assert study.path == path
+    assert [item.name for item in path.parent.iterdir()] == ["study.zarr"]
 
 
 def test_a_study_is_written_over_the_store_it_was_read_from(rich, tmp_path):
@@ -73,15 +81,14 @@ def test_a_study_is_written_over_the_store_it_was_read_from(rich, tmp_path):
         np.testing.assert_array_equal(study["A1_image"].to_numpy(), 255 - before)
         again = read_zarr(path)
         np.testing.assert_array_equal(again["A1_image"].to_numpy(), 255 - before)
-        np.testing.assert_array_equal(again["B1_image"].to_numpy(), rich["B1_image"].to_numpy())
+        assert study_differences(again, study) == []
         assert again["table"].obs["new"].tolist() == list(range(study["table"].n_obs))
         assert "transcripts" not in again.points
     assert study.is_self_contained()
     assert [item.name for item in tmp_path.iterdir()] == ["study.zarr"]
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError, ValueError])
-@pytest.mark.parametrize("step", ["_write", "_verify", "_swap"])
+@pytest.mark.parametrize(("step", "kind"), [("_write", KeyboardInterrupt), ("_verify", ValueError), ("_swap", OSError)])
 def test_an_interrupted_call_leaves_the_old_store(rich, tmp_path, monkeypatch, step, kind):
     path = tmp_path / "study.zarr"
     ig.io.write_study(rich, path)
@@ -133,7 +140,8 @@ def test_what_cannot_be_written_leaves_the_old_store(rich, tmp_path):
     [
         (lambda s: s["table"].obsm["X_tiny"].__setitem__((0, 0), 9), "tables['table'].obsm['X_tiny']"),
         (lambda s: s["table"].X.data.__setitem__(0, 999), "tables['table'].X"),
-        (lambda s: s["table"].obs.__setitem__("text", "a"), "tables['table'].obs['text']"),
+        (lambda s: s["table"].obs.pop("text"), "tables['table'].obs['text']"),
+        (lambda s: s["table"].obs["spot_id"].to_numpy().__setitem__(0, 99), "tables['table'].obs['spot_id']"),
         (lambda s: s["table"].uns["settings"]["nested"].pop("flag"), "tables['table'].uns['settings']"),
         (
             lambda s: s["table"].uns["img2gene"]["model"]["weights"].__setitem__(500, 77),
@@ -150,11 +158,11 @@ def test_what_cannot_be_written_leaves_the_old_store(rich, tmp_path):
         (lambda s: s.attrs.pop("cohort"), "attrs"),
     ],
 )
-def test_each_difference_is_noticed(rich, tmp_path, spoil, expected):
-    ig.io.write_study(rich, tmp_path / "study.zarr")
-    stored = read_zarr(tmp_path / "study.zarr")
-    spoil(stored)
-    assert study_differences(rich, stored) == [expected]
+def test_each_difference_is_noticed(stored, spoil, expected):
+    study, path = stored
+    again = read_zarr(path)
+    spoil(again)
+    assert study_differences(study, again) == [expected]
 
 
 def test_leftovers_of_killed_processes_are_removed_and_of_living_ones_stay(rich, tmp_path):
@@ -193,6 +201,7 @@ def test_without_swapping_folders_the_old_store_is_found_again(rich, tmp_path, m
     assert study_differences(rich, read_zarr(path)) == []
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
 def test_foreign_targets_are_refused_and_stay(rich, tmp_path):
     file, folder, foreign = tmp_path / "notes.txt", tmp_path / "folder", tmp_path / "table.zarr"
     file.write_text("x")
@@ -223,8 +232,8 @@ def test_foreign_targets_are_refused_and_stay(rich, tmp_path):
 def test_an_empty_folder_a_link_and_a_half_written_store_are_replaced(rich, tmp_path):
     empty, half, real = tmp_path / "empty", tmp_path / "half", tmp_path / "real"
     empty.mkdir()
-    for target in (half, real):
-        ig.io.write_study(rich, target)
+    ig.io.write_study(rich, half)
+    shutil.copytree(half, real)
     (half / "zarr.json").write_text("{")
     link = tmp_path / "link"
     link.symlink_to(real)
@@ -262,6 +271,7 @@ while True:
     sdata["table"].uns["version"] = version
     sdata.images["image"] = sdata["image"].copy(data=sdata["image"].data * 0 + version % 250)
     ig.io.write_study(sdata, path)
+    print(version, flush=True)
 """
 
 
@@ -274,10 +284,11 @@ def test_a_kill_at_any_moment_leaves_a_whole_store(tmp_path):
     ig.io.write_study(SpatialData(images={"image": image}, tables={"table": table}), path)
     rng = np.random.default_rng(0)
     versions = []
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE)
-        process.stdout.readline()
-        time.sleep(rng.uniform(0.2, 2.5))
+        for _ in range(2):
+            process.stdout.readline()
+        time.sleep(rng.uniform(0, 2))
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
@@ -286,7 +297,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_store(tmp_path):
             stored = read_zarr(path)
         versions.append(int(stored["table"].uns["version"]))
         assert set(np.unique(stored["image"].to_numpy())) == {versions[-1] % 250}
-    assert versions == sorted(versions)
-    assert versions[-1] > 0
+    assert versions == sorted(set(versions))
+    assert versions[0] > 0
     ig.io.write_study(SpatialData(images={"image": image}, tables={"table": table}), path)
     assert [item.name for item in tmp_path.iterdir()] == ["study.zarr"]

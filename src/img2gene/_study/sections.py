@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import date
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,8 +33,9 @@ def region_column(table: AnnData, name: str) -> pd.Series:
     Img2GeneError
         The table annotates no region, or rows name none.
     """
-    key = table.uns.get("spatialdata_attrs", {}).get("region_key")
-    if key is None or key not in table.obs:
+    attrs = table.uns.get("spatialdata_attrs")
+    key = attrs.get("region_key") if isinstance(attrs, Mapping) else None
+    if not isinstance(key, str) or key not in table.obs:
         raise Img2GeneError(
             f"`{name}` annotates no region. Parse it with `spatialdata.models.TableModel.parse(table, "
             "region=…, region_key=…, instance_key=…)`."
@@ -44,7 +47,16 @@ def region_column(table: AnnData, name: str) -> pd.Series:
 
 
 def text_labels(column: pd.Series, name: str) -> np.ndarray:
-    """Convert a column to text, str (n_obs,); missing values are refused."""
+    """Convert a column to text, str (n_obs,); missing values, and values that are no names, are refused."""
+    if isinstance(column, pd.DataFrame):
+        raise Img2GeneError(f"`obs` has {column.shape[1]} columns `{name}`; keep one.")
+    # Lists and arrays are values that pandas cannot compare.
+    bad = [] if column.dtype != object else [value for value in column if not np.isscalar(value) and value is not None]
+    bad = [value for value in bad if not (value is pd.NA or isinstance(value, np.datetime64 | date))]
+    if bad:
+        raise Img2GeneError(
+            f"`obs['{name}']` holds {type(bad[0]).__name__} in {len(bad)} rows; expected text or numbers."
+        )
     missing = [value for value in column.unique() if pd.isna(value) or str(value).strip() in _MISSING_TEXTS]
     if missing:
         n_rows = int(column.isin(missing).sum())

@@ -10,6 +10,7 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import listing
 from img2gene._study.expression import library_size
+from img2gene._study.matrices import in_memory
 from img2gene._study.study import Study
 
 UNITS = ("groups", "spots")
@@ -99,15 +100,16 @@ def subset(study: Study, rows: np.ndarray, genes: list[str] | None = None, *, la
     attrs = table.uns["spatialdata_attrs"]
     columns = slice(None) if genes is None else table.var_names.get_indexer(genes)
     part = ad.AnnData(
-        table.X[rows][:, columns],
+        # Labels of a layer need no counts.
+        None if table.X is None else in_memory(table.X)[rows][:, columns],
         obs=table.obs.iloc[rows].copy(),
         var=table.var.iloc[columns].copy(),
         obsm={
             name: values.iloc[rows] if isinstance(values, pd.DataFrame) else values[rows]
             for name, values in table.obsm.items()
         },
-        layers={} if layer is None else {layer: table.layers[layer][rows][:, columns]},
-        uns={_schema.UNS: dict(table.uns[_schema.UNS])},
+        layers={} if layer is None else {layer: in_memory(table.layers[layer])[rows][:, columns]},
+        uns={_schema.UNS: _schema.container(table)},
     )
     if layer is None:
         # Sizes are stored, because sums over the remaining genes would be too small.

@@ -62,7 +62,7 @@ def _as_rgb(picture: Image, name: str) -> np.ndarray:
     transparent = mode in _WITH_ALPHA or "transparency" in picture.info
     pixels = to_rgb(np.asarray(picture.convert("RGBA" if transparent else "RGB")), name)
     if mode in ("P", "PA") and pixels.size:
-        _check_palette(pixels, name)
+        _check_palette(np.asarray(picture.convert("RGB")), name)
     # Pillow keeps the upper 8 of 16 bits, so 12-bit values in a 16-bit file would come out almost black.
     if deep and pixels.size and pixels.max() < 128:
         raise Img2GeneError(f"{name}: 16-bit pixels up to about {int(pixels.max()) * 256}: {_UNCERTAIN}")

@@ -128,6 +128,8 @@ def assemble_section(
     record = {"mpp": mpp, "spot_um": spot_um, "image": image_key, "region": region}
     _schema.write_json(table, "sections", {section: record})
     table.uns["spatial"] = {section: squidpy_library(image, 2 * radius)}
+    # spatialdata refuses a table that was parsed before.
+    table.uns.pop("spatialdata_attrs", None)
     parsed = TableModel.parse(table, region=region, region_key=region_key, instance_key=instance_key)
     return SpatialData(images={image_key: picture}, shapes={region: circles}, tables={"table": parsed})
 
