@@ -124,7 +124,7 @@ def test_genes_that_lead_are_chosen_in_every_fold_anew(make_study):
     counts = table.X.toarray()
     # Patient C would put G11 first; without C it is the last of all.
     counts[rows, 11] += 500
-    table.X = type(table.X)(counts)
+    table.X, table.obs["library_size"] = type(table.X)(counts), counts.sum(axis=1)
     found = ig.tl.cross_validate(sdata, genes=6, gene_groups={"top": ("mean", 2)}, **QUICK).scores
     genes = found.query("model == 'ridge'").groupby("fold")["gene"].unique()
     assert "G11" in genes["A"] and "G11" in genes["B"]
@@ -220,7 +220,7 @@ def test_results_of_two_runs_are_never_mixed(study, tmp_path, change, named):
 
 def test_folder_of_another_study_is_refused(study, tmp_path):
     ig.tl.cross_validate(study, folder=tmp_path / "cv", **QUICK)
-    study["table"].X[0, 0] += 1
+    study["table"].X[0, 0] -= 1
     with pytest.raises(ig.Img2GeneError, match="other data"):
         ig.tl.cross_validate(study, folder=tmp_path / "cv", **QUICK)
 
@@ -371,7 +371,7 @@ def only_these_follow_the_image(sdata, section, genes):
     signal = counts[rows][:, :1]
     counts[rows] = rng.permutation(counts[rows])
     counts[np.ix_(rows, columns)] = rng.poisson(signal, size=(len(rows), len(genes)))
-    table.X = sp.csr_matrix(counts)
+    table.X, table.obs["library_size"] = sp.csr_matrix(counts), counts.sum(axis=1).max()
 
 
 def test_pathways_are_selected_inside_the_folds(make_study, monkeypatch):

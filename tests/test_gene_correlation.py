@@ -326,8 +326,8 @@ FAULTS = {
     "leakage": (LeakageError, {"sections": ["A1"]}, "trained on the patient .* of the sections A1"),
     "a number": (Img2GeneError, {"genes": 5}, r"genes=5: pass names of genes, or a statistic .* such as \('mean', 50\)"),
     "a fraction": (Img2GeneError, {"genes": ("mean", 2.5)}, r"genes=\('mean', 2.5\): pass names"),
-    "modules of another type": (Img2GeneError, {"n_modules": "2"}, "n_modules='2': choose at least 1"),
-    "no module": (Img2GeneError, {"n_modules": 0}, "n_modules=0: choose at least 1"),
+    "modules of another type": (Img2GeneError, {"n_modules": "2"}, "n_modules='2': expected a whole number, 1 or more"),
+    "no module": (Img2GeneError, {"n_modules": 0}, "n_modules=0: expected a whole number, 1 or more"),
 }  # fmt: skip
 
 

@@ -225,7 +225,7 @@ def gene_correlation(
             f"genes={shown(genes)}: pass names of genes, or a statistic and how many genes lead it, such as {GENES!r}."
         )
     study = open_study(check, sdata, table_key)
-    if inplace:
+    if inplace is not False:
         check_store(check, study.stored_table, "key", key)
     check.raise_all()
     table, predictor = study.table, resolve_model(study, model, key)
@@ -233,6 +233,7 @@ def gene_correlation(
     names = _chosen_genes(table, predictor, GENES if rule is None else rule)
     chosen = measured_sections(study, predictor, sections)
     leaked = check_leakage(study, predictor, chosen, allow_leakage)
+    n_modules = None if n_modules is None else min(n_modules, len(names))
     report_unlabelled(study, predictor, chosen)
     columns = table.var_names.get_indexer(names)
     members = {name: study.ordered(study.section_rows(name)) for name in chosen}

@@ -171,7 +171,7 @@ def fit(
     study = open_study(check, sdata, table_key)
     with later_step(check):
         check.messages += layer_problems(study.table, layer, study.name)
-    if inplace:
+    if inplace is not False:
         check_store(check, study.stored_table, "key_added", key_added)
     with later_step(check):
         inputs = (

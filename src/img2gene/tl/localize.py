@@ -160,6 +160,7 @@ def localize(
     annotation = check.text("annotation", annotation, optional=True)
     threshold, smooth = _threshold(check, threshold), check.number("smooth", smooth, 0)
     check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
+    check_name(check, "key_added", key_added)
     sets = _marker_sets(check, markers, name)
     study = open_study(check, sdata, table_key)
     table = study.table
@@ -316,7 +317,6 @@ def _threshold(check: Arguments, threshold: Any) -> Any:
 def _check_columns(table: AnnData, sets: dict[str, list[str]], key_added: str) -> None:
     """Check that the columns of the result can be stored and are free."""
     problems = Problems()
-    check_name(problems, "key_added", key_added)
     columns = [column(key_added, tissue) for tissue in sets for column in (score_column, inside_column)]
     for column in columns:
         with problems.collect():
