@@ -91,10 +91,8 @@ def test_no_flipped_bit_of_a_file_gives_another_model(tmp_path, expected):
 
 
 def swap(arrays):
-    arrays["predictor.label_mean"], arrays["statistics.mean"] = (
-        arrays["statistics.mean"],
-        arrays["predictor.label_mean"] + 1,
-    )
+    one, other = "predictor.feature_mean", "predictor.scale"
+    arrays[one], arrays[other] = arrays[other], arrays[one]
 
 
 def to_bool(arrays):
