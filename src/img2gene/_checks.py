@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import reprlib
@@ -163,50 +162,6 @@ def _bounds(least: float | None, most: float | None) -> str:
     if least is not None and most is not None:
         return f" from {least:g} to {most:g}" if most < _LARGEST_SEED else f" from {least} to {most}"
     return "" if least is None and most is None else f", {least} or more" if most is None else f", {most} or less"
-
-
-def choice_problems(parameters: object, options: Mapping[str, Iterable[str]]) -> list[str]:
-    """List parameters whose value is not one of their options."""
-    return [
-        f"{name}={getattr(parameters, name)!r}: choose one of {listing(known)}."
-        for name, known in options.items()
-        if getattr(parameters, name) not in known
-    ]
-
-
-def bound_problems(parameters: object, least: Mapping[str, float]) -> list[str]:
-    """List parameters that are not numbers, not whole if declared as int, or below their minimum; None is skipped."""
-    declared = inspect.signature(type(parameters)).parameters
-    problems = []
-    for name, bound in least.items():
-        value = getattr(parameters, name)
-        whole = name in declared and str(declared[name].annotation).startswith("int")
-        fits = isinstance(value, _WHOLE if whole else _NUMBER)
-        if value is None or (fits and value >= bound):
-            continue
-        kind = "" if fits else "a whole number, " if whole else "a number, "
-        problems.append(f"{name}={value!r}: expected {kind}at least {bound}.")
-    return problems
-
-
-def share_problems(parameters: object, names: Iterable[str]) -> list[str]:
-    """List parameters that are not numbers from 0 to 1."""
-    values = {name: getattr(parameters, name) for name in names}
-    return [
-        f"{name}={value!r}: expected 0 to 1."
-        for name, value in values.items()
-        if not (isinstance(value, _NUMBER) and 0 <= value <= 1)
-    ]
-
-
-def positive_problems(parameters: object, names: Iterable[str]) -> list[str]:
-    """List parameters that are not positive numbers."""
-    values = {name: getattr(parameters, name) for name in names}
-    return [
-        f"{name}={value!r}: expected a positive number."
-        for name, value in values.items()
-        if not (isinstance(value, _NUMBER) and value > 0)
-    ]
 
 
 def whole_problems(name: str, value: Any, least: int, *, optional: bool = False) -> list[str]:
