@@ -45,8 +45,8 @@ class Job:
     state: Callable[[Path], str] | None = None
 
 
-def _nothing(folder: Path) -> None:
-    pass
+def nothing(folder: Path) -> None:
+    """Start from an empty folder."""
 
 
 def summary(value: Any) -> str:
@@ -150,8 +150,8 @@ JOBS = (
     Job("save_model", _save_old, _save, _saved),
     Job("write_study", _copy_store, _write, _stored),
     Job("embed_patches on a backed study", _copy_store, _embed, _stored),
-    Job("fit(checkpoint_dir=)", _nothing, _fit),
-    Job("cross_validate(folder=)", _nothing, _cross_validate),
-    Job("learning_curve(folder=)", _nothing, _learning_curve),
-    Job("benchmark", _nothing, _benchmark),
+    Job("fit(checkpoint_dir=)", nothing, _fit),
+    Job("cross_validate(folder=)", nothing, _cross_validate),
+    Job("learning_curve(folder=)", nothing, _learning_curve),
+    Job("benchmark", nothing, _benchmark),
 )

