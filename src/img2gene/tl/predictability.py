@@ -118,8 +118,9 @@ def predictability(
     key, seed = check.text("key", key), check_seed(check, seed)
     model, sections = check_model(check, model), check_group_names(check, "sections", sections)
     check.messages += method_problems(method) if isinstance(method, str) else []
-    method, fdr = check.text("method", method), check_between(check, "fdr", fdr)
+    method = check.text("method", method)
     n_permutations = check.whole("n_permutations", n_permutations, 1, MOST_PERMUTATIONS)
+    fdr = check_between(check, "fdr", fdr)
     check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
     study = open_study(check, sdata, table_key)
     check.raise_all()
