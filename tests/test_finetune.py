@@ -345,7 +345,7 @@ def test_a_loss_that_is_not_finite_names_section_and_cause(plain):
 
 
 def test_every_problem_of_fine_tuning_is_named_at_once(plain, copy_of):
-    with pytest.raises(Img2GeneError, match=r"finetune='first': choose None, 'last' or 'all'") as caught:
+    with pytest.raises(Img2GeneError, match=r"finetune='first': expected one of last, all") as caught:
         fit(plain, finetune="first", finetune_epochs=0, finetune_learning_rate=-1.0)
     assert "finetune_epochs=0" in str(caught.value)
     assert "finetune_learning_rate=-1.0" in str(caught.value)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from img2gene._errors import raise_problems
+from img2gene._checks import Arguments
 from img2gene.encoders.base import normalise
 from img2gene.encoders.trainable import changed_weights, select_stage
 from img2gene.metrics import pearson
@@ -63,18 +63,16 @@ class FineTuningParameters:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.mode not in MODES:
-            problems.append(f"finetune={self.mode!r}: choose None, {' or '.join(map(repr, MODES))}.")
-        for name in ("max_epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                problems.append(
-                    f"finetune_{name.removeprefix('max_')}={value!r}: expected a whole number of at least 1."
-                )
-        if not (np.isfinite(self.learning_rate) and self.learning_rate > 0):
-            problems.append(f"finetune_learning_rate={self.learning_rate!r}: expected a positive number.")
-        raise_problems(problems)
+        check = Arguments()
+        values = {
+            "mode": check.choice("finetune", self.mode, MODES),
+            "max_epochs": check.whole("finetune_epochs", self.max_epochs, 1),
+            "learning_rate": check.number("finetune_learning_rate", self.learning_rate, above=0),
+            "batch_size": check.whole("finetune_batch_size", self.batch_size, 1),
+        }
+        check.raise_all()
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
 class Batch(NamedTuple):
