@@ -134,9 +134,7 @@ def score_pathways(
         with check.collect():
             choose_encoder(study, encoder)
     check.raise_all()
-    rows = rows[measured(table, None)[rows]]
-    if not len(rows):
-        raise Img2GeneError("No spot of the chosen sections has expression: all are off the tissue or without counts.")
+    rows = _measured_rows(study, rows)
     species = _organism(table, other_names) if organism == "auto" else organism
     collection = read_gene_sets(gene_sets, organism=species)
     columns, matching = match_gene_sets(collection, table.var_names, other_names, min_genes=min_genes)
@@ -151,18 +149,24 @@ def score_pathways(
         "method": method,
         "organism": species,
         "n_top": n_top,
-        "sections": sorted(study.section_names(rows)),
-        "scored": sorted(study.section_names()),
-        "seed": selection.seed,
         "gene_sets": matched,
         "matching": to_columns(matching),
         "enrichment": None if enrichment is None else to_columns(enrichment),
+        **selection.record(),
     }
     update: dict[str, dict[str, Any]] = {"obsm": {key_added: scores}, "uns": {key_added: record}}
     if not inplace:
         return update
     _schema.apply(study.stored_table, update)
     return None
+
+
+def _measured_rows(study: Study, rows: np.ndarray) -> np.ndarray:
+    """Keep the rows with counts on the tissue; refuse sections without any."""
+    kept = rows[measured(study.table, None)[rows]]
+    if not len(kept):
+        raise Img2GeneError("No spot of the chosen sections has expression: all are off the tissue or without counts.")
+    return kept
 
 
 def _check_key(table: AnnData, key: str) -> None:
@@ -201,6 +205,15 @@ class _Selection:
     study: Study
     rows: np.ndarray
     seed: int
+
+    def record(self) -> dict[str, Any]:
+        """Describe on which sections pathways were selected, and with which seed."""
+        study = self.study
+        return {
+            "sections": sorted(study.section_names(self.rows)),
+            "scored": sorted(study.section_names()),
+            "seed": self.seed,
+        }
 
     def choose(
         self, gene_sets: dict[str, list[str]], n_top: int, encoder: str | None
