@@ -139,26 +139,31 @@ def score_pathways(
     collection = read_gene_sets(gene_sets, organism=species)
     columns, matching = match_gene_sets(collection, table.var_names, other_names, min_genes=min_genes)
     matched = {name: table.var_names[members].tolist() for name, members in columns.items()}
-    chosen, enrichment = list(matched), None
-    selection = _Selection(study, rows, seed)
-    if len(matched) > n_top:
-        chosen, enrichment = selection.choose(matched, n_top, encoder)
-    scores = selection.score(method, {name: matched[name] for name in chosen})
-    record = {
-        "names": chosen,
-        "method": method,
-        "organism": species,
-        "n_top": n_top,
-        "gene_sets": matched,
-        "matching": to_columns(matching),
-        "enrichment": None if enrichment is None else to_columns(enrichment),
-        **selection.record(),
-    }
+    options = {"method": method, "organism": species, "n_top": n_top, "matching": to_columns(matching)}
+    scores, record = _scored(_Selection(study, rows, seed), matched, encoder, options)
     update: dict[str, dict[str, Any]] = {"obsm": {key_added: scores}, "uns": {key_added: record}}
     if not inplace:
         return update
     _schema.apply(study.stored_table, update)
     return None
+
+
+def _scored(
+    selection: _Selection, matched: dict[str, list[str]], encoder: str | None, options: dict[str, Any]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Select pathways if there are more than wanted, and score them; return the scores and their record."""
+    chosen, enrichment = list(matched), None
+    if len(matched) > options["n_top"]:
+        chosen, enrichment = selection.choose(matched, options["n_top"], encoder)
+    scores = selection.score(options["method"], {name: matched[name] for name in chosen})
+    record = {
+        "names": chosen,
+        "gene_sets": matched,
+        "enrichment": None if enrichment is None else to_columns(enrichment),
+        **options,
+        **selection.record(),
+    }
+    return scores, record
 
 
 def _measured_rows(study: Study, rows: np.ndarray) -> np.ndarray:
