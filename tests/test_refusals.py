@@ -162,7 +162,7 @@ STUDIES = {
         "of section A1; .*remove",
     ),
     "no patches of a region": (patches_without_a_region, ig.pl.patches, {}, Img2GeneError, "B1_spots.*extract_patches"),
-    "number of patches": (nothing, ig.pl.patches, {"n": 0}, Img2GeneError, "n=0, "),
+    "number of patches": (nothing, ig.pl.patches, {"n": 0}, Img2GeneError, "n=0: expected a whole number from 1"),
     "no counts": (lose_counts, ig.tl.cross_validate, {"models": "mean"}, Img2GeneError, "table.* count"),
     "no counts of a patient": (
         lose_counts_of_c,
