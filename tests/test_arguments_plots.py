@@ -10,7 +10,7 @@ import pytest
 
 import img2gene as ig
 from img2gene import Img2GeneError, MissingKeyError
-from img2gene._tables import read_csv, write_csv
+from img2gene._files.tables import read_csv, write_csv
 from img2gene.settings import Settings
 
 

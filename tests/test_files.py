@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from img2gene import Img2GeneError
-from img2gene._files import RECORD, ResumableFolder, atomic_path, write_bytes
+from img2gene._files.folders import RECORD, ResumableFolder, atomic_path, write_bytes
 
 
 def test_a_write_that_fails_midway_leaves_the_old_file_and_no_other(tmp_path):

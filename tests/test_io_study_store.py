@@ -171,7 +171,7 @@ def test_leftovers_of_killed_processes_are_removed_and_of_living_ones_stay(rich,
         [
             sys.executable,
             "-c",
-            f"from img2gene._locks import temporary_path as t; from pathlib import Path; t(Path({str(path)!r})).mkdir()",
+            f"from img2gene._files.locks import temporary_path as t; from pathlib import Path; t(Path({str(path)!r})).mkdir()",
         ],
         check=True,
     )
@@ -192,9 +192,7 @@ def test_without_swapping_folders_the_old_store_is_found_again(rich, tmp_path, m
     for _ in range(2):
         ig.io.write_study(rich, path)
         assert [item.name for item in tmp_path.iterdir()] == ["study.zarr"]
-    code = (
-        f"from img2gene._locks import temporary_path as t; from pathlib import Path; print(t(Path({str(path)!r})).name)"
-    )
+    code = f"from img2gene._files.locks import temporary_path as t; from pathlib import Path; print(t(Path({str(path)!r})).name)"
     name = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
     os.rename(path, tmp_path / f"{name}.old")
     study_store._clean(path)

@@ -13,14 +13,15 @@ import time
 import numpy as np
 import pytest
 
-from img2gene import Img2GeneError, _files
-from img2gene._files import ResumableFolder, atomic_path, write_bytes
-from img2gene._locks import LOCK, FolderLock, remove_stale, temporary_path
+from img2gene import Img2GeneError
+from img2gene._files import folders
+from img2gene._files.folders import ResumableFolder, atomic_path, write_bytes
+from img2gene._files.locks import LOCK, FolderLock, remove_stale, temporary_path
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from img2gene._locks import FolderLock, temporary_path
+from img2gene._files.locks import FolderLock, temporary_path
 
 lock = FolderLock(Path(sys.argv[1]), "folder")
 temporary_path(Path(sys.argv[1]) / "part").write_text("half")
@@ -32,7 +33,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from img2gene import Img2GeneError
-from img2gene._files import ResumableFolder
+from img2gene._files.folders import ResumableFolder
 
 start = float(sys.argv[2])
 time.sleep(max(start - time.time(), 0))
@@ -150,7 +151,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, ste
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_files.os, step, full)
+    monkeypatch.setattr(folders.os, step, full)
     with pytest.raises(Img2GeneError, match="model' cannot be written .No space left on device.; what was there"):
         write_bytes(path, b"new")
     monkeypatch.undo()

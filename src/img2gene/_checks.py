@@ -7,16 +7,19 @@ import os
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from img2gene._errors import Problems, listing
+from img2gene._errors import Img2GeneError, Problems, listing
 
 _WHOLE, _NUMBER = (int, np.integer), (int, float, np.number)
 # Python counts `True` as an int, and numpy a time span.
 _NO_NUMBER = (bool, np.bool_, np.complexfloating, np.timedelta64)
+# Conversions of ragged lists, of torch tensors on a GPU and of huge integers raise these.
+_NOT_AN_ARRAY = (TypeError, ValueError, RuntimeError, OverflowError)
 # numpy's generators and Lightning accept no larger seed.
 _LARGEST_SEED = 2**32 - 1
 _REPR = reprlib.Repr()
@@ -94,7 +97,11 @@ class Arguments(Problems):
         if isinstance(value, str) and value:
             return [str(value)]
         # An array without axes is iterable to Python, and cannot be iterated over.
-        if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) and getattr(value, "ndim", 1):
+        if (
+            isinstance(value, Iterable)
+            and not isinstance(value, str | bytes | Mapping)
+            and getattr(value, "ndim", None) != 0
+        ):
             names = list(value)
             if all(isinstance(item, str) and item for item in names) and (names or empty):
                 self.distinct(name, names)
@@ -108,8 +115,8 @@ class Arguments(Problems):
             self.messages.append(f"{name}: {listing(repeated)} listed more than once; list each once.")
 
     def path(self, name: str, value: Any, *, optional: bool = False) -> Any:
-        """Convert to a path; a string with a null character names no file."""
-        if isinstance(value, str | os.PathLike) and str(value) and "\0" not in str(value):
+        """Convert to a path; text with a null character, or without an encoding, names no file."""
+        if isinstance(value, str | os.PathLike) and _names_a_file(value):
             return Path(value).expanduser()
         return self._unless_none(name, value, "a path", optional)
 
@@ -132,6 +139,32 @@ class Arguments(Problems):
         if not (optional and value is None):
             self.messages.append(f"{name}={shown(value)}: expected {expected}{', or None' if optional else ''}.")
         return value
+
+
+def _names_a_file(value: str | os.PathLike[str]) -> bool:
+    try:
+        return bool(os.fspath(value)) and b"\0" not in os.fsencode(value)
+    # Half of a surrogate pair, as in broken names, has no encoding.
+    except (UnicodeEncodeError, TypeError):
+        return False
+
+
+def as_array(name: str, values: Any) -> np.ndarray:
+    """Convert arrays, Series, tensors, lists and numbers to an array; refuse everything else by its type.
+
+    Examples
+    --------
+    >>> from img2gene._checks import as_array
+    >>> as_array("truth", [1, 2]).shape
+    (2,)
+    """
+    # numpy reads other containers, such as an AnnData, entry by entry, which takes minutes.
+    if not (hasattr(values, "__array__") or isinstance(values, list | tuple | range | str | bytes | Number)):
+        raise Img2GeneError(f"{name}={shown(values)}: expected an array, got {type(values).__name__}.")
+    try:
+        return np.asarray(values)
+    except _NOT_AN_ARRAY as error:
+        raise Img2GeneError(f"{name}={shown(values)}: expected an array ({str(error)[:100]}).") from error
 
 
 def shown(value: Any) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError, MissingKeyError, missing
+from img2gene._checks import shown
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,7 +63,7 @@ def check_name(name: str, what: str) -> None:
     """Raise if spatialdata could not store an element or key called ``name``."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name.startswith("__") or name in {".", ".."}:
         raise Img2GeneError(
-            f"{what}={name!r} cannot be stored: spatialdata allows letters, digits, `_`, `.` and `-` only, "
+            f"{what}={shown(name)} cannot be stored: spatialdata allows letters, digits, `_`, `.` and `-` only, "
             "and no leading `__`."
         )
 
@@ -74,6 +75,10 @@ def get_table(sdata: SpatialData, table_key: str = "table") -> AnnData:
         raise Img2GeneError(
             f"Expected a SpatialData, got {type(sdata).__name__}. "
             "Read one with `spatialdata_io` or `img2gene.io`, or build one with `img2gene.io.from_anndata`."
+        )
+    if not isinstance(table_key, str):
+        raise Img2GeneError(
+            f"table_key={shown(table_key)}: expected the name of a table (available: {listing(tables)})."
         )
     if table_key not in tables:
         raise MissingKeyError(missing(table_key, "sdata.tables", tables, "Pass `table_key=`."))

@@ -9,7 +9,7 @@ import numpy as np
 from img2gene._errors import Img2GeneError, listing
 from img2gene._report.blocks import names
 from img2gene._report.sources import ReportedStudy
-from img2gene._study.expression import labels
+from img2gene._study.expression import labels, measured
 from img2gene.pl._predictions import Predictions
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def disagreements(study: ReportedStudy, cv: CrossValidation) -> list[str]:
     shared = [name for name in facts.index if name in study.roles]
     # Smoothing gives values to spots without counts, so their number then says nothing.
     counted = [] if cv.settings.get("smooth") else shared
-    # In a layer, a spot without counts can be measured.
-    measured = (study.library > 0) | bool(cv.settings.get("layer"))
+    rows = measured(study.table, cv.settings.get("layer"))
     differences = {
         "scored sections that the study lacks": [name for name in facts.index if name not in study.roles],
         "scored genes that the study lacks": [
@@ -50,7 +49,7 @@ def disagreements(study: ReportedStudy, cv: CrossValidation) -> list[str]:
             name for name in shared if _differ(facts["patient"].get(name), study.section_patients[name])
         ],
         "sections with another number of measured spots": [
-            name for name in counted if measured[study.section_rows(name)].sum() != facts["n_spots"].get(name)
+            name for name in counted if rows[study.section_rows(name)].sum() != facts["n_spots"].get(name)
         ],
     }
     text = "The cross-validation and the study differ"

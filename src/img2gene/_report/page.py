@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError
-from img2gene._files import write_bytes
+from img2gene._files.folders import write_bytes
 from img2gene._report.blocks import WITH_STUDY
 from img2gene.settings import settings
 

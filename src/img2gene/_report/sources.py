@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene._errors import Img2GeneError, MissingKeyError
-from img2gene._study.expression import library_size
+from img2gene._study.expression import library_size, measured
 from img2gene._study.study import Study
 from img2gene.pl._predictions import Predictions
 
@@ -53,8 +53,8 @@ class ReportedStudy(Study):
     def measured(self) -> np.ndarray:
         """Rows with measured expression."""
         layer = None if self.model is None else self.model.labels["layer"]
-        # Values of a layer are on the user's scale, where 0 counts can be a measurement.
-        return self.library > 0 if layer is None else np.full(self.n_obs, layer in self.table.layers)
+        known = bool(self.table.n_vars) if layer is None else layer in self.table.layers
+        return measured(self.table, layer) if known else np.zeros(self.n_obs, dtype=bool)
 
     @cached_property
     def unmeasured(self) -> list[str]:

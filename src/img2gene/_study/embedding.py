@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from img2gene._checks import Arguments
-from img2gene._errors import listing
+from img2gene._errors import Img2GeneError, listing
 from img2gene._study.patches import stream_patches
 from img2gene._study.study import Study
 from img2gene.settings import settings
@@ -82,8 +82,20 @@ def stream_embedding(
             model, windows.fields, identity["input_px"], identity["orientations"], grid
         )
         if tokens is not None:
-            tokens[index] = batch_tokens
+            tokens[index] = _half_precision(batch_tokens, identity["name"])
     return features, tokens
+
+
+def _half_precision(tokens: Any, name: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        half = np.asarray(tokens).astype(np.float16)
+    if not np.isfinite(half).all():
+        largest = float(np.abs(tokens).max())
+        raise Img2GeneError(
+            f"Encoder `{name}` returns tokens up to {largest:.3g}, but they are stored in half precision, which holds "
+            "65504 at most. Scale them in the encoder, or leave `tokens` out."
+        )
+    return half
 
 
 def progress(batches: Any, total: int, label: str) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._study.matrices import in_memory
+from img2gene._study.origins import check_embedding
 from img2gene._study.study import Study
 from img2gene.models.data import n_faulty
 
@@ -71,6 +72,7 @@ def choose_encoder(study: Study, encoder: str | None) -> dict[str, Any]:
 
 def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
     """Read the stored embedding, float32 (n_obs, width); refuse it if it is incomplete or does not fit its record."""
+    check_embedding(study, identity["name"])
     key = _schema.embedding_key(identity["name"])
     values = _stored_array(study, key)
     if values.ndim != 2 or values.shape[1] != identity["width"]:

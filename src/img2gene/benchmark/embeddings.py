@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
-from img2gene._files import atomic_path, fingerprint, write_bytes
+from img2gene._files.folders import atomic_path, fingerprint, write_bytes
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from img2gene import metrics
-from img2gene._files import write_bytes
-from img2gene._tables import write_csv
+from img2gene._files.folders import write_bytes
+from img2gene._files.tables import write_csv
 from img2gene.benchmark.references import PublishedScores, published
 from img2gene.benchmark.runner import Outcome
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene._errors import Img2GeneError, listing
-from img2gene._locks import FolderLock, remove_stale
+from img2gene._files.locks import FolderLock, remove_stale
 from img2gene.benchmark.cohorts import Inventory
 from img2gene.benchmark.embeddings import Embeddings
 from img2gene.benchmark.protocols import LOG_COUNTS, Protocol

@@ -13,8 +13,8 @@ import numpy as np
 from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
-from img2gene._files import write_bytes
-from img2gene._locks import remove_stale
+from img2gene._files.folders import write_bytes
+from img2gene._files.locks import remove_stale
 from img2gene.models.stored import parse_json
 
 if TYPE_CHECKING:

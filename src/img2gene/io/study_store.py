@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
-from img2gene._locks import is_stale, is_temporary, temporary_path
+from img2gene._files.locks import is_stale, is_temporary, temporary_path
 from img2gene.io._comparison import study_differences
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _read_from(sdata: SpatialData, target: Path) -> None:
 
 def _reads_from(elements: Any, target: Path) -> bool:
     """Check whether any of the elements is read from a file in a folder."""
-    from spatialdata._io._utils import get_dask_backing_files
+    from spatialdata import get_dask_backing_files
 
     files = [Path(file).resolve() for element in elements.values() for file in get_dask_backing_files(element)]
     return any(file.is_relative_to(target) for file in files)

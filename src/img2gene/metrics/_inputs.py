@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from img2gene._checks import Arguments, shown
+from img2gene._checks import Arguments, as_array, shown
 from img2gene._errors import Img2GeneError
 
 # Truth values, whole numbers and floats
 _REAL = "biuf"
-# Conversions of ragged lists, of torch tensors on a GPU and of huge integers raise these.
-_NOT_AN_ARRAY = (TypeError, ValueError, RuntimeError, OverflowError)
 
 
 def refuse_sparse(*arrays: object) -> None:
@@ -33,10 +31,7 @@ def real_array(values: Any, name: str) -> np.ndarray:
     refuse_sparse(values)
     if np.ma.isMaskedArray(values) and np.ma.is_masked(values):
         raise Img2GeneError(f"{name}: {int(np.ma.count_masked(values))} values are masked; pass `.filled(np.nan)`.")
-    try:
-        array = np.asarray(values)
-    except _NOT_AN_ARRAY as error:
-        raise Img2GeneError(f"{name}: {shown(values)} is no array of numbers ({error}).") from error
+    array = as_array(name, values)
     # An empty list has no numbers that could be of the wrong kind.
     if array.dtype.kind not in _REAL and array.size:
         raise Img2GeneError(f"{name}: expected an array of real numbers, got {_kind(values, array)}.")
@@ -80,10 +75,7 @@ def section_numbers(sections: np.ndarray | Sequence[str] | None, n_spots: int) -
     """Number the section of each spot, int (n_spots,); without names all spots are one section."""
     if sections is None:
         return np.zeros(n_spots, dtype=int)
-    try:
-        names = np.asarray(sections)
-    except _NOT_AN_ARRAY as error:
-        raise Img2GeneError(f"sections={shown(sections)}: expected a name for each spot.") from error
+    names = as_array("sections", sections)
     if names.shape != (n_spots,):
         raise Img2GeneError(f"sections: expected a name for each spot ({n_spots},), got shape {names.shape}.")
     if names.dtype.kind == "O":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene._checks import shown
+from img2gene._checks import Arguments, as_array, shown
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene.models.data import LARGEST, n_extreme, n_faulty, with_prefix
 from img2gene.models.predictor import Predictor, declared_inputs
@@ -135,19 +135,23 @@ class Model:
         self, features: np.ndarray, sections: np.ndarray, extra_inputs: dict[str, np.ndarray | None]
     ) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
         """Features and extra inputs for the predictor; all problems are raised together."""
-        # Values beyond single precision become infinite, and are reported below.
-        with np.errstate(over="ignore"):
-            features = np.asarray(features, dtype=np.float32)
+        features = _float_array("features", features)
+        sections = as_array("sections", sections)
+        extra_inputs = {name: None if x is None else _float_array(name, x) for name, x in extra_inputs.items()}
         problems = input_problems(self.inputs)
         raise_problems(problems)
         if features.ndim != 2 or features.shape[1] != self.inputs["width"]:
-            problems.append(f"Features have shape {features.shape}; the model takes (n_spots, {self.inputs['width']}).")
+            raise_problems(
+                [f"Features have shape {features.shape}; the model takes (n_spots, {self.inputs['width']})."]
+            )
         elif bad := n_faulty(features):
             problems.append(f"{bad} spots have NaN or infinite features.")
         elif large := n_extreme(features):
             problems.append(f"{large} spots have features above {LARGEST:g} in size, so their embedding is damaged.")
-        if len(sections) != len(features):
-            problems.append(f"{len(sections)} section names for {len(features)} spots.")
+        if sections.shape != features.shape[:1]:
+            problems.append(f"sections: expected a name for each of {len(features)} spots, got shape {sections.shape}.")
+        elif sections.dtype.kind not in "biuUST" and not all(isinstance(section, str) for section in sections):
+            problems.append(f"sections: expected names, got {sections.dtype} values.")
         extra = {name: extra_inputs[name] for name in self.extra_inputs}
         for name, values in extra.items():
             problems += self._extra_problems(name, values, len(features))
@@ -233,12 +237,23 @@ class Model:
         return json.dumps({**facts, "report": self.report}, indent=2)
 
 
+def _float_array(name: str, values: Any) -> np.ndarray:
+    """Convert to float32; values beyond single precision become infinite, and are refused later."""
+    array = as_array(name, values)
+    if array.dtype.kind not in "biuf":
+        raise Img2GeneError(f"{name}: expected numbers, got {array.dtype} values.")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False)
+
+
 def top_genes(
     genes: list[str], statistics: dict[str, np.ndarray], by: str, n: int, min_detection: float = 0.1
 ) -> list[str]:
     """List the ``n`` genes that lead a statistic; see :meth:`Model.top_genes`."""
-    if by not in statistics:
-        raise Img2GeneError(f"by={by!r}: statistics are {listing(statistics)}.")
+    check = Arguments()
+    by, n = check.choice("by", by, statistics), check.whole("n", n, 1)
+    min_detection = check.number("min_detection", min_detection, 0, 1)
+    check.raise_all()
     score = statistics[by].astype(float).copy()
     if by != "mean":
         score[statistics["detection"] < min_detection] = np.nan

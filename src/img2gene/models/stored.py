@@ -12,7 +12,7 @@ import numpy as np
 
 from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError, listing
-from img2gene._files import fingerprint
+from img2gene._files.folders import fingerprint
 
 # Damaged configurations and arrays raise these in the constructors of models and in torch.
 _FAULTS = (

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near
-from img2gene._files import write_bytes
+from img2gene._files.folders import write_bytes
 from img2gene.pathways.gmt import parse_gmt, write_gmt
 from img2gene.settings import settings
 

@@ -53,16 +53,21 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
 
 
-def as_plain(value: Any) -> Any:
-    """Convert numpy scalars and arrays, also inside lists and dicts, to values of Python that JSON can hold."""
+def as_plain(value: Any, depth: int = 20) -> Any:
+    """Convert numpy scalars and arrays, also inside lists and dicts, to values of Python that JSON can hold.
+
+    Lists deeper than ``depth`` stay as they are; no parameter takes them.
+    """
+    if depth == 0:
+        return value
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {as_plain(key): as_plain(item) for key, item in value.items()}
+        return {as_plain(key): as_plain(item, depth - 1) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(as_plain(item) for item in value)
+        return type(value)(as_plain(item, depth - 1) for item in value)
     return value
 
 

@@ -184,7 +184,7 @@ def cross_validate(
     with later_step(check):
         candidates = model_candidates(models, encoder, whole)
         raise_problems(_reserved(candidates))
-    for column in {name: None for name in (groups, inner) if isinstance(name, str)}:
+    for column in dict.fromkeys(name for name in (groups, inner) if isinstance(name, str)):
         with later_step(check):
             whole.groups(column)
     with later_step(check):

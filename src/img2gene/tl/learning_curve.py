@@ -15,7 +15,7 @@ import pandas as pd
 from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing, raise_problems
-from img2gene._files import fingerprint
+from img2gene._files.folders import fingerprint
 from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.expression import in_tissue, labels, layer_problems, measured
 from img2gene._study.panel import (

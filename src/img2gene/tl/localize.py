@@ -321,6 +321,8 @@ def _check_columns(table: AnnData, sets: dict[str, list[str]], key_added: str) -
     for column in columns:
         with problems.collect():
             _schema.check_name(column, "tissue and key_added")
+    if not isinstance(key_added, str):
+        problems.raise_all()
     twice = {column for column in columns if columns.count(column) > 1}
     earlier = _earlier_columns(table, key_added)
     taken = [column for column in columns if column in table.obs and column not in earlier]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from img2gene._files import ResumableFolder
+from img2gene._files.folders import ResumableFolder
 from img2gene.models.centring import centre
 from img2gene.models.cmrcnet.fitted import (
     PARTS,

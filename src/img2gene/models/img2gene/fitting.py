@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from img2gene._files import ResumableFolder
+from img2gene._files.folders import ResumableFolder
 from img2gene.models.centring import section_means
 from img2gene.models.components import project_tokens
 from img2gene.models.img2gene.fitted import (

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 from img2gene._errors import Img2GeneError
-from img2gene._files import RECORD
+from img2gene._files.folders import RECORD
 
 logger = logging.getLogger(__name__)
 LAST = "last.ckpt"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from img2gene._errors import Img2GeneError, listing
-from img2gene._files import ResumableFolder, fingerprint, load_arrays
+from img2gene._files.folders import ResumableFolder, fingerprint, load_arrays
 from img2gene.models.centring import centre
 from img2gene.models.components import Components
 from img2gene.models.data import TrainingData

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from img2gene._errors import Img2GeneError
-from img2gene._files import atomic_path
+from img2gene._files.folders import atomic_path
 from img2gene.models.networks.checkpoints import sign
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
 

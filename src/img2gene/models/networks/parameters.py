@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from img2gene._checks import Arguments, shown
 from img2gene._errors import listing
 from img2gene.models.centring import CENTRES
@@ -128,17 +130,19 @@ class ParameterCheck(Arguments):
     def hardware(self) -> None:
         """Check accelerator, devices, precision and folder; whether the device exists is checked when it is used."""
         precision = self._value("precision")
-        if isinstance(precision, bool) or str(precision) not in PRECISIONS:
+        # Lightning also takes 16, 32 and 64.
+        known = isinstance(precision, str | int | np.integer) and not isinstance(precision, bool)
+        if not known or str(precision) not in PRECISIONS:
             self.messages.append(f"precision={shown(precision)}: choose one of {listing(PRECISIONS)}.")
         else:
             self._set("precision", str(precision))
         value = self._value("accelerator")
-        known: Iterable[str] = _ACCELERATORS
-        if isinstance(value, str) and value not in known:
+        options: Iterable[str] = _ACCELERATORS
+        if isinstance(value, str) and value not in options:
             from img2gene.models.networks.train import accelerators
 
-            known = sorted({*_ACCELERATORS, *accelerators()})
-        self._set("accelerator", self.choice("accelerator", value, known))
+            options = sorted({*_ACCELERATORS, *accelerators()})
+        self._set("accelerator", self.choice("accelerator", value, options))
         self._set("devices", self._devices(self._value("devices")))
         folder = self.path("checkpoint_dir", self._value("checkpoint_dir"), optional=True)
         self._set("checkpoint_dir", folder)
@@ -150,6 +154,6 @@ class ParameterCheck(Arguments):
         if isinstance(value, list | tuple) and value:
             return [self.whole(f"devices[{i}]", number, 0) for i, number in enumerate(value)]
         number = self.whole("devices", value, -1)
-        if number == 0 and not isinstance(value, bool):
+        if isinstance(number, int) and number == 0 and not isinstance(value, bool):
             self.messages.append("devices=0: expected at least one device, or -1 for all.")
         return number

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene._errors import Img2GeneError
-from img2gene._files import ResumableFolder, atomic_path, read_record
+from img2gene._files.folders import ResumableFolder, atomic_path, read_record
 
 # Format 1 named parts by position, so that models in another order took each other's results.
 # Format 3 kept no digests of the parts.

@@ -13,7 +13,7 @@ import pandas as pd
 from img2gene import metrics
 from img2gene._checks import Arguments, shown
 from img2gene._errors import MissingKeyError, listing, near
-from img2gene._tables import write_csv
+from img2gene._files.tables import write_csv
 from img2gene.metrics.catalog import goodness
 from img2gene.tl._arguments import check_between
 from img2gene.tl.evaluate import BASELINE_ROWS, METRICS, group_columns

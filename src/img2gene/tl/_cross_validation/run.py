@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from img2gene import _schema
 from img2gene import models as registry
 from img2gene._errors import LeakageError, listing, raise_problems
-from img2gene._files import ResumableFolder, fingerprint
+from img2gene._files.folders import ResumableFolder, fingerprint
 from img2gene._leaks.find import Finding, find_leaks
 from img2gene._study.expression import library_size
 from img2gene._study.inputs import choose_encoder, embedding
@@ -209,7 +209,10 @@ def study_fingerprint(
 
 
 def run_tasks(tasks: Mapping[Key, Task], results: ResumableFolder, n_jobs: int, title: str) -> dict[Key, Part]:
-    """Run the tasks that the folder does not hold yet, and return the parts of all, in the order of the tasks."""
+    """Run the tasks that the folder does not hold yet, and return the parts of all, in the order of the tasks.
+
+    The folder is closed at the end, also after an error.
+    """
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
@@ -229,7 +232,7 @@ def run_tasks(tasks: Mapping[Key, Task], results: ResumableFolder, n_jobs: int, 
     )
     # A generator lets the bar advance with every fit; a list would arrive at the end.
     run = Parallel(n_jobs=n_jobs, return_as="generator")(calls)
-    with tqdm(total=len(todo), desc=title, unit="fit", disable=not settings.progress) as bar:
+    with results, tqdm(total=len(todo), desc=title, unit="fit", disable=not settings.progress) as bar:
         for key, part in zip(todo, run, strict=True):
             parts[key] = part
             bar.update()

@@ -14,7 +14,7 @@ import pandas as pd
 
 from img2gene import _schema, metrics, models
 from img2gene._errors import Img2GeneError
-from img2gene._files import ResumableFolder
+from img2gene._files.folders import ResumableFolder
 from img2gene._study.expression import labels
 from img2gene._study.study import Study
 from img2gene._study.subsets import subset

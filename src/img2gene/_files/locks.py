@@ -94,7 +94,7 @@ class FolderLock:
     --------
     >>> import tempfile
     >>> from pathlib import Path
-    >>> from img2gene._locks import FolderLock
+    >>> from img2gene._files.locks import FolderLock
     >>> folder = Path(tempfile.mkdtemp())
     >>> with FolderLock(folder, "folder"):
     ...     print([path.name for path in folder.iterdir()])

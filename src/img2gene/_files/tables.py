@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError
-from img2gene._files import atomic_path
+from img2gene._files.folders import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ def write_csv(frame: pd.DataFrame, path: str | Path) -> None:
     >>> import tempfile
     >>> from pathlib import Path
     >>> import pandas as pd
-    >>> from img2gene._tables import read_csv, write_csv
+    >>> from img2gene._files.tables import read_csv, write_csv
     >>> path = Path(tempfile.mkdtemp()) / "scores.csv"
     >>> write_csv(pd.DataFrame({"gene": ["=1+1"], "pcc": [-0.5]}), path)
     >>> path.read_text().splitlines()

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from img2gene._errors import Img2GeneError, listing
-from img2gene._locks import LOCK, FolderLock, is_temporary, remove_stale
-from img2gene._locks import temporary_path as _temporary
+from img2gene._files.locks import LOCK, FolderLock, is_temporary, remove_stale
+from img2gene._files.locks import temporary_path as _temporary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     --------
     >>> import tempfile
     >>> from pathlib import Path
-    >>> from img2gene._files import atomic_path
+    >>> from img2gene._files.folders import atomic_path
     >>> target = Path(tempfile.mkdtemp()) / "numbers.txt"
     >>> with atomic_path(target) as temporary:
     ...     _ = temporary.write_text("1 2 3")
@@ -88,7 +88,7 @@ def fingerprint(**arrays: np.ndarray | None) -> dict[str, str]:
     Examples
     --------
     >>> import numpy as np
-    >>> from img2gene._files import fingerprint
+    >>> from img2gene._files.folders import fingerprint
     >>> fingerprint(labels=np.zeros(3)) == fingerprint(labels=np.zeros(4))
     False
     """
@@ -131,7 +131,7 @@ class ResumableFolder:
 
     Examples
     --------
-    >>> from img2gene._files import ResumableFolder
+    >>> from img2gene._files.folders import ResumableFolder
     >>> ResumableFolder(None).load("fold0") is None
     True
     """
@@ -170,6 +170,14 @@ class ResumableFolder:
     def __getstate__(self) -> dict[str, Any]:
         """Leave the lock to the process that opened the folder: its workers share the folder."""
         return {"folder": self.folder, "lock": None}
+
+    def __enter__(self) -> ResumableFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Let other processes use the folder; a notebook that shows an error would otherwise keep it locked."""
+        if self.lock is not None:
+            self.lock.close()
 
     def part(self, name: str) -> Path | None:
         """Return the path of a folder in which a part keeps files of its own; None if nothing is kept."""
