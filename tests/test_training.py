@@ -299,3 +299,18 @@ def test_half_precision_learns_too():
     learnt = task()
     train(learnt, schedule(max_epochs=30, precision="bf16-mixed"))
     assert score(learnt.ensemble) > -0.1 * float((HELD_OUT @ WEIGHT).square().mean())
+
+
+@pytest.mark.parametrize("name", ["knn", "bleep", "cmrcnet", "img2gene"])
+@pytest.mark.parametrize("size", [1.0, 1e-30], ids=["constant", "rounding error"])
+def test_features_that_do_not_vary_are_refused_before_training(name, size):
+    n = 60
+    data = ig.models.TrainingData(
+        features=np.full((n, 5), size, dtype=np.float32) * (1 if size == 1 else RNG.random((n, 5), dtype=np.float32)),
+        labels=RNG.random((n, 4), dtype=np.float32),
+        sections=np.repeat(["A", "B"], n // 2),
+        groups=np.repeat(["A", "B"], n // 2),
+        positions=np.stack(np.divmod(np.arange(n), 6), axis=1) * 100.0,
+    )
+    with pytest.raises(Img2GeneError, match="do not vary between the training spots of a section.*choose `ridge`"):
+        ig.models.create(name).fit(data, seed=0)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from img2gene._errors import Img2GeneError
+
 _BLOCK_VALUES = 2**22
 
 
@@ -45,6 +47,13 @@ class Components:
             flat, names = flat[rows], names[rows]
         centred = centre(flat, names, None if center == "section" else mean)
         decomposition = decompose(centred, np.zeros((len(centred), 0)), k, seed)
+        if not len(decomposition.components):
+            raise Img2GeneError(
+                "The features do not vary between the training spots"
+                + (" of a section" if center == "section" else "")
+                + ", so this model can learn nothing from them. Check the embedding and the images, or choose `ridge`, "
+                "which then predicts the mean."
+            )
         return cls(
             mean.astype(np.float32),
             decomposition.scale.astype(np.float32),
