@@ -481,8 +481,9 @@ def test_all_faults_of_a_call_are_in_one_error():
 @pytest.mark.parametrize("setting", ["device", "amp"])
 @pytest.mark.parametrize("value", [3.5, "abacus", [], np.zeros(2), object()], ids=lambda value: type(value).__name__)
 def test_settings_that_cannot_be_used_are_named(monkeypatch, setting, value):
-    monkeypatch.setattr(ig.settings, setting, value)
+    # Values of a wrong kind are refused when they are set, names of no device when they are used.
     with pytest.raises(Img2GeneError, match=f"{setting}="):
+        monkeypatch.setattr(ig.settings, setting, value)
         resolve_device(None)
         resolve_amp(None, "cpu")
 

@@ -320,7 +320,7 @@ FAULTS = {
     "no predictions": (lambda s: s["table"].layers.pop("img2gene"), {}, r"`img2gene` not found in .* Run `img2gene.tl.predict` first"),
     "section": (None, {"sections": ["Z9"]}, r"No section named Z9 \(available: A1, A2, B1, C1\)"),
     "no section": (None, {"sections": []}, "No section named none"),
-    "statistic": (None, {"gene_groups": {"x": ("fame", 5)}}, "by='fame': statistics are .*dispersion"),
+    "statistic": (None, {"gene_groups": {"x": ("fame", 5)}}, "by='fame': expected one of .*dispersion"),
     "group of no gene": (None, {"gene_groups": {"x": ["G01", "TP53", "MYC"]}}, "Gene group 'x': TP53, MYC not predicted"),
     "group called like a column": (None, {"gene_groups": {"pcc": ["G01"]}}, "A gene group cannot be called 'pcc'"),
     "log counts": (lambda s: setattr(s["table"], "X", s["table"].X.log1p()), {}, "looks normalised or log-transformed"),

@@ -215,6 +215,7 @@ def test_held_out_sections_are_not_looked_at(plain):
     counts = sdata["table"].X.toarray()
     counts[held_out] = counts[held_out][:, ::-1] * 2 + 1
     sdata["table"].X = sp.csr_matrix(counts)
+    sdata["table"].obs.loc[held_out, "library_size"] = counts[held_out].sum(axis=1)
     sdata.images["D1_image"].data[:] = 7
     model, again = (fit(study, finetune_epochs=1) for study in (sdata, plain))
     assert model.encoder

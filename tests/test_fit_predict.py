@@ -370,7 +370,7 @@ def test_features_of_another_width_or_with_nan_are_refused(trained_study):
     model = ig.get.model(trained_study)
     with pytest.raises(Img2GeneError, match=r"Features have shape \(3, 5\); the model takes \(n_spots, 6\)"):
         model.predict(np.zeros((3, 5)), ["a"] * 3)
-    with pytest.raises(Img2GeneError, match="(?s)2 problems.*1 spots have NaN.*2 section names for 3 spots"):
+    with pytest.raises(Img2GeneError, match="(?s)2 problems.*1 spots have NaN.*a name for each of 3 spots"):
         model.predict(np.array([[np.nan] * 6] + [[0.0] * 6] * 2), ["a", "a"])
 
 

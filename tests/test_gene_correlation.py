@@ -321,7 +321,7 @@ FAULTS = {
     "no model": (MissingKeyError, {"key": "other"}, "other"),
     "genes": (MissingKeyError, {"genes": ["g01", "G02", "TP53"]}, r"(?s)2 problems.*`g01` is not predicted \(near: G01.*`TP53` is not predicted \(available"),
     "one gene": (Img2GeneError, {"genes": "G01"}, "gives G01; correlations need at least two genes"),
-    "statistic": (Img2GeneError, {"genes": ("fame", 5)}, "by='fame': statistics are"),
+    "statistic": (Img2GeneError, {"genes": ("fame", 5)}, "by='fame': expected one of"),
     "section": (MissingKeyError, {"sections": ["Z9"]}, r"No section named Z9 \(available: A1, A2, B1, C1\)"),
     "leakage": (LeakageError, {"sections": ["A1"]}, "trained on the patient .* of the sections A1"),
     "a number": (Img2GeneError, {"genes": 5}, r"genes=5: pass names of genes, or a statistic .* such as \('mean', 50\)"),

@@ -68,7 +68,7 @@ class Settings:
 
 def _checked(name: str, value: Any) -> Any:
     """Convert the value of a setting."""
-    from img2gene._checks import Arguments
+    from img2gene._checks import Arguments, shown
     from img2gene._errors import near
 
     check = Arguments()
@@ -81,7 +81,8 @@ def _checked(name: str, value: Any) -> Any:
         case "num_workers":
             value = check.whole(name, value, 0, _MOST_WORKERS)
         case "amp":
-            value = value if value == "auto" and isinstance(value, str) else check.flag(name, value)
+            if not (isinstance(value, str) and value == "auto") and not isinstance(value, bool):
+                check.messages.append(f'amp={shown(value)}: expected "auto", True or False.')
         case "progress":
             value = check.flag(name, value)
         case "seed":

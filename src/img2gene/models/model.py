@@ -251,7 +251,7 @@ def top_genes(
 ) -> list[str]:
     """List the ``n`` genes that lead a statistic; see :meth:`Model.top_genes`."""
     check = Arguments()
-    by, n = check.choice("by", by, statistics), check.whole("n", n, 1)
+    by, n = check.choice("by", by, sorted(statistics)), check.whole("n", n, 1)
     min_detection = check.number("min_detection", min_detection, 0, 1)
     check.raise_all()
     score = statistics[by].astype(float).copy()
