@@ -402,7 +402,7 @@ def shorten(arrays):
         (shorten, r"`bank.keys` has shape \(96, 15\), expected \(96, 16\)"),
         (drop, "Array `network.head/weight` is missing"),
         (add, "Array `network.code` is not part of this model"),
-        (cut, r"(?s)^2 problems.*`network.head/bias` has shape \(2, 3\), expected \(2, 4\).*`readout.label_mean` has shape \(3,\), expected \(4,\)"),
+        (cut, r"(?s)2 problems.*`network.head/bias` has shape \(2, 3\), expected \(2, 4\).*`readout.label_mean` has shape \(3,\), expected \(4,\)"),
         (spoil, "Array `weights` holds NaN or infinite values"),
     ],
 )  # fmt: skip

@@ -134,7 +134,7 @@ def _cross_validate(folder: Path, number: int) -> str:
 def _learning_curve(folder: Path, number: int) -> str:
     sdata = studies.copy_of(studies.embedded())
     curve = ig.tl.learning_curve(sdata, fractions=[0.5, 1.0], n_repeats=1, folder=folder / "curve", **_CHEAP)
-    return text_of(curve)
+    return text_of(curve.drop(columns="seconds"))
 
 
 def _benchmark(folder: Path, number: int) -> str:

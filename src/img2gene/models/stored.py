@@ -138,12 +138,16 @@ def form_problems(
             for i, axis in enumerate(axes)
         )
         if values.shape != expected:
-            problems.append(
-                f"Array `{_short(name)}` has shape {values.shape}, expected {expected} ({', '.join(map(str, axes))})."
-            )
+            problems.append(f"Array `{_short(name)}` has shape {values.shape}, expected {expected}{_axes(axes)}.")
         else:
             problems += _value_problems(_short(name), values, types.get(name, ""))
     return problems
+
+
+def _axes(axes: Iterable[str | int]) -> str:
+    """Name the axes of an array, if any has a name."""
+    names = [str(axis) for axis in axes]
+    return "" if all(name.isdecimal() for name in names) else f" ({', '.join(names)})"
 
 
 def _short(name: str) -> str:
