@@ -83,10 +83,11 @@ def resolve_device(device: str | None) -> str:
 
     from img2gene.settings import settings
 
+    name = "img2gene.settings.device" if device is None else "device"
     device = settings.device if device is None else device
     if not (isinstance(device, str) and device == "auto"):
         check = Arguments()
-        device = check.device("device", device, optional=False)
+        device = check.device(name, device, optional=False)
         check.raise_all()
         return str(device)
     if torch.cuda.is_available():
