@@ -131,7 +131,9 @@ class Arguments(Problems):
                 return str(device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
-            self.messages.append(f'{name}={value!r}: this computer has no such device ({reason}). Use "cpu", or None to choose.')
+            self.messages.append(
+                f'{name}={value!r}: this computer has no such device ({reason}). Use "cpu", or None to choose.'
+            )
             return value
         return self._unless_none(name, value, 'a device such as "cpu" or "cuda:0"', optional)
 

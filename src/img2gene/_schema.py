@@ -36,6 +36,22 @@ UNCERTAINTY = "uncertainty"
 PREDICTED_BY = "predicted_by"
 PREDICTABILITY = "predictability"
 
+_EACH = None
+# Entries of stored records that functions rely on; `_EACH` stands for entries of any name.
+_FORMS: dict[str, Any] = {
+    "sections": {_EACH: {}},
+    "patches": {
+        "patch_um": list,
+        "patch_px": int,
+        "regions": {_EACH: {"image": str, "mpp": (int, float), "side_px": list}},
+    },
+    "encoder": {_EACH: {"name": str, "width": int, "patch_um": list, "input_px": int, "orientations": int}},
+    PATHWAYS: {"names": list, "gene_sets": {_EACH: list}, "method": str, "n_top": int},
+    UNCERTAINTY: {_EACH: {"level": (int, float), "ood_threshold": (int, float)}},
+    PREDICTED_BY: {_EACH: {"model": str, "fingerprint": str}},
+    PREDICTABILITY: {"key": str, "fingerprint": str},
+    "localization": {_EACH: {"markers": {_EACH: list}, "thresholds": {}}},
+}
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -97,12 +113,35 @@ def read_json(table: AnnData, key: str, *, uns: str = UNS, default: Any = None) 
     if text is None:
         return default
     try:
-        return json.loads(str(text), parse_constant=_refuse_constant)
+        value = json.loads(str(text), parse_constant=_refuse_constant)
+        problem = _form_problem(value, _FORMS.get(key, {}) if uns == UNS else {}, "it")
     except (ValueError, RecursionError) as error:
+        problem = f"it is no JSON ({str(error)[:100]})"
+    if problem:
         raise Img2GeneError(
-            f"uns[{uns!r}][{key!r}] is damaged: it is no JSON ({str(error)[:100]}). Remove this entry and run the function again "
-            "that wrote it, or read the study anew."
-        ) from error
+            f"uns[{uns!r}][{key!r}] is damaged: {problem}. Remove this entry and run the function again that wrote it, or "
+            "read the study anew."
+        )
+    return value
+
+
+def _form_problem(value: Any, form: Any, where: str) -> str:
+    """Say where a record has another form than what reads it expects; empty if nowhere."""
+    if not isinstance(form, dict):
+        fits = isinstance(value, form) and not (isinstance(value, bool) and form is not bool)
+        expected = " or ".join(kind.__name__ for kind in (form if isinstance(form, tuple) else (form,)))
+        return "" if fits else f"{where} holds {shown(value)}, expected {expected}"
+    if not isinstance(value, dict):
+        return f"{where} holds {shown(value)}, expected entries"
+    absent = [name for name in form if name is not _EACH and name not in value]
+    if absent:
+        return f"{where} has no {listing(absent)}"
+    problems = (
+        _form_problem(item, form.get(name, form.get(_EACH)), f"`{name}`")
+        for name, item in value.items()
+        if name in form or _EACH in form
+    )
+    return next(filter(None, problems), "")
 
 
 def container(table: AnnData, uns: str = UNS) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class FeatureKNN:
         """Restore a fitted predictor."""
         # Older models also name the library that searched their bank; results are the same.
         check = StoredConfig()
-        check.entries("predictor", config, ("settings", "bank", "report"))
+        check.entries("predictor", config, ("settings", "bank", "report"), ("search",))
         check.entries("settings", config["settings"], ("k", "weighting", "center", "n_components"), ("search",))
         check.whole("report.k", config["report"].get("k"), 1, len(arrays["bank.keys"]))
         check.positive(arrays, ["components.scale"])

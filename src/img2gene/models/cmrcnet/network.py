@@ -154,7 +154,8 @@ def check_stored(config: dict[str, Any], parameters: Any) -> None:
     """Check the configuration of a stored model against its own parameters."""
     check = StoredConfig()
     required = ("architecture", "n_models", "center", "scale", "bank", "ridge", "k", "weighting", "exclude")
-    if check.entries("predictor", config, (*required, "parameters", "report")):
+    # Older models name the library that searched their bank; results are the same.
+    if check.entries("predictor", config, (*required, "parameters", "report"), ("search",)):
         shape = config["architecture"]
         if check.entries("architecture", shape, [part.name for part in fields(Architecture)]):
             check.same("architecture", shape, parameters, {name: name for name in _SAME})
