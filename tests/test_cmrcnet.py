@@ -362,7 +362,7 @@ def test_a_retrieval_that_cannot_be_is_refused_and_nothing_is_written(study, sna
     own = study["table"].obs_names[0]
     with pytest.raises(Img2GeneError, match="Without the group A the bank has no reference spots"):
         ig.tl.retrieve(study, own, exclude="group")
-    with pytest.raises(Img2GeneError, match="exclude='patient': choose one of none, section, group"):
+    with pytest.raises(Img2GeneError, match="exclude='patient': expected one of none, section, group"):
         ig.tl.retrieve(study, own, exclude="patient")
     with pytest.raises(Img2GeneError, match=r"n=1000: the bank has 98 reference spots. Lower `n`"):
         ig.tl.retrieve(study, own, n=1000)

@@ -316,9 +316,9 @@ def test_embeddings_of_two_encoders_stand_side_by_side(section):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": -1}, "batch_size=-1, .*expected at least 1"),
+        ({"batch_size": -1}, "batch_size=-1: expected a whole number, 1 or more"),
         ({"num_workers": -1}, "num_workers=-1"),
-        ({"orientations": 3}, "orientations=3: .*one of 1.*8"),
+        ({"orientations": 3}, "orientations=3: choose 1, 2, 4, 8"),
         ({"table_key": "cells"}, "`cells` not found in `sdata.tables`"),
         ({"encoder": "magic"}, "`magic` not found in `img2gene.encoders`"),
     ],

@@ -275,8 +275,8 @@ def test_the_study_is_left_alone_even_by_a_fit_that_fails(trained_study, copy_of
 FAULTS = {
     "fraction": ({"fractions": (0, 0.5, 1.5)}, Img2GeneError, r"0, 1.5 outside \(0, 1\]"),
     "no fraction": ({"fractions": ()}, Img2GeneError, "`fractions` is empty"),
-    "unit": ({"by": "cells"}, Img2GeneError, "by='cells': the training data are divided by groups, spots"),
-    "repeats": ({"n_repeats": 0}, Img2GeneError, "n_repeats=0: expected 1 or more"),
+    "unit": ({"by": "cells"}, Img2GeneError, "by='cells': expected one of groups, spots"),
+    "repeats": ({"n_repeats": 0}, Img2GeneError, "n_repeats=0: expected a whole number from 1 to 1000"),
     "model": ({"models": ["forest"]}, MissingKeyError, r"`forest` not found in `img2gene.models` \(available: .*ridge"),
     "no model": ({"models": []}, Img2GeneError, "`models` is empty"),
     "nameless model": ({"models": {"x": {"penalty": 1}}}, Img2GeneError, r"models\['x'\] names no model"),
@@ -358,7 +358,7 @@ def test_the_plot_names_what_is_missing(curve, options, message):
     [
         ({"fractions": 0.5}, r"fractions=0.5: expected several numbers"),
         ({"fractions": ("a",)}, r"fractions=\('a',\): expected several numbers"),
-        ({"n_repeats": 1.5}, r"n_repeats=1.5: expected a whole number, 1 or more"),
+        ({"n_repeats": 1.5}, r"n_repeats=1.5: expected a whole number from 1 to 1000"),
         ({"genes": 10.0}, r"genes=10.0: expected names"),
         ({"models": None}, r"models=None: expected"),
     ],

@@ -45,7 +45,7 @@ for number in range(20):
                 folder.save(part, {"n": number}, {"values": np.full(1000, number, dtype="f4")})
         print("done", flush=True)
     except Img2GeneError as error:
-        print("refused" if "is in use by process" in str(error) else repr(error), flush=True)
+        print("refused" if "is in use by" in str(error) else repr(error), flush=True)
     folder = None
 """
 

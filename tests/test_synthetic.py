@@ -327,7 +327,7 @@ def test_all_bad_arguments_are_listed_in_one_message():
         ({"confounding": "much"}, "confounding='much'"),
         ({"depth": float("inf")}, "depth=inf"),
         ({"confounded_patients": "P1"}, "expected a list of names"),
-        ({"confounded_patients": 1}, "expected a list of names"),
+        ({"confounded_patients": 1}, "expected a name or a list of names"),
     ],
 )
 def test_bad_argument_is_named(arguments: dict, message: str):

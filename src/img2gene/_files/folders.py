@@ -216,10 +216,12 @@ class ResumableFolder:
 
 def _check_record(path: Path, facts: dict[str, Any], what: str, argument: str) -> bool:
     """Refuse the folder of another run, and one with other files; return whether it holds this run."""
+    # An interrupted first write leaves a temporary file, which is no reason to refuse the folder.
+    filled = path.is_dir() and any(file.name != LOCK and not is_temporary(file) for file in path.iterdir())
+    # Read after the listing: a run that another process begins meanwhile writes its record before other files.
     record = read_record(path, argument)
     if record is None:
-        # An interrupted first write leaves a temporary file, which is no reason to refuse the folder.
-        if path.is_dir() and any(file.name != LOCK and not is_temporary(file) for file in path.iterdir()):
+        if filled:
             raise Img2GeneError(f"{argument}={str(path)!r} is not empty and holds no {what}; name another folder.")
         return False
     differ = [name for name in sorted({*record, *facts}) if record.get(name) != facts.get(name)]

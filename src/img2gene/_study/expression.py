@@ -163,7 +163,11 @@ def layer_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
 
 def value_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
     """List why the values of X and of a layer cannot be compared; X need not hold counts."""
-    problems = [] if layer is None else layer_problems(table, layer, name)
+    problems = []
+    if layer is not None and layer not in table.layers:
+        problems = [missing(layer, f"{name}.layers", table.layers)]
+    elif layer is not None:
+        problems = label_problems(table.layers[layer], f"`layers['{layer}']`")
     problems += label_problems(table.X, f"`{name}.X`")
     # Library sizes are used with counts alone.
     return problems if problems or count_problems(table.X, "") else layer_problems(table, None, name)

@@ -87,7 +87,7 @@ def check_embedding(study: Study, name: str) -> None:
     """Refuse the stored embedding of an encoder if the patches were extracted differently afterwards."""
     entries = (study.record("patches") or {}).get("regions", {})
     stale = []
-    for region in study.regions:
+    for region in study.regions if entries else ():
         entry = entries.get(region, {})
         # Records of older versions, and of patches that came without an image, have no digest.
         source = entry.get("embedded", {}).get(name)

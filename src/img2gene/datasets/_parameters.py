@@ -45,7 +45,9 @@ class CohortParameters:
         limits = {**_INTEGERS, "n_genes": (10, len(SYMBOLS))}
         values = {name: check.whole(name, getattr(self, name), *limits[name]) for name in limits}
         values |= {name: check.number(name, getattr(self, name), *_NUMBERS[name]) for name in _NUMBERS}
-        values["confounded_patients"] = self._patients(check, isinstance(values["n_patients"], int))
+        least, most = limits["n_patients"]
+        known = isinstance(values["n_patients"], int) and least <= values["n_patients"] <= most
+        values["confounded_patients"] = self._patients(check, known)
         check.raise_all()
         for name, value in values.items():
             # numpy's scalars become numbers of Python, which the record of the arguments can hold.
@@ -58,7 +60,7 @@ class CohortParameters:
             return None
         names = check.names("confounded_patients", names, optional=True, empty=True)
         # Without a usable number of patients their names cannot be checked.
-        if known and isinstance(names, list) and not check.messages:
+        if known and isinstance(names, list) and all(isinstance(name, str) for name in names):
             unknown = [name for name in names if name not in self.patients]
             if unknown:
                 available = listing(self.patients)

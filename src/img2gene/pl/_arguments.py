@@ -70,10 +70,10 @@ class PlotArguments(Arguments):
         """Convert the names of sections; the error about no name lists those that exist, so none is allowed here."""
         return self.names("sections", value, optional=True, empty=True)
 
-    def stored(self, key: Any, table_key: Any, name: str = "key") -> None:
+    def stored(self, key: Any, table: Any, name: str = "key") -> None:
         """Check the names that a result and its table are stored under."""
         self.text(name, key)
-        self.text("table_key", table_key)
+        self.text("table_key", table)
 
     def instance(self, name: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> Any:
         """Check the class of a result; ``expected`` says what a function takes, and the call that makes it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -180,15 +180,9 @@ def cross_validate(
     check_flags(check, baselines=baselines, allow_leakage=allow_leakage)
     whole = open_study(check, sdata, table_key)
     with later_step(check):
-        check.messages += layer_problems(whole.table, layer, whole.name)
-    with later_step(check):
         candidates = model_candidates(models, encoder, whole)
         raise_problems(_reserved(candidates))
-    for column in dict.fromkeys(name for name in (groups, inner) if isinstance(name, str)):
-        with later_step(check):
-            whole.groups(column)
-    with later_step(check):
-        check_genes(whole, genes)
+    _check_table(check, whole, layer, genes, (groups, inner))
     check.raise_all()
     study = _measured(whole, layer)
     outer = OuterFolds.divide(
@@ -208,6 +202,17 @@ def cross_validate(
     options = TaskOptions(inner or outer.groups, layer, smooth, seed, n_permutations, level, n_threads)
     run = CrossValidationRun(study, outer, candidates, options, kept, allow_leakage)
     return run.run(genes, gene_sets, n_jobs, folder)
+
+
+def _check_table(check: Arguments, study: Study, layer: Any, genes: Any, columns: Iterable[Any]) -> None:
+    """Check that the table has the expression, the groups and the genes of a call."""
+    with later_step(check):
+        check.messages += layer_problems(study.table, layer, study.name)
+    for column in dict.fromkeys(name for name in columns if isinstance(name, str)):
+        with later_step(check):
+            study.groups(column)
+    with later_step(check):
+        check_genes(study, genes)
 
 
 def _reserved(labels: Iterable[str]) -> list[str]:

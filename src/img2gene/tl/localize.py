@@ -168,23 +168,18 @@ def localize(
         _check_columns(table, sets, key_added)
     check.raise_all()
     predictor = resolve_model(study, model, key)
-    problems = Problems()
-    with problems.collect():
-        chosen = choose_sections(study, predictor, sections)
-        leaked = check_leakage(study, predictor, chosen, allow_leakage)
-    with problems.collect():
+    chosen, leaked = _sections(check, study, predictor, sections, allow_leakage)
+    with check.collect():
         expression = _expression(study, predictor, sets, use, key)
-    with problems.collect():
+    with check.collect():
         meant = _meant(study, annotation, positive, list(sets))
-    problems.raise_all()
-    on_tissue = in_tissue(table)
+    check.raise_all()
     report_off_tissue(study)
     scored = _ScoredSpots(study, chosen, predictor.report["sections"])
-    rows: list[dict[str, Any]] = []
     columns: dict[str, Any] = {}
-    limits, rules = {}, {}
+    rows, limits, rules = [], {}, {}
     for tissue, genes in sets.items():
-        scores = scored.smoothed(np.where(on_tissue, _z_mean(expression, predictor, genes), np.nan), smooth)
+        scores = scored.smoothed(np.where(in_tissue(table), _z_mean(expression, predictor, genes), np.nan), smooth)
         # Thresholds are applied to what is stored, which is narrower than what they are computed in.
         scores = scores.astype(np.float32).astype(np.float64)
         truth = annotated(table.obs[annotation], meant[tissue]) if annotation else np.full(table.n_obs, np.nan)
@@ -192,18 +187,28 @@ def localize(
             scored.check_classes(tissue, scores, truth, meant[tissue])
         limits[tissue], rules[tissue] = scored.thresholds(threshold, scores, truth)
         inside = scored.inside(scores, limits[tissue])
-        rows += [
-            row | {"tissue": tissue, "rule": rules[tissue], "use": use} for row in scored.rows(scores, inside, truth)
-        ]
+        facts = {"tissue": tissue, "rule": rules[tissue], "use": use}
+        rows += [row | facts for row in scored.rows(scores, inside, truth)]
         columns |= scored.columns(key_added, tissue, scores, inside)
-    result = _tidy(rows, limits, leaked)
     if inplace:
         settings = {"markers": sets, "use": use, "smooth": smooth, "key": key, "annotation": annotation}
         record = settings | {"positive": meant, "sections": chosen, "rules": rules, "thresholds": limits}
-        # None removes a column: an earlier call may have had more tissues.
-        columns = dict.fromkeys(_earlier_columns(table, key_added)) | columns
-        _schema.apply(study.stored_table, {"obs": columns, "uns": records_update(table, key_added, record)})
-    return result
+        _write(study, key_added, columns, record)
+    return _tidy(rows, limits, leaked)
+
+
+def _sections(check: Arguments, study: Study, model: Model, sections: Any, allow_leakage: bool) -> tuple[Any, Any]:
+    """Choose the sections, and mark those of patients that the model was trained on."""
+    with check.collect():
+        chosen = choose_sections(study, model, sections)
+        return chosen, check_leakage(study, model, chosen, allow_leakage)
+    return None, None
+
+
+def _write(study: Study, key_added: str, columns: dict[str, Any], record: dict[str, Any]) -> None:
+    # None removes a column: an earlier call may have had more tissues.
+    columns = dict.fromkeys(_earlier_columns(study.table, key_added)) | columns
+    _schema.apply(study.stored_table, {"obs": columns, "uns": records_update(study.table, key_added, record)})
 
 
 @dataclass(frozen=True)

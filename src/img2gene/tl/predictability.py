@@ -141,19 +141,25 @@ def predictability(
     ceiling = _ceiling(table, rows, columns, names, truth, method, seed)
     patients = {name: study.patient_of(rows[names == name]) for name in chosen}
     result = pd.DataFrame(
-        {"pcc": pcc, "pcc_ceiling": ceiling, "pcc_pvalue": pvalue, "pcc_fdr": _qvalues(pvalue)},
-        index=pd.Index(genes, name="gene"),
+        {"pcc": pcc, "pcc_ceiling": ceiling, "pcc_pvalue": pvalue}, index=pd.Index(genes, name="gene")
     )
-    called = (result["pcc_fdr"] <= fdr) & _without_any_patient(truth, predicted, names, patients)
-    # A ceiling of 0 says that nothing can be predicted, which a significant correlation refutes.
-    result["pcc_ceiling"] = result["pcc_ceiling"].mask(called & (result["pcc_ceiling"] <= 0))
-    # Comparisons with NaN are False, but a gene that was not tested is not called unpredictable.
-    result["predictable"] = called.astype("boolean").mask(result["pcc_fdr"].isna())
+    result = _called(result, fdr, _without_any_patient(truth, predicted, names, patients))
     _report(result, fdr)
     if inplace:
         record = {"key": key, "model": judged.name, "fingerprint": judged.fingerprint}
         uns = {_schema.PREDICTABILITY: record}
         _schema.apply(study.stored_table, {"var": dict(result.reindex(table.var_names).items()), "uns": uns})
+    return result
+
+
+def _called(result: pd.DataFrame, fdr: float, lasting: np.ndarray) -> pd.DataFrame:
+    """Add the false discovery rate, and which genes are predictable; ``lasting`` marks those of all patients."""
+    result["pcc_fdr"] = _qvalues(result["pcc_pvalue"].to_numpy())
+    called = (result["pcc_fdr"] <= fdr) & lasting
+    # A ceiling of 0 says that nothing can be predicted, which a significant correlation refutes.
+    result["pcc_ceiling"] = result["pcc_ceiling"].mask(called & (result["pcc_ceiling"] <= 0))
+    # Comparisons with NaN are False, but a gene that was not tested is not called unpredictable.
+    result["predictable"] = called.astype("boolean").mask(result["pcc_fdr"].isna())
     return result
 
 
