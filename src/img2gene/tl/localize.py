@@ -176,8 +176,7 @@ def localize(
     check.raise_all()
     report_off_tissue(study)
     scored = _ScoredSpots(study, chosen, predictor.report["sections"])
-    columns: dict[str, Any] = {}
-    rows, limits, rules = [], {}, {}
+    columns, rows, limits, rules = dict[str, Any](), [], {}, {}
     for tissue, genes in sets.items():
         scores = scored.smoothed(np.where(in_tissue(table), _z_mean(expression, predictor, genes), np.nan), smooth)
         # Thresholds are applied to what is stored, which is narrower than what they are computed in.
