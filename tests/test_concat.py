@@ -396,3 +396,10 @@ def test_anndata_of_squidpys_layout_round_trips(parts):
         np.testing.assert_array_equal(back[f"{name}_image"].values, joined[f"{name}_image"].values)
     ig.pp.extract_patches(back, patch_um=60)
     assert _schema.read_json(back["table"], "patches")["regions"]["S1_spots"]["mpp"] == pytest.approx(5)
+
+
+def test_one_name_for_sections_of_two_slides_is_refused(parts):
+    for part in parts:
+        part["table"].obs["section"] = "core1"
+    with pytest.raises(Img2GeneError, match="call a section core1, so spots of different slides"):
+        ig.io.concat_sections(parts)

@@ -2,11 +2,13 @@
 
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from img2gene import Img2GeneError
+from img2gene._checks import Arguments
 from img2gene._files.folders import RECORD, ResumableFolder, atomic_path, write_bytes
 
 
@@ -120,3 +122,9 @@ def test_a_file_is_no_folder(tmp_path):
         ResumableFolder.open(tmp_path / "file", {})
     with pytest.raises(Img2GeneError, match="cannot be made"):
         ResumableFolder.open(tmp_path / "file" / "run", {})
+
+
+def test_a_home_folder_of_nobody_is_a_path_like_others():
+    check = Arguments()
+    assert check.path("path", "~nobody_of_this_name/model") == Path("~nobody_of_this_name/model")
+    assert check.messages == []

@@ -82,6 +82,17 @@ def test_thinned_squares_are_no_hexagonal_lattice(keep):
         mpp(squares(rows[kept], columns[kept], region="bins"))
 
 
+@pytest.mark.parametrize("angle", [0.5, 10, 45])
+def test_squares_may_be_turned(angle):
+    sdata = squares(*full_grid())
+    region = sdata["hd_square_008um"]
+    region.geometry = region.rotate(angle, origin=(260, 260))
+    sdata["t"].obs = sdata["t"].obs.drop(columns=["array_row", "array_col"])
+    inside = region.centroid.x.between(10, 530) & region.centroid.y.between(10, 530)
+    sdata.tables["t"] = sdata["t"][inside.to_numpy()].copy()
+    assert mpp(sdata) == pytest.approx(0.5, rel=1e-3)
+
+
 def test_a_diameter_against_the_name_of_the_squares_is_refused():
     with pytest.raises(
         Img2GeneError, match="3.438 by spot_um=55, but 0.5 by the name `hd_square_008um`. Pass .*`mpp=`"

@@ -61,7 +61,26 @@ def scaled(sdata):
     set_transformation(sdata["S1_image"], Scale([1.02, 1.02], axes=("x", "y")), "S1")
 
 
+def corrected_spots(sdata):
+    spots = sdata["S1_spots"].copy()
+    spots.geometry = spots.translate(0, 4)
+    del sdata.shapes["S1_spots"]
+    sdata.shapes["S1_spots"] = spots
+
+
+def other_instances(sdata):
+    key = sdata["table"].uns["spatialdata_attrs"]["instance_key"]
+    sdata["table"].obs[key] = np.roll(sdata["table"].obs[key].to_numpy(), 1)
+
+
+def other_windows(sdata):
+    sdata["table"].obsm["patch_bbox"] = sdata["table"].obsm["patch_bbox"] + 3
+
+
 CHANGES = {
+    "spots": (corrected_spots, "spots and windows are up to 4"),
+    "instances": (other_instances, "spots and windows are up to"),
+    "windows": (other_windows, "spots and windows are up to 3"),
     "crop": (crop, r"it has 10\d × 10\d px, and had 160 × 160"),
     "resolution": (half_resolution, "it has 80 × 80 px, and had 160 × 160"),
     "one pixel": (brighter, "its pixels have changed"),

@@ -117,7 +117,8 @@ class Arguments(Problems):
     def path(self, name: str, value: Any, *, optional: bool = False) -> Any:
         """Convert to a path; text with a null character, or without an encoding, names no file."""
         if isinstance(value, str | os.PathLike) and _names_a_file(value):
-            return Path(value).expanduser()
+            # `~name` of a user who does not exist stays as it is, as in a shell.
+            return Path(os.path.expanduser(value))
         return self._unless_none(name, value, "a path", optional)
 
     def device(self, name: str, value: Any, *, optional: bool = True) -> Any:

@@ -37,15 +37,23 @@ PREDICTED_BY = "predicted_by"
 PREDICTABILITY = "predictability"
 
 _EACH = None
-# Entries of stored records that functions rely on; `_EACH` stands for entries of any name.
+_REAL, _REAL_OR_NONE = (int, float), (int, float, type(None))
+_PATCH_FORM = {
+    "image": str,
+    "mpp": _REAL,
+    "side_px": [int],
+    "size?": [int],
+    "matrix?": [[_REAL]],
+    "content?": str,
+    "digest?": str,
+    "embedded?": {_EACH: str},
+}
+# Entries of stored records that functions rely on. `_EACH` stands for entries of any name, `?` marks those that may be
+# absent, and a list with one form is a list of such values.
 _FORMS: dict[str, Any] = {
-    "sections": {_EACH: {}},
-    "patches": {
-        "patch_um": list,
-        "patch_px": int,
-        "regions": {_EACH: {"image": str, "mpp": (int, float), "side_px": list}},
-    },
-    "encoder": {_EACH: {"name": str, "width": int, "patch_um": list, "input_px": int, "orientations": int}},
+    "sections": {_EACH: {"mpp?": _REAL_OR_NONE, "image?": str, "region?": str}},
+    "patches": {"patch_um": [_REAL], "patch_px": int, "regions": {_EACH: _PATCH_FORM}},
+    "encoder": {_EACH: {"name": str, "width": int, "patch_um": [_REAL], "input_px": int, "orientations": int}},
     PATHWAYS: {"names": list, "gene_sets": {_EACH: list}, "method": str, "n_top": int},
     UNCERTAINTY: {_EACH: {"level": (int, float), "ood_threshold": (int, float)}},
     PREDICTED_BY: {_EACH: {"model": str, "fingerprint": str}},
@@ -127,19 +135,24 @@ def read_json(table: AnnData, key: str, *, uns: str = UNS, default: Any = None) 
 
 def _form_problem(value: Any, form: Any, where: str) -> str:
     """Say where a record has another form than what reads it expects; empty if nowhere."""
+    if isinstance(form, list):
+        if not isinstance(value, list) or not value:
+            return f"{where} holds {shown(value)}, expected a list that is not empty"
+        return next(filter(None, (_form_problem(item, form[0], where) for item in value)), "")
     if not isinstance(form, dict):
         fits = isinstance(value, form) and not (isinstance(value, bool) and form is not bool)
         expected = " or ".join(kind.__name__ for kind in (form if isinstance(form, tuple) else (form,)))
         return "" if fits else f"{where} holds {shown(value)}, expected {expected}"
     if not isinstance(value, dict):
         return f"{where} holds {shown(value)}, expected entries"
-    absent = [name for name in form if name is not _EACH and name not in value]
+    absent = [name for name in form if name is not _EACH and not name.endswith("?") and name not in value]
     if absent:
         return f"{where} has no {listing(absent)}"
+    forms = {None if name is _EACH else name.removesuffix("?"): part for name, part in form.items()}
     problems = (
-        _form_problem(item, form.get(name, form.get(_EACH)), f"`{name}`")
+        _form_problem(item, forms.get(name, forms.get(_EACH)), f"`{name}`")
         for name, item in value.items()
-        if name in form or _EACH in form
+        if name in forms or _EACH in forms
     )
     return next(filter(None, problems), "")
 

@@ -187,9 +187,8 @@ def _centers(sdata: SpatialData, region: str) -> tuple[pd.DataFrame, float]:
 def equivalent_diameter(geometry: Any) -> float:
     """Return the side of squares, else the diameter of the circle with the median area."""
     area = float(np.median(geometry.area))
-    bounds = geometry.bounds
-    box = float(np.median((bounds["maxx"] - bounds["minx"]) * (bounds["maxy"] - bounds["miny"])))
-    # Only upright rectangles fill their bounding box.
+    # Only rectangles fill the smallest rectangle around them, however they are turned.
+    box = float(np.median(geometry.minimum_rotated_rectangle().area))
     return float(np.sqrt(area)) if np.isclose(area, box, rtol=1e-3) else float(2 * np.sqrt(area / np.pi))
 
 

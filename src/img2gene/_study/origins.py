@@ -10,7 +10,7 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
-from img2gene._study.geometry import MAX_SHIFT_PX, Geometry, region_matrix, shift_px
+from img2gene._study.geometry import MAX_SHIFT_PX, Geometry, locate_region, region_matrix, shift_px
 from img2gene._study.images import RGBImage, open_image
 from img2gene._study.study import Study
 
@@ -129,4 +129,10 @@ def _change(study: Study, region: str, entry: dict[str, Any], image: RGBImage) -
         shift = shift_px(before, region_matrix(study.sdata, region, entry["image"]), tuple(size))
         if not shift <= MAX_SHIFT_PX:
             return f"the transformation between them has changed, by up to {shift:.4g} px"
+        rows = study.regions[region]
+        located = locate_region(study, region, rows, entry["image"])
+        moved = float(np.abs(located.centers - study.centers[rows]).max(initial=0))
+        # Windows have whole pixels, so their centres differ from those of spots by up to half a pixel.
+        if not moved <= MAX_SHIFT_PX + 0.5:
+            return f"spots and windows are up to {moved:.4g} px apart"
     return "" if content_digest(image) == entry["content"] else "its pixels have changed"

@@ -172,6 +172,10 @@ def shared_genes(tables: list[AnnData]) -> pd.Index:
     return shared
 
 
+def _section_labels(table: AnnData) -> set[str]:
+    return set(table.obs[_schema.SECTION].dropna().astype(str)) if _schema.SECTION in table.obs else set()
+
+
 def _region_problems(parts: list[SpatialData], tables: list[AnnData], key: str) -> list[str]:
     names = pd.Index([name for table in tables for name in regions_of(table)])
     problems = []
@@ -180,6 +184,13 @@ def _region_problems(parts: list[SpatialData], tables: list[AnnData], key: str) 
         problems.append(
             f"Rows of several tables `{key}` name the regions {listing(twice)}, so their spots would be counted twice. "
             "Keep only the rows of each section's own regions; `sdata.subset(…)` does so with `filter_tables=True`."
+        )
+    labels = [_section_labels(table) for table in tables]
+    shared = sorted(name for name in set().union(*labels) if sum(name in names for names in labels) > 1)
+    if shared:
+        problems.append(
+            f"Several tables `{key}` call a section {listing(shared)}, so spots of different slides would be taken for one "
+            f"section. Give each its own name: `sdata['{key}'].obs['{_schema.SECTION}'] = …`."
         )
     present = {name for part in parts for kind in ("shapes", "labels", "points") for name in getattr(part, kind)}
     absent = [name for name in names.unique() if name not in present]
