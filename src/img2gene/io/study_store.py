@@ -53,8 +53,7 @@ def write_study(sdata: SpatialData, path: str | Path, *, overwrite: bool = True)
     Raises
     ------
     Img2GeneError
-        ``path`` holds something else or lies in another store, the study cannot be written, or what was read back
-        differs from it. The store is then as it was before.
+        ``path`` cannot be used, or what was read back differs from the study. The store is then as it was before.
 
     Examples
     --------
