@@ -40,7 +40,7 @@ _EACH = None
 _REAL, _REAL_OR_NONE = (int, float), (int, float, type(None))
 _PATCH_FORM = {
     "image": str,
-    "mpp": _REAL,
+    "mpp?": _REAL_OR_NONE,
     "side_px": [int],
     "size?": [int],
     "matrix?": [[_REAL]],
