@@ -367,7 +367,7 @@ def test_a_retrieval_that_cannot_be_is_refused_and_nothing_is_written(study, sna
     with pytest.raises(Img2GeneError, match=r"n=1000: the bank has 98 reference spots. Lower `n`"):
         ig.tl.retrieve(study, own, n=1000)
     for n in (0, 2.5, "2"):
-        with pytest.raises(Img2GeneError, match=f"n={n!r}: expected at least 1, a whole number"):
+        with pytest.raises(Img2GeneError, match=f"n={n!r}: expected a whole number, 1 or more"):
             ig.tl.retrieve(study, own, n=n)
     with pytest.raises(Img2GeneError, match="fewer than n=60 .*Lower `n`"):
         ig.tl.retrieve(study, own, n=60, exclude="section")
