@@ -94,7 +94,7 @@ def extract_patches(
     >>> sdata["table"].obsm["patch_bbox"].shape[1]
     4
     """
-    arguments = PatchArguments.checked(patch_um, patch_px, mpp, spot_um, images, inplace)
+    arguments = PatchArguments.checked(patch_um, patch_px, mpp, spot_um, images, table_key, inplace)
     study = Study.of(sdata, table_key)
     geometries = locate(study, images)
     resolution = resolve_mpp(study, geometries, mpp=mpp, spot_um=spot_um)
@@ -115,7 +115,7 @@ class PatchArguments:
     patch_px: int
 
     @classmethod
-    def checked(cls, patch_um: Any, patch_px: Any, mpp: Any, spot_um: Any, images: Any, inplace: Any) -> PatchArguments:
+    def checked(cls, patch_um: Any, patch_px: Any, mpp: Any, spot_um: Any, images: Any, table: Any, inplace: Any) -> PatchArguments:
         """Check all arguments of :func:`extract_patches` together."""
         check = Arguments()
         fields = check_fields(check, patch_um)
@@ -125,6 +125,7 @@ class PatchArguments:
         check.number("spot_um", spot_um, above=0, optional=True)
         for name, value in images.items() if isinstance(images, Mapping) else [("", images)]:
             check.text(f"images[{name!r}]" if name else "images", value, optional=not name)
+        check.text("table_key", table)
         check.flag("inplace", inplace)
         check.raise_all()
         return cls(fields, pixels)
