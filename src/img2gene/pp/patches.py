@@ -115,7 +115,9 @@ class PatchArguments:
     patch_px: int
 
     @classmethod
-    def checked(cls, patch_um: Any, patch_px: Any, mpp: Any, spot_um: Any, images: Any, table: Any, inplace: Any) -> PatchArguments:
+    def checked(
+        cls, patch_um: Any, patch_px: Any, mpp: Any, spot_um: Any, images: Any, table: Any, inplace: Any
+    ) -> PatchArguments:
         """Check all arguments of :func:`extract_patches` together."""
         check = Arguments()
         fields = check_fields(check, patch_um)
