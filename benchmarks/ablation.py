@@ -76,8 +76,8 @@ def run(sdata: SpatialData, split: Split, variant: str, seed: int, cohort: str) 
     model, seconds = fit(sdata, split, seed, VARIANTS[variant])
     ig.tl.predict(sdata, model)
     summary = ig.tl.summarize(ig.tl.evaluate(sdata, model, sections=split.test, gene_groups=GROUPS))
-    own = summary[summary["model"] == model.name].set_index("genes")
-    scores = {f"{metric} {group}": own.loc[group, metric] for metric in ("pcc", "r2") for group in GROUPS}
+    of_model = summary[summary["model"] == model.name].set_index("genes")
+    scores = {f"{metric} {group}": of_model.loc[group, metric] for metric in ("pcc", "r2") for group in GROUPS}
     facts = {"variant": variant, "protocol": split.protocol, "test": split.test[0], "seed": seed}
     return [{**facts, **scores, "seconds": seconds}]
 
@@ -114,10 +114,10 @@ def repeat(description: str, variants: Iterable[str], run: Run, out: Path) -> No
             key = (variant, split.protocol, split.test[0], seed)
             if any((row["variant"].split(":")[0], row["protocol"], row["test"], row["seed"]) == key for row in rows):
                 continue
-            found = run(sdata, split, variant, seed, name)
-            rows += found
+            scores = run(sdata, split, variant, seed, name)
+            rows += scores
             pd.DataFrame(rows).to_csv(arguments.out, index=False)
-            for row in found:
+            for row in scores:
                 print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     print(summarise(pd.DataFrame(rows)).to_markdown(index=False))
 

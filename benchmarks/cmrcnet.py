@@ -43,43 +43,43 @@ VARIANTS: dict[str, dict[str, object]] = {
 
 
 def outputs(model: Model) -> dict[str, Model]:
-    """The model, and for a mixture its retrieval and regression alone."""
+    """Return the model, and for a mixture also its retrieval and its regression alone."""
     weights = model.report["fit"].get("weights")
     if weights is None or model.name == "bleep":
         return {"": model}
-    found = {": mixture": model}
+    parts = {": mixture": model}
     for name in PARTS[1:]:
         alone, predictor = copy.copy(model), copy.copy(model.predictor)
         one = np.array([float(part == name) for part in PARTS])
         predictor.fitted = dataclasses.replace(predictor.fitted, weights=one)
         alone.predictor = predictor
-        found[f": {name}"] = alone
-    return found
+        parts[f": {name}"] = alone
+    return parts
 
 
 def run(sdata: SpatialData, split: Split, variant: str, seed: int, cohort: str) -> list[dict[str, object]]:
-    """Scores of one variant, and of its parts, on one split."""
+    """Score one variant, and its parts, on one split."""
     model, seconds = fit(sdata, split, seed, VARIANTS[variant])
     facts = {"protocol": split.protocol, "test": split.test[0], "seed": seed}
     return [
-        {"variant": variant + suffix, **facts, **score(sdata, found, split, cohort), "seconds": seconds}
-        for suffix, found in outputs(model).items()
+        {"variant": variant + suffix, **facts, **score(sdata, part, split, cohort), "seconds": seconds}
+        for suffix, part in outputs(model).items()
     ]
 
 
 def score(sdata: SpatialData, model: Model, split: Split, cohort: str) -> dict[str, float]:
-    """Mean PCC of each group of genes, and how well their correlations among each other are kept."""
+    """Compute the mean PCC of each group of genes, and how well gene–gene correlations are preserved."""
     ig.tl.predict(sdata, model)
     markers = [gene for gene in MARKERS[cohort] if gene in model.genes]
     scores = ig.tl.evaluate(sdata, model, sections=split.test, gene_groups=GROUPS, markers=markers, n_permutations=0)
-    own = ig.tl.summarize(scores[scores["model"] == model.name]).set_index("genes")
-    found = {f"pcc {group}": own.loc[group, "pcc"] for group in (*GROUPS, "markers")}
+    summary = ig.tl.summarize(scores[scores["model"] == model.name]).set_index("genes")
+    values = {f"pcc {group}": summary.loc[group, "pcc"] for group in (*GROUPS, "markers")}
     for name, rule in GROUPS.items():
         structure = ig.tl.gene_correlation(
             sdata, model=model, genes=rule, sections=split.test, n_modules=1, inplace=False
         )
-        found[f"structure {name}"] = structure.overall["pcc"]
-    return found
+        values[f"structure {name}"] = structure.overall["pcc"]
+    return values
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ def search(way: str, queries: np.ndarray, keys: np.ndarray, k: int) -> Callable[
     bank = ReferenceBank(
         keys, np.zeros((len(keys), 1), np.float32), groups, groups, np.zeros((len(keys), 2), np.float32)
     )
-    own = groups[np.arange(len(queries)) % 4] if "excluded" in way else None
-    return lambda: bank.nearest(queries, k, excluded=own).rows
+    excluded = groups[np.arange(len(queries)) % 4] if "excluded" in way else None
+    return lambda: bank.nearest(queries, k, excluded=excluded).rows
 
 
 def plain(queries: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:

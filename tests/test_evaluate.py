@@ -1,4 +1,4 @@
-"""Scores of predictions: by hand, beside their baselines, and never in-sample by accident."""
+"""Scores of predictions: computed by hand, compared with baselines, and never in-sample by accident."""
 
 import json
 
@@ -382,7 +382,7 @@ def test_a_missing_name_as_text_is_no_name(study, column, text):
 
 
 def test_predictions_of_another_model_are_not_judged(study):
-    """A second fit under the same name may hold out others: its scores would be those of patients the first trained on."""
+    """A second fit under the same name may hold out other patients: the first one was trained on them."""
     ig.tl.fit(study, "knn", k=1, validate_on=["A"])
     ig.tl.predict(study)
     judge = [

@@ -68,7 +68,7 @@ SPEC = encoders.EncoderSpec(
     gated=False,
     source="tests",
     revision="1",
-    # One object for all, as of a package with a cache: nobody may change it.
+    # All calls get one object, as from a package with a cache, so it must not be changed.
     build=lambda spec, **options: SHARED,
     token_width=8,
     last_stage=("last",),

@@ -81,7 +81,7 @@ TRAIN, NEW = cohort(), cohort(n_sections=2, seed=7, prefix="new")
 
 @pytest.fixture(scope="module")
 def network():
-    """Networks without a ridge beside them; not to be changed."""
+    """Return networks that no ridge is mixed with; tests must not change them."""
     return fitted(TRAIN, ridge="none", max_epochs=15)
 
 

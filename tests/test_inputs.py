@@ -1,4 +1,4 @@
-"""What predictors are given beside features and sections: what they declare, checked, and nothing else."""
+"""Predictors get features, sections, and the checked inputs that they declare, and nothing else."""
 
 import numpy as np
 import pytest

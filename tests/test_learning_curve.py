@@ -1,4 +1,4 @@
-"""Learning curves: nested samples that all models share, scores like those of an ordinary fit, and a study left alone."""
+"""Learning curves: nested samples that all models share, scores equal to an ordinary fit's, and an unchanged study."""
 
 import matplotlib
 import numpy as np

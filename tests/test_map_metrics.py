@@ -61,7 +61,7 @@ def test_spots_that_lie_a_little_off_the_lattice_are_on_it(maps):
 def test_ssim_knows_equal_inverted_and_constant_maps(maps):
     truth, _, positions = maps
     np.testing.assert_allclose(ssim(truth, truth, positions), 1)
-    # around a level, as the signs of two opposite means would cancel those of the covariance
+    # around a level, as the signs of two opposite means would cancel the sign of the covariance
     assert (ssim(5 + truth, 5 - truth, positions) < -0.3).all()
     constant = np.broadcast_to(truth.mean(axis=0), truth.shape)
     assert (np.abs(ssim(truth, constant, positions)) < 0.2).all()

@@ -57,7 +57,7 @@ def test_taking_spots_takes_their_part_of_everything():
 def test_it_recovers_a_planted_linear_signal():
     data = linear_data(400, noise=0.3)
     train, test = data.take(np.arange(300)), data.take(np.arange(300, 400))
-    # noise of SD .3 beside a signal of about unit SD
+    # noise of SD .3 is added to a signal of about unit SD
     assert pearson(test.labels, predicted(train, test)).min() > 0.9
     assert pearson(test.labels, predicted(train, test, center="none")).min() > 0.9
 

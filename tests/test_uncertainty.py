@@ -537,7 +537,7 @@ def test_groups_with_very_few_spots_count_like_the_others():
     data.labels[units == "C"] = 9
     held_out = HeldOut(rows, np.zeros((103, 1), "f4"), "group", units)
     calibration, report = Calibration.fit(held_out, data, level=0.9, seed=0)
-    # A third of the weight lies at 9, so the 95 % quantile does; without C nothing tells of such a group.
+    # A third of the weight lies at 9, so the 95 % quantile does; without C no value shows such a group.
     _, _, upper = calibration.bounds(np.zeros((1, 1), "f4"), None)
     assert upper[0, 0] / report["factor"] == pytest.approx(9, rel=1e-3)
     assert report["factor"] == 3

@@ -94,7 +94,7 @@ def _judge(job: Job, folder: Path, answers: list[str], results: set[str]) -> tup
     if bad:
         return "raw error", bad[0] or "a process died"
     if not any(answer.startswith("done") for answer in answers):
-        return "nobody succeeded", answers[0]
+        return "no process succeeded", answers[0]
     if job.state is None:
         other = [answer for answer in answers if answer.startswith("done") and answer not in results]
         return ("different", other[0]) if other else ("equal", "")

@@ -39,8 +39,8 @@ def read_gene_sets(
         - a network as decoupler uses it: a data frame with the columns ``source`` (set) and ``target`` (gene);
         - ``"tissue"``: 32 tissue programmes and cell types in the package, human and mouse;
         - ``"hallmark"``, ``"reactome"``, ``"go_bp"``, or any library of Enrichr: downloaded once through gseapy and
-          kept in ``img2gene.settings.cache_dir``, by organism. The SHA-256 digest of the first download is kept beside
-          it: a damaged copy is downloaded again, and a later download with another digest is refused.
+          kept in ``img2gene.settings.cache_dir``, by organism. The SHA-256 digest of the first download is kept next
+          to it: a damaged copy is downloaded again, and a later download with another digest is refused.
     organism
         ``"human"`` or ``"mouse"``; decides which symbols a named collection has. Libraries of Enrichr have human
         symbols for both: :func:`img2gene.pathways.match_gene_sets` compares them regardless of case where it must.

@@ -53,7 +53,7 @@ def read_library(name: str, organism: str, *, packaged: Iterable[str] = ()) -> d
 
 @dataclass(frozen=True)
 class CachedLibrary:
-    """The copy of a library on this machine, beside the digest that was recorded when it was first downloaded.
+    """Name the local copy of a library, next to which the digest of its first download is recorded.
 
     Attributes
     ----------
