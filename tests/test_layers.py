@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from img2gene.models.cmrcnet.network import Architecture, CMRCNetNetwork
 from img2gene.models.networks.debiasing import Backdoor
-from img2gene.models.networks.ensemble import Ensemble
+from img2gene.models.networks.ensemble import Ensemble, outline, stacked_shapes
 from img2gene.models.networks.layers import (
     Attention,
     CrossModalFusion,
@@ -219,6 +220,67 @@ def test_building_an_ensemble_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     Ensemble(network, 2, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def stored(n_models=2):
+    """An ensemble, its network without values, and its arrays."""
+    ensemble = Ensemble(network, n_models, seed=0).eval()
+    arrays = {name: value.numpy() for name, value in ensemble.state_dict().items()}
+    return ensemble, outline(lambda shape: network().to("meta"), dict), arrays
+
+
+def test_a_restored_ensemble_is_the_stored_one_and_draws_nothing():
+    ensemble, template, arrays = stored()
+    for values in arrays.values():
+        values.flags.writeable = False
+    before = torch.get_rng_state()
+    restored = Ensemble.restored(template, arrays, 2).eval()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {name: value.shape for name, value in arrays.items()} == stacked_shapes(template, 2)
+    x = normal(5, 6)
+    assert torch.equal(restored(x), ensemble(x))
+    close(restored.call_member(1, lambda net, values: net(values), x), ensemble(x)[1])
+    assert all(value.requires_grad for value in restored.parameters())
+    restored(x).sum().backward()
+    assert restored.get_parameter("0/weight").grad.abs().max() > 0
+
+
+def test_restored_ensembles_share_neither_weights_nor_network():
+    _, template, arrays = stored()
+    one, other = Ensemble.restored(template, arrays, 2), Ensemble.restored(template, arrays, 2).eval()
+    expected = other(normal(5, 6))
+    with torch.no_grad():
+        one.get_parameter("0/weight").zero_()
+    assert one.train().template is not other.template
+    assert other.template.training is False
+    assert torch.equal(other(normal(5, 6)), expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays.pop("2/bias"),
+        lambda arrays: arrays.update(more=arrays["2/bias"]),
+        lambda arrays: arrays.update({"2/bias": arrays["2/bias"][:1]}),
+        lambda arrays: arrays.update({"0/weight": arrays["0/weight"].swapaxes(1, 2)}),
+    ],
+)
+def test_arrays_of_another_network_restore_none(change):
+    _, template, arrays = stored()
+    change(arrays)
+    with pytest.raises(RuntimeError, match=r"2/bias|more|0/weight"):
+        Ensemble.restored(template, arrays, 2)
+
+
+def test_an_outline_takes_only_sizes_that_a_network_takes():
+    sizes = {"n_components": 6, "n_genes": 5, "dim": 8, "heads": 2}
+    shapes = stacked_shapes(outline(CMRCNetNetwork, Architecture, **sizes), 3)
+    real = CMRCNetNetwork(Architecture(**sizes)).state_dict()
+    assert shapes == {name.replace(".", "/"): (3, *value.shape) for name, value in real.items()}
+    assert outline(CMRCNetNetwork, Architecture, **sizes) is outline(CMRCNetNetwork, Architecture, **sizes)
+    for wrong in (8.0, "8", None, [8]):
+        with pytest.raises(TypeError):
+            outline(CMRCNetNetwork, Architecture, **{**sizes, "dim": wrong})
 
 
 def test_masking_sets_a_share_of_elements_to_zero_and_leaves_the_others_alone():

@@ -14,7 +14,7 @@ from img2gene.models.centring import check_centring
 from img2gene.models.cmrcnet.network import Architecture, CMRCNetNetwork
 from img2gene.models.components import Components, project_tokens, stored_components
 from img2gene.models.data import with_prefix
-from img2gene.models.networks.ensemble import Ensemble, unit_members
+from img2gene.models.networks.ensemble import Ensemble, outline, stacked_shapes, unit_members
 from img2gene.models.reference_bank import ReferenceBank, unit_rows
 from img2gene.models.ridge import Ridge
 from img2gene.models.stored import StoredConfig
@@ -136,11 +136,9 @@ class FittedCMRCNet:
     def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
         """Shapes of the arrays that go with a configuration."""
         architecture, members = Architecture(**config["architecture"]), config["n_models"]
-        # On the meta device a network has shapes but takes no memory.
-        with torch.device("meta"):
-            network = CMRCNetNetwork(architecture)
+        network = outline(CMRCNetNetwork, Architecture, **config["architecture"])
         shapes: dict[str, tuple[str | int, ...]] = {
-            f"network.{name.replace('.', '/')}": (members, *value.shape) for name, value in network.state_dict().items()
+            f"network.{name}": axes for name, axes in stacked_shapes(network, members).items()
         }
         shapes |= Components.array_shapes("components", architecture.n_components, "width")
         if architecture.n_tokens:
@@ -160,13 +158,11 @@ class FittedCMRCNet:
         if config["ridge"] is None and arrays["weights"][0] > 0:
             check.messages.append("The ridge has a weight, but is not stored.")
         check.raise_all()
-        architecture = Architecture(**config["architecture"])
-        ensemble = build_ensemble(architecture, config["n_models"], 0)
-        weights = with_prefix(arrays, "network")
-        ensemble.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+        network = outline(CMRCNetNetwork, Architecture, **config["architecture"])
+        ensemble = Ensemble.restored(network, with_prefix(arrays, "network"), config["n_models"])
         tokens, center = with_prefix(arrays, "tokens"), config["center"]
         return cls(
-            architecture,
+            Architecture(**config["architecture"]),
             ensemble.eval(),
             Components(**with_prefix(arrays, "components"), center=center),
             Components(**tokens, center=center) if tokens else None,

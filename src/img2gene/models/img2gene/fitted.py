@@ -17,7 +17,7 @@ from img2gene.models.img2gene.inference import SpotArrays, embed, predictions, s
 from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
 from img2gene.models.networks.batches import split_sections
 from img2gene.models.networks.debiasing import Views, calibrate
-from img2gene.models.networks.ensemble import Ensemble, unit_members
+from img2gene.models.networks.ensemble import Ensemble, outline, stacked_shapes, unit_members
 from img2gene.models.networks.section_shift import shift
 from img2gene.models.reference_bank import Neighbors, ReferenceBank
 from img2gene.models.ridge import Ridge
@@ -285,13 +285,10 @@ class FittedImg2Gene:
     def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
         """Shapes of the arrays that go with a configuration; names stand for sizes that arrays share."""
         architecture, members = Architecture(**config["architecture"]), config["n_models"]
-        # On the meta device a network has shapes but takes no memory.
-        with torch.device("meta"):
-            network = Img2GeneNetwork(architecture)
+        network = outline(Img2GeneNetwork, Architecture, **config["architecture"])
         shapes: dict[str, tuple[str | int, ...]] = {f"ridge.{name}": axes for name, axes in Ridge.shapes.items()}
         shapes["stiff.coefficients"] = Ridge.shapes["coefficients"]
-        for name, value in network.state_dict().items():
-            shapes[f"network.{name.replace('.', '/')}"] = (members, *value.shape)
+        shapes |= {f"network.{name}": axes for name, axes in stacked_shapes(network, members).items()}
         q, w = architecture.n_components, architecture.token_width
         shapes |= Components.array_shapes("components", q, "width")
         if architecture.n_tokens:
@@ -313,16 +310,14 @@ class FittedImg2Gene:
         if not len(arrays["shift.means"]):
             check.messages.append("Array `shift.means` holds no sections.")
         check.raise_all()
-        architecture = Architecture(**config["architecture"])
-        ensemble = build_ensemble(architecture, config["n_models"], 0)
-        part = with_prefix(arrays, "network")
-        ensemble.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in part.items()})
+        network = outline(Img2GeneNetwork, Architecture, **config["architecture"])
+        ensemble = Ensemble.restored(network, with_prefix(arrays, "network"), config["n_models"])
         ridge = Ridge.from_state(config["ridge"], with_prefix(arrays, "ridge"))
         center = config["center"]
         tokens = with_prefix(arrays, "tokens")
         readout, distance = with_prefix(arrays, "readout"), with_prefix(arrays, "shift")
         return cls(
-            architecture,
+            Architecture(**config["architecture"]),
             ensemble.eval(),
             Components(**with_prefix(arrays, "components"), center=center),
             Components(**tokens, center=center) if tokens else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,15 +47,49 @@ class Ensemble(nn.Module):
                 # `torch.manual_seed` would seed the generators of all devices, too.
                 torch.default_generator.manual_seed(seed + number)
                 members.append(build())
-        parameters, buffers = stack_module_state(members)
+        self._assemble(n_models, copy.deepcopy(members[0]).to("meta"), *stack_module_state(members))
+
+    def _assemble(
+        self, n_models: int, template: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor]
+    ) -> None:
         self.n_models = n_models
         for name, value in parameters.items():
             self.register_parameter(_flat(name), nn.Parameter(value.detach().clone()))
         for name, value in buffers.items():
             self.register_buffer(_flat(name), value.clone())
         # Not a submodule: its tensors are placeholders on no device.
-        self._template = [copy.deepcopy(members[0]).to("meta")]
+        self._template = [template]
         self._lock = threading.RLock()
+
+    @classmethod
+    def restored(cls, template: nn.Module, arrays: dict[str, np.ndarray], n_models: int) -> Ensemble:
+        """Restore an ensemble from the arrays of its state, without drawing weights first.
+
+        Parameters
+        ----------
+        template
+            A network on the meta device (:func:`outline`), which is copied.
+        arrays
+            (n_models, …) of each parameter and buffer, of its type.
+        n_models
+            Number of members.
+
+        Raises
+        ------
+        RuntimeError
+            Names or shapes of ``arrays`` do not belong to the network.
+        """
+        ensemble = cls.__new__(cls)
+        nn.Module.__init__(ensemble)
+        empty = [
+            {name: value.new_empty((n_models, *value.shape)) for name, value in named}
+            for named in (template.named_parameters(), template.named_buffers())
+        ]
+        ensemble._assemble(n_models, copy.deepcopy(template), *empty)
+        # Stored arrays are read-only, which PyTorch warns about.
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+        ensemble.load_state_dict(tensors, assign=True)
+        return ensemble
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the lock: copies, also those in other processes, have their own."""
@@ -109,6 +144,29 @@ class Ensemble(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """What the networks return, with the members along the first axis."""
         return self.call(lambda network, *values: network(*values), *inputs)
+
+
+@functools.lru_cache(maxsize=16, typed=True)
+def outline(network: Callable[[Any], nn.Module], architecture: Callable[..., Any], **entries: Any) -> nn.Module:
+    """Build ``network(architecture(**entries))`` on the meta device: all shapes, and no memory for values.
+
+    The result is shared between calls with the same entries, and must not be changed.
+
+    Examples
+    --------
+    >>> from img2gene.models.cmrcnet.network import Architecture, CMRCNetNetwork
+    >>> from img2gene.models.networks.ensemble import outline
+    >>> outline(CMRCNetNetwork, Architecture, n_components=6, n_genes=5).encoder.linear.weight.shape
+    torch.Size([256, 6])
+    """
+    # `typed`: 8.0 and True must not pass for 8 and 1, for which a network exists.
+    with torch.device("meta"):
+        return network(architecture(**entries))
+
+
+def stacked_shapes(network: nn.Module, n_models: int) -> dict[str, tuple[int, ...]]:
+    """List the shapes of the arrays that an ensemble of a network stores."""
+    return {_flat(name): (n_models, *value.shape) for name, value in network.state_dict().items()}
 
 
 class Single(nn.Module):
