@@ -10,13 +10,14 @@ import pytest
 import scipy.sparse as sp
 import shapely
 from spatialdata import SpatialData
-from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale, Translation, set_transformation
 
 import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError
-from img2gene._study.microns import hexagonal_pitch, image_mpp
+from img2gene._study.lattices import hexagonal_pitch
+from img2gene._study.microns import image_mpp
 
 BIN_PX = 16
 
@@ -273,3 +274,193 @@ def test_instances_of_another_type_are_named_with_their_types(make_section, in_t
     sdata["S1_spots"].index = [in_region(i) for i in range(49)]
     with pytest.raises(Img2GeneError, match=message):
         ig.pp.extract_patches(sdata, patch_um=60)
+
+
+NO_ARRAY = ["array_row", "array_col"]
+
+
+def without_array(sdata, table_key="t"):
+    sdata[table_key].obs = sdata[table_key].obs.drop(columns=NO_ARRAY)
+    return sdata
+
+
+def cells_named(region, n=60, width=16):
+    """Cells of 16 px at random places, in a region that is named like bins."""
+    sdata = squares(*full_grid(), region=region)
+    centers = np.random.default_rng(1).uniform(40, 500, (n, 2))
+    shapes = gpd.GeoDataFrame(geometry=[shapely.Point(*center).buffer(width / 2) for center in centers])
+    sdata.shapes[region], sdata.tables["t"] = ShapesModel.parse(shapes), table_of(region, np.arange(n))
+    return sdata
+
+
+NOT_BINS = "(?s)are not known. Pass `mpp=`.*named like Visium HD bins of 8 µm, but .* so the name is not used"
+
+
+@pytest.mark.parametrize("with_array", [True, False])
+def test_cells_named_like_bins_are_asked_for(with_array):
+    sdata = cells_named("hd_square_008um")
+    if with_array:
+        centers = sdata["hd_square_008um"].centroid
+        # Cells carry the array position of the bin they lie in.
+        for column, place in zip(NO_ARRAY, (centers.y, centers.x), strict=True):
+            sdata["t"].obs[column] = (place // BIN_PX).astype(int).to_numpy()
+    with pytest.raises(Img2GeneError, match=NOT_BINS):
+        mpp(sdata)
+    assert mpp(sdata, spot_um=8) == pytest.approx(0.5, rel=0.01)
+    assert mpp(sdata, mpp=0.4) == 0.4
+
+
+def test_visium_spots_named_like_bins_follow_the_lattice_alone():
+    sdata = visium()
+    sdata.shapes["square_008um"], table = sdata["spots"], sdata["t"]
+    sdata.tables["t"] = table_of("square_008um", np.arange(table.n_obs), **dict(table.obs[NO_ARRAY]))
+    assert mpp(sdata) == pytest.approx(0.5)
+    with pytest.raises(Img2GeneError, match=NOT_BINS):
+        mpp(without_array(sdata))
+
+
+@pytest.mark.parametrize("with_array", [True, False])
+@pytest.mark.parametrize("every", [2, 3])
+def test_squares_further_apart_than_their_side_are_not_the_bins_of_their_name(every, with_array):
+    rows, columns = full_grid()
+    kept = (rows % every == 0) & (columns % every == 0)
+    sdata = squares(rows[kept], columns[kept])
+    # Renumbered, so that neighbours differ by 1.
+    for column, place in zip(NO_ARRAY, (rows, columns), strict=True):
+        sdata["t"].obs[column] = place[kept] // every
+    with pytest.raises(Img2GeneError, match=NOT_BINS):
+        mpp(sdata if with_array else without_array(sdata))
+
+
+@pytest.mark.parametrize("angle", [0, 0.7, 30])
+@pytest.mark.parametrize("with_array", [True, False])
+@pytest.mark.parametrize(("name", "bin_um"), [("square_002um", 2), ("x_square_016um", 16), ("square_8um", 8)])
+def test_bins_of_every_size_thinned_at_random_and_turned(name, bin_um, with_array, angle):
+    sdata = squares(*full_grid(), region=name)
+    region = sdata[name]
+    region.geometry = region.rotate(angle, origin=(260, 260))
+    inside = region.centroid.x.between(10, 530) & region.centroid.y.between(10, 530)
+    kept = inside.to_numpy() & (np.random.default_rng(0).random(900) < 0.4)
+    sdata.tables["t"] = sdata["t"][kept].copy()
+    assert mpp(sdata if with_array else without_array(sdata)) == pytest.approx(bin_um / BIN_PX, rel=1e-3)
+
+
+def test_bins_at_whole_pixels_are_a_square_array():
+    rows, columns = full_grid()
+    sdata = without_array(squares(rows, columns))
+    x, y = (np.rint(20 + 7.3 * place) for place in (columns, rows))
+    sdata.shapes["hd_square_008um"] = ShapesModel.parse(np.column_stack([x, y]), geometry=0, radius=7.3 / 2)
+    assert mpp(sdata) == pytest.approx(8 / 7.3, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "name", ["square_um", "square_000um", "square_002um_of_square_008um", "square_" + "9" * 400 + "um"]
+)
+def test_a_name_without_one_size_is_not_used(name):
+    with pytest.raises(Img2GeneError, match=r"are not known.*spots\)\.$"):
+        mpp(squares(*full_grid(), region=name))
+
+
+def test_one_row_of_squares_does_not_show_a_square_array():
+    rows, columns = full_grid()
+    sdata = squares(rows[:20], columns[:20])
+    with pytest.raises(Img2GeneError, match=NOT_BINS):
+        mpp(sdata)
+    with pytest.raises(Img2GeneError, match=NOT_BINS):
+        mpp(without_array(sdata))
+    assert mpp(sdata, spot_um=8) == pytest.approx(0.5)
+
+
+def test_bins_as_labels_are_measured_by_their_array():
+    rows, columns = np.divmod(np.arange(64), 8)
+    labels = np.zeros((200, 200), dtype=np.int64)
+    for number, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        labels[20 + 16 * row : 36 + 16 * row, 20 + 16 * column : 36 + 16 * column] = number + 1
+    image = np.random.default_rng(0).integers(0, 255, (3, 200, 200), dtype=np.uint8)
+    sdata = SpatialData(
+        images={"he": Image2DModel.parse(image, dims=("c", "y", "x"))},
+        labels={"square_008um": Labels2DModel.parse(labels, dims=("y", "x"))},
+        tables={"t": table_of("square_008um", np.arange(1, 65), array_row=rows, array_col=columns)},
+    )
+    assert mpp(sdata) == pytest.approx(0.5)
+    with pytest.raises(Img2GeneError, match="neither a width nor the `array_row`"):
+        mpp(without_array(sdata))
+
+
+def test_names_of_bins_on_one_image_that_contradict_each_other_are_refused():
+    sdata = squares(*full_grid())
+    sdata.shapes["square_002um"] = sdata["hd_square_008um"].copy()
+    sdata.tables["other"] = table_of("square_002um", np.arange(900))
+    with pytest.raises(Img2GeneError, match="contradictory: 0.5 by the name `hd_square_008um`, 0.125 by the name"):
+        mpp(sdata)
+    assert mpp(sdata, mpp=0.5) == 0.5
+
+
+def test_microns_of_a_copy_in_another_resolution_follow_its_size():
+    sdata = with_cells(squares(*full_grid()))
+    small = sdata["hd_image"].values[:, ::4, ::4]
+    sdata.images["hires"] = Image2DModel.parse(
+        small, dims=("c", "y", "x"), transformations={"global": Scale([4, 4], axes=("x", "y"))}
+    )
+    assert image_mpp(sdata, "hd_image") == pytest.approx(0.5)
+    assert image_mpp(sdata, "hires") == pytest.approx(2)
+
+
+def test_bins_of_another_slide_in_the_same_coordinate_system_give_nothing():
+    sdata = with_cells(squares(*full_grid()))
+    mpp(sdata)
+    other = np.random.default_rng(0).integers(0, 255, (3, 700, 800), dtype=np.uint8)
+    sdata.images["slide_2"] = Image2DModel.parse(other, dims=("c", "y", "x"))
+    assert image_mpp(sdata, "slide_2") is None
+    with pytest.raises(Img2GeneError, match="Microns per pixel of `slide_2` .* are not known"):
+        mpp(sdata, "cells_table", images="slide_2")
+    assert mpp(sdata, "cells_table", images="hd_image") == pytest.approx(0.5)
+
+
+def visium_part(keep, diameter_um=65.0, with_array=True):
+    sdata = visium(diameter_um=diameter_um)
+    kept = keep(sdata["t"].obs["array_row"].to_numpy(), sdata["t"].obs["array_col"].to_numpy())
+    sdata.tables["t"] = sdata["t"][kept].copy()
+    return sdata if with_array else without_array(sdata)
+
+
+LINES = {
+    "row": lambda rows, columns: rows == 2,
+    "column": lambda rows, columns: columns == 4,
+    "diagonal": lambda rows, columns: rows == columns,
+    "two spots": lambda rows, columns: (rows == 0) & (columns < 3),
+}
+
+
+@pytest.mark.parametrize("with_array", [True, False])
+@pytest.mark.parametrize("keep", LINES.values(), ids=LINES)
+def test_visium_spots_in_a_line_are_asked_for(keep, with_array):
+    # The column has spots in every second row only, so without an array its neighbours seem to be 173 µm apart.
+    if keep is LINES["column"] and not with_array:
+        return
+    with pytest.raises(
+        Img2GeneError, match="spot_um=55 gives 0.4231 µm per pixel, but .* 100 µm apart, it is 0.5: .*`mpp=`"
+    ):
+        mpp(visium_part(keep, with_array=with_array), spot_um=55)
+    assert mpp(visium_part(keep, with_array=with_array), spot_um=65) == pytest.approx(0.5)
+    assert mpp(visium_part(keep, 55, with_array=with_array), spot_um=55) == pytest.approx(0.5)
+
+
+def test_one_visium_spot_is_asked_for():
+    one = visium_part(lambda rows, columns: (rows == 0) & (columns == 2))
+    with pytest.raises(
+        Img2GeneError, match="0.4231 µm per pixel, which 1 spots are too few to check.*about 65 µm.*`mpp=`"
+    ):
+        mpp(one, spot_um=55)
+    assert mpp(one, spot_um=65) == pytest.approx(0.5)
+    assert mpp(one, mpp=0.5) == 0.5
+
+
+def test_hexagonal_spots_without_an_array_are_asked_for_and_square_ones_are_not():
+    everything = lambda rows, columns: rows >= 0
+    with pytest.raises(Img2GeneError, match="100 µm apart, it is 0.5"):
+        mpp(visium_part(everything, with_array=False), spot_um=55)
+    assert mpp(visium_part(everything, 55, with_array=False), spot_um=55) == pytest.approx(0.5)
+    rows, columns = full_grid()
+    assert mpp(squares(rows, columns, region="spots"), spot_um=55) == pytest.approx(55 / BIN_PX)
+    assert mpp(without_array(squares(rows, columns, region="spots")), spot_um=55) == pytest.approx(55 / BIN_PX)

@@ -71,6 +71,19 @@ def locate_region(study: Study, region: str, rows: np.ndarray, images: str | Map
         raise MissingKeyError(missing(region, "sdata", [*sdata.shapes, *sdata.labels], "The table names this region."))
     image_key = choose_image(study, region, images)
     xy, diameter = _instances(study, region, rows)
+    return _geometry(sdata, region, image_key, rows, xy, diameter)
+
+
+def locate_element(sdata: SpatialData, region: str, image_key: str) -> Geometry:
+    """Locate all instances of a region in an image, whether or not a table annotates them."""
+    centers, diameter = _centers(sdata, region)
+    return _geometry(sdata, region, image_key, np.arange(len(centers)), centers.to_numpy(dtype=float), diameter)
+
+
+def _geometry(
+    sdata: SpatialData, region: str, image_key: str, rows: np.ndarray, xy: np.ndarray, diameter: float
+) -> Geometry:
+    """Map places in a region's own coordinates into an image."""
     matrix = region_matrix(sdata, region, image_key)
     scale = isotropic_scale(matrix, region, image_key)
     xy = xy @ matrix[:2, :2].T + matrix[:2, 2]
@@ -91,7 +104,9 @@ def choose_image(study: Study, region: str, images: str | Mapping[str, str] | No
             raise MissingKeyError(missing(image, "sdata.images", available, "Pass `images=`."))
         return image
     recorded_image = recorded(study.table, region).get("image")
-    return str(recorded_image) if recorded_image in available else _largest_aligned(study, region)
+    if recorded_image in available:
+        return str(recorded_image)
+    return largest_aligned(study.sdata, region, list(study.regions))
 
 
 def recorded(table: AnnData, region: str) -> dict[str, Any]:
@@ -100,11 +115,13 @@ def recorded(table: AnnData, region: str) -> dict[str, Any]:
     return next((entry for entry in entries.values() if entry.get("region") == region), {})
 
 
-def _largest_aligned(study: Study, region: str) -> str:
-    """Choose the largest image in the region's coordinate system; images named like the region come first."""
+def largest_aligned(sdata: SpatialData, region: str, regions: list[str]) -> str:
+    """Choose the largest image in the region's coordinate system; images named like the region come first.
+
+    ``regions`` are all regions of its table, which can have images of their own.
+    """
     from spatialdata.transformations import get_transformation
 
-    sdata = study.sdata
     systems = set(get_transformation(sdata[region], get_all=True))
     aligned = [name for name, image in sdata.images.items() if systems & set(get_transformation(image, get_all=True))]
     if not aligned:
@@ -113,7 +130,7 @@ def _largest_aligned(study: Study, region: str) -> str:
             f"{listing(sdata.images)}). Register one with `spatialdata.transformations.set_transformation`."
         )
     # `P10_image` starts with the names of both regions `P1` and `P10`; it belongs to the longer one.
-    others = [name for name in study.regions if name != region]
+    others = [name for name in regions if name != region]
     named = [
         name
         for name in aligned
@@ -234,6 +251,19 @@ def shift_px(one: np.ndarray, other: np.ndarray, size: tuple[int, ...]) -> float
     corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], dtype=float).T
     # Maps are linear, so places differ most at a corner.
     return float(np.linalg.norm((other @ np.linalg.inv(one) @ corners - corners)[:2], axis=0).max())
+
+
+def covers_same_place(sdata: SpatialData, one: str, other: str) -> bool:
+    """Check that two images show the same place, as copies of one scan in different resolutions do."""
+    try:
+        matrix = region_matrix(sdata, one, other)
+    except Img2GeneError:
+        return False
+    (height, width), size = (np.array(scale0(sdata.images[name]).shape[1:]) for name in (one, other))
+    corners = matrix @ np.array([[0, 0, 1], [width, height, 1]], dtype=float).T
+    expected = np.array([[0, 0], size[::-1]], dtype=float).T
+    # Thumbnails round their size to whole pixels.
+    return bool((np.abs(corners[:2] - expected) <= _MAX_ANISOTROPY * size[::-1, None] + 1).all())
 
 
 def isotropic_scale(matrix: np.ndarray, region: str, image_key: str) -> float:

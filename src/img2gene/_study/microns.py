@@ -5,40 +5,44 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing
 from img2gene._study.geometry import (
     Geometry,
-    equivalent_diameter,
+    covers_same_place,
     isotropic_scale,
+    largest_aligned,
+    locate_element,
     locate_region,
     recorded,
     region_matrix,
 )
 from img2gene._study.images import scale0
+from img2gene._study.lattices import (
+    AGREEMENT,
+    DIAMETER_ERROR,
+    VISIUM_PITCH_UM,
+    array_positions,
+    diameter_doubt,
+    hexagonal_pitch,
+    square_pitch,
+)
 from img2gene._study.study import Study
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
-VISIUM_PITCH_UM = 100.0
 _HD_BIN = re.compile(r"square_(\d+)um")
+_LARGEST_BIN_UM = 1000
 _MAX_EXTENT_UM = 25_000.0
 _CORNER = 0.4
-# Fits on real Visium sections deviate by less than 1 %; a square grid has a ratio of 1 instead of √3.
-_LATTICE_TOLERANCE = 0.05
-# Scanners and lattices agree within 2 % on real sections.
-_AGREEMENT = 0.03
-# Space Ranger's `spot_diameter_fullres` is 64.8–69.8 µm on real sections, although the printed spots have 55 µm.
-_DIAMETER_ERROR = (0.75, 0.95)
 
 
 def resolve_mpp(
@@ -52,7 +56,7 @@ def resolve_mpp(
 
     Sources, in this order: ``mpp``; the hexagonal Visium lattice, where it contradicts a spot diameter; ``spot_um``
     over the measured spot diameter; what the section's reader recorded; the lattice; the bin size in a Visium HD
-    region's name; microns that are known for the same image from another region or table.
+    region's name, if its elements form such a grid; microns that are known for the same image from another region or table.
     """
     resolution, problems = {}, Problems()
     for geometry in geometries:
@@ -78,23 +82,30 @@ def _region_mpp(
         return float(mpp)
     if spot_um is not None and not geometry.spot_px > 0:
         raise Img2GeneError(f"`{geometry.region}` has no spot diameter; pass `mpp=` instead of `spot_um=`.")
-    record = recorded(study.table, geometry.region)
-    exact = _exact_mpp(study.table, geometry)
+    record, grid = recorded(study.table, geometry.region), array_positions(study.table.obs, geometry.rows)
+    exact = _exact_mpp(geometry, grid)
     if spot_um is not None:
+        doubt = "" if exact is not None else diameter_doubt(grid, geometry.centers, geometry.spot_px, spot_um)
+        if doubt:
+            raise Img2GeneError(
+                f"`{geometry.region}`: {doubt}. Pass `mpp=` (microns per pixel of `{geometry.image_key}`)."
+            )
         return _agreed(geometry, spot_um / geometry.spot_px, f"spot_um={spot_um:g}", exact)
     if "mpp" in record:
         # Readers record microns per unit of the region, which need not be a pixel of this image.
         return _agreed(geometry, float(record["mpp"]) * geometry.units_per_px, "the reader's record", exact)
-    derived = exact.mpp if exact is not None else image_mpp(study.sdata, geometry.image_key, besides=geometry.region)
+    if exact is not None and exact.has_lattice:
+        return exact.mpp
+    derived = image_mpp(study.sdata, geometry.image_key, besides=geometry.region, exact=exact)
     if derived is None:
         raise Img2GeneError(
             f"Microns per pixel of `{geometry.image_key}` (region `{geometry.region}`) are not known. Pass `mpp=` "
-            "(microns per pixel of the full-resolution image) or `spot_um=` (diameter of the spots)."
+            f"(microns per pixel of the full-resolution image) or `spot_um=` (diameter of the spots).{_name_hint(geometry)}"
         )
     return derived
 
 
-class _Exact(NamedTuple):
+class Exact(NamedTuple):
     """Microns per pixel that follow from the design of an array."""
 
     mpp: float
@@ -102,28 +113,51 @@ class _Exact(NamedTuple):
     has_lattice: bool
 
 
-def _exact_mpp(table: AnnData, geometry: Geometry) -> _Exact | None:
-    """Derive microns per pixel from the Visium lattice or from the name of Visium HD squares."""
-    if {"array_row", "array_col"} <= set(table.obs):
-        grid = table.obs[["array_row", "array_col"]].iloc[geometry.rows].apply(pd.to_numeric, errors="coerce")
-        pitch = hexagonal_pitch(grid.to_numpy(dtype=float), geometry.centers)
+def _exact_mpp(geometry: Geometry, grid: np.ndarray | None) -> Exact | None:
+    """Derive microns per pixel from the Visium lattice, or from the name of Visium HD bins that touch each other."""
+    if grid is not None:
+        pitch = hexagonal_pitch(grid, geometry.centers)
         if pitch is not None:
-            return _Exact(VISIUM_PITCH_UM / pitch, "the Visium lattice (100 µm from spot to spot)", True)
-    bin_um = _HD_BIN.search(geometry.region)
-    if bin_um and geometry.spot_px > 0:
-        return _Exact(float(bin_um.group(1)) / geometry.spot_px, f"the name `{geometry.region}`", False)
-    return None
+            source = f"the Visium lattice of `{geometry.region}` (100 µm from spot to spot)"
+            return Exact(VISIUM_PITCH_UM / pitch, source, True)
+    bin_um, side = _bin_um(geometry.region), geometry.spot_px
+    if bin_um is None or (grid is None and not side > 0):
+        return None
+    # A name alone proves nothing: cells, or a part of the bins, may have it.
+    pitch = square_pitch(grid, geometry.centers, side)
+    if pitch is None or (side > 0 and abs(pitch / side - 1) > AGREEMENT):
+        return None
+    return Exact(bin_um / pitch, f"the name `{geometry.region}`", False)
 
 
-def _agreed(geometry: Geometry, stated: float, source: str, exact: _Exact | None) -> float:
+def _bin_um(region: str) -> float | None:
+    """Read the side of Visium HD bins from the name of a region; None if it names none, or several."""
+    numbers = {int(digits) for digits in _HD_BIN.findall(region) if len(digits) < 9}
+    return float(*numbers) if len(numbers) == 1 and 0 < min(numbers) <= _LARGEST_BIN_UM else None
+
+
+def _name_hint(geometry: Geometry) -> str:
+    """Say why the name of a region that sounds like Visium HD bins was not used."""
+    bin_um, side = _bin_um(geometry.region), geometry.spot_px
+    if bin_um is None:
+        return ""
+    reason = (
+        f"its elements ({side:.4g} px wide) do not form a square array with one element every {side:.4g} px"
+        if side > 0
+        else "its elements have neither a width nor the `array_row` and `array_col` of a square array"
+    )
+    return f" The region is named like Visium HD bins of {bin_um:g} µm, but {reason}, so the name is not used."
+
+
+def _agreed(geometry: Geometry, stated: float, source: str, exact: Exact | None) -> float:
     """Choose between stated microns per pixel and those of the array's design."""
-    if exact is None or abs(stated / exact.mpp - 1) <= _AGREEMENT:
+    if exact is None or abs(stated / exact.mpp - 1) <= AGREEMENT:
         return stated
     text = (
         f"Microns per pixel of `{geometry.image_key}` (region `{geometry.region}`) are {stated:.4g} by {source}, but "
         f"{exact.mpp:.4g} by {exact.source}."
     )
-    if not exact.has_lattice or not _DIAMETER_ERROR[0] < stated / exact.mpp < _DIAMETER_ERROR[1]:
+    if not exact.has_lattice or not DIAMETER_ERROR[0] < stated / exact.mpp < DIAMETER_ERROR[1]:
         raise Img2GeneError(f"{text} Pass the right value as `mpp=`.")
     logger.warning(
         "%s The lattice is used: Space Ranger's spot diameter corresponds to about 65 µm. Pass `mpp=` to choose.", text
@@ -131,48 +165,20 @@ def _agreed(geometry: Geometry, stated: float, source: str, exact: _Exact | None
     return exact.mpp
 
 
-def hexagonal_pitch(grid: np.ndarray, centers: np.ndarray) -> float | None:
-    """Measure the distance of neighbouring spots of a hexagonal Visium array; None for any other array.
-
-    The lattice is exact. Space Ranger's ``spot_diameter_fullres`` corresponds to about 65 µm although the printed spots
-    have 55 µm, so microns per pixel derived from it and 55 µm would be 15 % too small.
-
-    Parameters
-    ----------
-    grid
-        float (n, 2): ``array_row`` and ``array_col`` of the spots.
-    centers
-        float (n, 2): row and column of the spot centres in pixels.
-    """
-    # Only the hexagonal array leaves every second (row, column) empty, but thinned square bins can do so, too.
-    if len(grid) < 3 or not np.isfinite(grid).all() or len(np.unique(grid.sum(axis=1) % 2)) > 1:
-        return None
-    design = np.column_stack([grid, np.ones(len(grid))])
-    # Spots in one line do not determine both steps.
-    if np.linalg.matrix_rank(design) < 3:
-        return None
-    fit = np.linalg.lstsq(design, centers, rcond=None)[0]
-    per_row, per_column = np.linalg.norm(fit[:2], axis=1)
-    # One array row is √3/2 of the pitch, one array column half of it.
-    pitch = float((per_row / (np.sqrt(3) / 2) + per_column / 0.5) / 2)
-    if not pitch > 0 or abs(per_row / per_column / np.sqrt(3) - 1) > _LATTICE_TOLERANCE:
-        return None
-    skew = abs(fit[0] @ fit[1]) / (per_row * per_column)
-    error = np.sqrt(((design @ fit - centers) ** 2).sum(axis=1).mean()) / pitch
-    return pitch if max(skew, error) <= _LATTICE_TOLERANCE else None
-
-
-def image_mpp(sdata: SpatialData, image_key: str, *, besides: str | None = None) -> float | None:
+def image_mpp(
+    sdata: SpatialData, image_key: str, *, besides: str | None = None, exact: Exact | None = None
+) -> float | None:
     """Find microns per pixel of an image from any region or table of the study; None if nothing gives them.
 
     Sources that contradict each other are refused. The region ``besides`` is no source for itself: what an earlier call
-    recorded may have been wrong.
+    recorded may have been wrong. ``exact`` is a source that the caller knows.
     """
-    sources = _recorded_for_image(sdata, image_key, besides) or _derived_for_image(sdata, image_key)
+    sources = {} if exact is None else {exact.source: exact.mpp}
+    sources |= _recorded_for_image(sdata, image_key, besides) or _derived_for_image(sdata, image_key)
     if not sources:
         return None
     values = np.array(list(sources.values()))
-    if values.max() / values.min() - 1 > _AGREEMENT:
+    if values.max() / values.min() - 1 > AGREEMENT:
         text = listing(f"{value:.4g} by {name}" for name, value in sources.items())
         raise Img2GeneError(f"Microns per pixel of `{image_key}` are contradictory: {text}. Pass `mpp=`.")
     return float(values[0])
@@ -210,22 +216,45 @@ def _rescaled(sdata: SpatialData, region: str, entry: dict[str, Any]) -> float |
 
 def _derived_for_image(sdata: SpatialData, image_key: str) -> dict[str, float]:
     """Derive microns per pixel from the squares and lattices that other regions on the image have."""
-    sources = {}
-    for region, shapes in sdata.shapes.items():
-        bin_um, scale = _HD_BIN.search(region), _scale(sdata, region, image_key)
-        if bin_um and scale is not None and len(shapes):
-            width = 2 * np.median(shapes["radius"]) if "radius" in shapes else equivalent_diameter(shapes.geometry)
-            sources[f"the name of `{region}`"] = float(bin_um.group(1)) / (float(width) * scale)
+    sources, annotated = {}, set()
     for key in sdata.tables:
-        study = Study.of(sdata, key)
-        if not {"array_row", "array_col"} <= set(study.table.obs):
-            continue
-        for region, rows in study.regions.items():
-            if region in sdata and _scale(sdata, region, image_key) is not None:
-                exact = _exact_mpp(study.table, locate_region(study, region, rows, image_key))
-                if exact is not None:
-                    sources.setdefault(f"{exact.source} of `{region}`", exact.mpp)
+        # Another table that cannot be read is no source, and no reason to refuse this image.
+        with suppress(Img2GeneError):
+            study = Study.of(sdata, key)
+            annotated |= set(study.regions)
+            sources |= _derived_from_table(study, image_key)
+    for region in sdata.shapes:
+        if region not in annotated and _bin_um(region) and _belongs(sdata, region, [], image_key):
+            with suppress(Img2GeneError):
+                exact = _exact_mpp(locate_element(sdata, region, image_key), None)
+                sources |= {} if exact is None else {exact.source: exact.mpp}
     return sources
+
+
+def _derived_from_table(study: Study, image_key: str) -> dict[str, float]:
+    """Derive microns per pixel of an image from the regions of a table that lie on it."""
+    sources = {}
+    entries = (study.record("patches") or {}).get("regions", {})
+    for region, rows in study.regions.items():
+        grid = array_positions(study.table.obs, rows)
+        if region not in study.sdata or (grid is None and not _bin_um(region)):
+            continue
+        image = entries.get(region, {}).get("image") or recorded(study.table, region).get("image")
+        if _belongs(study.sdata, region, list(study.regions), image_key, image):
+            exact = _exact_mpp(locate_region(study, region, rows, image_key), grid)
+            sources |= {} if exact is None else {exact.source: exact.mpp}
+    return sources
+
+
+def _belongs(sdata: SpatialData, region: str, regions: list[str], image_key: str, image: str | None = None) -> bool:
+    """Check that a region lies on an image: on its own image ``image``, or on a copy of it in another resolution."""
+    if _scale(sdata, region, image_key) is None:
+        return False
+    try:
+        own = image if image in sdata.images else largest_aligned(sdata, region, regions)
+    except Img2GeneError:
+        return False
+    return own == image_key or covers_same_place(sdata, own, image_key)
 
 
 def _scale(sdata: SpatialData, region: str, image_key: str) -> float | None:

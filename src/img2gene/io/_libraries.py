@@ -12,7 +12,7 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
 from img2gene._study.images import to_rgb
-from img2gene._study.microns import VISIUM_PITCH_UM, hexagonal_pitch
+from img2gene._study.lattices import VISIUM_PITCH_UM, array_positions, diameter_doubt, hexagonal_pitch
 from img2gene._study.sections import text_labels
 from img2gene.io.sections import position_problems
 
@@ -174,15 +174,16 @@ def _microns_per_unit(
     adata: AnnData, rows: np.ndarray, entry: Mapping[str, Any], positions: np.ndarray, where: str, spot_um: float
 ) -> float:
     """Return microns per unit of ``obsm["spatial"]``: from the Visium lattice, or else from the diameter of the spots."""
-    pitch = None
-    if {"array_row", "array_col"} <= set(adata.obs):
-        grid = adata.obs[["array_row", "array_col"]].iloc[rows].apply(pd.to_numeric, errors="coerce")
-        pitch = hexagonal_pitch(grid.to_numpy(dtype=float), positions)
-    if pitch is not None and _DIAMETER not in _factors(entry):
+    grid = array_positions(adata.obs, rows)
+    pitch = None if grid is None else hexagonal_pitch(grid, positions)
+    # The lattice is exact, also where a file gives the diameter in pixels of a smaller image.
+    if pitch is not None:
         return VISIUM_PITCH_UM / pitch
     diameter = _number(entry, _DIAMETER, where, "It is the diameter of a spot in units of `obsm['spatial']`.")
-    # Space Ranger's diameter is about 65 µm although the printed spots have 55 µm; the lattice is exact.
-    return spot_um / diameter if pitch is None else VISIUM_PITCH_UM / pitch
+    doubt = diameter_doubt(grid, positions, diameter, spot_um)
+    if doubt:
+        raise Img2GeneError(f"`{where}`: {doubt}. Pass `spot_um=65` for the diameter of Space Ranger.")
+    return spot_um / diameter
 
 
 def _factors(entry: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -60,7 +60,8 @@ def extract_patches(
         Side in pixels that every field is resized to before it enters the encoder.
     mpp
         Microns per pixel of the scale-0 image, for all regions or by region. By default it follows from the reader's
-        record, the Visium lattice (100 µm from spot to spot), the bin size in a name like ``square_008um``, or another
+        record, the Visium lattice (100 µm from spot to spot), the bin size in a name like ``square_008um`` of bins that
+        touch, or another
         region on the same image. Nothing else is assumed.
     spot_um
         Diameter of the spots in µm, from which microns per pixel follow if ``mpp`` is None. The hexagonal Visium

@@ -1,0 +1,187 @@
+"""Measure the arrays of Visium (hexagonal) and Visium HD (square), and recognise what is neither."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+VISIUM_PITCH_UM = 100.0
+# Space Ranger's `spot_diameter_fullres` is 64.8–69.8 µm on real sections, although the printed spots have 55 µm.
+DIAMETER_ERROR = (0.75, 0.95)
+SPACE_RANGER_UM = 65.0
+# Scanners and lattices agree within 2 % on real sections.
+AGREEMENT = 0.03
+# Fits on real Visium sections deviate by less than 1 %; a square grid has a ratio of 1 instead of √3.
+_TOLERANCE = 0.05
+# Positions in whole pixels move bins of 2 µm by less than a tenth of their side.
+_LARGEST_SHIFT = 0.15
+# Larger samples take minutes and show nothing more.
+_SAMPLE = 100_000
+_ARRAY = ["array_row", "array_col"]
+# From a spot of the hexagonal array to the next row, and to the next column, in units of the pitch.
+_HEX_STEPS = np.array([np.sqrt(3) / 2, 0.5])
+
+
+def array_positions(obs: pd.DataFrame, rows: np.ndarray) -> np.ndarray | None:
+    """Read ``array_row`` and ``array_col`` of the rows, float (n, 2); None if they are absent or no numbers."""
+    if not set(_ARRAY) <= set(obs.columns):
+        return None
+    grid = obs[_ARRAY].iloc[rows].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    return grid if np.isfinite(grid).all() else None
+
+
+def hexagonal_pitch(grid: np.ndarray, centers: np.ndarray) -> float | None:
+    """Measure the distance of neighbouring spots of a hexagonal Visium array; None for any other array.
+
+    The lattice is exact. Space Ranger's ``spot_diameter_fullres`` corresponds to about 65 µm although the printed spots
+    have 55 µm, so microns per pixel derived from it and 55 µm would be 15 % too small.
+
+    Parameters
+    ----------
+    grid
+        float (n, 2): ``array_row`` and ``array_col`` of the spots.
+    centers
+        float (n, 2): row and column of the spot centres in pixels.
+    """
+    # Only the hexagonal array leaves every second (row, column) empty, but thinned square bins can do so, too.
+    return _fitted_pitch(grid, centers, _HEX_STEPS) if _has_one_parity(grid) else None
+
+
+def square_pitch(grid: np.ndarray | None, centers: np.ndarray, side: float) -> float | None:
+    """Measure the distance of neighbouring bins of a square array; None for any other array.
+
+    Parameters
+    ----------
+    grid
+        float (n, 2): ``array_row`` and ``array_col`` of the bins; None if they are unknown.
+    centers
+        float (n, 2): row and column of the bin centres in pixels.
+    side
+        Expected distance in pixels. Without ``grid`` only bins at this distance show the array.
+    """
+    return _fitted_pitch(grid, centers, np.ones(2)) if grid is not None else _neighbour_pitch(centers, side)
+
+
+def possible_visium_pitch(grid: np.ndarray | None, centers: np.ndarray) -> float | None:
+    """Estimate the distance of neighbouring Visium spots where it cannot be proved that the array is hexagonal.
+
+    Spots in one row, and spots without array positions, can lie on a hexagonal array without showing it. NaN means that
+    they show no distance at all, None that they do not lie on a hexagonal array.
+    """
+    if grid is not None:
+        if not _has_one_parity(grid) or not _is_line(grid):
+            return hexagonal_pitch(grid, centers)
+        places = grid * _HEX_STEPS
+        spread, length = (float(((xy - xy.mean(axis=0)) ** 2).sum()) for xy in (places, centers))
+        return float(np.sqrt(length / spread)) if min(spread, length) > 0 else float("nan")
+    return _hexagonal_neighbours(centers)
+
+
+def diameter_doubt(grid: np.ndarray | None, centers: np.ndarray, spot_px: float, spot_um: float) -> str:
+    """Say why spots of ``spot_px`` pixels may not have ``spot_um`` µm; empty without a doubt.
+
+    Visium spots have 55 µm, but their diameter in pixels comes from Space Ranger, and corresponds to about 65 µm.
+    ``grid`` and ``centers`` are as in :func:`square_pitch`.
+    """
+    pitch = possible_visium_pitch(grid, centers)
+    if pitch is None:
+        return ""
+    is_known = np.isfinite(pitch)
+    ratio = spot_um / spot_px * pitch / VISIUM_PITCH_UM if is_known else spot_um / SPACE_RANGER_UM
+    if not DIAMETER_ERROR[0] < ratio < DIAMETER_ERROR[1]:
+        return ""
+    reason = (
+        f"but if these are Visium spots, 100 µm apart, it is {VISIUM_PITCH_UM / pitch:.4g}: they have no `array_row` and "
+        "`array_col`, or lie in one line, so the lattice cannot decide"
+        if is_known
+        else f"which {len(centers)} spots are too few to check"
+    )
+    return (
+        f"spot_um={spot_um:g} gives {spot_um / spot_px:.4g} µm per pixel, {reason}. Visium spots have 55 µm, but the diameter "
+        f"that Space Ranger writes (`spot_diameter_fullres`) corresponds to about {SPACE_RANGER_UM:g} µm"
+    )
+
+
+def _has_one_parity(grid: np.ndarray) -> bool:
+    return bool(np.isfinite(grid).all()) and len(np.unique(grid.sum(axis=1) % 2)) <= 1
+
+
+def _is_line(grid: np.ndarray) -> bool:
+    """Check whether spots lie in one line, or are one spot, and so do not show both steps of an array."""
+    centred = grid - grid.mean(axis=0)
+    return bool(np.linalg.matrix_rank(centred.T @ centred) < 2)
+
+
+def _fitted_pitch(grid: np.ndarray, centers: np.ndarray, steps: np.ndarray) -> float | None:
+    """Fit positions of an array to pixels, and return its pitch; None if the array is skewed, stretched or irregular.
+
+    ``steps`` (2,) are the distances of neighbouring rows and columns in units of the pitch.
+    """
+    if len(grid) < 3 or not np.isfinite(grid).all():
+        return None
+    design = np.column_stack([grid, np.ones(len(grid))])
+    if _is_line(grid):
+        return None
+    fit = np.linalg.lstsq(design, centers, rcond=None)[0]
+    lengths = np.linalg.norm(fit[:2], axis=1)
+    pitches = lengths / steps
+    pitch = float(pitches.mean())
+    if not pitch > 0 or abs(pitches[0] / pitches[1] - 1) > _TOLERANCE:
+        return None
+    skew = abs(fit[0] @ fit[1]) / lengths.prod()
+    error = np.sqrt(((design @ fit - centers) ** 2).sum(axis=1).mean()) / pitch
+    return pitch if max(skew, error) <= _TOLERANCE else None
+
+
+def _neighbour_pitch(centers: np.ndarray, side: float) -> float | None:
+    """Measure the pitch of a square array, however it is turned, from bins that touch."""
+    vectors = _near_vectors(centers, 2.5 * side)
+    touching = vectors[np.abs(np.abs(vectors) / side - 1) <= AGREEMENT + _rounding(side)]
+    if not len(touching):
+        return None
+    # The fourth power is the same for the four directions of a square array.
+    angle = np.angle(((touching / np.abs(touching)) ** 4).mean())
+    turned = touching * np.exp(-0.25j * angle)
+    quarter = np.rint(np.angle(turned) / (np.pi / 2))
+    pitch = float(np.abs((turned * np.exp(-0.5j * np.pi * quarter)).mean()))
+    steps = vectors * np.exp(-0.25j * angle) / pitch
+    shifts = np.abs(steps - (np.rint(steps.real) + 1j * np.rint(steps.imag)))
+    has_both_directions = len(np.unique(quarter % 2)) == 2
+    return pitch if has_both_directions and shifts.max() <= _LARGEST_SHIFT + _rounding(side) else None
+
+
+def _rounding(side: float) -> float:
+    """Return the share of a side by which two positions in whole pixels can be off."""
+    return min(0.15, 1 / side)
+
+
+def _hexagonal_neighbours(centers: np.ndarray) -> float | None:
+    """Return the distance of nearest neighbours if all lie in directions of a hexagonal array, NaN without neighbours."""
+    from scipy.spatial import cKDTree
+
+    places = np.unique(_sample(centers), axis=0)
+    if len(places) < 2:
+        return float("nan")
+    pitch = float(np.median(cKDTree(places).query(places, k=2)[0][:, 1]))
+    vectors = _near_vectors(places, 1.3 * pitch)
+    # The sixth power is the same for the six directions of a hexagonal array.
+    order = abs(((vectors / np.abs(vectors)) ** 6).mean())
+    return pitch if order > 0.9 and np.abs(np.abs(vectors) / pitch - 1).max() <= _TOLERANCE else None
+
+
+def _near_vectors(centers: np.ndarray, reach: float) -> np.ndarray:
+    """Return the vectors between all pairs of places within ``reach``, complex (n_pairs,), both ways."""
+    from scipy.spatial import cKDTree
+
+    places = _sample(centers)
+    pairs = cKDTree(places).query_pairs(reach, output_type="ndarray")
+    vectors = (places[pairs[:, 1]] - places[pairs[:, 0]]) @ np.array([1j, 1])
+    return np.concatenate([vectors, -vectors])
+
+
+def _sample(centers: np.ndarray) -> np.ndarray:
+    """Take the places nearest to the middle, so that neighbours stay together."""
+    if len(centers) <= _SAMPLE:
+        return centers
+    distances = ((centers - np.median(centers, axis=0)) ** 2).sum(axis=1)
+    return centers[np.argpartition(distances, _SAMPLE)[:_SAMPLE]]
