@@ -5,11 +5,15 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from img2gene import Img2GeneError
 from img2gene._checks import Arguments
 from img2gene._files.folders import RECORD, ResumableFolder, atomic_path, write_bytes
+from img2gene._files.tables import read_csv, write_csv
 
 
 def test_a_write_that_fails_midway_leaves_the_old_file_and_no_other(tmp_path):
@@ -128,3 +132,107 @@ def test_a_home_folder_of_nobody_is_a_path_like_others():
     check = Arguments()
     assert check.path("path", "~nobody_of_this_name/model") == Path("~nobody_of_this_name/model")
     assert check.messages == []
+
+
+NAMES = [
+    "NA",
+    "None",
+    "nan",
+    "null",
+    "",
+    " ",
+    "N/A",
+    "1",
+    "007",
+    "1e5",
+    "1_0",
+    "inf",
+    "True",
+    "=1+1",
+    "+A1",
+    "-B",
+    "-1",
+    "@S",
+]
+NAMES += [
+    "'",
+    "'=x",
+    "''@x",
+    "\t=x",
+    "\r",
+    "a\rb",
+    "\n",
+    "a\r\nb",
+    'a"b',
+    '"',
+    "x,y",
+    "\ufeffa",
+    "\u2028",
+    "\x85",
+    "\0",
+    "γδ",
+    "١",
+]
+
+
+@given(st.lists(st.text(), max_size=6), st.lists(st.text(), min_size=1, max_size=3))
+@example(NAMES, ["section"])
+@example(["G1"], NAMES)
+def test_every_name_comes_back_from_a_table(tmp_path_factory, names, columns):
+    path = tmp_path_factory.getbasetemp() / "names.csv"
+    numbers = np.linspace(-1, 1, len(names)) / 3
+    frame = pd.DataFrame([[*[name] * len(columns), number] for name, number in zip(names, numbers, strict=True)])
+    frame = frame.reindex(columns=range(len(columns) + 1)).set_axis([*columns, "pcc"], axis=1)
+    write_csv(frame, path)
+    table = read_csv(path)
+    assert table.columns.tolist() == [*columns, "pcc"]
+    for place in range(len(columns)):
+        assert table.iloc[:, place].tolist() == names
+    assert table.iloc[:, -1].tolist() == numbers.tolist()
+    # Spreadsheets look at the text inside the quotes.
+    cells = (
+        pd.read_csv(path, dtype=str, keep_default_na=False, header=None, quoting=0).to_numpy().ravel() if names else []
+    )
+    assert not any(cell.startswith(("=", "+", "@", "\t", "\r")) for cell in cells)
+
+
+def test_numbers_truth_values_and_missing_values_come_back_as_such(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "section": pd.Categorical(["1", None, "NA"]),
+            "pcc": [0.1, np.nan, -1e-300],
+            "n": [1, -2, 3],
+            "shared": [True, False, True],
+            "p": np.array([np.inf, -np.inf, 0], dtype=np.float32),
+        }
+    )
+    write_csv(frame, tmp_path / "scores.csv")
+    pd.testing.assert_frame_equal(
+        read_csv(tmp_path / "scores.csv"), frame.astype({"section": object, "p": float}), check_exact=True
+    )
+    # Other readers see the same numbers.
+    assert pd.read_csv(tmp_path / "scores.csv")["n"].tolist() == [1, -2, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as a table"),
+        (b'"gene', "cannot be read as a table"),
+        (b'gene"x\n', "cannot be read as a table"),
+        (b"\xff\xfe", "cannot be read as a table"),
+        (b"gene,pcc\nG1\n", "row 2 has 1 cells, expected 2"),
+        (b"gene,pcc\nG1,1,\n", "row 2 has 3 cells, expected 2"),
+        (None, "cannot be read as a table"),
+    ],
+)
+def test_what_is_no_table_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "scores.csv"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(Img2GeneError, match=rf"scores\.csv.*{message}"):
+        read_csv(path)
+
+
+def test_a_table_that_a_spreadsheet_saved_again_is_read(tmp_path):
+    (tmp_path / "scores.csv").write_bytes("\ufeffgene,pcc\r\n'-B,0.5\r\n".encode())
+    assert read_csv(tmp_path / "scores.csv").to_dict("list") == {"gene": ["-B"], "pcc": [0.5]}

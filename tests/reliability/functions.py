@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 import img2gene as ig
+from img2gene._files.tables import write_csv
 from reliability import studies
 
 PACKAGES = ("pp", "tl", "pl", "get", "io", "datasets", "metrics", "models", "encoders", "pathways", "testing")
@@ -170,6 +171,11 @@ def _saved(folder: Path) -> Path:
     return ig.io.save_model(studies.trained("ridge"), folder / "ridge.img2gene", overwrite=True)
 
 
+def _table(folder: Path) -> Path:
+    write_csv(pd.DataFrame({"gene": ["=1", "NA"], "pcc": [0.5, np.nan]}), folder / "scores.csv")
+    return folder / "scores.csv"
+
+
 def _truth_and_positions() -> Arguments:
     return {**_values(), "positions": _lattice()}
 
@@ -198,6 +204,7 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
         "patient_key": "patient",
     },
     "io.load_model": lambda folder: {"path": _saved(folder)},
+    "io.read_csv": lambda folder: {"path": _table(folder)},
     "io.read_legacy_st": _legacy,
     "io.save_model": lambda folder: {"model": _study(), "path": folder / "model.img2gene", "overwrite": True},
     "io.write_study": lambda folder: {"sdata": _study(), "path": folder / "study.zarr"},

@@ -1,5 +1,6 @@
 """Read sections, join them, and store and load trained models."""
 
+from img2gene._files.tables import read_csv
 from img2gene.io._concat import concat_sections
 from img2gene.io.convert import from_anndata, to_anndata
 from img2gene.io.legacy_st import read_legacy_st
@@ -12,6 +13,7 @@ __all__ = [
     "concat_sections",
     "from_anndata",
     "load_model",
+    "read_csv",
     "read_legacy_st",
     "save_model",
     "to_anndata",

@@ -298,6 +298,8 @@ class CrossValidation:
     def to_csv(self, path: str | Path, table: str = "scores") -> None:
         """Write one of the tables; texts that begin with ``=``, ``+``, ``-`` or ``@`` get a ``'`` before them.
 
+        :func:`img2gene.io.read_csv` reads the table back, with all names as they were.
+
         Parameters
         ----------
         path
