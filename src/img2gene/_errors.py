@@ -87,8 +87,10 @@ class Problems:
         try:
             yield
         except Img2GeneError as error:
-            self.kind = type(error) if not self.messages else Img2GeneError
-            self.messages.append(str(error))
+            # Several checks may read the same faulty column.
+            if str(error) not in self.messages:
+                self.kind = type(error) if not self.messages else Img2GeneError
+                self.messages.append(str(error))
 
     def raise_all(self) -> None:
         """Raise one error with all problems; a single problem keeps its own kind."""

@@ -216,7 +216,8 @@ def _rescaled(sdata: SpatialData, region: str, entry: dict[str, Any]) -> float |
 
 def _derived_for_image(sdata: SpatialData, image_key: str) -> dict[str, float]:
     """Derive microns per pixel from the squares and lattices that other regions on the image have."""
-    sources, annotated = {}, set()
+    sources: dict[str, float] = {}
+    annotated: set[str] = set()
     for key in sdata.tables:
         # Another table that cannot be read is no source, and no reason to refuse this image.
         with suppress(Img2GeneError):
@@ -233,7 +234,7 @@ def _derived_for_image(sdata: SpatialData, image_key: str) -> dict[str, float]:
 
 def _derived_from_table(study: Study, image_key: str) -> dict[str, float]:
     """Derive microns per pixel of an image from the regions of a table that lie on it."""
-    sources = {}
+    sources: dict[str, float] = {}
     entries = (study.record("patches") or {}).get("regions", {})
     for region, rows in study.regions.items():
         grid = array_positions(study.table.obs, rows)
@@ -251,7 +252,7 @@ def _belongs(sdata: SpatialData, region: str, regions: list[str], image_key: str
     if _scale(sdata, region, image_key) is None:
         return False
     try:
-        own = image if image in sdata.images else largest_aligned(sdata, region, regions)
+        own = image if image is not None and image in sdata.images else largest_aligned(sdata, region, regions)
     except Img2GeneError:
         return False
     return own == image_key or covers_same_place(sdata, own, image_key)

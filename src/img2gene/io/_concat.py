@@ -15,15 +15,8 @@ from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import listing, raise_problems
 from img2gene._study.expression import count_problems, row_sums
-from img2gene.io._concat_checks import (
-    ATTRS,
-    KINDS,
-    name_problems,
-    read_parts,
-    regions_of,
-    shared_genes,
-    table_problems,
-)
+from img2gene.io._concat_checks import KINDS, name_problems, read_parts, shared_genes, table_problems
+from img2gene.io._concat_entrance import ATTRS, element_problems, regions_of
 from img2gene.io._concat_uns import merge_uns
 
 if TYPE_CHECKING:
@@ -78,7 +71,7 @@ def concat_sections(
     genes = check.choice("genes", genes, ("intersection", "union"))
     check.raise_all()
     keys = list(dict.fromkeys(key for part in parts for key in part.tables))
-    raise_problems([problem for key in keys for problem in table_problems(parts, key, genes)])
+    raise_problems(element_problems(parts) + [text for key in keys for text in table_problems(parts, key, genes)])
     elements = {kind: _merge_elements(parts, kind) for kind in KINDS}
     tables = {key: _join_tables([part.tables[key] for part in parts if key in part.tables], genes) for key in keys}
     attrs: dict[str, Any] = {}
@@ -162,7 +155,7 @@ def _storable(obs: pd.DataFrame, parts: list[AnnData]) -> pd.DataFrame:
         if obs[column].dtype == object and all(pd.api.types.is_bool_dtype(dtype) for dtype in dtypes):
             obs[column] = obs[column].astype("boolean")
         elif categorical or obs[column].dtype == object:
-            if len({isinstance(value, str) for value in obs[column].dropna().unique()}) > 1:
+            if obs[column].dropna().map(type).map(lambda kind: issubclass(kind, str)).nunique() > 1:
                 logger.info("obs[%r] holds text and numbers; it is joined as text", column)
                 obs[column] = obs[column].map(str, na_action="ignore")
                 categorical = True

@@ -11,14 +11,13 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, Problems, listing
 from img2gene._study.inputs import without_tokens
-from img2gene._study.sections import region_column
+from img2gene.io._concat_entrance import ATTRS, entrance_problems, is_annotated, regions_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 KINDS = ("images", "labels", "points", "shapes")
-ATTRS = "spatialdata_attrs"
 # The record of a table that holds nothing but a prediction.
 PREDICTION = "prediction"
 
@@ -67,41 +66,33 @@ def name_problems(parts: list[SpatialData]) -> list[str]:
 def table_problems(parts: list[SpatialData], key: str, genes: str) -> list[str]:
     """List why the tables ``key`` of several sections cannot be joined."""
     tables = [part.tables[key] for part in parts if key in part.tables]
-    check = Problems()
-    for table in tables:
-        with check.collect():
-            check_annotation(table, key)
-    if check.messages or len(tables) < 2:
-        return check.messages
-    problems = [*_key_problems(tables, key), *_gene_problems(tables, key, genes)]
+    names = [f"sections[{number}]['{key}']" for number, part in enumerate(parts) if key in part.tables]
+    problems = [text for table, name in zip(tables, names, strict=True) for text in entrance_problems(table, name, key)]
+    if problems:
+        return problems
+    if len(tables) < 2:
+        return _absent_problems(parts, tables, key)
+    problems = [*_key_problems(tables, key), *_gene_problems(tables, key, genes), *_array_problems(tables, key)]
     if problems:
         return problems
     return [*_region_problems(parts, tables, key), *_width_problems(tables, key), *_record_problems(tables, key)]
 
 
-def is_annotated(table: AnnData) -> bool:
-    """Check whether a table says which regions its rows belong to."""
-    return ATTRS in table.uns
-
-
-def check_annotation(table: AnnData, key: str) -> None:
-    """Raise if a table names columns of regions and instances that it does not have."""
-    if not is_annotated(table):
-        return
-    attrs = table.uns[ATTRS]
-    if not isinstance(attrs, Mapping) or attrs.get("instance_key") not in table.obs or "region" not in attrs:
-        raise Img2GeneError(
-            f"`uns['{ATTRS}']` of `{key}` does not name the columns of regions and instances. Parse the table with "
-            "`spatialdata.models.TableModel.parse(table, region=…, region_key=…, instance_key=…)`."
-        )
-    region_column(table, key)
-
-
-def regions_of(table: AnnData) -> list[str]:
-    """List the regions that the rows of a table name, in order of appearance."""
-    if not is_annotated(table):
-        return []
-    return [str(name) for name in pd.unique(table.obs[table.uns[ATTRS]["region_key"]])]
+def _array_problems(tables: list[AnnData], key: str) -> list[str]:
+    """List arrays that only some tables have, or have in another form, so that they cannot be joined."""
+    problems = []
+    if len({table.X is None for table in tables}) > 1:
+        without = listing([name for table in tables if table.X is None for name in regions_of(table)], 3)
+        problems.append(f"`{key}` of {without} has no X, others do. Set `table.X`, or leave out this section.")
+    for name in sorted({name for table in tables for name in table.obsm}):
+        arrays = [table.obsm[name] for table in tables if name in table.obsm]
+        kinds = {isinstance(values, pd.DataFrame) for values in arrays}
+        if len(kinds) > 1:
+            problems.append(
+                f"`obsm['{name}']` of `{key}` is a DataFrame in some sections and an array in others. Convert it: "
+                f"`table.obsm['{name}'] = table.obsm['{name}'].to_numpy()`."
+            )
+    return problems
 
 
 def sections_of(table: AnnData) -> set[str]:
@@ -149,13 +140,6 @@ def _key_problems(tables: list[AnnData], key: str) -> list[str]:
 
 def _gene_problems(tables: list[AnnData], key: str, genes: str) -> list[str]:
     problems = []
-    for table in tables:
-        twice = table.var_names[table.var_names.duplicated()].unique()
-        if len(twice):
-            problems.append(
-                f"`{key}` of {listing(regions_of(table), 3)} has {len(twice)} duplicate genes ({listing(twice, 5)}). "
-                "Call `var_names_make_unique()` on the table if they are distinct, else drop them."
-            )
     if genes == "intersection" and all(table.n_vars for table in tables) and not len(shared_genes(tables)):
         problems.append(
             f"The tables `{key}` have no gene in common (first genes: "
@@ -192,14 +176,20 @@ def _region_problems(parts: list[SpatialData], tables: list[AnnData], key: str) 
             f"Several tables `{key}` call a section {listing(shared)}, so spots of different slides would be taken for one "
             f"section. Give each its own name: `sdata['{key}'].obs['{_schema.SECTION}'] = …`."
         )
+    return problems + _absent_problems(parts, tables, key)
+
+
+def _absent_problems(parts: list[SpatialData], tables: list[AnnData], key: str) -> list[str]:
+    """List regions that rows name and no section has; parts without any region have lost all of them on purpose."""
+    names = dict.fromkeys(name for table in tables for name in regions_of(table))
     present = {name for part in parts for kind in ("shapes", "labels", "points") for name in getattr(part, kind)}
-    absent = [name for name in names.unique() if name not in present]
-    if absent and present:
-        problems.append(
-            f"Rows of `{key}` name the regions {listing(absent)}, which no section has (available: "
-            f"{listing(sorted(present))}). Leave out these rows, or add the regions."
-        )
-    return problems
+    absent = [name for name in names if name not in present]
+    if not absent or not present:
+        return []
+    return [
+        f"Rows of `{key}` name the regions {listing(absent)}, which no section has (available: "
+        f"{listing(sorted(present))}). Leave out these rows, or add the regions."
+    ]
 
 
 def _width_problems(tables: list[AnnData], key: str) -> list[str]:

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene.io._concat_checks import ATTRS, PREDICTION, record, regions_of, sections_of
+from img2gene.io._concat_checks import PREDICTION, record, sections_of
+from img2gene.io._concat_entrance import ATTRS, regions_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
-from img2gene._study.geometry import Geometry, locate_region
+from img2gene._study.geometry import Geometry, locate_region, recorded
 from img2gene._study.images import scale0, thumbnail
 from img2gene.io.sections import THUMBNAIL_PX
 
@@ -53,6 +53,10 @@ def squidpy_layout(study: Study, images: str | Mapping[str, str] | None) -> tupl
 def _located(study: Study, region: str, rows: np.ndarray, images: str | Mapping[str, str] | None) -> Geometry | None:
     """Locate a region in its image; None if the study holds no image of it."""
     if images is None and not _has_image(study.sdata, region):
+        if region not in study.sdata and recorded(study.table, region).get("image") in study.sdata.images:
+            # The stored positions may be those of another crop of the image.
+            hint = "The table names this region, whose image the study holds: add the region, or leave out its rows."
+            raise MissingKeyError(missing(region, "sdata", [*study.sdata.shapes, *study.sdata.labels], hint))
         return None
     if images is None:
         entries = (study.record("patches") or {}).get("regions", {})
@@ -93,7 +97,7 @@ def _positions(study: Study, geometries: dict[str, Geometry | None]) -> np.ndarr
     without = [rows for region, rows in study.regions.items() if geometries[region] is None]
     if without:
         rows = np.concatenate(without)
-        positions[rows] = _stored_positions(study)[rows]
+        positions[rows] = _stored_positions(study, rows)
     units: dict[str, float] = {}
     for item in geometries.values():
         if item is not None:
@@ -102,15 +106,19 @@ def _positions(study: Study, geometries: dict[str, Geometry | None]) -> np.ndarr
     return positions
 
 
-def _stored_positions(study: Study) -> np.ndarray:
+def _stored_positions(study: Study, rows: np.ndarray) -> np.ndarray:
     obsm = study.table.obsm
     if "spatial" not in obsm:
         hint = "Add the image of each region to the study, and run `img2gene.pp.extract_patches`."
         raise MissingKeyError(missing("spatial", f"{study.name}.obsm", obsm, hint))
-    positions = np.asarray(obsm["spatial"])
-    if positions.dtype.kind not in "iuf" or positions.ndim != 2 or positions.shape[1] < 2:
-        raise Img2GeneError(f"`{study.name}.obsm['spatial']` has shape {positions.shape}; expected (n_obs, 2) numbers.")
-    return positions[:, :2].astype(float)
+    positions = np.asarray(obsm["spatial"], dtype=float)[rows, :2]
+    bad = rows[~np.isfinite(positions).all(axis=1)]
+    if len(bad):
+        raise Img2GeneError(
+            f"`{study.name}.obsm['spatial']` holds NaN or infinite positions in {len(bad)} rows without an image "
+            f"({listing(study.table.obs_names[bad], 5)}). Add their image, or leave out these rows."
+        )
+    return positions
 
 
 def _entry(sdata: SpatialData, geometries: list[Geometry], n_sections: int) -> dict[str, Any]:

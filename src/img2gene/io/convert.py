@@ -12,8 +12,9 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
+from img2gene._study.entrance import column_problems, number_problems, object_problems, open_table
+from img2gene._study.expression import in_tissue, name_problems
 from img2gene._study.sections import text_labels
-from img2gene._study.study import Study
 from img2gene.io._concat import concat_sections
 from img2gene.io._libraries import Library, read_libraries
 from img2gene.io._squidpy import squidpy_layout
@@ -68,11 +69,11 @@ def to_anndata(
     ['P1_S1', 'P2_S1']
     """
     check = Arguments()
-    check.text("table_key", table_key)
     for name, value in images.items() if isinstance(images, Mapping) else [("", images)]:
         check.text(f"images[{name!r}]" if name else "images", value, optional=not name)
+    study = open_table(check, sdata, table_key, with_windows=False)
+    check.messages += number_problems(study.table.X, f"`{study.name}.X`")
     check.raise_all()
-    study = Study.of(sdata, table_key)
     positions, libraries = squidpy_layout(study, images)
     adata = study.table.copy()
     adata.uns.pop("spatialdata_attrs", None)
@@ -154,10 +155,15 @@ def _check(adata: Any, spot_um: Any, library_key: Any, patient_key: Any, image: 
         if key is not None and key not in adata.obs:
             with check.collect():
                 raise MissingKeyError(missing(key, "adata.obs", adata.obs.columns))
+    check.messages += column_problems(adata, "adata")
+    check.raise_all()
+    check.messages += name_problems(adata, "adata") + object_problems(adata.obs, "adata.obs")
+    with check.collect():
+        in_tissue(adata)
     if adata.X is None or not adata.n_obs:
         check.messages.append("The AnnData has no counts; put raw counts into `adata.X`.")
     else:
-        check.messages += size_problems(adata, "adata")
+        check.messages += number_problems(adata.X, "`adata.X`") or size_problems(adata, "adata")
     check.raise_all()
     return spot_um
 
@@ -235,10 +241,12 @@ def _instance_key(adata: AnnData, libraries: np.ndarray) -> str:
     if "spot_id" not in adata.obs:
         return "spot_id"
     column = adata.obs["spot_id"]
-    named = column.dtype.kind in "iu" or all(isinstance(value, str) for value in column)
-    unique = not pd.DataFrame({"spot": column.to_numpy(), "library": libraries}).duplicated().any()
+    # spatialdata takes numbers of numpy, and none that can be missing.
+    is_number = isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu"
+    named = is_number or all(isinstance(value, str) for value in column)
+    unique = named and not pd.DataFrame({"spot": column.to_numpy(), "library": libraries}).duplicated().any()
     # spatialdata takes whole numbers and plain text, no categories.
-    if named and unique and not isinstance(column.dtype, pd.CategoricalDtype):
+    if unique and not isinstance(column.dtype, pd.CategoricalDtype):
         return "spot_id"
     logger.info("obs['spot_id'] is kept; obs[%r] names the spots of the study", _OWN_COLUMN.format("spot_id"))
     return _OWN_COLUMN.format("spot_id")

@@ -9,7 +9,8 @@ import numpy as np
 from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import listing, raise_problems
-from img2gene._study.expression import count_problems, layer_problems, row_sums
+from img2gene._study.entrance import column_problems, number_problems, object_problems
+from img2gene._study.expression import count_problems, layer_problems, name_problems, row_sums
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -178,17 +179,23 @@ def _spot_problems(xy: Any, table: Any) -> list[str]:
     problems = [] if table.X is not None and table.n_obs else ["`table` has no counts; put raw counts into `table.X`."]
     if table.isbacked:
         problems.append("`table` is backed by a file; pass `table.to_memory()`.")
+    unreadable = column_problems(table, "table")
+    if unreadable:
+        return problems + unreadable
+    problems += name_problems(table, "table") + object_problems(table.obs, "table.obs")
+    problems += number_problems(table.X, "`table.X`")
     return problems + position_problems(xy, table.n_obs, "`xy`", "`table`")
 
 
 def position_problems(xy: Any, n_obs: int, name: str, table: str) -> list[str]:
     """List why an array cannot hold one (x, y) per row of a table."""
     try:
-        places = np.asarray(xy, dtype=float) if np.isrealobj(xy) else None
+        is_masked = isinstance(xy, np.ma.MaskedArray) and np.ma.is_masked(xy)
+        places = np.asarray(xy, dtype=float) if np.isrealobj(xy) and not is_masked else None
     except (TypeError, ValueError):
         places = None
     if places is None:
-        return [f"{name} holds values that are not numbers; expected an array ({n_obs}, 2)."]
+        return [f"{name} holds values that are not numbers, or masks some; expected an array ({n_obs}, 2)."]
     if places.shape != (n_obs, 2):
         return [f"{name} has shape {places.shape}; expected ({n_obs}, 2), one row per row of {table}."]
     bad = int((~np.isfinite(places)).any(axis=1).sum())

@@ -12,6 +12,7 @@ from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing
 from img2gene._study.embedding import checked_orientations, embedding_identity, input_side, stream_embedding
+from img2gene._study.entrance import open_table
 from img2gene._study.origins import embedded_patches
 from img2gene._study.study import Study
 from img2gene.encoders.base import checked_amp
@@ -103,7 +104,6 @@ def embed_patches(
     check.text("encoder", encoder)
     _check_number_of_tokens(check, tokens)
     orientations = checked_orientations(check, orientations)
-    check.text("table_key", table_key)
     # `or` would not do for workers, because 0 is a choice: it decodes in this thread.
     workers = check.whole("num_workers", settings.num_workers if num_workers is None else num_workers, 0, _MAX_WORKERS)
     size = check.whole("batch_size", settings.batch_size if batch_size is None else batch_size, 1)
@@ -112,9 +112,9 @@ def embed_patches(
     checked_amp(check, amp)
     check.choice("backend", backend, ("auto", "torch", "onnx"))
     check.flag("inplace", inplace)
+    study = open_table(check, sdata, table_key)
     check.raise_all()
     spec = encoders.get(encoder)
-    study = Study.of(sdata, table_key)
     patches = study.patches
     # Tokens are checked before weights are loaded, which can mean a download.
     if tokens is not None:

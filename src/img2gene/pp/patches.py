@@ -12,6 +12,7 @@ from img2gene import _schema
 from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, Problems
+from img2gene._study.entrance import open_table
 from img2gene._study.geometry import Geometry, locate
 from img2gene._study.images import WHITE, scale0, thumbnail
 from img2gene._study.microns import resolve_mpp
@@ -61,8 +62,7 @@ def extract_patches(
     mpp
         Microns per pixel of the scale-0 image, for all regions or by region. By default it follows from the reader's
         record, the Visium lattice (100 µm from spot to spot), the bin size in a name like ``square_008um`` of bins that
-        touch, or another
-        region on the same image. Nothing else is assumed.
+        touch, or another region on the same image. Nothing else is assumed.
     spot_um
         Diameter of the spots in µm, from which microns per pixel follow if ``mpp`` is None. The hexagonal Visium
         lattice is more exact, so it is used instead, with a warning, if the two differ.
@@ -95,8 +95,11 @@ def extract_patches(
     >>> sdata["table"].obsm["patch_bbox"].shape[1]
     4
     """
-    arguments = PatchArguments.checked(patch_um, patch_px, mpp, spot_um, images, table_key, inplace)
-    study = Study.of(sdata, table_key)
+    check = Arguments()
+    arguments = PatchArguments.checked(check, patch_um, patch_px, mpp, spot_um, images, inplace)
+    study = open_table(check, sdata, table_key, with_windows=False)
+    check.messages += _library_problems(study.table, study.name)
+    check.raise_all()
     geometries = locate(study, images)
     resolution = resolve_mpp(study, geometries, mpp=mpp, spot_um=spot_um)
     update, libraries = _found_patches(study, geometries, resolution, arguments)
@@ -117,10 +120,9 @@ class PatchArguments:
 
     @classmethod
     def checked(
-        cls, patch_um: Any, patch_px: Any, mpp: Any, spot_um: Any, images: Any, table: Any, inplace: Any
+        cls, check: Arguments, patch_um: Any, patch_px: Any, mpp: Any, spot_um: Any, images: Any, inplace: Any
     ) -> PatchArguments:
-        """Check all arguments of :func:`extract_patches` together."""
-        check = Arguments()
+        """Check all arguments of :func:`extract_patches` but the study, which the caller opens."""
         fields = check_fields(check, patch_um)
         pixels = check.whole("patch_px", patch_px, 32, _MAX_SIDE_PX)
         for name, value in mpp.items() if isinstance(mpp, Mapping) else [("", mpp)]:
@@ -128,9 +130,7 @@ class PatchArguments:
         check.number("spot_um", spot_um, above=0, optional=True)
         for name, value in images.items() if isinstance(images, Mapping) else [("", images)]:
             check.text(f"images[{name!r}]" if name else "images", value, optional=not name)
-        check.text("table_key", table)
         check.flag("inplace", inplace)
-        check.raise_all()
         return cls(fields, pixels)
 
 
@@ -279,6 +279,17 @@ def _origin(study: Study, geometry: Geometry) -> np.ndarray | None:
     return origin if spread <= max(2.0, np.nan_to_num(geometry.spot_px) / 4) else None
 
 
+def _library_problems(table: AnnData, name: str) -> list[str]:
+    """Refuse an entry ``uns["spatial"]`` that cannot hold thumbnails, and that the user may need."""
+    spatial = table.uns.get("spatial")
+    if spatial is None or isinstance(spatial, Mapping):
+        return []
+    return [
+        f"`{name}.uns['spatial']` is a {type(spatial).__name__}; squidpy's thumbnails by section belong there. Rename or "
+        "delete it."
+    ]
+
+
 def _add_libraries(study: Study, geometries: list[Geometry], libraries: dict[str, dict[str, Any]]) -> None:
     """Store a thumbnail per section for squidpy; keep existing images and an existing ``obsm["spatial"]``."""
     table = study.table
@@ -288,10 +299,13 @@ def _add_libraries(study: Study, geometries: list[Geometry], libraries: dict[str
             # Readers leave (x, y) in units of the region here.
             positions[geometry.rows] = geometry.centers[:, ::-1] * geometry.units_per_px
         table.obsm["spatial"] = positions
-    # Entries are copied, so that another table with the same ones does not change.
-    spatial = {key: dict(value) for key, value in table.uns.get("spatial", {}).items()}
+    # Entries are copied, so that another table with the same ones does not change. CELLxGENE puts a flag among them.
+    spatial = {
+        key: dict(value) if isinstance(value, Mapping) else value
+        for key, value in (table.uns.get("spatial") or {}).items()
+    }
     for name, library in libraries.items():
         entry = spatial.setdefault(name, {})
-        if "images" not in entry:
+        if isinstance(entry, dict) and "images" not in entry:
             entry.update(library)
     table.uns["spatial"] = spatial

@@ -22,7 +22,7 @@ from img2gene._study.study import Study
 from img2gene.pathways import match_gene_sets, read_gene_sets
 from img2gene.pathways.context import METHODS, choose_pathways, score_spots
 from img2gene.pathways.gene_sets import ORGANISMS
-from img2gene.pp.expression import rows_of_sections, section_names
+from img2gene.pp.expression import rows_of_sections, section_names, study_positions
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class _Selection:
             gene_sets,
             n_top,
             sections=study.sections[rows],
-            positions=self._positions()[rows],
+            positions=self._positions(rows),
             features=None if features is None else features[rows],
             seed=self.seed,
         )
@@ -252,12 +252,12 @@ class _Selection:
         check_embedding(self.study, identity["name"])
         return embedding(self.study, identity)
 
-    def _positions(self) -> np.ndarray:
+    def _positions(self, rows: np.ndarray) -> np.ndarray:
         obsm = self.study.table.obsm
         if "spatial" in obsm:
-            return np.asarray(obsm["spatial"], dtype=float)
+            return study_positions(self.study, rows)
         if _schema.PATCH_BBOX in obsm:
-            return self.study.positions
+            return self.study.positions[rows]
         raise Img2GeneError(
             'Selecting pathways needs the positions of the spots: set `obsm["spatial"]`, run `img2gene.pp.extract_patches` '
             "first, or raise `n_top` to the number of gene sets."
