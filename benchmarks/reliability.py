@@ -12,19 +12,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from reliability import calls, interruptions, jobs, kills, mutations, races, studies  # noqa: E402
+from reliability import calls, full_disk, interruptions, jobs, kills, mutations, races, studies  # noqa: E402
 from reliability.tally import Outcome, Tally  # noqa: E402
 
 PAGE = ROOT / "benchmarks" / "results" / "reliability.md"
 # Trials of one step; a run that ends early loses at most the step it is in.
-STEPS = {"mutations": 5_000, "kills": 70, "interruptions": 240, "calls": 1_000, "races": 20}
-COUNTS = {"mutations": 100_000, "kills": 1_000, "interruptions": 2_000, "calls": 10_000, "races": 200}
+STEPS = {"mutations": 5_000, "kills": 70, "interruptions": 240, "calls": 1_000, "races": 20, "full disk": 45}
+COUNTS = {"mutations": 100_000, "kills": 1_000, "interruptions": 2_000, "calls": 10_000, "races": 200, "full disk": 500}
 TITLES = {
     "mutations": "Damaged models: refused when loaded, or equal in all that they say",
     "kills": "Kills: files are old or new, and the next call gives the uninterrupted result",
     "interruptions": "Interruptions: the object is unchanged or complete",
     "calls": "Hostile arguments: refused by the package, or accepted; objects and files unchanged after a refusal",
     "races": "Races of four to eight processes: every result is whole",
+    "full disk": "Full disks: files are old or new, nothing is left behind, and the next call gives the usual result",
 }
 
 
@@ -58,12 +59,19 @@ def run_races(n: int, seed: int) -> Iterator[Outcome]:
     return races.run(-(-n // len(races.RACES)), seed)
 
 
+def run_full_disk(n: int, seed: int) -> Iterator[Outcome]:
+    """Fill the disk under work that writes files."""
+    full_disk.prepare()
+    return full_disk.run(-(-n // len(full_disk.JOBS)), seed)
+
+
 RUNS: dict[str, Callable[[int, int], Iterator[Outcome]]] = {
     "mutations": run_mutations,
     "kills": run_kills,
     "interruptions": run_interruptions,
     "calls": run_calls,
     "races": run_races,
+    "full disk": run_full_disk,
 }
 
 
@@ -71,7 +79,7 @@ def complete(part: str, count: int, seed: int, folder: Path, deadline: float) ->
     """Run steps of a part until it has its count; steps that are on disk are not run again."""
     tally, seconds = Tally(), 0.0
     for step in range(-(-count // STEPS[part])):
-        file = folder / f"{part}-seed{seed}-step{step}.json"
+        file = folder / f"{part.replace(' ', '-')}-seed{seed}-step{step}.json"
         if not file.is_file():
             if time.monotonic() > deadline:
                 break

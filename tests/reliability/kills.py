@@ -18,7 +18,7 @@ from reliability.forked import fork, stop
 from reliability.jobs import Job
 from reliability.tally import Outcome, describe
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 # A kill may come a little later than the work usually ends.
 _LATEST = 1.05
 
