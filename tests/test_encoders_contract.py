@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import shutil
 import threading
+import tomllib
 import types
 from pathlib import Path
 
@@ -193,6 +194,27 @@ def test_whatever_the_hub_raises_is_named(monkeypatch, kind):
     monkeypatch.setitem(importlib.sys.modules, "timm", types.SimpleNamespace(create_model=create_model))
     with pytest.raises(Img2GeneError, match=r"weights of `uni` .*commit b55a5ec.*no such thing.*It is gated"):
         encoders.load("uni")
+
+
+@pytest.mark.parametrize("release", ["0.9.16", "1.0.9", "1.0.15", "1.0.25", "1.0.25.post1"])
+def test_a_timm_that_unpickles_weights_loads_none(created, monkeypatch, release):
+    monkeypatch.setattr(importlib.sys.modules["timm"], "__version__", release, raising=False)
+    with pytest.raises(Img2GeneError, match=rf"timm {release} can run code .*`uni`.*timm>=1\.0\.26"):
+        encoders.load("uni")
+    assert not created
+
+
+@pytest.mark.parametrize("release", ["1.0.26", "1.0.31", "1.1.0", "2.0"])
+def test_a_safe_timm_loads_weights(created, monkeypatch, release):
+    monkeypatch.setattr(importlib.sys.modules["timm"], "__version__", release, raising=False)
+    encoders.load("uni", device="cpu", amp=False)
+    assert len(created) == 1
+
+
+def test_the_package_asks_for_a_timm_that_it_accepts():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    oldest = ".".join(map(str, timm_hub._OLDEST_TIMM))
+    assert f"timm>={oldest}" in project["optional-dependencies"]["timm"]
 
 
 # Plugins

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "hf-hub:MahmoodLab/UNI": {"init_values": 1e-5, "dynamic_img_size": True},
     "hf-hub:bioptimus/H-optimus-0": {"init_values": 1e-5, "dynamic_img_size": False},
 }
+# Older releases read a pickled file of the hub as Python objects, which can run code: before 1.0.9 always, before 1.0.26
+# where the repository itself names the file.
+_OLDEST_TIMM = (1, 0, 26)
 
 
 class TimmNetwork(nn.Module):
@@ -69,6 +73,8 @@ def build(
             f"Encoder `{spec.name}` needs timm and a torchvision built for the installed torch: "
             f'`pip install "img2gene[timm]"` ({error}).'
         ) from error
+    if pretrained:
+        _check_release(spec, getattr(timm, "__version__", ""))
     try:
         network = timm.create_model(
             f"{spec.source}@{spec.revision}" if pretrained else spec.source.split("/")[-1].split(".")[0],
@@ -83,6 +89,16 @@ def build(
             f"The weights of `{spec.name}` ({spec.source}, commit {spec.revision}) could not be loaded: {error}.{login}"
         ) from error
     return TorchEncoder(TimmNetwork(network), spec.width, spec.mean, spec.std, device=device, amp=amp, name=spec.name)
+
+
+def _check_release(spec: EncoderSpec, release: str) -> None:
+    numbers = tuple(map(int, re.findall(r"\d+", release)[:3]))
+    if numbers and numbers < _OLDEST_TIMM:
+        oldest = ".".join(map(str, _OLDEST_TIMM))
+        raise Img2GeneError(
+            f"timm {release} can run code that a weights file of `{spec.name}` contains; install timm {oldest} or newer: "
+            f'`pip install --upgrade "timm>={oldest}"`.'
+        )
 
 
 def _last_block(n_blocks: int) -> tuple[str, ...]:
