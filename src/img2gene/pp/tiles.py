@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
     from spatialdata import SpatialData
 
-_MAX_TILES = 5_000_000
+# A grid is cheap, but each kept tile needs 2 kB and 50 µs before it is embedded.
+_MAX_GRID = 5_000_000
+_MAX_TILES = 2_000_000
 
 
 def tile_slide(
@@ -51,7 +53,8 @@ def tile_slide(
     tile_um
         Side of a tile in µm.
     stride_um
-        Distance of neighbouring tiles in µm; by default ``tile_um``, without gap or overlap.
+        Distance of neighbouring tiles in µm; by default ``tile_um``, without gap or overlap. More than 2,000,000 tiles on
+        tissue are refused.
     min_tissue
         Smallest tissue fraction of a tile that is kept, 0–1.
     mpp
@@ -76,8 +79,8 @@ def tile_slide(
     Raises
     ------
     Img2GeneError
-        The image does not exist, microns per pixel are unknown, there is no tissue, or the name is taken or cannot be
-        stored.
+        The image does not exist, microns per pixel are unknown, there is no tissue, there are too many tiles, or the
+        name is taken or cannot be stored.
 
     Examples
     --------
@@ -181,9 +184,9 @@ def _check_number(size: tuple[int, ...], tiling: _Tiling) -> None:
     """Refuse tiles of less than a pixel, tiles larger than the image, and too many of them."""
     height, width = size
     # Products do not fail for sizes near 0, as a quotient would.
-    if height * width > _MAX_TILES * tiling.stride_px * tiling.stride_px:
+    if height * width > _MAX_GRID * tiling.stride_px * tiling.stride_px:
         raise Img2GeneError(
-            f"More than {_MAX_TILES:,} tiles: `tile_um` or `stride_um` is too small for this image, or `mpp` too large."
+            f"More than {_MAX_GRID:,} tiles: `tile_um` or `stride_um` is too small for this image, or `mpp` too large."
         )
     if min(tiling.side_px, tiling.stride_px) < 1 or tiling.side_px > 2 * max(size):
         raise Img2GeneError(
@@ -205,7 +208,18 @@ def _tissue_centers(sdata: SpatialData, image_key: str, tiling: _Tiling) -> np.n
             f"No tile of `{image_key}` has a tissue fraction of {tiling.min_tissue:g} (largest: {tissue.max():.2f}); lower "
             "`min_tissue`, or check `mpp` and the image."
         )
+    _check_kept(int(kept.sum()), tiling)
     return corners[kept] + side / 2
+
+
+def _check_kept(n_tiles: int, tiling: _Tiling) -> None:
+    """Refuse more tiles than memory and time allow, and suggest a stride."""
+    if n_tiles > _MAX_TILES:
+        stride = tiling.stride_um * np.sqrt(n_tiles / _MAX_TILES)
+        raise Img2GeneError(
+            f"{n_tiles:,} tiles lie on tissue, and at most {_MAX_TILES:,} can be stored. Pass `stride_um={1.05 * stride:.3g}` or "
+            "more, raise `min_tissue`, or tile a part of the image."
+        )
 
 
 def _grid(size: tuple[int, ...], side: float, stride: float) -> np.ndarray:
