@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import img2gene as ig
+from reliability import jobs, kills
 
 LOGGERS = ("img2gene", "lightning")
 
@@ -25,3 +26,10 @@ def restored():
     dask.config.set(scheduler=scheduler)
     Figure.savefig = savefig
     os.chdir(folder)
+
+
+@pytest.fixture(scope="module")
+def prepared_jobs():
+    kills.prepare()
+    yield
+    jobs.remove_templates()

@@ -5,19 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from reliability import full_disk, kills
+from reliability import full_disk
 from reliability.kills import Child
 from reliability.tally import Tally
 
 # Warnings of other packages would end trials with errors that no user sees.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("prepared_jobs")]
 N_EACH, SEED = 8, 0
 SHORT = ("save_model", "gene-set cache")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prepared():
-    kills.prepare()
 
 
 @pytest.mark.parametrize("job", [job for job in full_disk.JOBS if job.name in SHORT], ids=lambda job: job.name)

@@ -6,15 +6,8 @@ from reliability import jobs, kills
 from reliability.tally import Tally
 
 # Warnings of other packages would end trials with errors that no user sees.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("prepared_jobs")]
 N_EACH, SEED = 3, 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prepared():
-    kills.prepare()
-    yield
-    jobs.remove_templates()
 
 
 @pytest.mark.parametrize("job", [job for job in jobs.JOBS if job.name != "benchmark"], ids=lambda job: job.name)

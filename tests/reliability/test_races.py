@@ -2,19 +2,12 @@
 
 import pytest
 
-from reliability import jobs, kills, races
+from reliability import races
 from reliability.tally import Tally
 
 # Warnings of other packages would end trials with errors that no user sees.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("prepared_jobs")]
 N_EACH, SEED = 1, 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prepared():
-    kills.prepare()
-    yield
-    jobs.remove_templates()
 
 
 @pytest.mark.parametrize("job", [job for job in races.RACES if job.name != "benchmark"], ids=lambda job: job.name)

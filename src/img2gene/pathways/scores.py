@@ -80,11 +80,8 @@ def aucell(
     """
     from tqdm.auto import tqdm
 
-    by_rows = finite_matrix(counts, "counts")
+    check, by_rows, columns = _checked(counts, "counts", sets)
     n_spots, n_genes = by_rows.shape
-    check = Arguments()
-    with check.collect():
-        columns = set_columns(sets, n_genes)
     top = _n_up(check, n_up, n_genes)
     batch_size = check.whole("batch_size", batch_size, 1, optional=True)
     with check.collect():
@@ -191,11 +188,8 @@ def ssgsea(counts: Matrix, sets: Sets, *, genes: Sequence[str] | np.ndarray | No
     """
     from tqdm.auto import tqdm
 
-    by_rows = finite_matrix(counts, "counts")
+    check, by_rows, columns = _checked(counts, "counts", sets)
     n_spots, n_genes = by_rows.shape
-    check = Arguments()
-    with check.collect():
-        columns = set_columns(sets, n_genes)
     with check.collect():
         order = _by_name(genes, n_genes)
     check.raise_all()
@@ -261,11 +255,8 @@ def zscore(labels: Matrix, sets: Sets, *, reference: np.ndarray | None = None) -
     array([[-1.,  0.],
            [ 1.,  0.]], dtype=float32)
     """
-    by_rows = finite_matrix(labels, "labels")
+    check, by_rows, columns = _checked(labels, "labels", sets)
     n_spots, n_genes = by_rows.shape
-    check = Arguments()
-    with check.collect():
-        columns = set_columns(sets, n_genes)
     with check.collect():
         rows = np.arange(n_spots) if reference is None else row_numbers(reference, n_spots)
     check.raise_all()
@@ -298,6 +289,14 @@ def _moments(values: Matrix) -> tuple[np.ndarray, np.ndarray]:
 def n_detected(by_rows: Matrix) -> np.ndarray:
     """Count the values other than 0 in each row of a dense array, or of a CSR matrix without stored zeros."""
     return np.diff(by_rows.indptr) if sp.issparse(by_rows) else np.count_nonzero(by_rows, axis=1)
+
+
+def _checked(values: Matrix, name: str, sets: Sets) -> tuple[Arguments, Matrix, list[np.ndarray]]:
+    """Convert expression and sets; the problems of the sets wait for those of other arguments."""
+    by_rows, check, columns = finite_matrix(values, name), Arguments(), []
+    with check.collect():
+        columns = set_columns(sets, by_rows.shape[1])
+    return check, by_rows, columns
 
 
 def _n_up(check: Arguments, n_up: int | None, n_genes: int) -> int:
