@@ -49,8 +49,9 @@ def concat_sections(
     Raises
     ------
     Img2GeneError
-        ``sections`` is empty or holds something else, element names occur twice, rows name regions that are absent or
-        that several tables describe, tables name their regions in different columns, genes occur twice in a table, the
+        ``sections`` is empty or holds something else, element names occur twice, a table or region cannot be read
+        (duplicate genes or spots, rows without a spot, positions or counts that are no numbers, wrong library sizes), rows
+        name regions that are absent or that several tables describe, tables name their regions in different columns, the
         tables share no gene, or patches, embeddings or predictions of one name were made with different settings. The
         message lists all problems, before anything is joined.
 

@@ -57,7 +57,8 @@ def to_anndata(
     Raises
     ------
     Img2GeneError
-        A section has spots on several images, or its image cannot be aligned with its spots.
+        The table cannot be read (duplicate names, rows without a spot, counts that are no numbers), a section has spots
+        on several images, or its image cannot be aligned with its spots.
     MissingKeyError
         A section has neither an image nor positions.
 
