@@ -86,6 +86,9 @@ def diameter_doubt(grid: np.ndarray | None, centers: np.ndarray, spot_px: float,
     pitch = possible_visium_pitch(grid, centers)
     if pitch is None:
         return ""
+    if grid is None and _is_straight(centers) and spot_um / spot_px * pitch / VISIUM_PITCH_UM > 1 + AGREEMENT:
+        # Spots in one column lie two rows apart.
+        pitch /= np.sqrt(3)
     is_known = np.isfinite(pitch)
     ratio = spot_um / spot_px * pitch / VISIUM_PITCH_UM if is_known else spot_um / SPACE_RANGER_UM
     if not DIAMETER_ERROR[0] < ratio < DIAMETER_ERROR[1]:
@@ -110,6 +113,12 @@ def _is_line(grid: np.ndarray) -> bool:
     """Check whether spots lie in one line, or are one spot, and so do not show both steps of an array."""
     centred = grid - grid.mean(axis=0)
     return bool(np.linalg.matrix_rank(centred.T @ centred) < 2)
+
+
+def _is_straight(centers: np.ndarray) -> bool:
+    """Check whether places lie on a straight line, up to rounding."""
+    spread = np.linalg.svd(centers - centers.mean(axis=0), compute_uv=False)
+    return bool(len(spread) < 2 or spread[1] <= 0.01 * spread[0])
 
 
 def _fitted_pitch(grid: np.ndarray, centers: np.ndarray, steps: np.ndarray) -> float | None:
