@@ -1,1 +1,1 @@
-"""Seeded trials of what can go wrong: damaged models, kills, interruptions, hostile arguments and races."""
+"""Seeded trials of what can go wrong: damaged models, kills, interruptions, hostile arguments, races and full disks."""
