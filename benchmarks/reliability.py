@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -29,6 +30,11 @@ TITLES = {
 }
 
 
+def each(n: int, work: Sequence[jobs.Job]) -> int:
+    """Divide ``n`` trials among jobs; the result is that of jobs that do not take long."""
+    return math.ceil(n / sum(job.share for job in work))
+
+
 def run_mutations(n: int, seed: int) -> Iterator[Outcome]:
     """Damage stored models."""
     studies.quieten()
@@ -38,13 +44,13 @@ def run_mutations(n: int, seed: int) -> Iterator[Outcome]:
 def run_kills(n: int, seed: int) -> Iterator[Outcome]:
     """Kill work that writes files."""
     kills.prepare()
-    return kills.run(-(-n // len(jobs.JOBS)), seed)
+    return kills.run(each(n, jobs.JOBS), seed)
 
 
 def run_interruptions(n: int, seed: int) -> Iterator[Outcome]:
     """Interrupt functions."""
     calls.prepare()
-    return interruptions.run(-(-n // len(interruptions.subjects())), seed)
+    return interruptions.run(math.ceil(n / len(interruptions.subjects())), seed)
 
 
 def run_calls(n: int, seed: int) -> Iterator[Outcome]:
@@ -56,13 +62,13 @@ def run_calls(n: int, seed: int) -> Iterator[Outcome]:
 def run_races(n: int, seed: int) -> Iterator[Outcome]:
     """Let processes race."""
     kills.prepare()
-    return races.run(-(-n // len(races.RACES)), seed)
+    return races.run(each(n, races.RACES), seed)
 
 
 def run_full_disk(n: int, seed: int) -> Iterator[Outcome]:
     """Fill the disk under work that writes files."""
     full_disk.prepare()
-    return full_disk.run(-(-n // len(full_disk.JOBS)), seed)
+    return full_disk.run(each(n, full_disk.JOBS), seed)
 
 
 RUNS: dict[str, Callable[[int, int], Iterator[Outcome]]] = {

@@ -39,12 +39,19 @@ class Job:
         Does the work in the folder; the number tells apart several that run at once. Returns its result as a text.
     state
         Describes what the files in the folder hold, if they alone are the result; else None.
+    share
+        Trials of this job for each trial of the others; less than 1 if one takes long.
     """
 
     name: str
     prepare: Callable[[Path], object]
     run: Callable[[Path, int], str]
     state: Callable[[Path], str] | None = None
+    share: float = 1.0
+
+    def n_trials(self, n: int) -> int:
+        """Return how often this job is tried where the others are tried ``n`` times."""
+        return max(1, round(self.share * n))
 
 
 def nothing(folder: Path) -> None:
@@ -166,5 +173,5 @@ JOBS = (
     Job("fit(checkpoint_dir=)", nothing, _fit),
     Job("cross_validate(folder=)", nothing, _cross_validate),
     Job("learning_curve(folder=)", nothing, _learning_curve),
-    Job("benchmark", _draw_cohort, _benchmark),
+    Job("benchmark", _draw_cohort, _benchmark, share=0.1),
 )
