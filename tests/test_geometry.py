@@ -92,6 +92,7 @@ def test_several_fields_share_the_centre_and_are_recorded(section):
     assert entry == {
         "image": "S1_image",
         "mpp": 5.0,
+        "spot_width": 11.0,
         "side_px": [12, 20],
         "size": [160, 160],
         "matrix": [[1, 0, 0], [0, 1, 0]],

@@ -461,3 +461,36 @@ def test_hexagonal_spots_without_an_array_are_asked_for_and_square_ones_are_not(
     rows, columns = full_grid()
     assert mpp(squares(rows, columns, region="spots"), spot_um=55) == pytest.approx(55 / BIN_PX)
     assert mpp(without_array(squares(rows, columns, region="spots")), spot_um=55) == pytest.approx(55 / BIN_PX)
+
+
+def in_microns(sdata, elements):
+    """Transform a section of 5 µm per pixel to a coordinate system in µm."""
+    for name in elements:
+        set_transformation(sdata[name], Scale([5, 5], axes=("x", "y")), "um")
+    return sdata.transform_to_coordinate_system("um")
+
+
+def test_spots_in_other_units_than_their_reader_recorded_are_refused(make_section):
+    sdata = in_microns(make_section("S1", "P1"), ["S1_image", "S1_spots"])
+    with pytest.raises(
+        Img2GeneError, match="recorded 5 µm per unit and spots of 55 µm, .* 11 units wide, but .* 55 units"
+    ):
+        mpp(sdata, "table")
+    assert mpp(sdata, "table", mpp=1.0) == 1.0
+    assert mpp(sdata, "table", spot_um=55) == pytest.approx(1.0)
+
+
+def test_microns_recorded_in_other_units_are_no_source_for_an_image(make_section):
+    section = make_section("S1", "P1")
+    ig.pp.extract_patches(section, patch_um=60)
+    sdata = in_microns(section, ["S1_image", "S1_spots"])
+    assert image_mpp(sdata, "S1_image") is None
+    assert image_mpp(section, "S1_image") == pytest.approx(5.0)
+
+
+def test_a_lattice_in_other_units_than_recorded_decides():
+    sdata = visium()
+    _schema.write_json(sdata["t"], "sections", {"S": {"mpp": 0.5, "spot_um": 65, "image": "he", "region": "spots"}})
+    for name in ("he", "spots"):
+        set_transformation(sdata[name], Scale([0.5, 0.5], axes=("x", "y")), "um")
+    assert mpp(sdata.transform_to_coordinate_system("um")) == pytest.approx(1.0)

@@ -36,11 +36,15 @@ UNCERTAINTY = "uncertainty"
 PREDICTED_BY = "predicted_by"
 PREDICTABILITY = "predictability"
 
+# A window of this side takes .8 GB; no encoder sees anything in a larger field.
+MAX_SIDE_PX = 16_384
+
 _EACH = None
 _REAL, _REAL_OR_NONE = (int, float), (int, float, type(None))
 _PATCH_FORM = {
     "image": str,
     "mpp?": _REAL_OR_NONE,
+    "spot_width?": _REAL,
     "side_px": [int],
     "size?": [int],
     "matrix?": [[_REAL]],
@@ -51,7 +55,7 @@ _PATCH_FORM = {
 # Entries of stored records that functions rely on. `_EACH` stands for entries of any name, `?` marks those that may be
 # absent, and a list with one form is a list of such values.
 _FORMS: dict[str, Any] = {
-    "sections": {_EACH: {"mpp?": _REAL_OR_NONE, "image?": str, "region?": str}},
+    "sections": {_EACH: {"mpp?": _REAL_OR_NONE, "spot_um?": _REAL_OR_NONE, "image?": str, "region?": str}},
     "patches": {"patch_um": [_REAL], "patch_px": int, "regions": {_EACH: _PATCH_FORM}},
     "encoder": {_EACH: {"name": str, "width": int, "patch_um": [_REAL], "input_px": int, "orientations": int}},
     PATHWAYS: {"names": list, "gene_sets": {_EACH: list}, "method": str, "n_top": int},
@@ -123,6 +127,8 @@ def read_json(table: AnnData, key: str, *, uns: str = UNS, default: Any = None) 
     try:
         value = json.loads(str(text), parse_constant=_refuse_constant)
         problem = _form_problem(value, _FORMS.get(key, {}) if uns == UNS else {}, "it")
+        if not problem and (uns, key) == (UNS, "patches"):
+            problem = _patches_problem(value)
     except (ValueError, RecursionError) as error:
         problem = f"it is no JSON ({str(error)[:100]})"
     if problem:
@@ -155,6 +161,29 @@ def _form_problem(value: Any, form: Any, where: str) -> str:
         if name in forms or _EACH in forms
     )
     return next(filter(None, problems), "")
+
+
+def _patches_problem(record: dict[str, Any]) -> str:
+    """Say which number in a record of patches cannot be the size of a window, an image or a map; empty if none."""
+    if not 0 < record["patch_px"] <= MAX_SIDE_PX:
+        return f"it has patch_px={shown(record['patch_px'])}"
+    for region, entry in record["regions"].items():
+        sides, size = entry["side_px"], entry.get("size", [1, 1])
+        if min(sides) < 1 or max(sides) > MAX_SIDE_PX or len(size) != 2 or min(size) < 1:
+            return f"windows of `{region}` have {shown(sides)} px in an image of {shown(size)} px"
+        if entry.get("spot_width", 1) <= 0 or not _is_map(entry.get("matrix", [[1, 0, 0], [0, 1, 0]])):
+            return f"`{region}` has spots without a width, or a `matrix` that maps to a line or a point"
+        if "content" in entry and not {"size", "matrix"} <= entry.keys():
+            return f"`{region}` has no `size` or no `matrix`"
+    return ""
+
+
+def _is_map(matrix: list[list[float]]) -> bool:
+    """Check that a matrix (2, 3) maps different places to different places."""
+    if [len(row) for row in matrix] != [3, 3]:
+        return False
+    determinant = np.linalg.det(np.array(matrix, dtype=float)[:, :2])
+    return bool(np.isfinite(determinant) and determinant != 0)
 
 
 def container(table: AnnData, uns: str = UNS) -> dict[str, Any]:

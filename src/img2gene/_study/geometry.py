@@ -186,10 +186,7 @@ def _centers(sdata: SpatialData, region: str) -> tuple[pd.DataFrame, float]:
     if region in sdata.shapes:
         shapes = sdata.shapes[region]
         points = shapes.geometry.centroid
-        frame = pd.DataFrame({"x": points.x, "y": points.y}, index=shapes.index)
-        if "radius" in shapes:
-            return frame, float(2 * np.median(shapes["radius"]))
-        return frame, float(equivalent_diameter(shapes.geometry))
+        return pd.DataFrame({"x": points.x, "y": points.y}, index=shapes.index), spot_width(sdata, region)
     from spatialdata import get_centroids
     from spatialdata.transformations import get_transformation
 
@@ -199,6 +196,14 @@ def _centers(sdata: SpatialData, region: str) -> tuple[pd.DataFrame, float]:
     back = get_transformation(sdata[region], system).inverse().to_affine_matrix(("x", "y"), ("x", "y"))
     xy = centroids[["x", "y"]].to_numpy() @ back[:2, :2].T + back[:2, 2]
     return pd.DataFrame(xy, columns=["x", "y"], index=centroids.index), float("nan")
+
+
+def spot_width(sdata: SpatialData, region: str | None) -> float:
+    """Return the median diameter of a region's spots in its own units; NaN for labels, and for a region that is absent."""
+    if region not in sdata.shapes:
+        return float("nan")
+    shapes = sdata.shapes[region]
+    return float(2 * np.median(shapes["radius"])) if "radius" in shapes else equivalent_diameter(shapes.geometry)
 
 
 def equivalent_diameter(geometry: Any) -> float:

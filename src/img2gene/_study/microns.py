@@ -21,6 +21,7 @@ from img2gene._study.geometry import (
     locate_region,
     recorded,
     region_matrix,
+    spot_width,
 )
 from img2gene._study.images import scale0
 from img2gene._study.lattices import (
@@ -91,11 +92,14 @@ def _region_mpp(
                 f"`{geometry.region}`: {doubt}. Pass `mpp=` (microns per pixel of `{geometry.image_key}`)."
             )
         return _agreed(geometry, spot_um / geometry.spot_px, f"spot_um={spot_um:g}", exact)
-    if "mpp" in record:
+    in_other_units = _in_other_units(record, geometry.spot_px * geometry.units_per_px)
+    if exact is not None and exact.has_lattice and (in_other_units or not _is_known(record)):
+        return exact.mpp
+    if in_other_units:
+        raise Img2GeneError(_other_units(geometry, record))
+    if _is_known(record):
         # Readers record microns per unit of the region, which need not be a pixel of this image.
         return _agreed(geometry, float(record["mpp"]) * geometry.units_per_px, "the reader's record", exact)
-    if exact is not None and exact.has_lattice:
-        return exact.mpp
     derived = image_mpp(study.sdata, geometry.image_key, besides=geometry.region, exact=exact)
     if derived is None:
         raise Img2GeneError(
@@ -103,6 +107,27 @@ def _region_mpp(
             f"(microns per pixel of the full-resolution image) or `spot_um=` (diameter of the spots).{_name_hint(geometry)}"
         )
     return derived
+
+
+def _is_known(record: dict[str, Any]) -> bool:
+    """Check that a record holds microns per pixel or unit; some records hold None."""
+    return (record.get("mpp") or 0) > 0
+
+
+def _in_other_units(record: dict[str, Any], width: float) -> bool:
+    """Check whether spots have another width than their reader recorded, as after a transformation to other units."""
+    if not (_is_known(record) and record.get("spot_um") and width > 0):
+        return False
+    return bool(abs(width * record["mpp"] / record["spot_um"] - 1) > AGREEMENT)
+
+
+def _other_units(geometry: Geometry, record: dict[str, Any]) -> str:
+    mpp, spot_um, width = record["mpp"], record["spot_um"], geometry.spot_px * geometry.units_per_px
+    return (
+        f"The reader of `{geometry.region}` recorded {mpp:.4g} µm per unit and spots of {spot_um:g} µm, which are "
+        f"{spot_um / mpp:.4g} units wide, but they are {width:.4g} units wide now. The region has other units, for example "
+        f"after `spatialdata.transform`, or its spots another size. Pass `mpp=` (microns per pixel of `{geometry.image_key}`)."
+    )
 
 
 class Exact(NamedTuple):
@@ -190,14 +215,15 @@ def _recorded_for_image(sdata: SpatialData, image_key: str, besides: str | None)
     for key, table in sdata.tables.items():
         patches = _schema.read_json(table, "patches", default={}).get("regions", {})
         for region, entry in patches.items():
-            value = _rescaled(sdata, region, entry) if entry["image"] == image_key and region != besides else None
+            is_source = entry["image"] == image_key and region != besides and _is_known(entry)
+            value = _rescaled(sdata, region, entry) if is_source else None
             if value is not None:
                 sources[f"the patches of `{region}` in sdata['{key}']"] = value
         for entry in _schema.read_json(table, "sections", default={}).values():
-            if entry.get("image") == image_key and "mpp" in entry:
+            if entry.get("image") == image_key and _is_known(entry):
                 region = entry.get("region")
                 scale = _scale(sdata, region, image_key) if region in sdata else 1.0
-                if scale is not None:
+                if scale is not None and not _in_other_units(entry, spot_width(sdata, region)):
                     sources.setdefault(f"the reader of `{region}`", float(entry["mpp"]) / scale)
     return sources
 
@@ -205,13 +231,14 @@ def _recorded_for_image(sdata: SpatialData, image_key: str, besides: str | None)
 def _rescaled(sdata: SpatialData, region: str, entry: dict[str, Any]) -> float | None:
     """Convert recorded microns per pixel to the image as it is now; None if it has changed in an unknown way."""
     size = list(scale0(sdata.images[entry["image"]]).shape[1:])
-    if not entry.get("mpp"):
-        return None
     if entry.get("size", size) == size:
         return float(entry["mpp"])
     scale = _scale(sdata, region, entry["image"]) if region in sdata else None
     before = np.abs(np.array(entry["matrix"])[:, :2]).max()
-    return None if scale is None else float(entry["mpp"]) * before / scale
+    width = spot_width(sdata, region)
+    # Records of older versions have no width.
+    in_other_units = abs(width / entry.get("spot_width", width) - 1) > AGREEMENT
+    return None if scale is None or in_other_units else float(entry["mpp"]) * before / scale
 
 
 def _derived_for_image(sdata: SpatialData, image_key: str) -> dict[str, float]:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 # These fields were the most accurate ones in benchmarks/encoder_comparison.py.
 DEFAULT_FIELDS_UM = (100.0, 200.0, 400.0, 800.0)
 _THUMBNAIL_PX = 600
-# A window of this side takes .8 GB; no encoder sees anything in a larger field.
-_MAX_SIDE_PX = 16_384
 _MIN_LIMIT_PX = 64
 
 
@@ -124,7 +122,7 @@ class PatchArguments:
     ) -> PatchArguments:
         """Check all arguments of :func:`extract_patches` but the study, which the caller opens."""
         fields = check_fields(check, patch_um)
-        pixels = check.whole("patch_px", patch_px, 32, _MAX_SIDE_PX)
+        pixels = check.whole("patch_px", patch_px, 32, _schema.MAX_SIDE_PX)
         for name, value in mpp.items() if isinstance(mpp, Mapping) else [("", mpp)]:
             check.number(f"mpp[{name!r}]" if name else "mpp", value, above=0, optional=not name)
         check.number("spot_um", spot_um, above=0, optional=True)
@@ -188,6 +186,8 @@ def _entry(
     """Build the record of a region's patches, with all that they were made from."""
     origin = region_origin(study, geometry)
     entry = {"image": geometry.image_key, "mpp": mpp, "side_px": [int(side) for side in sides], **origin}
+    if geometry.spot_px > 0:
+        entry["spot_width"] = geometry.spot_px * geometry.units_per_px
     settings = {key: entry[key] for key in ("mpp", "side_px", "content")} | {"patch_um": arguments.fields}
     entry["digest"] = patches_digest(study, geometry.rows, boxes, settings)
     record = study.record("patches") or {}
@@ -209,7 +209,7 @@ def _sides(fields: list[float], mpp: float, geometry: Geometry, longest: int) ->
             f"({mpp:.3g} µm per pixel); use a larger `patch_um` or an image of higher resolution."
         )
     # A window twice as long as the image shows all of it around any spot; more would add white only.
-    limit = min(_MAX_SIDE_PX, max(2 * longest, _MIN_LIMIT_PX))
+    limit = min(_schema.MAX_SIDE_PX, max(2 * longest, _MIN_LIMIT_PX))
     if exact.max() > limit:
         raise Img2GeneError(
             f"A field of {max(fields):g} µm is {exact.max():.4g} pixels of image `{geometry.image_key}`, whose longer "
