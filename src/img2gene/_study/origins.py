@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
 from img2gene._study.geometry import MAX_SHIFT_PX, Geometry, locate_region, region_matrix, shift_px
 from img2gene._study.images import RGBImage, open_image
 from img2gene._study.study import Study
@@ -84,21 +84,57 @@ def embedded_patches(study: Study, name: str) -> dict[str, Any]:
 
 
 def check_embedding(study: Study, name: str) -> None:
-    """Refuse the stored embedding of an encoder if the patches were extracted differently afterwards."""
+    """Refuse the stored embedding of an encoder if its patches, or the images that they came from, have changed since."""
     entries = (study.record("patches") or {}).get("regions", {})
-    stale = []
-    for region in study.regions if entries else ():
-        entry = entries.get(region, {})
-        # Records of older versions, and of patches that came without an image, have no digest.
-        source = entry.get("embedded", {}).get(name)
-        if source is not None and source != entry.get("digest"):
-            stale.append(region)
-    if stale:
-        raise Img2GeneError(
-            f"`{study.name}.obsm['{_schema.embedding_key(name)}']` was made from other patches of {listing(stale)}: "
-            "`img2gene.pp.extract_patches` has run with other settings or on another image since. Run "
-            f"`img2gene.pp.embed_patches(sdata, {name!r}{study.table_argument})` again."
+    # Without any record the embedding came from elsewhere, so there is nothing to compare it with.
+    regions = list(study.regions) if entries else []
+    key = f"`{study.name}.obsm['{_schema.embedding_key(name)}']`"
+    problems = Problems()
+    unknown = [region for region in regions if region not in entries]
+    if unknown:
+        problems.messages.append(
+            f"{key} has no record for {listing(unknown)}: the patches and settings that it was made from are not known. Run "
+            "`img2gene.pp.extract_patches` and `img2gene.pp.embed_patches` again, or join the embedded sections with "
+            "`img2gene.io.concat_sections`, which keeps the records."
         )
+    known = [region for region in regions if region in entries]
+    # Records of older versions, and of patches that came without an image, have no digest.
+    sources = {region: entries[region].get("embedded", {}).get(name) for region in known}
+    stale = [region for region in known if sources[region] not in (None, entries[region].get("digest"))]
+    if stale:
+        problems.messages.append(
+            f"{key} was made from other patches of {listing(stale)}: `img2gene.pp.extract_patches` has run with other settings "
+            f"or on another image since. Run `img2gene.pp.embed_patches(sdata, {name!r}{study.table_argument})` again."
+        )
+    with problems.collect():
+        check_images(study, [region for region in known if region not in stale])
+    problems.raise_all()
+
+
+def check_images(study: Study, regions: list[str] | None = None) -> None:
+    """Refuse patches of images that have changed, or moved against their spots; images that are gone are not compared."""
+    entries = (study.record("patches") or {}).get("regions", {})
+    images: dict[str, tuple[RGBImage, str]] = {}
+    problems = Problems()
+    for region in study.regions if regions is None else regions:
+        entry = entries.get(region, {})
+        name = entry.get("image")
+        if "content" not in entry or name not in study.sdata.images:
+            continue
+        with problems.collect():
+            if name not in images:
+                # Cores of a tissue microarray share one image.
+                image = open_image(study.sdata, name)
+                images[name] = image, content_digest(image)
+            change = _change(study, region, entry, *images[name])
+            if change:
+                problems.messages.append(
+                    f"The patches and embeddings of `{region}` no longer belong to image `{name}`: {change}. Run "
+                    f"`img2gene.pp.extract_patches` and `img2gene.pp.embed_patches` again{_with_table(study)}. If the image was "
+                    "only cropped or resized and the embeddings of its spots are right, remove it instead: "
+                    f"`del sdata.images[{name!r}]`."
+                )
+    problems.raise_all()
 
 
 def open_region(study: Study, region: str) -> RGBImage:
@@ -107,19 +143,21 @@ def open_region(study: Study, region: str) -> RGBImage:
     if entry["image"] not in images:
         raise MissingKeyError(missing(entry["image"], "sdata.images", images, _AGAIN))
     image = open_image(study.sdata, entry["image"])
-    change = _change(study, region, entry, image)
+    change = _change(study, region, entry, image, content_digest(image)) if "content" in entry else ""
     if change:
         raise Img2GeneError(
             f"The patches of `{region}` no longer belong to image `{entry['image']}`: {change}. "
-            f"Run `img2gene.pp.extract_patches` again{f' with `{study.table_argument[2:]}`' if study.table_argument else ''}."
+            f"Run `img2gene.pp.extract_patches` again{_with_table(study)}."
         )
     return image
 
 
-def _change(study: Study, region: str, entry: dict[str, Any], image: RGBImage) -> str:
+def _with_table(study: Study) -> str:
+    return f" with `{study.table_argument[2:]}`" if study.table_argument else ""
+
+
+def _change(study: Study, region: str, entry: dict[str, Any], image: RGBImage, content: str) -> str:
     """Say how an image differs from the one that patches were found in; empty if it does not."""
-    if "content" not in entry:
-        return ""
     size = [image.height, image.width]
     if size != entry["size"]:
         return f"it has {size[0]} × {size[1]} px, and had {entry['size'][0]} × {entry['size'][1]}"
@@ -129,10 +167,11 @@ def _change(study: Study, region: str, entry: dict[str, Any], image: RGBImage) -
         shift = shift_px(before, region_matrix(study.sdata, region, entry["image"]), tuple(size))
         if not shift <= MAX_SHIFT_PX:
             return f"the transformation between them has changed, by up to {shift:.4g} px"
-        rows = study.regions[region]
-        located = locate_region(study, region, rows, entry["image"])
-        moved = float(np.abs(located.centers - study.centers[rows]).max(initial=0))
-        # Windows have whole pixels, so their centres differ from those of spots by up to half a pixel.
-        if not moved <= MAX_SHIFT_PX + 0.5:
-            return f"spots and windows are up to {moved:.4g} px apart"
-    return "" if content_digest(image) == entry["content"] else "its pixels have changed"
+        if _schema.PATCH_BBOX in study.table.obsm:
+            rows = study.regions[region]
+            located = locate_region(study, region, rows, entry["image"])
+            moved = float(np.abs(located.centers - study.centers[rows]).max(initial=0))
+            # Windows have whole pixels, so their centres differ from those of spots by up to half a pixel.
+            if not moved <= MAX_SHIFT_PX + 0.5:
+                return f"spots and windows are up to {moved:.4g} px apart"
+    return "" if content == entry["content"] else "its pixels have changed"

@@ -12,6 +12,7 @@ from img2gene import models as registry
 from img2gene._checks import shown
 from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
 from img2gene._study.inputs import choose_encoder
+from img2gene._study.origins import check_images
 from img2gene._study.study import Study
 from img2gene.tl._arguments import as_plain, create_predictor, several
 
@@ -30,6 +31,9 @@ def model_candidates(models: ModelsGiven, encoder: str | None, study: Study) -> 
     for name in dict.fromkeys(one["encoder"] for one in candidates.values() if one["encoder"] not in wrong):
         with problems.collect():
             choose_encoder(study, name)
+    # Folds have no images any more, so only here can these be compared with the embeddings.
+    with problems.collect():
+        check_images(study)
     for label, one in candidates.items():
         with problems.collect():
             _try(label, one)
