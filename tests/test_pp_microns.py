@@ -463,6 +463,35 @@ def test_hexagonal_spots_without_an_array_are_asked_for_and_square_ones_are_not(
     assert mpp(without_array(squares(rows, columns, region="spots")), spot_um=55) == pytest.approx(55 / BIN_PX)
 
 
+SPOILT_COLUMNS = {
+    "swapped": lambda rows, columns: (columns, rows),
+    "numbered one by one": lambda rows, columns: (rows, columns // 2),
+    "shuffled": lambda rows, columns: (rows, np.random.default_rng(1).permutation(columns)),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT_COLUMNS.values(), ids=SPOILT_COLUMNS)
+@pytest.mark.parametrize("keep", [lambda rows, columns: rows >= 0, lambda rows, columns: rows == 2], ids=["all", "row"])
+def test_visium_spots_with_columns_that_do_not_fit_are_asked_for(spoil, keep):
+    rows, columns = np.array([(i, j) for i in range(6) for j in range(i % 2, 12, 2)]).T
+    kept = keep(rows, columns)
+    sdata = visium_part(keep)
+    table = sdata["t"]
+    table.obs["array_row"], table.obs["array_col"] = spoil(rows[kept], columns[kept])
+    with pytest.raises(Img2GeneError, match="100 µm apart, it is 0.5: .* that fit their places"):
+        mpp(sdata, spot_um=55)
+    assert mpp(sdata, spot_um=65) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("rows", [[0], [3, 17]])
+def test_single_spots_far_away_do_not_void_the_lattice(rows):
+    sdata = visium()
+    sdata["spots"].loc[rows, "geometry"] = [shapely.Point(1400 - 40 * i, 20) for i in range(len(rows))]
+    assert mpp(sdata, spot_um=55) == pytest.approx(0.5)
+    with pytest.raises(Img2GeneError, match="100 µm apart, it is 0.5"):
+        mpp(without_array(sdata), spot_um=55)
+
+
 def in_microns(sdata, elements):
     """Transform a section of 5 µm per pixel to a coordinate system in µm."""
     for name in elements:

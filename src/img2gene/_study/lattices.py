@@ -17,6 +17,7 @@ _TOLERANCE = 0.05
 _LARGEST_SHIFT = 0.15
 # Larger samples take minutes and show nothing more.
 _SAMPLE = 100_000
+_MAX_FITS = 5
 _ARRAY = ["array_row", "array_col"]
 # From a spot of the hexagonal array to the next row, and to the next column, in units of the pitch.
 _HEX_STEPS = np.array([np.sqrt(3) / 2, 0.5])
@@ -62,19 +63,23 @@ def square_pitch(grid: np.ndarray | None, centers: np.ndarray, side: float) -> f
     return _fitted_pitch(grid, centers, np.ones(2)) if grid is not None else _neighbour_pitch(centers, side)
 
 
-def possible_visium_pitch(grid: np.ndarray | None, centers: np.ndarray) -> float | None:
+def possible_visium_pitches(grid: np.ndarray | None, centers: np.ndarray) -> list[float]:
     """Estimate the distance of neighbouring Visium spots where it cannot be proved that the array is hexagonal.
 
-    Spots in one row, and spots without array positions, can lie on a hexagonal array without showing it. NaN means that
-    they show no distance at all, None that they do not lie on a hexagonal array.
+    Spots in one line, without array positions, or with ones that do not fit, can lie on a hexagonal array without showing
+    it. NaN means that they show no distance at all. The list is empty if the spots do not lie on a hexagonal array.
     """
-    if grid is not None:
-        if not _has_one_parity(grid) or not _is_line(grid):
-            return hexagonal_pitch(grid, centers)
+    pitches = []
+    if grid is not None and _has_one_parity(grid) and _is_line(grid):
         places = grid * _HEX_STEPS
         spread, length = (float(((xy - xy.mean(axis=0)) ** 2).sum()) for xy in (places, centers))
-        return float(np.sqrt(length / spread)) if min(spread, length) > 0 else float("nan")
-    return _hexagonal_neighbours(centers)
+        pitches.append(float(np.sqrt(length / spread)) if min(spread, length) > 0 else float("nan"))
+    # Columns may be swapped or numbered in another way, so places are looked at in any case.
+    nearest = _hexagonal_neighbours(centers)
+    if nearest is not None:
+        # Spots in one column lie two rows apart.
+        pitches += [nearest, nearest / np.sqrt(3)] if _is_straight(centers) else [nearest]
+    return pitches
 
 
 def diameter_doubt(grid: np.ndarray | None, centers: np.ndarray, spot_px: float, spot_um: float) -> str:
@@ -83,20 +88,18 @@ def diameter_doubt(grid: np.ndarray | None, centers: np.ndarray, spot_px: float,
     Visium spots have 55 µm, but their diameter in pixels comes from Space Ranger, and corresponds to about 65 µm.
     ``grid`` and ``centers`` are as in :func:`square_pitch`.
     """
-    pitch = possible_visium_pitch(grid, centers)
+    # Without any distance, only the diameter can tell Visium spots from others.
+    ratios = {
+        pitch: spot_um / spot_px * pitch / VISIUM_PITCH_UM if np.isfinite(pitch) else spot_um / SPACE_RANGER_UM
+        for pitch in possible_visium_pitches(grid, centers)
+    }
+    pitch = next((pitch for pitch, ratio in ratios.items() if DIAMETER_ERROR[0] < ratio < DIAMETER_ERROR[1]), None)
     if pitch is None:
         return ""
-    if grid is None and _is_straight(centers) and spot_um / spot_px * pitch / VISIUM_PITCH_UM > 1 + AGREEMENT:
-        # Spots in one column lie two rows apart.
-        pitch /= np.sqrt(3)
-    is_known = np.isfinite(pitch)
-    ratio = spot_um / spot_px * pitch / VISIUM_PITCH_UM if is_known else spot_um / SPACE_RANGER_UM
-    if not DIAMETER_ERROR[0] < ratio < DIAMETER_ERROR[1]:
-        return ""
     reason = (
-        f"but if these are Visium spots, 100 µm apart, it is {VISIUM_PITCH_UM / pitch:.4g}: they have no `array_row` and "
-        "`array_col`, or lie in one line, so the lattice cannot decide"
-        if is_known
+        f"but if these are Visium spots, 100 µm apart, it is {VISIUM_PITCH_UM / pitch:.4g}: they lie in one line, or have no "
+        "`array_row` and `array_col` that fit their places, so the lattice cannot decide"
+        if np.isfinite(pitch)
         else f"which {len(centers)} spots are too few to check"
     )
     return (
@@ -124,21 +127,34 @@ def _is_straight(centers: np.ndarray) -> bool:
 def _fitted_pitch(grid: np.ndarray, centers: np.ndarray, steps: np.ndarray) -> float | None:
     """Fit positions of an array to pixels, and return its pitch; None if the array is skewed, stretched or irregular.
 
-    ``steps`` (2,) are the distances of neighbouring rows and columns in units of the pitch.
+    ``steps`` (2,) are the distances of neighbouring rows and columns in units of the pitch. Up to a tenth of the spots
+    may lie elsewhere.
     """
     if len(grid) < 3 or not np.isfinite(grid).all():
         return None
-    design = np.column_stack([grid, np.ones(len(grid))])
-    if _is_line(grid):
-        return None
-    fit = np.linalg.lstsq(design, centers, rcond=None)[0]
+    design, kept = np.column_stack([grid, np.ones(len(grid))]), np.arange(len(grid))
+    # Spots that lie far away pull the first fits towards them.
+    for _ in range(_MAX_FITS):
+        if _is_line(grid[kept]):
+            return None
+        fit = np.linalg.lstsq(design[kept], centers[kept], rcond=None)[0]
+        distances = np.linalg.norm(design @ fit - centers, axis=1)
+        pitch = _regular_pitch(fit, distances[kept], steps)
+        if pitch is not None:
+            return pitch
+        kept = np.argsort(distances, kind="stable")[: len(grid) - len(grid) // 10]
+    return None
+
+
+def _regular_pitch(fit: np.ndarray, distances: np.ndarray, steps: np.ndarray) -> float | None:
+    """Return the pitch of a fitted array; None if it is skewed, stretched or irregular."""
     lengths = np.linalg.norm(fit[:2], axis=1)
     pitches = lengths / steps
     pitch = float(pitches.mean())
     if not pitch > 0 or abs(pitches[0] / pitches[1] - 1) > _TOLERANCE:
         return None
     skew = abs(fit[0] @ fit[1]) / lengths.prod()
-    error = np.sqrt(((design @ fit - centers) ** 2).sum(axis=1).mean()) / pitch
+    error = np.sqrt((distances**2).mean()) / pitch
     return pitch if max(skew, error) <= _TOLERANCE else None
 
 
@@ -175,7 +191,8 @@ def _hexagonal_neighbours(centers: np.ndarray) -> float | None:
     vectors = _near_vectors(places, 1.3 * pitch)
     # The sixth power is the same for the six directions of a hexagonal array.
     order = abs(((vectors / np.abs(vectors)) ** 6).mean())
-    return pitch if order > 0.9 and np.abs(np.abs(vectors) / pitch - 1).max() <= _TOLERANCE else None
+    # Single spots may lie elsewhere.
+    return pitch if order > 0.9 and np.quantile(np.abs(np.abs(vectors) / pitch - 1), 0.95) <= _TOLERANCE else None
 
 
 def _near_vectors(centers: np.ndarray, reach: float) -> np.ndarray:
