@@ -30,7 +30,7 @@ def write_model(table: AnnData, model: Model, key: str) -> None:
     """Store a model in ``uns[key]["model"]``: a JSON string, and the arrays as one uint8 array."""
     from safetensors.numpy import save
 
-    config, arrays = model.state()
+    config, arrays = model.storable_state()
     stored = {
         "config": json.dumps(config, allow_nan=False),
         "weights": np.frombuffer(save(arrays), dtype=np.uint8).copy(),
@@ -117,7 +117,7 @@ def save_model(
     with _file_errors(target, "written"):
         target = _file_to_write(target, overwrite)
     trained = model if isinstance(model, Model) else read_model(_schema.get_table(model, table_key), key)
-    config, arrays = trained.state()
+    config, arrays = trained.storable_state()
     remove_stale(target.parent, target.name)
     write_bytes(target, save(arrays, metadata={"img2gene": json.dumps(config, allow_nan=False)}))
     return target

@@ -12,7 +12,9 @@ import numpy as np
 
 from img2gene._checks import Arguments, as_array, shown
 from img2gene._errors import Img2GeneError, listing, raise_problems
+from img2gene.models.checked import checked_prediction, checked_state
 from img2gene.models.data import LARGEST, n_extreme, n_faulty, with_prefix
+from img2gene.models.genes import FIXED, GeneNames
 from img2gene.models.predictor import Predictor, declared_inputs
 from img2gene.models.stored import (
     StoredConfig,
@@ -42,7 +44,7 @@ class Model:
     predictor
         The fitted predictor.
     genes
-        Names of the genes it predicts, in order.
+        Names of the genes it predicts, in order; a list that cannot be changed.
     statistics
         Per gene, from the training labels: ``mean``, ``variance``, ``dispersion``, ``detection``, ``moran``.
     inputs
@@ -72,6 +74,16 @@ class Model:
     report: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, np.ndarray] = field(default_factory=dict)
     calibration: Calibration | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; genes are set once."""
+        if name == "genes":
+            if "genes" in self.__dict__:
+                raise Img2GeneError(FIXED)
+            value = GeneNames(value)
+        # Predictions depend on the other attributes as well.
+        self.__dict__.pop("fingerprint", None)
+        super().__setattr__(name, value)
 
     @property
     def name(self) -> str:
@@ -110,7 +122,7 @@ class Model:
             float16 (n_spots, m, token_width); only looked at by models with it in :attr:`extra_inputs`.
         """
         features, extra = self._checked(features, sections, {"positions": positions, "tokens": tokens})
-        return self.predictor.predict(features, np.asarray(sections), **extra)
+        return checked_prediction(self.predictor, features, np.asarray(sections), extra, len(self.genes))
 
     def predict_intervals(
         self,
@@ -127,7 +139,7 @@ class Model:
         if self.calibration is None:
             raise Img2GeneError("The model has no calibration: fit it with `uncertainty=True`.")
         features, extra = self._checked(features, sections, {"positions": positions, "tokens": tokens})
-        values, spread = predict_spread(self.predictor, features, np.asarray(sections), **extra)
+        values, spread = predict_spread(self.predictor, features, np.asarray(sections), len(self.genes), **extra)
         bounds = self.calibration.bounds(values, spread)
         return Prediction(values, *bounds, self.calibration.novelty.percentile(features, np.asarray(sections)))
 
@@ -182,7 +194,7 @@ class Model:
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Configuration (JSON) and arrays, the whole model."""
-        config, arrays = self.predictor.state()
+        config, arrays = checked_state(self.predictor)
         if "report" in config:
             config = {**config, "report": as_json(config["report"], "predictor.report", undefined=True)}
         facts: dict[str, Any] = {
@@ -194,7 +206,7 @@ class Model:
             "labels": self.labels,
             "report": as_json(self.report, "report", undefined=True),
         }
-        stored = {f"predictor.{name}": np.ascontiguousarray(value) for name, value in arrays.items()}
+        stored = {f"predictor.{name}": value for name, value in arrays.items()}
         stored |= {f"statistics.{name}": np.ascontiguousarray(value) for name, value in self.statistics.items()}
         stored |= {f"encoder.{name}": np.ascontiguousarray(value) for name, value in self.encoder.items()}
         if self.encoder:
@@ -205,6 +217,14 @@ class Model:
         facts = as_json(facts, self.name)
         return {**facts, "digest": digests(facts, stored)}, stored
 
+    def storable_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return :meth:`state`; refuse a model that :meth:`from_state` could not restore."""
+        config, arrays = self.state()
+        with damage(f"The model `{self.name}` cannot be stored"):
+            # A predictor may change the arrays that it is restored from.
+            _verified(json.loads(json.dumps(config)), {name: values.copy() for name, values in arrays.items()})
+        return config, arrays
+
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray], source: str = "") -> Model:
         """Restore a model; name what does not fit the declared architecture, or is not as it was stored.
@@ -212,20 +232,9 @@ class Model:
         ``source`` names the file or key in messages.
         """
         name = config.get("model") if isinstance(config, dict) else None
-        with damage(" ".join([*[source] * bool(source), *[f"`{name}`"] * isinstance(name, str)])):
-            _check_format(config)
-            signed = config["format"] > 1 or "digest" in config
-            if signed:
-                check_config_digest(config)
-            _check_config(config)
-            _check_arrays(config, arrays)
-            if signed:
-                check_array_digests(config, arrays)
-            model = _restored(config, arrays)
-        if signed:
-            # The digests of the arrays were just compared, so there is no need to compute them again.
-            model.__dict__["fingerprint"] = _fingerprint(config)
-        return model
+        named = [source] * bool(source) + [f"`{name}`"] * isinstance(name, str)
+        with damage(f"The stored model {' '.join(named)} cannot be used"):
+            return _verified(config, arrays)
 
     def __repr__(self) -> str:
         trained = listing(self.report.get("sections", []), 6)
@@ -290,6 +299,23 @@ def _fingerprint(config: dict[str, Any]) -> str:
     facts = {name: config[name] for name in ("model", "genes", "inputs", "labels")}
     facts |= {"sections": config["report"].get("sections"), "arrays": config["digest"]["arrays"]}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _verified(config: Any, arrays: dict[str, np.ndarray]) -> Model:
+    """Restore a model after its format, configuration, arrays and digests were checked."""
+    _check_format(config)
+    signed = config["format"] > 1 or "digest" in config
+    if signed:
+        check_config_digest(config)
+    _check_config(config)
+    _check_arrays(config, arrays)
+    if signed:
+        check_array_digests(config, arrays)
+    model = _restored(config, arrays)
+    if signed:
+        # The digests of the arrays were just compared, so there is no need to compute them again.
+        model.__dict__["fingerprint"] = _fingerprint(config)
+    return model
 
 
 def _check_format(config: Any) -> None:
@@ -361,7 +387,7 @@ def _restored(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
     kind, facts = registry.get(config["model"]), config.get("calibration")
     return Model(
         kind.from_state(config["predictor"], with_prefix(arrays, "predictor")),
-        list(config["genes"]),
+        config["genes"],
         with_prefix(arrays, "statistics"),
         config["inputs"],
         config["labels"],

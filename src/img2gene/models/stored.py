@@ -163,16 +163,16 @@ def _value_problems(name: str, values: np.ndarray, dtype: str) -> list[str]:
 
 
 @contextmanager
-def damage(name: str) -> Iterator[None]:
-    """Raise what goes wrong in the block as an :class:`Img2GeneError` that names the model."""
+def damage(statement: str) -> Iterator[None]:
+    """Raise what goes wrong in the block as an :class:`Img2GeneError` that starts with a statement about the model."""
     try:
         yield
     except Img2GeneError as error:
         text = str(error)
         separator = "\n" if "\n" in text else " "
-        raise type(error)(f"The stored model {name} cannot be used:{separator}{text}") from error
+        raise type(error)(f"{statement}:{separator}{text}") from error
     except _FAULTS as error:
-        raise Img2GeneError(f"The stored model {name} cannot be used: {_reason(error)}.") from error
+        raise Img2GeneError(f"{statement}: {_reason(error)}.") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError
+from img2gene.models.checked import checked_labels, checked_prediction, failures
 from img2gene.models.predictor import declared_inputs
 from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
 
@@ -100,10 +100,12 @@ def fit_held_out(predictor: Predictor, data: TrainingData, *, seed: int) -> Held
     """
     if isinstance(predictor, CrossFitted):
         # Its own held-out predictions cost no further fits.
-        return predictor.fit_held_out(data, seed=seed)
+        held_out = predictor.fit_held_out(data, seed=seed)
+        return held_out if held_out is None else _checked_held_out(held_out, predictor.name, data.labels.shape[1])
     # Copied before the fit, so that cross-fitting starts from an unfitted predictor.
     fresh = copy.deepcopy(predictor)
     predictor.fit(data, seed=seed)
+    check_predictions(predictor, data)
     try:
         return cross_fit(fresh, data, seed=seed)
     except ValueError as error:
@@ -111,6 +113,13 @@ def fit_held_out(predictor: Predictor, data: TrainingData, *, seed: int) -> Held
             "no uncertainty: `%s` cannot be calibrated without a part of the training data: %s", fresh.name, error
         )
         return None
+
+
+def check_predictions(predictor: Predictor, data: TrainingData) -> None:
+    """Predict the first training section, so that a model with unusable predictions is refused before it is stored."""
+    part = data.take(data.sections == data.sections[0])
+    inputs = {"positions": part.positions, "tokens": part.tokens}
+    predict_spread(predictor, part.features, part.sections, part.labels.shape[1], **inputs)
 
 
 def cross_fit(fresh: Predictor, data: TrainingData, *, seed: int) -> HeldOut:
@@ -124,23 +133,34 @@ def cross_fit(fresh: Predictor, data: TrainingData, *, seed: int) -> HeldOut:
         part = copy.deepcopy(fresh)
         part.fit(data.take(fitted), seed=seed)
         left = data.take(held)
-        values, sd = predict_spread(part, left.features, names[held], positions=left.positions, tokens=left.tokens)
+        inputs = {"positions": left.positions, "tokens": left.tokens}
+        values, sd = predict_spread(part, left.features, names[held], data.labels.shape[1], **inputs)
         predicted[held] = values
         if spread is not None and sd is not None:
             spread[held] = sd
         else:
             spread = None
-    # Quantiles of residuals would be NaN without any message.
-    if not np.isfinite(predicted).all():
-        raise Img2GeneError("it predicts NaN or infinite values.")
     return HeldOut(np.arange(len(predicted)), predicted, folds.kind, unit_labels(data, folds), spread)
 
 
 def predict_spread(
-    predictor: Predictor, features: np.ndarray, sections: np.ndarray, **inputs: np.ndarray | None
+    predictor: Predictor, features: np.ndarray, sections: np.ndarray, n_genes: int, **inputs: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Prediction and SD over members; None for predictors without members. Inputs that it does not declare are dropped."""
+    """Predict with SD over members; None for predictors without members. Inputs that it does not declare are dropped."""
     extra = {name: inputs[name] for name in declared_inputs(predictor) if inputs.get(name) is not None}
-    if isinstance(predictor, HasMembers):
-        return predictor.predict_spread(features, sections, **extra)
-    return predictor.predict(features, sections, **extra), None
+    if not isinstance(predictor, HasMembers):
+        return checked_prediction(predictor, features, sections, extra, n_genes), None
+    with failures(predictor.name, "predict_spread"):
+        values, spread = predictor.predict_spread(features, sections, **extra)
+    shape, name = (len(features), n_genes), predictor.name
+    return (
+        checked_labels(values, shape, name, "predictions"),
+        None if spread is None else checked_labels(spread, shape, name, "the SD over members"),
+    )
+
+
+def _checked_held_out(held_out: HeldOut, name: str, n_genes: int) -> HeldOut:
+    """Refuse held-out predictions of another shape, and those that are not finite; residuals would be NaN silently."""
+    with failures(name, "fit_held_out"):
+        shape = (len(held_out.rows), n_genes)
+        return replace(held_out, predicted=checked_labels(held_out.predicted, shape, name, "held-out predictions"))
