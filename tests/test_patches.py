@@ -91,3 +91,69 @@ def test_a_multiscale_image_gives_the_pixels_of_its_finest_scale(study):
     study.images[key] = scaled
     ig.pp.extract_patches(study, patch_um=60, patch_px=32)
     np.testing.assert_array_equal(ig.get.patches(study, slice(0, 5)), plain)
+
+
+def replace(sdata, image):
+    del sdata.images["A1_image"]
+    sdata.images["A1_image"] = image
+    return sdata
+
+
+XARRAY = {
+    "cut": lambda image: image.isel(x=slice(6, None), y=slice(6, None)),
+    "turned": lambda image: image.isel(y=slice(None, None, -1)),
+    "thinned out": lambda image: image.isel(x=slice(None, None, 2), y=slice(None, None, 2)),
+    "padded": lambda image: image.pad(x=5, y=5),
+    "without its first column": lambda image: image.isel(x=slice(1, None)),
+}
+
+
+@pytest.mark.parametrize("change", XARRAY.values(), ids=XARRAY)
+def test_images_that_were_changed_with_xarray_are_refused(study, snapshot, change):
+    replace(study, change(study["A1_image"]))
+    before = snapshot(study["table"])
+    calls = (
+        lambda: ig.pp.extract_patches(study, patch_um=60, patch_px=32),
+        lambda: ig.pp.tile_slide(study, "A1_image", mpp=5.0),
+        lambda: ig.get.patches(study, slice(0, 5)),
+        lambda: ig.io.to_anndata(study),
+    )
+    for call in calls:
+        with pytest.raises(
+            Img2GeneError, match="(?s)image `A1_image` have the `[xy]` coordinates .*bounding_box_query"
+        ):
+            call()
+    assert snapshot(study["table"]) == before
+
+
+def test_an_image_that_was_changed_with_xarray_is_not_stored_without_its_places(study, tmp_path):
+    replace(study, study["A1_image"].isel(x=slice(6, None)))
+    with pytest.raises(Img2GeneError, match="differs from the study in images\\['A1_image'\\]"):
+        ig.io.write_study(study, tmp_path / "study.zarr")
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5, None])
+def test_images_with_places_of_pixels_or_without_are_read(study, offset):
+    before = ig.get.patches(study, slice(0, 5))
+    image = study["A1_image"].drop_vars(["x", "y"])
+    if offset is not None:
+        image = image.assign_coords({axis: np.arange(image.sizes[axis]) + offset for axis in ("x", "y")})
+    replace(study, image)
+    ig.pp.extract_patches(study, patch_um=60, patch_px=32)
+    np.testing.assert_array_equal(ig.get.patches(study, slice(0, 5)), before)
+
+
+def test_a_multiscale_image_without_its_full_resolution_is_named(study):
+    image = study["A1_image"]
+    transformations = get_transformation(image, get_all=True)
+    scaled = Image2DModel.parse(image.data, dims=("c", "y", "x"), scale_factors=[2], transformations=transformations)
+    replace(study, scaled)
+    del study["A1_image"]["scale0"]
+    for call in (
+        lambda: ig.pp.extract_patches(study, patch_um=60, patch_px=32),
+        lambda: ig.pp.tile_slide(study, "A1_image", mpp=5.0),
+        lambda: ig.get.patches(study, slice(0, 5)),
+        lambda: ig.io.to_anndata(study),
+    ):
+        with pytest.raises(Img2GeneError, match="`A1_image` has no `scale0`, .*it has scale1"):
+            call()

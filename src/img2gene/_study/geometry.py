@@ -11,7 +11,7 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
-from img2gene._study.images import scale0
+from img2gene._study.images import check_scale0, scale0
 from img2gene._study.study import Study
 
 if TYPE_CHECKING:
@@ -120,10 +120,8 @@ def largest_aligned(sdata: SpatialData, region: str, regions: list[str]) -> str:
 
     ``regions`` are all regions of its table, which can have images of their own.
     """
-    from spatialdata.transformations import get_transformation
-
-    systems = set(get_transformation(sdata[region], get_all=True))
-    aligned = [name for name, image in sdata.images.items() if systems & set(get_transformation(image, get_all=True))]
+    systems = set(transformations(sdata, region))
+    aligned = [name for name in sdata.images if systems & set(transformations(sdata, name))]
     if not aligned:
         raise Img2GeneError(
             f"No image shares a coordinate system with `{region}` (its systems: {listing(systems)}; images: "
@@ -142,7 +140,7 @@ def largest_aligned(sdata: SpatialData, region: str, regions: list[str]) -> str:
             f"`images={{'{region}': …}}`."
         )
     # Readers keep downscaled copies of a scan next to it, so the largest is taken.
-    sizes = {name: int(np.prod(scale0(sdata.images[name]).shape[1:])) for name in named or aligned}
+    sizes = {name: int(np.prod(scale0(sdata, name).shape[1:])) for name in named or aligned}
     return max(sizes, key=lambda name: sizes[name])
 
 
@@ -190,7 +188,7 @@ def _centers(sdata: SpatialData, region: str) -> tuple[pd.DataFrame, float]:
     from spatialdata import get_centroids
     from spatialdata.transformations import get_transformation
 
-    system = next(iter(get_transformation(sdata[region], get_all=True)))
+    system = next(iter(transformations(sdata, region)))
     centroids = get_centroids(sdata[region], coordinate_system=system).compute()
     # `get_centroids` answers in a coordinate system, so its transformation is undone.
     back = get_transformation(sdata[region], system).inverse().to_affine_matrix(("x", "y"), ("x", "y"))
@@ -214,12 +212,17 @@ def equivalent_diameter(geometry: Any) -> float:
     return float(np.sqrt(area)) if np.isclose(area, box, rtol=1e-3) else float(2 * np.sqrt(area / np.pi))
 
 
-def region_matrix(sdata: SpatialData, region: str, image_key: str) -> np.ndarray:
-    """Return the 3 × 3 matrix from the region's own (x, y) to the image's pixels."""
+def transformations(sdata: SpatialData, name: str) -> dict[str, Any]:
+    """Return the transformations of an element to its coordinate systems."""
     from spatialdata.transformations import get_transformation
 
-    from_region = get_transformation(sdata[region], get_all=True)
-    from_image = get_transformation(sdata.images[image_key], get_all=True)
+    check_scale0(sdata[name], name)
+    return dict(get_transformation(sdata[name], get_all=True))
+
+
+def region_matrix(sdata: SpatialData, region: str, image_key: str) -> np.ndarray:
+    """Return the 3 × 3 matrix from the region's own (x, y) to the image's pixels."""
+    from_region, from_image = transformations(sdata, region), transformations(sdata, image_key)
     shared = [name for name in from_region if name in from_image]
     if not shared:
         raise Img2GeneError(
@@ -233,7 +236,7 @@ def region_matrix(sdata: SpatialData, region: str, image_key: str) -> np.ndarray
             @ from_region[name].to_affine_matrix(axes, axes)
             for name in shared
         ]
-        shifts = [shift_px(maps[0], other, scale0(sdata.images[image_key]).shape[1:]) for other in maps]
+        shifts = [shift_px(maps[0], other, scale0(sdata, image_key).shape[1:]) for other in maps]
     except np.linalg.LinAlgError:
         shifts = [np.nan]
     if not np.isfinite(shifts).all():
@@ -264,7 +267,7 @@ def covers_same_place(sdata: SpatialData, one: str, other: str) -> bool:
         matrix = region_matrix(sdata, one, other)
     except Img2GeneError:
         return False
-    (height, width), size = (np.array(scale0(sdata.images[name]).shape[1:]) for name in (one, other))
+    (height, width), size = (np.array(scale0(sdata, name).shape[1:]) for name in (one, other))
     corners = matrix @ np.array([[0, 0, 1], [width, height, 1]], dtype=float).T
     expected = np.array([[0, 0], size[::-1]], dtype=float).T
     # Thumbnails round their size to whole pixels.

@@ -343,10 +343,22 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
         stop.set()
 
 
-def scales(image: Any) -> list[Any]:
+def check_scale0(element: Any, name: str) -> None:
+    """Raise if a multi-scale image or label element has lost its full resolution, which holds its transformations."""
+    scales = list(getattr(element, "children", {}))
+    if hasattr(element, "children") and "scale0" not in scales:
+        raise Img2GeneError(
+            f"`{name}` has no `scale0`, the full resolution (it has {listing(scales)}). Read it anew, or parse one of its scales: "
+            "`spatialdata.models.Image2DModel.parse(pixels, dims=('c', 'y', 'x'), transformations=…)`."
+        )
+
+
+def scales(sdata: SpatialData, image_key: str) -> list[Any]:
     """List the DataArrays (c, y, x) of a single- or multi-scale image, full resolution first."""
     import xarray as xr
 
+    image = sdata.images[image_key]
+    check_scale0(image, image_key)
     arrays = (
         [next(iter(node.ds.values())) for node in image.children.values()]
         if isinstance(image, xr.DataTree)
@@ -354,19 +366,36 @@ def scales(image: Any) -> list[Any]:
     )
     if any(set(array.dims) != {"c", "y", "x"} for array in arrays):
         raise Img2GeneError(
-            f"An image has the axes {listing(arrays[0].dims)}; expected c, y, x. Choose another with `images=`."
+            f"Image `{image_key}` has the axes {listing(arrays[0].dims)}; expected c, y, x. Choose another with `images=`."
         )
+    _check_coordinates(arrays[0], image_key)
     return [array.transpose("c", "y", "x") for array in arrays]
 
 
-def scale0(image: Any) -> Any:
+def _check_coordinates(array: Any, image_key: str) -> None:
+    """Refuse an image that was cut, turned or padded with xarray, which leaves the transformation of the whole image."""
+    for axis in ("y", "x"):
+        if axis not in array.coords:
+            continue
+        stored, n_pixels = np.asarray(array.coords[axis].values, dtype=float), array.sizes[axis]
+        # spatialdata places the centre of the first pixel at .5, in others at 0; NaN is no place.
+        if not np.abs(stored - np.arange(n_pixels)).max(initial=0) <= 0.5:
+            raise Img2GeneError(
+                f"The pixels of image `{image_key}` have the `{axis}` coordinates {listing(stored[:2])}, … {listing(stored[-1:])}, "
+                f"expected 0.5, 1.5, … {n_pixels - 0.5:g}: it was cut, turned or padded with xarray, and its transformation "
+                "no longer places it. Cut it with `spatialdata.bounding_box_query`, or parse its pixels again with the right "
+                "transformation: `spatialdata.models.Image2DModel.parse(pixels, dims=('c', 'y', 'x'), transformations=…)`."
+            )
+
+
+def scale0(sdata: SpatialData, image_key: str) -> Any:
     """Return the full-resolution DataArray (c, y, x) of a single- or multi-scale image."""
-    return scales(image)[0]
+    return scales(sdata, image_key)[0]
 
 
 def thumbnail(sdata: SpatialData, image_key: str, step: int) -> tuple[np.ndarray, float]:
     """Read about every ``step``-th pixel from the coarsest sufficient scale; also return the exact pixels per step."""
-    levels = scales(sdata.images[image_key])
+    levels = scales(sdata, image_key)
     factors = [round(levels[0].shape[1] / level.shape[1]) for level in levels]
     best = max(i for i, factor in enumerate(factors) if factor <= max(step, 1))
     inner = max(1, step // factors[best])
@@ -375,6 +404,6 @@ def thumbnail(sdata: SpatialData, image_key: str, step: int) -> tuple[np.ndarray
 
 def open_image(sdata: SpatialData, image_key: str, scale: int = 0) -> RGBImage:
     """Open an image element as uint8 RGB, read lazily."""
-    image = scales(sdata.images[image_key])[scale]
+    image = scales(sdata, image_key)[scale]
     channels = list(image.coords["c"].values) if "c" in image.coords else list(range(image.shape[0]))
     return RGBImage(image.data, channels, f"image `{image_key}`")

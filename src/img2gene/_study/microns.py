@@ -63,7 +63,7 @@ def resolve_mpp(
     for geometry in geometries:
         with problems.collect():
             resolution[geometry.region] = _region_mpp(study, geometry, mpp, spot_um)
-            size = scale0(study.sdata.images[geometry.image_key]).shape[1:]
+            size = scale0(study.sdata, geometry.image_key).shape[1:]
             _check_alignment(study, geometry, resolution[geometry.region], size)
     problems.raise_all()
     return resolution
@@ -230,7 +230,7 @@ def _recorded_for_image(sdata: SpatialData, image_key: str, besides: str | None)
 
 def _rescaled(sdata: SpatialData, region: str, entry: dict[str, Any]) -> float | None:
     """Convert recorded microns per pixel to the image as it is now; None if it has changed in an unknown way."""
-    size = list(scale0(sdata.images[entry["image"]]).shape[1:])
+    size = list(scale0(sdata, entry["image"]).shape[1:])
     if entry.get("size", size) == size:
         return float(entry["mpp"])
     scale = _scale(sdata, region, entry["image"]) if region in sdata else None

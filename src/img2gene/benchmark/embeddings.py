@@ -116,7 +116,7 @@ def _digest(section: StoredSection, identity: dict[str, Any]) -> str:
         digest.update(np.ascontiguousarray(section.crops).view(np.uint8))
         return digest.hexdigest()[:16]
     for entry in _schema.read_json(table, "patches")["regions"].values():
-        image = scale0(section.sdata.images[entry["image"]])
+        image = scale0(section.sdata, entry["image"])
         for start in range(0, image.shape[1], _ROWS):
             block = np.ascontiguousarray(image[:, start : start + _ROWS].values)
             # Bytes alone do not tell 2 × 3 pixels from 3 × 2.

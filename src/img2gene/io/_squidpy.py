@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
-from img2gene._study.geometry import Geometry, locate_region, recorded
+from img2gene._study.geometry import Geometry, locate_region, recorded, transformations
 from img2gene._study.images import scale0, thumbnail
 from img2gene.io.sections import THUMBNAIL_PX
 
@@ -66,12 +66,10 @@ def _located(study: Study, region: str, rows: np.ndarray, images: str | Mapping[
 
 
 def _has_image(sdata: SpatialData, region: str) -> bool:
-    from spatialdata.transformations import get_transformation
-
     if region not in sdata:
         return False
-    systems = set(get_transformation(sdata[region], get_all=True))
-    return any(systems & set(get_transformation(image, get_all=True)) for image in sdata.images.values())
+    systems = set(transformations(sdata, region))
+    return any(systems & set(transformations(sdata, name)) for name in sdata.images)
 
 
 def _images_of_sections(study: Study, geometries: dict[str, Geometry | None]) -> dict[str, str | None]:
@@ -126,7 +124,7 @@ def _entry(sdata: SpatialData, geometries: list[Geometry], n_sections: int) -> d
     first = geometries[0]
     # A core of a tissue microarray gets about as many pixels as a section with an image of its own.
     side = min(_MAX_THUMBNAIL_PX, THUMBNAIL_PX * int(np.ceil(np.sqrt(n_sections))))
-    height, width = scale0(sdata.images[first.image_key]).shape[1:]
+    height, width = scale0(sdata, first.image_key).shape[1:]
     picture, step = thumbnail(sdata, first.image_key, max(1, int(np.ceil(max(height, width) / side))))
     factors = {"tissue_hires_scalef": 1 / (step * first.units_per_px)}
     diameters = [item.spot_px for item in geometries if item.spot_px > 0]

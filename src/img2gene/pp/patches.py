@@ -154,7 +154,7 @@ def _found_patches(
     sides = {}
     for geometry in geometries:
         with problems.collect():
-            size = scale0(study.sdata.images[geometry.image_key]).shape[1:]
+            size = scale0(study.sdata, geometry.image_key).shape[1:]
             sides[geometry.region] = _sides(arguments.fields, resolution[geometry.region], geometry, max(size))
     with problems.collect():
         # Thumbnails are stored by section, so missing names are noticed before anything is written.

@@ -165,7 +165,7 @@ def _checked(sdata: SpatialData, image_key: Any, **arguments: Any) -> _Tiling:
                 check.messages.append(f"Microns per pixel of `{image_key}` are not known; pass `mpp=`.")
     check.raise_all()
     tiling = _Tiling(tile_um, stride_um, min_tissue, mpp, patient)
-    _check_number(scale0(sdata.images[image_key]).shape[1:], tiling)
+    _check_number(scale0(sdata, image_key).shape[1:], tiling)
     return tiling
 
 
@@ -199,7 +199,7 @@ def _check_number(size: tuple[int, ...], tiling: _Tiling) -> None:
 def _tissue_centers(sdata: SpatialData, image_key: str, tiling: _Tiling) -> np.ndarray:
     """Return the centres (n, 2: row, column) of the tiles on tissue."""
     side = tiling.side_px
-    corners = _grid(scale0(sdata.images[image_key]).shape[1:], side, tiling.stride_px)
+    corners = _grid(scale0(sdata, image_key).shape[1:], side, tiling.stride_px)
     picture, step = thumbnail(sdata, image_key, max(1, int(side // 8)))
     tissue = box_fractions(tissue_mask(picture), np.column_stack([corners, corners + side]), step)
     kept = tissue >= tiling.min_tissue
