@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from img2gene.metrics._inputs import summed
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -16,6 +18,8 @@ _LARGEST_EXACT = 2**24
 
 def in_memory(matrix: Any) -> Any:
     """Return a sparse matrix of scipy or a dense array; dask arrays are computed and files are read.
+
+    A sparse matrix may store one value as several entries; these are summed in a copy.
 
     Examples
     --------
@@ -28,7 +32,9 @@ def in_memory(matrix: Any) -> Any:
         matrix = matrix.compute()
     if hasattr(matrix, "to_memory"):
         matrix = matrix.to_memory()
-    if sp.issparse(matrix) or isinstance(matrix, np.ma.MaskedArray):
+    if sp.issparse(matrix):
+        return summed(matrix)
+    if isinstance(matrix, np.ma.MaskedArray):
         return matrix
     # This also reads the data sets of h5py and zarr.
     return np.asarray(matrix)
@@ -40,8 +46,8 @@ def dense(matrix: Any) -> np.ndarray:
 
 
 def is_plain(matrix: Any) -> bool:
-    """Check that a matrix is CSR or a dense array, of float32 or float64."""
-    known = sp.isspmatrix_csr(matrix) or type(matrix) is np.ndarray
+    """Check that a matrix is CSR with each value stored once, or a dense array, of float32 or float64."""
+    known = (sp.isspmatrix_csr(matrix) and matrix.has_canonical_format) or type(matrix) is np.ndarray
     return known and matrix.dtype in (np.float32, np.float64)
 
 

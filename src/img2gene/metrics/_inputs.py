@@ -38,6 +38,25 @@ def real_array(values: Any, name: str) -> np.ndarray:
     return array if array.dtype.kind in _REAL else array.astype(np.float64)
 
 
+def summed(matrix: Any) -> Any:
+    """Return a sparse matrix that stores each value once; a matrix that splits values into entries is copied.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> from img2gene.metrics._inputs import summed
+    >>> summed(sp.csr_matrix(([1.0, 2.0], [0, 0], [0, 2]), shape=(1, 1))).data
+    array([3.])
+    """
+    # Only these formats can store a value as several entries.
+    if matrix.format not in ("csr", "csc", "coo", "bsr") or matrix.has_canonical_format:
+        return matrix
+    # Sums of small integers would overflow.
+    matrix = matrix.astype(np.float64) if matrix.dtype.kind in "iu" else matrix.copy()
+    matrix.sum_duplicates()
+    return matrix
+
+
 def vector(values: Any, name: str) -> np.ndarray:
     """Convert to float64 (n,)."""
     array = real_array(values, name)
@@ -65,7 +84,7 @@ def weight_matrix(graph: Any, n_spots: int) -> sp.csr_matrix:
         raise Img2GeneError(f"graph: expected weights {(n_spots, n_spots)}, got shape {weights.shape}. {hint}")
     if weights.dtype.kind not in _REAL:
         raise Img2GeneError(f"graph: expected real weights, got {weights.dtype} values. {hint}")
-    matrix = sp.csr_matrix(weights, dtype=np.float64)
+    matrix = summed(sp.csr_matrix(weights, dtype=np.float64))
     if not np.isfinite(matrix.data).all():
         raise Img2GeneError(f"graph: weights must be finite. {hint}")
     return matrix

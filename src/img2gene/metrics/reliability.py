@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError, raise_problems
 from img2gene.metrics._blocks import standardise
-from img2gene.metrics._inputs import checked_draws, real_array, section_numbers, vector
+from img2gene.metrics._inputs import checked_draws, real_array, section_numbers, summed, vector
 from img2gene.metrics._order import order_by_counts
 
 METHODS = ("genes", "thinning")
@@ -188,7 +188,7 @@ def _count_matrix(counts: Any, method: str) -> sp.csr_matrix:
     if values.ndim != 2 or values.dtype.kind not in "biuf":
         raise Img2GeneError(f"counts: expected (n_spots, n_genes) counts, got {values.dtype} of shape {values.shape}.")
     # scipy has no sparse matrices of half precision or truth values.
-    matrix = sp.csr_matrix(values.astype(np.float32) if values.dtype in (np.float16, np.bool_) else values)
+    matrix = summed(sp.csr_matrix(values.astype(np.float32) if values.dtype in (np.float16, np.bool_) else values))
     if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
         raise Img2GeneError("counts: expected counts of at least 0, got negative, NaN or infinite values.")
     if (matrix.data > _MAX_COUNT).any():
