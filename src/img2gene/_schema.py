@@ -35,6 +35,7 @@ PREDICTABLE = "predictable"
 UNCERTAINTY = "uncertainty"
 PREDICTED_BY = "predicted_by"
 PREDICTABILITY = "predictability"
+SCORED_BY = "scored_by"
 
 # A window of this side takes .8 GB; no encoder sees anything in a larger field.
 MAX_SIDE_PX = 16_384
@@ -62,7 +63,8 @@ _FORMS: dict[str, Any] = {
     UNCERTAINTY: {_EACH: {"level": (int, float), "ood_threshold": (int, float)}},
     PREDICTED_BY: {_EACH: {"model": str, "fingerprint": str}},
     PREDICTABILITY: {"key": str, "fingerprint": str},
-    "localization": {_EACH: {"markers": {_EACH: list}, "thresholds": {}}},
+    SCORED_BY: {"key": str, "fingerprint": str},
+    "localization": {_EACH: {"markers": {_EACH: list}, "thresholds": {}, "fingerprint?": str}},
 }
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 

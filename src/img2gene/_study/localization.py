@@ -43,12 +43,32 @@ def records_update(table: AnnData, key: str, record: dict[str, Any]) -> dict[str
 
 
 def required_record(study: Study, key: str) -> dict[str, Any]:
-    """Read what :func:`img2gene.tl.localize` stored under ``key``; if missing, the error lists the stored keys."""
+    """Read what :func:`img2gene.tl.localize` stored under ``key``; refuse scores of predictions that were replaced.
+
+    If nothing is stored, the error lists the stored keys.
+    """
     known = records(study.table)
     if key not in known:
         where = f"the localisations of {study.name}"
         raise MissingKeyError(missing(key, where, known, "Run `img2gene.tl.localize` first."))
-    return known[key]
+    record = known[key]
+    by = _schema.read_json(study.table, _schema.PREDICTED_BY, default={}).get(record.get("key"))
+    # Measured scores do not come from predictions, and records of earlier versions name no model.
+    if (
+        by is not None
+        and record.get("use") == "predicted"
+        and record.get("fingerprint", by["fingerprint"]) != by["fingerprint"]
+    ):
+        raise Img2GeneError(
+            f"The localisation {key!r} belongs to predictions {record['key']!r} that another model has replaced since. Run "
+            "`img2gene.tl.localize` again."
+        )
+    columns = [column(key, tissue) for tissue in record["markers"] for column in (score_column, inside_column)]
+    gone = [name for name in columns if name not in study.table.obs]
+    if gone:
+        again = "Run `img2gene.tl.localize` again."
+        raise MissingKeyError(missing(listing(gone), f"{study.name}.obs", study.table.obs.columns, again))
+    return record
 
 
 def marker_score(values: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:

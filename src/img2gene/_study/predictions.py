@@ -38,6 +38,13 @@ def no_shared_genes(predicted: Sequence[str], measured: Iterable[str]) -> str:
     return f"{text}. Rename `var_names` to the names that the model was trained with."
 
 
+def _by_other_model(study: Study, key: str) -> bool:
+    """Check whether the table ``key`` holds predictions of another model than the layer ``key`` of the study."""
+    records = [_schema.read_json(table, _schema.PREDICTED_BY, default={}) for table in (study.table, study.sdata[key])]
+    made_by = [record[key]["fingerprint"] for record in records if key in record]
+    return len(set(made_by)) > 1
+
+
 def predicted_values(study: Study, genes: list[str], key: str, *, part: str | None = None) -> np.ndarray:
     """Read predictions (n_obs, n_genes) from the layer ``key``, or from a table ``key`` with the same rows.
 
@@ -49,7 +56,7 @@ def predicted_values(study: Study, genes: list[str], key: str, *, part: str | No
     sources = {}
     if layer in table.layers:
         sources[f"{study.name}.var_names"] = (table.var_names, table.layers[layer])
-    if separate is not None and separate.obs_names.equals(table.obs_names):
+    if separate is not None and separate.obs_names.equals(table.obs_names) and not _by_other_model(study, key):
         if part is None:
             sources[f"sdata['{key}'].var_names"] = (separate.var_names, separate.X)
         elif layer in separate.layers:

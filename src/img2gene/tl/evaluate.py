@@ -16,6 +16,7 @@ from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches
 from img2gene._study.entrance import open_study
+from img2gene._study.replaced import PCC, foreign_scores, scored_by
 from img2gene.metrics.catalog import METRICS
 from img2gene.models import Model
 from img2gene.models.model import top_genes
@@ -134,7 +135,7 @@ def evaluate(
     ------
     Img2GeneError
         No predictions, predictions of another model, no labels in any of the sections, no section that the model was not
-        trained on, a group without genes, or with genes that it does not predict.
+        trained on, a group without genes, or with genes that it does not predict, a column ``var["pcc"]`` of your own.
     LeakageError
         A patient of the scored sections was trained on.
 
@@ -160,6 +161,7 @@ def evaluate(
     study = open_study(check, sdata, table_key)
     if inplace:
         check_store(check, study.stored_table, "key", key)
+        check.messages += foreign_scores(study.table, [PCC])
     check.raise_all()
     evaluated = resolve_model(study, model, key)
     check_scorable(study, evaluated, key)
@@ -183,7 +185,7 @@ def evaluate(
     result["pcc_pooled"] = np.tile(np.concatenate(list(pool(moments).values())), len(chosen))
     result = _tidy(result, members)
     if inplace:
-        _write(study.stored_table, result, evaluated.name, key)
+        _write(study.stored_table, result, evaluated, key)
     return result
 
 
@@ -314,13 +316,13 @@ def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:
     return result[columns]
 
 
-def _write(table: AnnData, result: pd.DataFrame, name: str, key: str) -> None:
-    scores = result[result["model"] == name]
+def _write(table: AnnData, result: pd.DataFrame, model: Model, key: str) -> None:
+    scores = result[result["model"] == model.name]
     pcc = scores.groupby("gene")["pcc"].mean().reindex(table.var_names)
     container = dict(table.uns.get(key, {"format": _schema.FORMAT})) | {
         "evaluation": summarize(result).to_json(orient="records")
     }
     with _schema.all_or_nothing(table):
-        table.var["pcc"] = pcc
         table.uns[key] = container
-    logger.info("wrote var['pcc'] and uns[%r]['evaluation']", key)
+        _schema.apply(table, {"var": {PCC: pcc}, "uns": scored_by(key, model.fingerprint)})
+    logger.info("wrote uns[%r]['evaluation']", key)

@@ -28,6 +28,7 @@ from img2gene._study.panel import (
     refuse_constant,
 )
 from img2gene._study.pathways import context_facts, fold_context
+from img2gene._study.replaced import remove_scores
 from img2gene._study.splits import Split, split
 from img2gene._study.study import Study
 from img2gene.models import Calibration, Model, Predictor, TrainingData, UsesPathways
@@ -228,6 +229,7 @@ def _store(study: Study, model: Model, key: str) -> None:
     from img2gene.io.model_store import write_model
 
     with _schema.all_or_nothing(study.stored_table):
+        remove_scores(study.stored_table, key, model.fingerprint)
         write_model(study.stored_table, model, key)
     logger.info("stored %r in uns[%r]", model, key)
 

@@ -192,7 +192,7 @@ def localize(
     if inplace:
         settings = {"markers": sets, "use": use, "smooth": smooth, "key": key, "annotation": annotation}
         record = settings | {"positive": meant, "sections": chosen, "rules": rules, "thresholds": limits}
-        _write(study, key_added, columns, record)
+        _write(study, predictor, key_added, columns, record)
     return _tidy(rows, limits, leaked)
 
 
@@ -204,9 +204,10 @@ def _sections(check: Arguments, study: Study, model: Model, sections: Any, allow
     return None, None
 
 
-def _write(study: Study, key_added: str, columns: dict[str, Any], record: dict[str, Any]) -> None:
+def _write(study: Study, model: Model, key_added: str, columns: dict[str, Any], record: dict[str, Any]) -> None:
     # None removes a column: an earlier call may have had more tissues.
     columns = dict.fromkeys(_earlier_columns(study.table, key_added)) | columns
+    record = record | {"fingerprint": model.fingerprint}
     _schema.apply(study.stored_table, {"obs": columns, "uns": records_update(study.table, key_added, record)})
 
 

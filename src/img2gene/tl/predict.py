@@ -16,6 +16,8 @@ from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.expression import in_tissue
 from img2gene._study.model_inputs import ModelInputs, model_inputs
 from img2gene._study.predictions import no_shared_genes
+from img2gene._study.replaced import foreign_predictions, remove_scores
+from img2gene._study.sections import region_column
 from img2gene._study.study import Study
 from img2gene.models import Calibration, Model
 from img2gene.tl._arguments import check_flags, check_model, check_name
@@ -70,12 +72,14 @@ def predict(
     genes and new patients. Spots off the tissue (0 in ``obs["in_tissue"]``) are NaN. ``obs["<key_added>_ood"]`` is the percentile (0–100) of the spot's distance from the training
     embeddings among those of ordinary patients; above 99 it should not be trusted. Level and threshold are recorded in
     ``uns["img2gene"]["uncertainty"]``. Without, what an earlier prediction of the same name left of these is removed.
+    Another model's predictions of that name take their scores with them: ``var["pcc"]`` and the stored evaluation.
 
     Raises
     ------
     Img2GeneError
         The embedding (or, for a fine-tuned encoder, the patches) is not what the model was trained on; all differences are
-        named. Or an image that a fine-tuned encoder needs is gone.
+        named. An image has changed since it was embedded, or one that a fine-tuned encoder needs is gone. Or the result
+        would replace layers or columns that no prediction wrote.
 
     Notes
     -----
@@ -101,6 +105,8 @@ def predict(
     study = open_study(check, sdata, table_key)
     with check.collect():
         _check_target(study, key_added)
+    if inplace:
+        check.messages += foreign_predictions(study.table, key_added)
     check.raise_all()
     trained = resolve_model(study, model, key_added)
     inputs = model_inputs(study, trained)
@@ -122,7 +128,7 @@ def predict(
     if (columns >= 0).any() and fits:
         update["layers"] = {name: _layer(table, values, columns) for name, values in layers.items()}
     update |= _stale(table, update, key_added) | {"uns": _record(table, trained, calibration, key_added)}
-    _write(study, update, predicted, key_added)
+    _write(study, update, predicted, key_added, trained)
     if calibration is not None and ood is not None:
         _warn_of_ood_sections(study, ood > calibration.threshold)
     return None
@@ -164,10 +170,23 @@ def _spread(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _report_genes(study: Study, model: Model, columns: np.ndarray, key: str) -> None:
-    """Warn if the table has none of the genes that the model predicts; tiles have no genes at all."""
-    if study.table.n_vars and not (columns >= 0).any():
+    """Warn if the table has none, or less than half, of the genes that the model predicts; tiles have no genes at all."""
+    if not study.table.n_vars:
+        return
+    n_shared = int((columns >= 0).sum())
+    if not n_shared:
         logger.warning(
             "%s The predictions are in the table %r alone.", no_shared_genes(model.genes, study.table.var_names), key
+        )
+    elif n_shared < len(model.genes) / 2:
+        absent = [gene for gene, column in zip(model.genes, columns, strict=True) if column < 0]
+        logger.warning(
+            "the table has only %d of the model's %d genes (not %s): the predictions of all of them are in the table %r. Check "
+            "that `var_names` are written as in the training",
+            n_shared,
+            len(model.genes),
+            listing(absent, 5),
+            key,
         )
 
 
@@ -182,24 +201,31 @@ def _layer(table: AnnData, values: np.ndarray, shared: np.ndarray) -> np.ndarray
 
 
 def _stale(table: AnnData, update: dict[str, dict[str, Any]], key: str) -> dict[str, dict[str, Any]]:
-    """Extend an update: None removes intervals and percentiles of an earlier prediction of that name."""
-    before = {"layers": _schema.uncertainty_keys(key).values(), "obs": [_schema.ood_key(key)]}
+    """Extend an update: None removes what an earlier prediction of that name wrote and this one does not."""
+    before = {"layers": [key, *_schema.uncertainty_keys(key).values()], "obs": [_schema.ood_key(key)]}
     for slot, names in before.items():
         stale = {name: None for name in names if name in getattr(table, slot) and name not in update[slot]}
         update = update | {slot: {**update[slot], **stale}}
     return update
 
 
-def _write(study: Study, update: dict[str, dict[str, Any]], predicted: AnnData | None, key: str) -> None:
+def _write(study: Study, update: dict[str, dict[str, Any]], predicted: AnnData | None, key: str, model: Model) -> None:
     """Write the layers with their record, and the separate table if there is one, or nothing."""
     table, tables = study.stored_table, study.sdata.tables
     with _schema.all_or_nothing(table, study.sdata):
+        # The record of the earlier prediction, which the update replaces, says whose scores these are.
+        remove_scores(table, key, model.fingerprint)
         _schema.apply(table, update)
+        if key in tables and (predicted is not None or _predicts(tables[key], study)):
+            del tables[key]
         if predicted is not None:
-            if key in tables:
-                del tables[key]
             tables[key] = predicted
             logger.info("wrote tables[%r]", key)
+
+
+def _predicts(table: AnnData, study: Study) -> bool:
+    """Check that a table of predictions belongs to the regions of a study; tiles have regions of their own."""
+    return bool(set(region_column(table, "prediction").astype(str)) & set(study.regions))
 
 
 def _record(table: AnnData, model: Model, calibration: Calibration | None, key: str) -> dict[str, Any]:

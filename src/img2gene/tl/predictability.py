@@ -16,6 +16,7 @@ from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError
 from img2gene._study.entrance import open_study
 from img2gene._study.expression import count_problems, library_size
+from img2gene._study.replaced import PCC, foreign_scores, scored_by
 from img2gene.metrics.reliability import MIN_GENES, method_problems
 from img2gene.models import Model
 from img2gene.tl._arguments import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
+COLUMNS = (PCC, "pcc_ceiling", "pcc_pvalue", "pcc_fdr", _schema.PREDICTABLE)
 
 
 @fill_parameters
@@ -99,7 +101,7 @@ def predictability(
     ------
     Img2GeneError
         No predictions, no labels in any of the sections, ``method="thinning"`` for labels that are no counts, or arguments
-        out of range.
+        out of range, or columns of these names of your own in ``var``.
     LeakageError
         A patient of the scored sections was trained on.
 
@@ -123,6 +125,8 @@ def predictability(
     fdr = check_between(check, "fdr", fdr)
     check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
     study = open_study(check, sdata, table_key)
+    if inplace:
+        check.messages += foreign_scores(study.table, COLUMNS)
     check.raise_all()
     judged = resolve_model(study, model, key)
     check_scorable(study, judged, key)
@@ -147,7 +151,7 @@ def predictability(
     _report(result, fdr)
     if inplace:
         record = {"key": key, "model": judged.name, "fingerprint": judged.fingerprint}
-        uns = {_schema.PREDICTABILITY: record}
+        uns = {_schema.PREDICTABILITY: record} | scored_by(key, judged.fingerprint)
         _schema.apply(study.stored_table, {"var": dict(result.reindex(table.var_names).items()), "uns": uns})
     return result
 
