@@ -403,3 +403,34 @@ def test_one_name_for_sections_of_two_slides_is_refused(parts):
         part["table"].obs["section"] = "core1"
     with pytest.raises(Img2GeneError, match="call a section core1, so spots of different slides"):
         ig.io.concat_sections(parts)
+
+
+def located(study, section, markers):
+    part = study.subset([f"{section}_image", f"{section}_spots"])
+    ig.tl.localize(part, {"T": markers}, threshold=0.5)
+    return part
+
+
+def test_localisations_of_different_markers_are_not_joined_under_one_name(make_study):
+    study = make_study()
+    ig.tl.fit(study, "ridge", validate_on=["B", "C"])
+    ig.tl.predict(study)
+    genes = ig.get.model(study).genes
+    with pytest.raises(Img2GeneError, match="Localisations 'localization' of `table` differ: markers .*tl.localize"):
+        ig.io.concat_sections([located(study, "B1", genes[:2]), located(study, "C1", genes[2:4])])
+    parts = [located(study, name, genes[:2]) for name in ("B1", "C1")]
+    joined = ig.io.concat_sections(parts)["table"]
+    record = _schema.read_json(joined, "localization")["localization"]
+    assert record["sections"] == ["B1", "C1"]
+    assert record["thresholds"] == {"T": {"B1": 0.5, "C1": 0.5}}
+    assert joined.obs["localization_T"].notna().all()
+
+
+def test_a_joined_panel_names_all_sections_that_chose_it(parts):
+    for part in parts:
+        part["table"].var["panel"] = part["table"].var_names.isin(["A", "B"])
+        name = part["table"].obs["section"].iloc[0]
+        _schema.write_json(part["table"], "panel", {"sections": [name], "by": "mean"})
+    joined = ig.io.concat_sections(parts)["table"]
+    assert joined.var["panel"].tolist() == joined.var_names.isin(["A", "B"]).tolist()
+    assert _schema.read_json(joined, "panel")["sections"] == ["S1", "S2"]

@@ -11,6 +11,7 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, Problems, listing
 from img2gene._study.inputs import without_tokens
+from img2gene._study.localization import score_column
 from img2gene.io._concat_entrance import ATTRS, entrance_problems, is_annotated, regions_of
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 KINDS = ("images", "labels", "points", "shapes")
 # The record of a table that holds nothing but a prediction.
 PREDICTION = "prediction"
+LOCALIZATION = "localization"
+# Entries of a localisation that are joined, as they describe single sections.
+_OF_SECTIONS = ("sections", "thresholds")
 
 
 def read_parts(sections: Any) -> list[SpatialData]:
@@ -216,6 +220,7 @@ def _record_problems(tables: list[AnnData], key: str) -> list[str]:
         check.messages += _patch_problems(tables, key)
         check.messages += _embedding_problems(tables, key)
         check.messages += _prediction_problems(tables, key)
+        check.messages += _localization_problems(tables, key)
     return check.messages
 
 
@@ -274,6 +279,29 @@ def _prediction_problems(tables: list[AnnData], key: str) -> list[str]:
             ]
     made = [(table, item) for table in tables if (item := record(table, PREDICTION))]
     return problems + [f"Predictions in the tables `{key}` differ: {text}. {again}" for text in differences(made)]
+
+
+def _localization_problems(tables: list[AnnData], key: str) -> list[str]:
+    """List localisations of one name that were made with different markers, models or other settings."""
+    known = [record(table, LOCALIZATION) for table in tables]
+    problems = []
+    for name in sorted({name for item in known for name in item}):
+        tissues = {tissue for item in known for tissue in item.get(name, {}).get("markers", {})}
+        stored = [
+            (table, _without(item.get(name), _OF_SECTIONS))
+            for table, item in zip(tables, known, strict=True)
+            if any(score_column(name, tissue) in table.obs for tissue in tissues)
+        ]
+        problems += [
+            f"Localisations {name!r} of `{key}` differ: {difference}. Delete their columns in each section, and run "
+            "`img2gene.tl.localize` on the joined study."
+            for difference in differences(stored)
+        ]
+    return problems
+
+
+def _without(record: dict[str, Any] | None, names: tuple[str, ...]) -> dict[str, Any] | None:
+    return None if record is None else {name: value for name, value in record.items() if name not in names}
 
 
 def differences(settings: Sequence[tuple[AnnData, dict[str, Any] | None]]) -> list[str]:

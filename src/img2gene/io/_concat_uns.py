@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene.io._concat_checks import PREDICTION, record, sections_of
+from img2gene._study.localization import score_column
+from img2gene.io._concat_checks import LOCALIZATION, PREDICTION, record, sections_of
 from img2gene.io._concat_entrance import ATTRS, regions_of
 
 if TYPE_CHECKING:
@@ -31,12 +32,17 @@ def _has_prediction(table: AnnData, name: str) -> bool:
     return name in table.layers or PREDICTION in table.uns[_schema.UNS]
 
 
+def _has_localization(table: AnnData, name: str) -> bool:
+    return any(score_column(name, tissue) in table.obs for tissue in record(table, LOCALIZATION)[name]["markers"])
+
+
 _BY_NAME = {
     "encoder": _has_embedding,
+    LOCALIZATION: _has_localization,
     _schema.PREDICTED_BY: _has_prediction,
     _schema.UNCERTAINTY: _has_prediction,
 }
-_RECORDS = ("patches", "sections", *_BY_NAME)
+_RECORDS = ("patches", "sections", _schema.PANEL, *_BY_NAME)
 
 
 def merge_uns(tables: list[AnnData]) -> dict[str, Any]:
@@ -79,6 +85,8 @@ def _own_records(table: AnnData) -> dict[str, Any]:
         records["patches"] = {**patches, "regions": _within(patches.get("regions", {}), present)}
     entries = record(table, "sections")
     records["sections"] = {name: item for name, item in entries.items() if item.get("region", None) in present}
+    # A leak check needs all sections by which any part chose its genes.
+    records[_schema.PANEL] = record(table, _schema.PANEL)
     for key, is_stored in _BY_NAME.items():
         records[key] = {name: item for name, item in record(table, key).items() if is_stored(table, name)}
     return {key: value for key, value in records.items() if value}
@@ -116,7 +124,23 @@ def _join_records(name: str, first: str, second: str) -> str:
         two = {key: _join_identities(one.get(key, {}), item) for key, item in two.items()}
     if name == "patches":
         two = {**two, "regions": {**one["regions"], **two["regions"]}}
+    if name == LOCALIZATION:
+        two = {key: _join_localizations(one[key], item) if key in one else item for key, item in two.items()}
+    if name == _schema.PANEL:
+        two = {**two, "sections": sorted({*one.get("sections", []), *two.get("sections", [])})}
     return json.dumps({**one, **two})
+
+
+def _join_localizations(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    """Join the sections of two localisations that were made alike, and their thresholds by tissue and section."""
+    limits = {
+        tissue: {**one["thresholds"].get(tissue, {}), **by_section} for tissue, by_section in two["thresholds"].items()
+    }
+    return {
+        **two,
+        "sections": list(dict.fromkeys([*(one.get("sections") or []), *(two.get("sections") or [])])),
+        "thresholds": limits,
+    }
 
 
 def _join_identities(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
