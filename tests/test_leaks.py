@@ -143,6 +143,15 @@ def test_an_embedded_honest_study_has_an_empty_result_and_is_left_as_it_was(embe
     assert snapshot(embedded["table"]) == before
 
 
+@pytest.mark.parametrize("groups", ["patient", "section"])
+def test_a_table_without_rows_has_no_finding(embedded, copy_of, groups):
+    sdata = copy_of(embedded)
+    # Filtering in place keeps the regions, which a copy without rows would contradict.
+    sdata["table"]._inplace_subset_obs(np.zeros(sdata["table"].n_obs, dtype=bool))
+    assert ig.tl.check_leaks(sdata, groups=groups).columns.tolist() == COLUMNS
+    assert duplicates.identical_rows(sp.csr_matrix((0, 5)), np.zeros(0, dtype=int)).shape == (0, 0)
+
+
 def test_a_patient_in_several_groups_is_named():
     table = cohort(3, 2, 40, 40)
     found = leaks_of(table, "section")

@@ -405,6 +405,32 @@ def test_the_map_needs_no_annotation_and_names_what_is_missing(study):
     assert "Dice 0.000" in ig.pl.localization(study, "red", annotation="pathology").axes[0].get_title()
 
 
+def test_the_map_names_columns_that_are_gone_or_hold_no_scores(study):
+    ig.tl.localize(study, MARKERS, threshold=1e6)
+    obs = study["table"].obs
+    for column in ("localization_red", "localization_red_inside"):
+        values = obs.pop(column)
+        with pytest.raises(MissingKeyError, match=f"`{column}` not found in .* Run `img2gene.tl.localize` again"):
+            ig.pl.localization(study, "red")
+        obs[column] = values
+    obs["localization_red"] = "high"
+    with pytest.raises(Img2GeneError, match=r"obs\['localization_red'\]` holds object values, not scores"):
+        ig.pl.localization(study, "red")
+
+
+def test_called_spots_that_are_stored_as_text_are_outlined_alike(study):
+    ig.tl.localize(study, MARKERS)
+    outlines = []
+    for values in (
+        study["table"].obs["localization_red_inside"],
+        study["table"].obs["localization_red_inside"].astype(str),
+    ):
+        study["table"].obs["localization_red_inside"] = values
+        paths = ig.pl.localization(study, "red").axes[0].collections[-1].get_paths()
+        outlines.append(np.concatenate([path.vertices for path in paths]))
+    np.testing.assert_array_equal(*outlines)
+
+
 def test_the_tumour_of_a_held_out_patient_is_found():
     sdata = ig.datasets.synthetic_cohort(n_patients=4, n_sections=1, n_spots=80, n_genes=120)
     ig.pp.extract_patches(sdata)

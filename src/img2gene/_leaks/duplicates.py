@@ -52,7 +52,7 @@ def identical_rows(matrix: Any, parts: np.ndarray, usable: np.ndarray | None = N
     """
     _, codes, times = np.unique(digests(matrix), return_inverse=True, return_counts=True)
     rows = np.flatnonzero((times > 1)[codes] & (True if usable is None else usable))
-    shape = (len(times), int(parts.max()) + 1)
+    shape = (len(times), int(parts.max(initial=-1)) + 1)
     occurs = sp.csr_matrix((np.ones(len(rows)), (codes[rows], parts[rows])), shape=shape)
     occurs.data[:] = 1
     return (occurs.T @ occurs).tocsr()

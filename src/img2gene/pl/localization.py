@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene._errors import MissingKeyError, listing, missing
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._study.localization import (
     agreement,
     annotated,
@@ -98,12 +98,11 @@ def localization(
     look, panel_size = check.style(cmap, alpha, size), check.panel(panel_size)
     check.raise_all()
     study = open_study(sdata, table_key)
-    table, record = study.table, required_record(study, key_added)
+    record = required_record(study, key_added)
     if tissue not in record["markers"]:
         raise MissingKeyError(f"No tissue {tissue!r} in `{key_added}` (available: {listing(record['markers'])}).")
     chosen = _sections(record, names)
-    scores = table.obs[score_column(key_added, tissue)].to_numpy(dtype=float)
-    inside = table.obs[inside_column(key_added, tissue)].fillna(False).to_numpy(dtype=bool)
+    scores, inside = _scores(study, key_added, tissue)
     truth = _truth(study, record, tissue, annotation, positive)
     shown = canvases(study, chosen)
     columns = min(len(shown), _COLUMNS)
@@ -135,6 +134,21 @@ def _sections(record: dict[str, Any], sections: list[str] | None) -> list[str]:
     if absent or not names:
         raise MissingKeyError(f"Section {listing(absent)} was not scored (scored: {listing(record['sections'])}).")
     return names
+
+
+def _scores(study: Study, key: str, tissue: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read the score of each spot, NaN if it was not scored, and whether it was called."""
+    import pandas as pd
+
+    obs, names = study.table.obs, [score_column(key, tissue), inside_column(key, tissue)]
+    hint = "Run `img2gene.tl.localize` again."
+    absent = [name for name in names if name not in obs]
+    if absent:
+        raise MissingKeyError(missing(listing(absent), f"{study.name}.obs", obs.columns, hint))
+    if not pd.api.types.is_numeric_dtype(obs[names[0]]):
+        raise Img2GeneError(f"`{study.name}.obs['{names[0]}']` holds {obs[names[0]].dtype} values, not scores. {hint}")
+    # Truth values are text in some stored tables.
+    return obs[names[0]].to_numpy(dtype=float, na_value=np.nan), annotated(obs[names[1]], ["True"]) == 1
 
 
 def _truth(
