@@ -21,6 +21,8 @@ _OFF = ("0", "0.0", "false")
 # Missing values turn into the last texts.
 _ON = ("1", "1.0", "true", "", "nan", "none", "<na>")
 LARGEST_LABEL = 1e15
+# Layers that nobody names so if they hold expression on another scale.
+_COUNT_LAYERS = ("count", "counts", "raw_count", "raw_counts", "umi", "umis", "umi_counts")
 
 
 def count_problems(matrix: Any, name: str) -> list[str]:
@@ -61,6 +63,17 @@ def are_counts(matrix: Any) -> bool:
     values, problems = _values(matrix, "", "")
     # Zeros and ones alone can be labels of their own, such as detection.
     return not problems and bool(values.size) and _are_whole(values) and bool(values.max() > 1)
+
+
+def are_nearly_counts(matrix: Any) -> bool:
+    """Check that a matrix holds counts, of which a few may be fractions and all may have been rounded."""
+    values, problems = _values(matrix, "", "")
+    if problems or not np.isfinite(values).all() or (values < 0).any():
+        return False
+    # Zeros and ones are whole on many scales, such as the base-2 logarithm of counts plus 1.
+    large = values[values > 1.5].astype(np.float64)
+    tolerance = np.minimum(0.01 + 1e-5 * large, 0.1)
+    return bool(large.size) and bool((np.abs(large - np.round(large)) <= tolerance).mean() >= 0.9)
 
 
 def _are_whole(values: np.ndarray) -> bool:
@@ -152,11 +165,17 @@ def layer_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
         return _library_problems(table)
     if layer not in table.layers:
         return [missing(layer, f"{name}.layers", table.layers)]
-    if are_counts(table.layers[layer]):
+    if are_nearly_counts(table.layers[layer]):
+        source = f"{name}.layers['{layer}']"
+        source = source if are_counts(table.layers[layer]) else f"np.rint({source})"
         return [
             f"`layers['{layer}']` holds raw counts, and labels of a layer are taken as they are, so the depth of a spot "
-            f"would be predicted. Put them in X, where they are normalised: `{name}.X = {name}.layers['{layer}']`, and "
-            "leave `layer` out."
+            f"would be predicted. Put them in X, where they are normalised: `{name}.X = {source}`, and leave `layer` out."
+        ]
+    if layer.casefold() in _COUNT_LAYERS:
+        return [
+            f"`layers['{layer}']` is named after counts, and labels of a layer are taken as they are. Put raw counts in X, "
+            "where they are normalised, and leave `layer` out; rename the layer if it holds expression on another scale."
         ]
     return label_problems(table.layers[layer], f"`layers['{layer}']`")
 
@@ -208,6 +227,10 @@ def _library_problems(table: AnnData) -> list[str]:
 def _values(matrix: Any, name: str, expected: str) -> tuple[np.ndarray, list[str]]:
     """Return the stored values, the non-zero ones of a sparse matrix, and why they are no real numbers."""
     matrix = in_memory(matrix)
+    if sp.issparse(matrix) and not getattr(matrix, "has_canonical_format", True):
+        # A count can be stored in parts, which are no counts themselves.
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
     # Zeros that a sparse matrix does not store are valid counts, so they need no check.
     values = matrix.data if sp.issparse(matrix) else matrix
     if isinstance(values, np.ma.MaskedArray):

@@ -63,11 +63,6 @@ def required_record(study: Study, key: str) -> dict[str, Any]:
             f"The localisation {key!r} belongs to predictions {record['key']!r} that another model has replaced since. Run "
             "`img2gene.tl.localize` again."
         )
-    columns = [column(key, tissue) for tissue in record["markers"] for column in (score_column, inside_column)]
-    gone = [name for name in columns if name not in study.table.obs]
-    if gone:
-        again = "Run `img2gene.tl.localize` again."
-        raise MissingKeyError(missing(listing(gone), f"{study.name}.obs", study.table.obs.columns, again))
     return record
 
 

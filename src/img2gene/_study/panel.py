@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -61,16 +62,37 @@ def named_genes(genes: Genes) -> list[str]:
 
 
 def panel_genes(study: Study) -> list[str] | None:
-    """List the genes of the stored panel, sorted; None if there is no panel."""
-    if _schema.PANEL not in study.table.var:
+    """List the genes of the stored panel, sorted; None if there is no panel.
+
+    A gene without a value is not in the panel: joining gives no value to genes that one of the sections lacks.
+    """
+    var = study.table.var
+    if _schema.PANEL not in var:
         return None
-    return sorted(study.table.var_names[study.table.var[_schema.PANEL].to_numpy(dtype=bool)].astype(str))
+    values, missing = var[_schema.PANEL].astype(object), var[_schema.PANEL].isna().to_numpy()
+    is_truth = values.map(
+        lambda value: isinstance(value, bool | np.bool_) or (isinstance(value, Real) and value in (0, 1))
+    )
+    wrong = values[~(missing | is_truth)]
+    if len(wrong):
+        raise Img2GeneError(
+            f"`{study.name}.var['{_schema.PANEL}']` holds {listing(wrong.map(repr).unique(), 3)}, but only True and False say "
+            "which genes are in the panel. Convert the column, or rename it if it means something else."
+        )
+    genes = sorted(study.table.var_names[values.where(~missing, False).to_numpy(dtype=bool)].astype(str))
+    if not genes:
+        raise Img2GeneError(
+            f"`{study.name}.var['{_schema.PANEL}']` marks no gene. Run `img2gene.pp.select_genes`, or delete the column to "
+            "predict all genes that vary."
+        )
+    return genes
 
 
 def check_genes(study: Study, genes: Genes) -> None:
-    """Refuse names that the table lacks or that occur twice, an empty list, and a number out of range."""
+    """Refuse names that the table lacks or that occur twice, an empty list or panel, and a number out of range."""
     names = study.table.var_names
     if genes is None:
+        panel_genes(study)
         return
     if isinstance(genes, (int, np.integer)):
         if not 1 <= genes <= len(names):

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from img2gene import _schema
 from img2gene import models as registry
-from img2gene._errors import LeakageError, listing, raise_problems
+from img2gene._errors import Img2GeneError, LeakageError, listing, raise_problems
 from img2gene._files.folders import ResumableFolder, fingerprint
 from img2gene._leaks.find import Finding, find_leaks
 from img2gene._study.expression import library_size
@@ -164,7 +164,11 @@ def _names_panel(study: Study, genes: Genes) -> bool:
     """Whether the genes are the stored panel, passed by name."""
     if not is_named(genes) or isinstance(genes, str):
         return False
-    panel = panel_genes(study)
+    try:
+        panel = panel_genes(study)
+    except Img2GeneError:
+        # A column of this name can mean something else, which does not matter where genes are named.
+        return False
     return panel is not None and set(named_genes(genes)) == set(panel)
 
 
