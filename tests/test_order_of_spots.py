@@ -23,6 +23,7 @@ PARAMS = {
     "knn": {},
     "mean": {},
     "ridge": {},
+    "ridge-plain": {},
 }
 WIDTH, N_GENES, SIDE = 5, 4, 7
 WEIGHT = np.random.default_rng(99).normal(size=(WIDTH, N_GENES))

@@ -67,6 +67,12 @@ def decompose(features: np.ndarray, labels: np.ndarray, n_components: int, seed:
     return Decomposition(scale, vt[kept], singular[kept], u[:, kept].T @ labels, energy)
 
 
+def leading_directions(centred: np.ndarray, n_directions: int, seed: int) -> np.ndarray:
+    """Find the directions in which centred rows vary most, float64 (width, at most ``n_directions``)."""
+    _, singular, vt = _svd(centred, n_directions, seed)
+    return vt[singular > 1e-6 * max(float(singular.max(initial=0)), 1e-12)].T
+
+
 def _svd(matrix: np.ndarray, n_components: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Leading ``n_components`` singular triplets, largest first."""
     n, width = matrix.shape

@@ -26,6 +26,7 @@ _BUILT_IN = {
     "knn": "img2gene.models.knn:FeatureKNN",
     "mean": "img2gene.models.baselines:TrainingMean",
     "ridge": "img2gene.models.ridge:Ridge",
+    "ridge-plain": "img2gene.models.plain_ridge:PlainRidge",
 }
 _METHODS = ("fit", "predict", "state", "from_state", "summary")
 _REGISTRY: dict[str, type[Predictor]] = {}

@@ -1,308 +1,310 @@
-"""Slide-centred ridge regression on the principal components of an embedding: the bar for every other model."""
+"""Ridge regression with a penalty for each component of the responses, and spots weighted by depth."""
 
 from __future__ import annotations
 
-import copy
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from img2gene._checks import Arguments
-from img2gene._errors import Img2GeneError
-from img2gene.models.centring import CENTRES, centre, check_centring, section_means
+from img2gene.models.centring import centre, check_centring
 from img2gene.models.data import TrainingData
-from img2gene.models.decomposition import Decomposition, decompose
-from img2gene.models.stored import StoredConfig
+from img2gene.models.decomposition import Decomposition, decompose, leading_directions
+from img2gene.models.depth import depth_weights
+from img2gene.models.linear import PENALTIES, LinearPredictor, one_standard_error
 from img2gene.models.uncertainty.held_out import N_FOLDS, HeldOut, unit_labels
 from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
 
-PENALTIES = tuple(float(value) for value in np.geomspace(0.1, 3000, 28).round(4))
-_BIN_EDGES = (250, 1000, 4000)
-_BLOCK_ROWS = 2048
+# Leading components differ most in what an image says of them, so their bins are narrow.
+_RESPONSE_EDGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    """Results of a fit that are not stored with the model: decomposition of all training spots, and each gene's penalty."""
+class _Moments:
+    """Products of weighted, centred scores and labels of some spots, in principal components of the features.
+
+    Attributes
+    ----------
+    scores
+        float64 (n, k), times the root of the weights.
+    labels
+        float64 (n, n_genes), likewise.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """Weighted least squares, from which the coefficients for all penalties follow.
+
+    Attributes
+    ----------
+    axes
+        float64 (k, k): eigenvectors of the products of the scores; ``values`` (k,) are the eigenvalues.
+    responses
+        float64 (n_genes, r): principal directions of the labels.
+    projected
+        float64 (k, r): products of scores and labels, along the responses; ``rest`` (k, n_genes) is what is left.
+    energy
+        Unit of the penalties.
+    """
+
+    axes: np.ndarray
+    values: np.ndarray
+    responses: np.ndarray
+    projected: np.ndarray
+    rest: np.ndarray
+    energy: float
+
+    @classmethod
+    def of(cls, moments: _Moments, n_responses: int, energy: float, seed: int) -> _Solution:
+        """Solve for the products of some spots."""
+        values, axes = np.linalg.eigh(moments.scores.T @ moments.scores)
+        products = axes.T @ (moments.scores.T @ moments.labels)
+        responses = leading_directions(moments.labels, n_responses, seed)
+        projected = products @ responses
+        return cls(axes, np.maximum(values, 0), responses, projected, products - projected @ responses.T, energy)
+
+    def inverse(self, penalty: float) -> np.ndarray:
+        """Factor of each component (k,): 1 / (s² + λ), λ = penalty · energy."""
+        return 1 / (self.values + penalty * self.energy)
+
+    def coefficients(self, penalties: Sequence[float]) -> np.ndarray:
+        """Coefficients float32 (k, n_genes), with a penalty for each bin of responses and the last for the rest."""
+        total = self.inverse(penalties[-1])[:, None] * self.rest
+        for penalty, part in zip(penalties, _bins(self.responses.shape[1]), strict=False):
+            total += (self.inverse(penalty)[:, None] * self.projected[:, part]) @ self.responses[:, part].T
+        return (self.axes @ total).astype(np.float32)
+
+    def errors(self, held: _Moments, penalties: Sequence[float]) -> np.ndarray:
+        """Squared error on other spots for each bin of responses and the rest, and each penalty.
+
+        A share of the squared labels, less the error of the prediction 0; float64 (n_bins + 1, n_penalties).
+        """
+        scores = held.scores @ self.axes
+        along = held.labels @ self.responses
+        rest = held.labels - along @ self.responses.T
+        covariance = scores.T @ scores
+        parts = [(self.projected[:, part], scores.T @ along[:, part]) for part in _bins(self.responses.shape[1])]
+        parts.append((self.rest, scores.T @ rest))
+        total = max(float(np.square(held.labels).sum()), 1e-12)
+        return np.array([_errors(self, covariance, *part, penalties) for part in parts]) / total
+
+
+def _errors(
+    solution: _Solution,
+    covariance: np.ndarray,
+    projected: np.ndarray,
+    products: np.ndarray,
+    penalties: Sequence[float],
+) -> list[float]:
+    """|Y − Z diag(d) P|² − |Y|² = dᵀ (ZᵀZ ∘ PPᵀ) d − 2 d · diag(Zᵀ Y Pᵀ), for the factors d of each penalty."""
+    quadratic, linear = covariance * (projected @ projected.T), (projected * products).sum(axis=1)
+    factors = [solution.inverse(penalty) for penalty in penalties]
+    return [float(d @ quadratic @ d - 2 * d @ linear) for d in factors]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Training data in principal components.
+
+    Attributes
+    ----------
+    decomposition
+        Of the features of all training spots; labels play no part in it.
+    scores
+        float64 (n, k): principal component scores.
+    labels
+        float64 (n, n_genes).
+    sections
+        str (n,).
+    weights
+        float64 (n,), with mean 1.
+    center
+        ``"section"`` or ``"none"``.
+    seed
+        Seed of randomised decompositions.
+    """
 
     decomposition: Decomposition
-    penalties: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    sections: np.ndarray
+    weights: np.ndarray
+    center: str
+    seed: int
+
+    @classmethod
+    def of(cls, data: TrainingData, weights: np.ndarray, center: str, n_components: int, seed: int) -> _Inputs:
+        """Project the features of all spots."""
+        reference = None if center == "section" else np.average(data.features, axis=0, weights=weights)
+        centred = centre(data.features, data.sections, reference)
+        decomposition = decompose(centred, np.zeros((len(centred), 0)), n_components, seed)
+        labels = np.asarray(data.labels, dtype=np.float64)
+        return cls(decomposition, decomposition.scores(centred), labels, data.sections, weights, center, seed)
+
+    def mean_label(self, rows: np.ndarray) -> np.ndarray:
+        """Mean label of some spots, float32 (n_genes,)."""
+        return np.average(self.labels[rows], axis=0, weights=self.weights[rows]).astype(np.float32)
+
+    def solve(self, fitted: np.ndarray, n_responses: int) -> _Solution:
+        """Solve for some spots."""
+        moments = self._moments(fitted, self.sections, fitted)
+        return _Solution.of(moments, n_responses, self.decomposition.energy, self.seed)
+
+    def held(self, fitted: np.ndarray, held: np.ndarray, folds: InnerFolds) -> _Moments:
+        """Return held-out spots, centred without a look at the fitted spots of their block."""
+        return self._moments(held, folds.centred_in(self.sections), fitted)
+
+    def held_scores(self, fitted: np.ndarray, held: np.ndarray, folds: InnerFolds) -> np.ndarray:
+        """Return scores of held-out spots as a prediction centres them, float64 (n_held, k)."""
+        if self.center == "none":
+            return self.scores[held] - np.average(self.scores[fitted], axis=0, weights=self.weights[fitted])
+        return centre(self.scores[held], folds.centred_in(self.sections)[held])
+
+    def _moments(self, rows: np.ndarray, units: np.ndarray, reference: np.ndarray) -> _Moments:
+        """Weighted spots ``rows``, centred in their ``units``, or by the mean of the spots ``reference``."""
+        root = np.sqrt(self.weights[rows])[:, None]
+        parts = []
+        for values in (self.scores, self.labels):
+            if self.center == "none":
+                centred = values[rows] - np.average(values[reference], axis=0, weights=self.weights[reference])
+            else:
+                centred = _centre_weighted(values[rows], units[rows], self.weights[rows])
+            parts.append(centred * root)
+        return _Moments(*parts)
 
 
-class Ridge:
-    """Ridge regression of all genes at once on the principal components of the embedding.
+class Ridge(LinearPredictor):
+    """Ridge regression of all genes at once, with a penalty for each part of the expression.
 
-    Features and labels are centred per section, so that stain and batch shifts between slides are removed; predictions
-    are offset by the training mean. One decomposition serves all penalties. The penalty is chosen inside the training data
-    by leaving out one group at a time (one section, or one compact block, where there are fewer): the largest within one
-    standard error of the best, for each of up to four bins of genes by expression. Each gene of a bin counts the same.
+    Features and labels are centred per section, so that stain and batch shifts between slides are removed; predictions are
+    offset by the training mean. The labels are rotated to their principal components: what an image shows well gets a small
+    penalty, and what it does not show a large one. Penalties are chosen inside the training data by leaving out one group at
+    a time (one section, or one compact block, where there are fewer): for each bin of components the largest within one
+    standard error of the best, and one for all that the components leave out. Nothing is cut off.
 
-    ŷ = ȳ_train + (x − x̄_section) / s · Vᵀ · diag(σ / (σ² + λ)) · Uᵀ (y − ȳ_section)
+    Spots are weighted by depth (:func:`img2gene.models.depth.depth_weights`), in the fit and in the choice, so that adding a
+    shallow section does not harm the prediction of deep ones.
 
     Parameters
     ----------
     penalty
         One or several candidates, in units of the mean squared length of a scaled training row.
     center
-        ``"section"`` subtracts each section's mean, also at prediction; ``"none"`` subtracts the training mean (a plain
-        ridge with intercept).
+        ``"section"`` subtracts each section's mean, also at prediction; ``"none"`` subtracts the training mean.
     n_components
-        Largest number of principal components.
+        Largest number of principal components of the features.
+    n_responses
+        Largest number of principal components of the labels.
+    depth_weights
+        Whether spots are weighted by their library size. Without library sizes all weigh the same.
 
     References
     ----------
-    Slide-centring: arXiv:2609.32857. Probe without centring: HEST-Benchmark, Jaume et al., NeurIPS 2024.
+    Slide-centring: arXiv:2609.32857. Rotated responses: Breiman & Friedman, J. R. Stat. Soc. B 59 (1997).
     """
 
     name: ClassVar[str] = "ridge"
-    shapes: ClassVar[dict[str, tuple[str, ...]]] = {
-        "feature_mean": ("width",),
-        "scale": ("width",),
-        "components": ("components", "width"),
-        "coefficients": ("components", "genes"),
-        "label_mean": ("genes",),
-    }
-    dtypes: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
         penalty: float | Sequence[float] | np.ndarray = PENALTIES,
         center: str = "section",
         n_components: int = 512,
+        n_responses: int = 60,
+        depth_weights: bool = True,
     ) -> None:
-        check = Arguments()
-        candidates: list[Any] = [penalty]
-        if isinstance(penalty, list | tuple | np.ndarray):
-            candidates = [*(penalty.ravel() if isinstance(penalty, np.ndarray) else penalty)]
-        self.penalties = [check.number("penalty", value, above=0) for value in candidates]
-        if not candidates:
-            check.messages.append("penalty=(): expected one or several positive numbers.")
-        self.center = check.choice("center", center, CENTRES)
-        self.n_components = check.whole("n_components", n_components, 1)
+        check = self._check(penalty, center, n_components)
+        self.n_responses = check.whole("n_responses", n_responses, 1)
+        self.depth_weights = check.flag("depth_weights", depth_weights)
         check.raise_all()
-        self.arrays: dict[str, np.ndarray] = {}
-        self.report: dict[str, Any] = {}
-        self._fitted: _Fitted | None = None
 
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Choose the penalties inside the training data, then fit to all of it."""
-        check_centring(data.sections, self.center)
-        data = data.in_canonical_order()
-        bins = _gene_bins(data.labels)
-        chosen = self._choose_penalties(data, bins, seed)
-        penalties = np.empty(data.labels.shape[1])
-        for genes, penalty in zip(bins, chosen, strict=True):
-            penalties[genes] = penalty
-        features, labels = self._centred(data.features, data.sections), self._centred(data.labels, data.sections)
-        decomposition = decompose(features, labels, self.n_components, seed)
-        self._fitted = _Fitted(decomposition, penalties)
-        self.arrays = {
-            "feature_mean": data.features.mean(axis=0, dtype=np.float64).astype(np.float32),
-            "scale": decomposition.scale.astype(np.float32),
-            "components": decomposition.components.astype(np.float32),
-            "coefficients": decomposition.coefficients(penalties),
-            "label_mean": data.labels.mean(axis=0, dtype=np.float64).astype(np.float32),
-        }
-        self.report |= {
-            "penalty": chosen,
-            "genes_per_penalty": [len(genes) for genes in bins],
-            "n_components": len(decomposition.singular),
-        }
+        self._fit(data.in_canonical_order(), seed)
 
     def fit_held_out(self, data: TrainingData, *, seed: int) -> HeldOut:
         """Fit, and predict all training spots by ridges without their group (section, block), at most five of them."""
         order, data = data.canonical_order(), data.in_canonical_order()
-        self.fit(data, seed=seed)
+        inputs, penalties = self._fit(data, seed)
         folds = inner_folds(data, seed=seed, n_max=N_FOLDS)
-        back = np.argsort(order)
-        predicted = self.held_out(data, folds, seed=seed)[back]
-        return HeldOut(np.arange(len(predicted)), predicted, folds.kind, unit_labels(data, folds)[back])
-
-    def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
-        """Predict labels float32 (n_spots, n_genes), in blocks of spots to save memory."""
-        if not self.arrays:
-            raise Img2GeneError("This ridge is not fitted yet; call `fit` first.")
-        check_centring(sections, self.center)
-        if self.center == "section":
-            names, means = section_means(features, sections)
-            number = np.searchsorted(names, sections)
-        else:
-            means, number = self.arrays["feature_mean"][None].astype(np.float64), np.zeros(len(features), dtype=int)
-        projection = (self.arrays["components"] / self.arrays["scale"].astype(np.float64)).T
-        predicted = np.empty((len(features), len(self.arrays["label_mean"])), dtype=np.float32)
-        for start in range(0, len(features), _BLOCK_ROWS):
-            rows = slice(start, start + _BLOCK_ROWS)
-            scores = _project(features[rows], means[number[rows]], projection)
-            np.matmul(scores, self.arrays["coefficients"], out=predicted[rows])
-            predicted[rows] += self.arrays["label_mean"]
-        return predicted
-
-    def held_out(self, data: TrainingData, folds: InnerFolds, *, seed: int) -> np.ndarray:
-        """Prediction of every training spot by a ridge fitted without its fold, float32 (n_spots, n_genes).
-
-        On the scale of :meth:`predict`: the mean label of the spots that were fitted to is added. The penalties are those
-        that :meth:`fit` chose on all of ``data``.
-        """
-        penalties = self._intermediate("held_out").penalties
         predicted = np.empty(data.labels.shape, dtype=np.float32)
         for fitted, held in folds.splits():
-            decomposition, scores = self._left_out(data, (fitted, held), folds, seed)
-            mean = data.labels[fitted].mean(axis=0, dtype=np.float64).astype(np.float32)
-            predicted[held] = scores.astype(np.float32) @ decomposition.coefficients(penalties) + mean
-        return predicted
+            solution = inputs.solve(fitted, self.n_responses)
+            mean = inputs.mean_label(fitted)
+            scores = inputs.held_scores(fitted, held, folds).astype(np.float32)
+            predicted[held] = scores @ solution.coefficients(penalties) + mean
+        back = np.argsort(order)
+        return HeldOut(np.arange(len(predicted)), predicted[back], folds.kind, unit_labels(data, folds)[back])
 
-    def stiffened(self, factor: float) -> Self:
-        """A fitted copy with all penalties times ``factor``, which takes no new decomposition."""
-        check = Arguments()
-        factor = check.number("factor", factor, above=0)
-        check.raise_all()
-        fitted = self._intermediate("stiffened")
-        stiff = copy.copy(self)
-        stiff._fitted = replace(fitted, penalties=fitted.penalties * factor)
-        stiff.arrays = self.arrays | {"coefficients": fitted.decomposition.coefficients(stiff._fitted.penalties)}
-        stiff.report = self.report | {
-            "penalty": [penalty * factor for penalty in self.report["penalty"]],
-            "stiffened": self.report.get("stiffened", 1) * factor,
+    def _fit(self, data: TrainingData, seed: int) -> tuple[_Inputs, list[float]]:
+        check_centring(data.sections, self.center)
+        weights = depth_weights(data.library if self.depth_weights else None, data.sections)
+        inputs = _Inputs.of(data, weights, self.center, self.n_components, seed)
+        everything = np.ones(len(weights), dtype=bool)
+        solution = inputs.solve(everything, self.n_responses)
+        n_bins = len(_bins(solution.responses.shape[1]))
+        penalties = self._choose_penalties(inputs, inner_folds(data, seed=seed), n_bins)
+        self.arrays = {
+            "feature_mean": np.average(data.features, axis=0, weights=weights).astype(np.float32),
+            "scale": inputs.decomposition.scale.astype(np.float32),
+            "components": inputs.decomposition.components.astype(np.float32),
+            "coefficients": solution.coefficients(penalties),
+            "label_mean": inputs.mean_label(everything),
         }
-        return stiff
+        self.report |= {
+            "penalty": penalties,
+            "n_responses": solution.responses.shape[1],
+            "n_components": len(inputs.decomposition.singular),
+        }
+        return inputs, penalties
 
-    def _intermediate(self, needed_by: str) -> _Fitted:
-        if self._fitted is None:
-            raise Img2GeneError(
-                f"`{needed_by}` needs intermediate results that are not saved with the model; call `fit` first."
-            )
-        return self._fitted
-
-    def _centred(self, values: np.ndarray, sections: np.ndarray) -> np.ndarray:
-        return centre(values, sections, self._reference(values))
-
-    def _reference(self, values: np.ndarray) -> np.ndarray | None:
-        """The mean of the fitted spots, which is subtracted from all spots; None where each section is centred."""
-        return None if self.center == "section" else values.mean(axis=0, dtype=np.float64)
-
-    def _choose_penalties(self, data: TrainingData, bins: list[np.ndarray], seed: int) -> list[float]:
-        """For each bin of genes the largest penalty within one standard error (over folds) of the smallest error."""
+    def _choose_penalties(self, inputs: _Inputs, folds: InnerFolds, n_bins: int) -> list[float]:
+        """Choose the penalty of each bin of responses, and of what they leave out."""
         if len(self.penalties) == 1:
-            return self.penalties * len(bins)
-        folds = inner_folds(data, seed=seed)
-        # One unit for all folds, or folds of little variation would count more.
-        weights = _inverse_sd(self._centred(data.labels, data.sections))
-        # folds × bins × penalties
-        errors = np.array([self._fold_errors(data, split, folds, bins, weights, seed) for split in folds.splits()])
+            return self.penalties * (n_bins + 1)
+        splits = folds.splits()
+        errors = np.zeros((len(splits), n_bins + 1, len(self.penalties)))
+        for error, (fitted, held) in zip(errors, splits, strict=True):
+            solution = inputs.solve(fitted, self.n_responses)
+            values = solution.errors(inputs.held(fitted, held, folds), self.penalties)
+            # Few spots have fewer responses; the bins that they lack add no error.
+            error[: len(values) - 1], error[-1] = values[:-1], values[-1]
+        shares = np.array([inputs.weights[held].sum() for _, held in splits])
+        shares /= shares.sum()
         self.report |= {
             "inner_folds": folds.kind,
             "penalties": self.penalties,
-            "inner_error": errors.mean(axis=0).round(6).tolist(),
+            "inner_error": (1 + np.tensordot(shares, errors, axes=1)).round(6).tolist(),
         }
-        return [self.penalties[_one_standard_error(errors[:, number], self.penalties)] for number in range(len(bins))]
-
-    def _fold_errors(
-        self,
-        data: TrainingData,
-        split: tuple[np.ndarray, np.ndarray],
-        folds: InnerFolds,
-        bins: list[np.ndarray],
-        weights: np.ndarray,
-        seed: int,
-    ) -> np.ndarray:
-        """Squared error of held-out sections as a share of their variance, (n_bins, n_penalties).
-
-        Genes are in units of their SD over all training spots (``weights`` is its inverse), so that each counts the same:
-        in the units of the labels a few very variable genes would decide for all others. The SD is not that of the fold,
-        in which it may be next to nothing; genes that do not vary there at all are left out.
-
-        With scores Z, shrinkages d and projected labels P the error |Y − Z diag(d) P|² expands into
-        |Y|² − 2 d · diag(Zᵀ Y Pᵀ) + dᵀ (ZᵀZ ∘ PPᵀ) d, so all penalties and genes cost one product with the labels.
-        """
-        fitted, held = split
-        decomposition, scores = self._left_out(data, split, folds, seed)
-        outside = folds.centred_in(data.sections)[held]
-        truth = centre(data.labels[held], outside, self._reference(data.labels[fitted]))
-        truth *= weights.astype(truth.dtype)
-        projected, varies = decomposition.projected * weights, _varies(data.labels[held], outside)
-        shrinkages = [decomposition.shrinkage(penalty) for penalty in self.penalties]
-        covariance, products = scores.T @ scores, scores.T @ truth
-        errors = []
-        for genes in (genes[varies[genes]] for genes in bins):
-            total = max(float(np.square(truth[:, genes]).sum()), 1e-12)
-            linear = (products[:, genes] * projected[:, genes]).sum(axis=1)
-            quadratic = covariance * (projected[:, genes] @ projected[:, genes].T)
-            errors.append([1 + (d @ quadratic @ d - 2 * d @ linear) / total for d in shrinkages])
-        return np.array(errors)
-
-    def _left_out(
-        self, data: TrainingData, split: tuple[np.ndarray, np.ndarray], folds: InnerFolds, seed: int
-    ) -> tuple[Decomposition, np.ndarray]:
-        """Decomposition of the spots outside a fold, and the scores (n_held, k) of those in it."""
-        fitted, held = split
-        inside, outside = data.sections[fitted], folds.centred_in(data.sections)[held]
-        features, labels = self._centred(data.features[fitted], inside), self._centred(data.labels[fitted], inside)
-        decomposition = decompose(features, labels, self.n_components, seed)
-        return decomposition, decomposition.scores(
-            centre(data.features[held], outside, self._reference(data.features[fitted]))
-        )
+        chosen = [one_standard_error(errors[:, number], shares, self.penalties) for number in range(n_bins + 1)]
+        return [self.penalties[i] for i in chosen]
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Settings and fitted arrays."""
-        config = {"penalty": self.penalties, "center": self.center, "n_components": self.n_components}
-        return {**config, "report": self.report}, self.arrays
+        config, arrays = super().state()
+        return config | {name: getattr(self, name) for name in self._more_parameters()}, arrays
 
     @classmethod
-    def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Ridge:
-        """Restore a fitted ridge."""
-        check = StoredConfig()
-        check.entries("ridge", config, ("penalty", "center", "n_components", "report"))
-        check.positive(arrays, ["scale"])
-        check.raise_all()
-        model = cls(tuple(config["penalty"]), config["center"], config["n_components"])
-        model.arrays, model.report = dict(arrays), dict(config["report"])
-        return model
-
-    def summary(self) -> dict[str, Any]:
-        """Report the chosen penalty and the validation error of every candidate."""
-        return dict(self.report)
+    def _more_parameters(cls) -> tuple[str, ...]:
+        return ("n_responses", "depth_weights")
 
 
-def _project(features: np.ndarray, means: np.ndarray, projection: np.ndarray) -> np.ndarray:
-    """Scores float32 (n, k) of a block; ``means`` (n, width) are overwritten."""
-    np.subtract(features, means, out=means)
-    return (means @ projection).astype(np.float32)
+def _centre_weighted(values: np.ndarray, units: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Subtract from each unit its weighted mean."""
+    centred = np.empty_like(values)
+    for name in np.unique(units):
+        rows = units == name
+        centred[rows] = values[rows] - np.average(values[rows], axis=0, weights=weights[rows])
+    return centred
 
 
-def _gene_bins(labels: np.ndarray) -> list[np.ndarray]:
-    """Genes by falling mean label in bins of rank 1–250, –1000, –4000 and beyond.
-
-    The less a gene is expressed, the noisier its labels and the larger its best penalty. A gene's bin depends little on the
-    number of other genes that are predicted.
-    """
-    order = np.argsort(-labels.mean(axis=0, dtype=np.float64), kind="stable")
-    edges = [edge for edge in _BIN_EDGES if edge < len(order)]
-    return [np.sort(part) for part in np.split(order, edges)]
-
-
-def _inverse_sd(centred: np.ndarray) -> np.ndarray:
-    """1 / SD of each column (n_columns,); 0 for those that do not vary."""
-    sd = np.sqrt(np.square(centred).mean(axis=0, dtype=np.float64))
-    return np.divide(1, sd, out=np.zeros_like(sd), where=sd > 1e-12)
-
-
-def _varies(values: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    """Which columns (n_columns,) differ between spots of one section; exact, unlike the variance of centred values."""
-    parts = [values[sections == name] for name in np.unique(sections)]
-    return np.any([part.max(axis=0) > part.min(axis=0) for part in parts], axis=0)
-
-
-def _one_standard_error(errors: np.ndarray, penalties: list[float]) -> int:
-    """Index of the largest penalty whose error (n_folds, n_penalties) is within one standard error of the best.
-
-    The standard error is that of the differences to the best over folds: what all folds share does not distinguish
-    penalties.
-    """
-    mean = errors.mean(axis=0)
-    best = int(mean.argmin())
-    differences = errors - errors[:, [best]]
-    spread = differences.std(axis=0, ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.zeros(len(mean))
-    # Of penalties that cannot be distinguished the largest is the safest for new patients.
-    return int(max(np.flatnonzero(mean <= mean[best] + spread), key=lambda i: penalties[i]))
+def _bins(n_responses: int) -> list[slice]:
+    """Divide responses into bins that share a penalty."""
+    edges = [0, *(edge for edge in _RESPONSE_EDGES if edge < n_responses), n_responses]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]

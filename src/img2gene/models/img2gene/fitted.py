@@ -19,8 +19,8 @@ from img2gene.models.networks.batches import split_sections
 from img2gene.models.networks.debiasing import Views, calibrate
 from img2gene.models.networks.ensemble import Ensemble, outline, stacked_shapes, unit_members
 from img2gene.models.networks.section_shift import shift
+from img2gene.models.plain_ridge import PlainRidge
 from img2gene.models.reference_bank import Neighbors, ReferenceBank
-from img2gene.models.ridge import Ridge
 from img2gene.models.stored import StoredConfig
 
 PARTS = ("ridge", "own view", "network", "retrieval")
@@ -133,8 +133,8 @@ class FittedImg2Gene:
     ensemble: Ensemble
     components: Components
     token_components: Components | None
-    ridge: Ridge
-    stiff: Ridge
+    ridge: PlainRidge
+    stiff: PlainRidge
     readout: Readout
     retrieval: Retrieval | None
     weights: np.ndarray
@@ -286,8 +286,8 @@ class FittedImg2Gene:
         """Shapes of the arrays that go with a configuration; names stand for sizes that arrays share."""
         architecture, members = Architecture(**config["architecture"]), config["n_models"]
         network = outline(Img2GeneNetwork, Architecture, **config["architecture"])
-        shapes: dict[str, tuple[str | int, ...]] = {f"ridge.{name}": axes for name, axes in Ridge.shapes.items()}
-        shapes["stiff.coefficients"] = Ridge.shapes["coefficients"]
+        shapes: dict[str, tuple[str | int, ...]] = {f"ridge.{name}": axes for name, axes in PlainRidge.shapes.items()}
+        shapes["stiff.coefficients"] = PlainRidge.shapes["coefficients"]
         shapes |= {f"network.{name}": axes for name, axes in stacked_shapes(network, members).items()}
         q, w = architecture.n_components, architecture.token_width
         shapes |= Components.array_shapes("components", q, "width")
@@ -312,7 +312,7 @@ class FittedImg2Gene:
         check.raise_all()
         network = outline(Img2GeneNetwork, Architecture, **config["architecture"])
         ensemble = Ensemble.restored(network, with_prefix(arrays, "network"), config["n_models"])
-        ridge = Ridge.from_state(config["ridge"], with_prefix(arrays, "ridge"))
+        ridge = PlainRidge.from_state(config["ridge"], with_prefix(arrays, "ridge"))
         center = config["center"]
         tokens = with_prefix(arrays, "tokens")
         readout, distance = with_prefix(arrays, "readout"), with_prefix(arrays, "shift")
@@ -343,10 +343,10 @@ def _stored_retrieval(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> 
     return Retrieval(ReferenceBank.from_state(config["bank"], {**arrays, "keys": arrays["keys"].copy()}), config["k"])
 
 
-def stiff_ridge(ridge: Ridge, coefficients: np.ndarray) -> Ridge:
+def stiff_ridge(ridge: PlainRidge, coefficients: np.ndarray) -> PlainRidge:
     """A copy of the ridge with other coefficients of the same components."""
     config, arrays = ridge.state()
-    return Ridge.from_state(config, {**arrays, "coefficients": coefficients})
+    return PlainRidge.from_state(config, {**arrays, "coefficients": coefficients})
 
 
 def _device() -> str:

@@ -27,7 +27,7 @@ from img2gene.models.data import TrainingData
 from img2gene.models.networks.ensemble import Single
 from img2gene.models.networks.train import train
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
-from img2gene.models.ridge import Ridge
+from img2gene.models.plain_ridge import PlainRidge
 from img2gene.models.uncertainty.inner_folds import inner_folds
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class FineTuning:
     def _regressor(self, fitted: np.ndarray) -> Regressor:
         """The head starts as the slide-centred ridge on the frozen features of the spots that are fitted to."""
         data = self.data.take(fitted)
-        ridge = Ridge(center="section")
+        ridge = PlainRidge(center="section")
         ridge.fit(data, seed=self.seed)
         # One unit for all genes, so that those that vary more keep their weight, and learning rates theirs on any scale.
         unit = float(centre(data.labels, data.sections).std()) or 1.0

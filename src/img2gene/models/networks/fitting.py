@@ -23,7 +23,7 @@ from img2gene.models.networks.parameters import NetworkParameters
 from img2gene.models.networks.stacking import stack_weights
 from img2gene.models.networks.train import accelerators, train
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
-from img2gene.models.ridge import Ridge
+from img2gene.models.plain_ridge import PlainRidge
 from img2gene.models.uncertainty.held_out import HeldOut, unit_labels
 from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
 
@@ -61,9 +61,9 @@ class NetworkFitting(ABC):
         self.order, self.data = self.data.canonical_order(), self.data.in_canonical_order()
 
     @cached_property
-    def ridge(self) -> Ridge:
+    def ridge(self) -> PlainRidge:
         """The slide-centred ridge that the networks are mixed with."""
-        ridge = Ridge(center=self.parameters.center)
+        ridge = PlainRidge(center=self.parameters.center)
         ridge.fit(self.data, seed=self.seed)
         return ridge
 

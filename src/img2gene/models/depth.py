@@ -1,0 +1,45 @@
+"""Weights of spots by their depth."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Spots: the sampling noise of a label falls with the depth of its spot. Sections: shallow ones also have another scale, as
+# log1p(1e4 · x / L) of sparse counts is mostly 0 (docs/guide/models.md).
+_SPOT_POWER, _SECTION_POWER = 0.5, 1.5
+
+
+def depth_weights(library: np.ndarray | None, sections: np.ndarray) -> np.ndarray:
+    """Compute the weight of each spot in a fit from library sizes.
+
+    Within a section the weight grows with the square root of the library size; between sections with the power 1.5 of their
+    median. A shallow section thus adds little to a fit in which deep ones lead.
+
+    Parameters
+    ----------
+    library
+        float (n_spots,): library sizes; None where labels are not made of counts.
+    sections
+        str (n_spots,): section of each spot.
+
+    Returns
+    -------
+    float64 (n_spots,), with mean 1; all 1 without library sizes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models.depth import depth_weights
+    >>> depth_weights(np.array([100.0, 100.0, 1e4, 1e4]), np.array(["shallow", "shallow", "deep", "deep"])).round(3)
+    array([0.002, 0.002, 1.998, 1.998])
+    """
+    if library is None:
+        return np.ones(len(sections))
+    # An empty spot has no depth, and no weight would leave nothing of a section of empty spots.
+    depth = np.maximum(np.asarray(library, dtype=np.float64), 1)
+    weights = np.empty(len(depth))
+    for name in np.unique(sections):
+        rows = sections == name
+        median = np.median(depth[rows])
+        weights[rows] = (depth[rows] / median) ** _SPOT_POWER * median**_SECTION_POWER
+    return weights / weights.mean()
