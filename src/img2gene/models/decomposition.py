@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import eigh
 
-# The exact eigendecomposition grows with the cube of this size.
-_EXACT_LIMIT = 4000
+# The exact eigendecomposition grows with the cube of this size; the Gram matrix with its square.
+_EXACT_LIMIT, _GRAM_LIMIT = 1500, 4000
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Decomposition:
 def decompose(features: np.ndarray, labels: np.ndarray, n_components: int, seed: int) -> Decomposition:
     """Scale centred features to unit SD and take the leading singular vectors.
 
-    Exact through the smaller Gram matrix up to 4,000 rows or columns, randomised (Halko et al. 2011) above.
+    Exact through the smaller Gram matrix up to 1,500 rows or columns, randomised (Halko et al. 2011) above.
     """
     scale = np.sqrt(np.square(features).mean(axis=0))
     # A feature that never varies (a filter that never fires) carries nothing; dividing by its rounding error would.
@@ -77,15 +78,29 @@ def _svd(matrix: np.ndarray, n_components: int, seed: int) -> tuple[np.ndarray, 
     """Leading ``n_components`` singular triplets, largest first."""
     n, width = matrix.shape
     k = min(n_components, n, width)
-    if min(n, width) > _EXACT_LIMIT:
-        from sklearn.utils.extmath import randomized_svd
-
-        return randomized_svd(matrix, k, n_iter=4, random_state=seed)
+    if min(n, width) > _GRAM_LIMIT:
+        return _randomized(matrix, k, seed)
     tall = n > width
-    values, vectors = np.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)
-    values, vectors = values[: -k - 1 : -1], vectors[:, : -k - 1 : -1]
+    values, vectors = _leading_eigenpairs(matrix.T @ matrix if tall else matrix @ matrix.T, k, seed)
     singular = np.sqrt(np.maximum(values, 0))
     inverse = np.divide(1, singular, out=np.zeros_like(singular), where=singular > 0)
     if tall:
         return matrix @ vectors * inverse, singular, vectors.T
     return vectors, singular, (vectors * inverse).T @ matrix
+
+
+def _leading_eigenpairs(gram: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Largest ``k`` eigenvalues of a Gram matrix, largest first, and their eigenvectors in columns."""
+    size = len(gram)
+    if size > _EXACT_LIMIT and 4 * k < size:
+        vectors, values, _ = _randomized(gram, k, seed)
+        return values, vectors
+    values, vectors = eigh(gram, subset_by_index=[size - k, size - 1])
+    return values[::-1], vectors[:, ::-1]
+
+
+def _randomized(matrix: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Leading ``k`` singular triplets of a large matrix (Halko et al. 2011)."""
+    from sklearn.utils.extmath import randomized_svd
+
+    return randomized_svd(matrix, k, n_iter=4, random_state=seed)
