@@ -29,6 +29,7 @@ Run = Callable[[SpatialData, Split, str, int, str], list[dict[str, object]]]
 GROUPS = {"HEG-250": ("mean", 250), "HVG-50": ("variance", 50)}
 SMALL = {"n_models": 2, "n_validations": 1, "retrieval": False}
 VARIANTS: dict[str, dict[str, object]] = {
+    "ridge-plain": {"model": "ridge-plain"},
     "ridge": {"model": "ridge"},
     "full": SMALL,
     "full, with retrieval": {**SMALL, "retrieval": True},

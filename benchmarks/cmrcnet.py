@@ -26,6 +26,7 @@ MARKERS = {
 }
 SMALL = {"n_models": 2, "n_validations": 1}
 VARIANTS: dict[str, dict[str, object]] = {
+    "ridge-plain": {"model": "ridge-plain"},
     "ridge": {"model": "ridge"},
     "feature k-NN": {"model": "knn"},
     "BLEEP": {"model": "bleep", **SMALL},

@@ -90,7 +90,7 @@ def entries(size: Size, seed: int) -> Iterator[Entry]:
     ):
         if center == "none":
             yield Entry(cohort, "–", "training mean", "mean", {})
-        yield Entry(cohort, center, "ridge", "ridge", {"center": center})
+        yield Entry(cohort, center, "ridge-plain", "ridge-plain", {"center": center})
         if (cohort, center) != ("control", "section"):
             yield Entry(cohort, center, BASE, "img2gene", {**small, "center": center})
         if cohort == "control":
@@ -246,7 +246,7 @@ def costs(results: pd.DataFrame) -> list[dict[str, object]]:
     """What confounding costs models that were fitted to both cohorts: PCC confounded minus control, paired."""
     part = by_seed(results, "PCC", "as fitted")
     rows = []
-    for center, model in (("none", "ridge"), ("none", BASE), ("section", "ridge")):
+    for center, model in (("none", "ridge-plain"), ("none", BASE), ("section", "ridge-plain")):
         row: dict[str, object] = {"center": center, "model": model}
         keys = {genes: (center, model, genes) for genes in GENE_SETS}
         row |= {f"Δ {g}": _cell(part, ("confounded", *key), ("control", *key)) for g, key in keys.items()}

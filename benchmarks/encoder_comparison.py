@@ -130,7 +130,7 @@ def score(sdata: SpatialData, encoder: str, train: tuple[str, ...], held: str) -
     """Train on some sections, predict one, score it: mean PCC of each gene group."""
     ig.tl.fit(
         sdata,
-        "ridge",
+        "ridge-plain",
         genes=1000,
         groups="section",
         train_on=train,
@@ -142,7 +142,7 @@ def score(sdata: SpatialData, encoder: str, train: tuple[str, ...], held: str) -
     scores = ig.tl.evaluate(
         sdata, sections=[held], gene_groups=GENE_GROUPS, n_permutations=0, allow_leakage=True, inplace=False
     )
-    means = ig.tl.summarize(scores[scores["model"] == "ridge"]).set_index("genes")["pcc"]
+    means = ig.tl.summarize(scores[scores["model"] == "ridge-plain"]).set_index("genes")["pcc"]
     return {name: float(means[name]) for name in GENE_GROUPS}
 
 

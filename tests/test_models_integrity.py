@@ -175,8 +175,10 @@ def test_no_entry_of_a_configuration_can_be_missing_foreign_or_of_another_type(n
                 with pytest.raises(Img2GeneError):
                     Model.from_state(signed(config), arrays)
             del where[key]
-            with pytest.raises(Img2GeneError):
-                Model.from_state(signed(config), arrays)
+            # Models of earlier versions lack these parameters of the ridge.
+            if key not in ("n_responses", "depth_weights"):
+                with pytest.raises(Img2GeneError):
+                    Model.from_state(signed(config), arrays)
             where[key] = value
     with pytest.raises(Img2GeneError, match="`configuration.extra` is not part of this model"):
         Model.from_state(signed(config | {"extra": 1}), arrays)

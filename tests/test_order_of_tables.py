@@ -14,7 +14,7 @@ QUICK = {
 }
 # A section that was not trained on has no coordinates to look up.
 COORDINATES = "coordinates"
-IMAGE_MODELS = ("bleep", "cmrcnet", "img2gene", "knn", "mean", "ridge")
+IMAGE_MODELS = ("bleep", "cmrcnet", "img2gene", "knn", "mean", "ridge", "ridge-plain")
 
 
 def shuffled(sdata, copy_of, seed):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from img2gene.tl import CrossValidation
 
 # The first that was run is compared with, from the strongest to the weakest.
-_REFERENCES = ("ridge", "ridge, not centred", "feature k-NN", "permutation null")
+_REFERENCES = ("ridge", "ridge-plain", "ridge, not centred", "feature k-NN", "permutation null")
 FOLD = "held out"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh
 
 # The exact eigendecomposition grows with the cube of this size; the Gram matrix with its square.
 _EXACT_LIMIT, _GRAM_LIMIT = 1500, 4000
@@ -95,8 +94,8 @@ def _leading_eigenpairs(gram: np.ndarray, k: int, seed: int) -> tuple[np.ndarray
     if size > _EXACT_LIMIT and 4 * k < size:
         vectors, values, _ = _randomized(gram, k, seed)
         return values, vectors
-    values, vectors = eigh(gram, subset_by_index=[size - k, size - 1])
-    return values[::-1], vectors[:, ::-1]
+    values, vectors = np.linalg.eigh(gram)
+    return values[: -k - 1 : -1], vectors[:, : -k - 1 : -1]
 
 
 def _randomized(matrix: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -42,8 +42,9 @@ logger = logging.getLogger(__name__)
 
 BASELINES: dict[str, Candidate] = {
     "ridge": {"model": "ridge"},
+    "ridge-plain": {"model": "ridge-plain"},
     # This is the probe of HEST-Benchmark: 256 components, and nothing is centred by section.
-    "ridge, not centred": {"model": "ridge", "center": "none", "n_components": 256},
+    "ridge, not centred": {"model": "ridge-plain", "center": "none", "n_components": 256},
     "feature k-NN": {"model": "knn"},
 }
 # It runs only where folds divide sections: without training spots in a section, coordinates say nothing about it.
