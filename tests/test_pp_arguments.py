@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import img2gene as ig
+from img2gene import _schema
 from img2gene._errors import Img2GeneError
 
 NAN = float("nan")
@@ -71,8 +72,6 @@ def test_numpy_scalars_are_numbers(study):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("call", CALLS)
 def test_an_interrupted_write_leaves_the_study_as_it_was(study, snapshot, monkeypatch, call, error):
-    from img2gene import _schema
-
     write, n_writes = _schema.write_json, []
 
     def interrupted(table, key, value, **options):
@@ -115,3 +114,42 @@ def test_fields_of_view_are_bounded_by_the_image(study, patch_um):
         Img2GeneError, match=r"image `A1_image`, whose longer side has 160 .* the largest field is 1600 µm"
     ):
         CALLS["extract_patches"](study, patch_um=(60, patch_um))
+
+
+OF_THE_USER = {
+    "patch_tissue": (lambda table: table.obs.insert(0, "patch_tissue", "mine"), r"obs\['patch_tissue'\]"),
+    "X_tiny": (lambda table: table.obsm.update({"X_tiny": np.ones((table.n_obs, 2))}), r"obsm\['X_tiny'\]"),
+    "highly_variable": (lambda table: table.var.insert(0, "highly_variable", True), r"var\['highly_variable'\]"),
+    "panel": (lambda table: table.var.insert(0, "panel", True), r"var\['panel'\]"),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_USER)
+def test_columns_of_the_user_are_never_replaced(make_study, snapshot, name):
+    study = make_study([("A1", "A"), ("B1", "B")], embed=False)
+    write, shown = OF_THE_USER[name]
+    calls = {
+        "patch_tissue": lambda: ig.pp.extract_patches(study, patch_um=60, patch_px=32),
+        "X_tiny": lambda: ig.pp.embed_patches(study, "tiny"),
+        "highly_variable": lambda: ig.pp.select_genes(study, 5, key_added="highly_variable"),
+        "panel": lambda: ig.pp.select_genes(study, 5),
+    }
+    if name == "X_tiny":
+        calls["patch_tissue"]()
+    clean = snapshot(study["table"])
+    write(study["table"])
+    before = snapshot(study["table"])
+    assert clean != before
+    with pytest.raises(Img2GeneError, match=f"{shown} would be replaced, and img2gene did not write it"):
+        calls[name]()
+    assert snapshot(study["table"]) == before
+
+
+def test_results_of_the_package_are_replaced(make_study):
+    study = make_study([("A1", "A"), ("B1", "B")])
+    ig.pp.extract_patches(study, patch_um=80, patch_px=32)
+    ig.pp.embed_patches(study, "tiny")
+    for key in ("panel", "mine", "mine", "panel"):
+        ig.pp.select_genes(study, 5, key_added=key)
+    assert _schema.read_json(study["table"], "panels") == {"mine": {"sections": ["A1", "B1"], "by": "mean"}}
+    assert study["table"].var["mine"].sum() == 5

@@ -28,6 +28,7 @@ PATCH_BBOX = "patch_bbox"
 PATCH_TISSUE = "patch_tissue"
 PATCH_INSIDE = "patch_inside"
 PANEL = "panel"
+PANELS = "panels"
 PATHWAYS = "pathways"
 SECTION = "section"
 PATIENT = "patient"
@@ -59,6 +60,7 @@ _FORMS: dict[str, Any] = {
     "sections": {_EACH: {"mpp?": _REAL_OR_NONE, "spot_um?": _REAL_OR_NONE, "image?": str, "region?": str}},
     "patches": {"patch_um": [_REAL], "patch_px": int, "regions": {_EACH: _PATCH_FORM}},
     "encoder": {_EACH: {"name": str, "width": int, "patch_um": [_REAL], "input_px": int, "orientations": int}},
+    PANELS: {_EACH: {"sections": list, "by": str}},
     PATHWAYS: {"names": list, "gene_sets": {_EACH: list}, "method": str, "n_top": int},
     UNCERTAINTY: {_EACH: {"level": (int, float), "ood_threshold": (int, float)}},
     PREDICTED_BY: {_EACH: {"model": str, "fingerprint": str}},
@@ -96,6 +98,11 @@ def check_name(name: str, what: str) -> None:
             f"{what}={shown(name)} cannot be stored: spatialdata allows letters, digits, `_`, `.` and `-` only, "
             "and no leading `__`."
         )
+
+
+def foreign_problems(names: list[str], way_out: str) -> list[str]:
+    """List keys that a function would replace although no function of this package wrote them."""
+    return [f"{listing(names)} would be replaced, and img2gene did not write it. {way_out}."] * bool(names)
 
 
 def get_table(sdata: SpatialData, table_key: str = "table") -> AnnData:

@@ -10,7 +10,7 @@ import numpy as np
 from img2gene import _schema, encoders
 from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
-from img2gene._errors import Img2GeneError, listing
+from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._study.embedding import checked_orientations, embedding_identity, input_side, stream_embedding
 from img2gene._study.entrance import open_table
 from img2gene._study.origins import embedded_patches
@@ -88,7 +88,8 @@ def embed_patches(
     MissingKeyError
         The patches, the encoder or an image are missing.
     Img2GeneError
-        An image or its transformation has changed since :func:`img2gene.pp.extract_patches`, an argument is invalid, the
+        An image or its transformation has changed since :func:`img2gene.pp.extract_patches`, an argument is invalid, an
+        array of the same name is not an embedding of this encoder, the
         encoder's weights cannot be loaded, it gives no tokens, or ``tokens`` is not a square number.
 
     Examples
@@ -115,6 +116,7 @@ def embed_patches(
     study = open_table(check, sdata, table_key)
     check.raise_all()
     spec = encoders.get(encoder)
+    raise_problems(_foreign_arrays(study, spec.name) if inplace else [])
     patches = study.patches
     # Tokens are checked before weights are loaded, which can mean a download.
     if tokens is not None:
@@ -127,6 +129,14 @@ def embed_patches(
         return update
     _schema.apply(study.table, update)
     return None
+
+
+def _foreign_arrays(study: Study, name: str) -> list[str]:
+    """List arrays of the user that an encoder's embedding would replace, such as the principal components ``X_pca``."""
+    if name in study.record("encoder", {}):
+        return []
+    keys = [key for key in (_schema.embedding_key(name), _schema.tokens_key(name)) if key in study.table.obsm]
+    return _schema.foreign_problems([f"obsm['{key}']" for key in keys], f"Rename or delete it in `{study.name}`")
 
 
 def _check_number_of_tokens(check: Arguments, tokens: Any) -> None:

@@ -60,13 +60,13 @@ def select_genes(
 
     Returns
     -------
-    None, or the update. The call writes ``var[key_added]`` (boolean). For ``"panel"`` it also records the sections, so that
-    :func:`img2gene.tl.fit` can check its split against them.
+    None, or the update. The call writes ``var[key_added]`` (boolean) and records the sections, so that
+    :func:`img2gene.tl.fit` can check its split against those of ``"panel"``.
 
     Raises
     ------
     Img2GeneError
-        Counts that are not raw, unknown sections, or fewer than ``n_genes`` usable genes.
+        Counts that are not raw, unknown sections, a column ``key_added`` that is no panel of this function, or fewer than ``n_genes`` usable genes.
 
     Examples
     --------
@@ -92,16 +92,28 @@ def select_genes(
         check.messages.append('`by="spatial"` needs positions in `obsm["spatial"]`.')
     with check.collect():
         rows = study.ordered(rows_of_sections(study, chosen))
+    if inplace and isinstance(key_added, str):
+        check.messages += _foreign_panel(study, key_added)
     check.raise_all()
     panel, rows = _panel(study, rows, n_genes, by, min_detection, layer)
     update: dict[str, dict[str, Any]] = {"var": {key_added: panel}}
+    origin = {"sections": sorted(set(study.sections[rows].tolist())), "by": by}
     # `fit` takes genes from this column alone, so only its sections can leak.
     if key_added == _schema.PANEL:
-        update["uns"] = {"panel": {"sections": sorted(set(study.sections[rows].tolist())), "by": by}}
+        update["uns"] = {_schema.PANEL: origin}
+    else:
+        update["uns"] = {_schema.PANELS: {**study.record(_schema.PANELS, {}), key_added: origin}}
     if not inplace:
         return update
     _schema.apply(study.stored_table, update)
     return None
+
+
+def _foreign_panel(study: Study, key: str) -> list[str]:
+    """List the column that a panel would replace although no panel was stored there."""
+    known = study.record(_schema.PANEL) is not None if key == _schema.PANEL else key in study.record(_schema.PANELS, {})
+    names = [f"var['{key}']"] if key in study.table.var and not known else []
+    return _schema.foreign_problems(names, "Choose another `key_added`, or rename it")
 
 
 def _panel(

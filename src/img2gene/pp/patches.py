@@ -81,8 +81,8 @@ def extract_patches(
     Raises
     ------
     Img2GeneError
-        All problems at once: no image or coordinate system in common, spots outside the image or on the scale of a
-        downscaled one, unknown microns per pixel, a transformation that rotates or stretches, fields that are too large
+        All problems at once: columns of these names that the function did not write, no image or coordinate system in
+        common, spots outside the image or on the scale of a downscaled one, unknown microns per pixel, a transformation that rotates or stretches, fields that are too large
         for the image. Spots that a crop left on the edge of the image are kept, with a warning.
 
     Examples
@@ -97,6 +97,7 @@ def extract_patches(
     arguments = PatchArguments.checked(check, patch_um, patch_px, mpp, spot_um, images, inplace)
     study = open_table(check, sdata, table_key, with_windows=False)
     check.messages += _library_problems(study.table, study.name)
+    check.messages += _foreign_columns(study) if inplace else []
     check.raise_all()
     geometries = locate(study, images)
     resolution = resolve_mpp(study, geometries, mpp=mpp, spot_um=spot_um)
@@ -277,6 +278,15 @@ def _origin(study: Study, geometry: Geometry) -> np.ndarray | None:
     origin = np.median(shifts, axis=0)
     spread = np.abs(shifts - origin).max()
     return origin if spread <= max(2.0, np.nan_to_num(geometry.spot_px) / 4) else None
+
+
+def _foreign_columns(study: Study) -> list[str]:
+    """List columns of the user that the call would replace; windows or their record show that they are its own."""
+    table = study.table
+    if _schema.PATCH_BBOX in table.obsm or study.record("patches") is not None:
+        return []
+    names = [f"obs['{name}']" for name in (_schema.PATCH_TISSUE, _schema.PATCH_INSIDE) if name in table.obs]
+    return _schema.foreign_problems(names, f"Rename or drop it in `{study.name}`")
 
 
 def _library_problems(table: AnnData, name: str) -> list[str]:
