@@ -297,3 +297,27 @@ def test_missing_labels_are_counted(value):
 def test_numbers_and_dates_are_names():
     assert text_labels(pd.Series([1, 2]), "section").tolist() == ["1", "2"]
     assert text_labels(pd.Series(pd.to_datetime(["2020-01-02"])), "section").tolist() == ["2020-01-02"]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png"])
+def test_images_that_a_tag_turns_are_refused(tmp_path, suffix, orientation):
+    picture = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
+    exif = Image.Exif()
+    exif[274] = orientation
+    picture.save(tmp_path / f"turned.{suffix}", exif=exif)
+    with pytest.raises(Img2GeneError, match=f"orientation tag is {orientation}, .*without the tag"):
+        read_image(tmp_path / f"turned.{suffix}")
+    for upright in (0, 1):
+        exif[274] = upright
+        picture.save(tmp_path / f"upright.{suffix}", exif=exif)
+        assert read_image(tmp_path / f"upright.{suffix}").shape == (10, 10, 3)
+
+
+def test_of_several_pages_the_first_is_read_if_none_is_larger(tmp_path):
+    large, small = (Image.fromarray(np.full((side, side, 3), side, dtype=np.uint8)) for side in (20, 10))
+    large.save(tmp_path / "pyramid.tif", save_all=True, append_images=[small])
+    assert (read_image(tmp_path / "pyramid.tif") == np.full((20, 20, 3), 20)).all()
+    small.save(tmp_path / "thumbnail.tif", save_all=True, append_images=[small, large])
+    with pytest.raises(Img2GeneError, match="first of 3 pages has 10 × 10 px, and page 3 has 20 × 20"):
+        read_image(tmp_path / "thumbnail.tif")

@@ -20,6 +20,7 @@ _WITH_ALPHA = {"RGBA", "RGBa", "PA"}
 # Steps between the values of each channel in the palette of 216 web colours.
 _WEB_STEP = 51
 _BITS_PER_SAMPLE = 258  # tag of TIFF files
+_ORIENTATION = 274  # tag of TIFF files and of EXIF
 _UNCERTAIN = "the intensity scale is not certain. Convert the image to 8-bit RGB first."
 # Pillow's readers raise these on files that are cut, damaged or no image.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
@@ -29,7 +30,8 @@ def read_image(path: Path) -> np.ndarray:
     """Read an image file as uint8 (height, width, 3).
 
     Palettes, CMYK, YCbCr and HSV are converted, and transparent pixels are laid over white. Grey images, modes without
-    a certain conversion, palettes of web colours, and 16-bit images that do not use their range are refused.
+    a certain conversion, palettes of web colours, and 16-bit images that do not use their range are refused, and so are
+    images that a tag turns or mirrors, and TIFF files whose first page is not the largest.
     """
     from PIL import Image
 
@@ -37,6 +39,8 @@ def read_image(path: Path) -> np.ndarray:
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as picture:
+            _check_orientation(picture, str(path))
+            _check_pages(picture, str(path))
             return _as_rgb(picture, str(path))
     except Img2GeneError:
         raise
@@ -67,6 +71,36 @@ def _as_rgb(picture: Image, name: str) -> np.ndarray:
     if deep and pixels.size and pixels.max() < 128:
         raise Img2GeneError(f"{name}: 16-bit pixels up to about {int(pixels.max()) * 256}: {_UNCERTAIN}")
     return pixels
+
+
+def _check_orientation(picture: Image, name: str) -> None:
+    """Refuse an image that viewers show turned or mirrored, because positions may refer to either form."""
+    # Pillow applies this tag to TIFF files, and not to JPEG files.
+    orientation = picture.getexif().get(_ORIENTATION, 1)
+    if orientation in range(2, 9):
+        raise Img2GeneError(
+            f"{name}: the orientation tag is {orientation}, so viewers show the image turned or mirrored. Save it without "
+            "the tag, in the form that the positions of the spots refer to. `PIL.ImageOps.exif_transpose` gives the form "
+            "that viewers show."
+        )
+
+
+def _check_pages(picture: Image, name: str) -> None:
+    """Refuse a TIFF file whose first page, the one that is read, is smaller than another."""
+    if picture.format != "TIFF":
+        return
+    sizes = []
+    for page in range(getattr(picture, "n_frames", 1)):
+        picture.seek(page)
+        sizes.append(picture.size)
+    picture.seek(0)
+    largest = max(range(len(sizes)), key=lambda page: sizes[page][0] * sizes[page][1])
+    if sizes[largest][0] * sizes[largest][1] > sizes[0][0] * sizes[0][1]:
+        raise Img2GeneError(
+            f"{name}: the first of {len(sizes)} pages has {sizes[0][0]} × {sizes[0][1]} px, and page {largest + 1} has "
+            f"{sizes[largest][0]} × {sizes[largest][1]}. Save the page that the positions of the spots refer to as a file of "
+            "its own."
+        )
 
 
 def _check_palette(pixels: np.ndarray, name: str) -> None:
