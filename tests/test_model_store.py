@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -72,6 +73,29 @@ def test_a_file_predicts_a_study(model, trained_study, copy_of, tmp_path):
     for source in (path, str(path)):
         ig.tl.predict(study, source, key_added="from_file")
         np.testing.assert_array_equal(study["table"].layers["from_file"], study["table"].layers["img2gene"])
+
+
+def test_a_file_is_found_in_the_home_folder_and_without_its_suffix(
+    model, trained_study, copy_of, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ig.io.save_model(model, "~/ridge") == tmp_path / "ridge.img2gene"
+    for name in ("~/ridge", "~/ridge.img2gene", Path("~/ridge"), tmp_path / "ridge"):
+        assert_models_equal(ig.io.load_model(name), model)
+        study = copy_of(trained_study)
+        ig.tl.predict(study, name, key_added="from_file")
+        np.testing.assert_array_equal(study["table"].layers["from_file"], study["table"].layers["img2gene"])
+    with pytest.raises(MissingKeyError, match="`knn` not found in .*ridge.img2gene"):
+        ig.io.load_model("~/knn")
+    with pytest.raises(MissingKeyError, match="`~/knn` not found"):
+        ig.tl.predict(study, "~/knn")
+
+
+def test_a_file_of_the_exact_name_comes_before_the_one_with_a_suffix(model, tmp_path):
+    ig.io.save_model(model, tmp_path / "ridge.img2gene")
+    (tmp_path / "ridge").write_bytes(b"not a model")
+    with pytest.raises(Img2GeneError, match="ridge is not a model written by"):
+        ig.io.load_model(tmp_path / "ridge")
 
 
 def test_a_stored_study_keeps_its_model(model, trained_study, tmp_path):

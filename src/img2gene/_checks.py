@@ -118,7 +118,7 @@ class Arguments(Problems):
         """Convert to a path; text with a null character, or without an encoding, names no file."""
         if isinstance(value, str | os.PathLike) and _names_a_file(value):
             # `~name` of a user who does not exist stays as it is, as in a shell.
-            return Path(os.path.expanduser(value))
+            return Path(os.fsdecode(os.path.expanduser(value)))
         return self._unless_none(name, value, "a path", optional)
 
     def device(self, name: str, value: Any, *, optional: bool = True) -> Any:

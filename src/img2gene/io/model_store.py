@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -147,6 +148,11 @@ def _file_errors(path: Path, done: str) -> Iterator[None]:
 def load_model(path: str | Path) -> Model:
     """Read a model that :func:`img2gene.io.save_model` wrote.
 
+    Parameters
+    ----------
+    path
+        File of the model; the suffix ``.img2gene`` may be left out.
+
     Raises
     ------
     Img2GeneError
@@ -164,21 +170,46 @@ def load_model(path: str | Path) -> Model:
     file: Path = check.path("path", path)
     check.raise_all()
     with _file_errors(file, "read"):
-        content = _file_content(file)
+        file = model_file(file) or _refuse_absent(file)
+        content = file.read_bytes()
     text = _metadata(content).get("img2gene")
     if not isinstance(text, str):
         raise Img2GeneError(f"{file} is not a model written by `img2gene.io.save_model`.")
     return Model.from_state(parse_json(text, str(file)), _arrays(content, str(file)), str(file))
 
 
-def _file_content(path: Path) -> bytes:
+def model_file(path: str | os.PathLike[str]) -> Path | None:
+    """Find the file of a model, under its name or the name with the suffix; None if there is none.
+
+    Examples
+    --------
+    >>> from img2gene.io.model_store import model_file
+    >>> model_file("~/no such model") is None
+    True
+    """
+    check = Arguments()
+    file = check.path("path", path)
+    if check.messages:
+        return None
+    # As `save_model` completes it.
+    names = [file] if file.suffix or not file.name else [file, file.with_name(file.name + SUFFIX)]
+    return next((name for name in names if _is_file(name)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file; paths that the system refuses, such as too long ones, are none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _refuse_absent(path: Path) -> NoReturn:
     if path.is_dir():
         models = sorted(item.name for item in path.glob(f"*{SUFFIX}"))
         raise Img2GeneError(f"{path} is a folder; name a model file in it (models in it: {listing(models)}).")
-    if not path.is_file():
-        near = sorted(str(item) for item in path.parent.glob(f"*{SUFFIX}")) if path.parent.is_dir() else []
-        raise MissingKeyError(missing(path.name, str(path.parent), near))
-    return path.read_bytes()
+    near = sorted(str(item) for item in path.parent.glob(f"*{SUFFIX}")) if path.parent.is_dir() else []
+    raise MissingKeyError(missing(path.name, str(path.parent), near))
 
 
 def _metadata(content: bytes) -> dict[str, Any]:

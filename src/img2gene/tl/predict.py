@@ -253,7 +253,7 @@ def _warn_of_ood_sections(study: Study, beyond: np.ndarray) -> None:
 
 def resolve_model(study: Study, model: Model | str | Path | None, key: str) -> Model:
     """Find the model: the object itself, a file, or the one stored under a key of this table or of the only other one."""
-    from img2gene.io.model_store import load_model, read_model, stored_models
+    from img2gene.io.model_store import load_model, model_file, read_model, stored_models
 
     if isinstance(model, Model):
         return model
@@ -265,17 +265,10 @@ def resolve_model(study: Study, model: Model | str | Path | None, key: str) -> M
     if model is None or name in stored_models(holder):
         # A stored model comes before a file of the same name.
         return read_model(holder, name)
-    if not _is_file(Path(model)):
+    file = model_file(model)
+    if file is None:
         raise MissingKeyError(missing(name, "the trained models of the table, nor a file", stored_models(table)))
-    return load_model(model)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a path is a file; paths that the system refuses, such as too long ones, are none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+    return load_model(file)
 
 
 def _predicted_table(
