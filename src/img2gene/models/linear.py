@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -121,7 +120,7 @@ def _project(features: np.ndarray, means: np.ndarray, projection: np.ndarray) ->
     return (means @ projection).astype(np.float32)
 
 
-def one_standard_error(errors: np.ndarray, shares: np.ndarray, penalties: Sequence[float]) -> int:
+def one_standard_error(errors: np.ndarray, shares: np.ndarray, penalties: list[float]) -> int:
     """Find the largest penalty whose error is within one standard error of the best.
 
     Parameters
