@@ -47,17 +47,17 @@ def read_model(table: AnnData, key: str) -> Model:
     present = stored_models(table)
     if not isinstance(key, str) or key not in present:
         if isinstance(key, str):
-            # Says so if something of another package or version has this name.
+            # A value of another package or version under this key has its own message.
             _schema.container(table, key)
         raise MissingKeyError(
             missing(str(key), "the trained models of the table", present, "Run `img2gene.tl.fit` first.")
         )
     stored = table.uns[key]["model"]
     if not isinstance(stored, Mapping) or stored.keys() != {"config", "weights"}:
-        raise Img2GeneError(f"The stored model {source} is damaged: it is no configuration with weights.")
+        raise Img2GeneError(f"The stored model {source} is damaged: it does not hold a configuration and weights.")
     weights = stored["weights"]
     if not isinstance(weights, np.ndarray) or weights.dtype != np.uint8 or weights.ndim != 1:
-        raise Img2GeneError(f"The stored model {source} is damaged: its weights are no bytes.")
+        raise Img2GeneError(f"The stored model {source} is damaged: its weights are not an array of bytes.")
     config = parse_json(str(stored["config"]), f"The stored model {source}")
     return Model.from_state(config, _arrays(weights.tobytes(), source), source)
 
@@ -156,8 +156,8 @@ def load_model(path: str | Path) -> Model:
     Raises
     ------
     Img2GeneError
-        The file does not exist, holds no model of this package, or is damaged: the configuration or an array is not as it was
-        stored, or does not fit the declared architecture.
+        The file does not exist, holds no model of this package, or is damaged: the configuration or an array has changed since
+        it was stored, or does not fit the declared architecture.
 
     Examples
     --------

@@ -108,7 +108,7 @@ class Model:
         positions: np.ndarray | None = None,
         tokens: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Predicted labels, float32 (n_spots, n_genes).
+        """Predict labels, float32 (n_spots, n_genes).
 
         Parameters
         ----------
@@ -117,9 +117,9 @@ class Model:
         sections
             Section of each spot; models that centre by section use the features of all its spots.
         positions
-            Row and column of each spot in µm, (n_spots, 2); only looked at by models with it in :attr:`extra_inputs`.
+            Row and column of each spot in µm, (n_spots, 2); used only by models that list it in :attr:`extra_inputs`.
         tokens
-            float16 (n_spots, m, token_width); only looked at by models with it in :attr:`extra_inputs`.
+            float16 (n_spots, m, token_width); used only by models that list it in :attr:`extra_inputs`.
         """
         features, extra = self._checked(features, sections, {"positions": positions, "tokens": tokens})
         return checked_prediction(self.predictor, features, np.asarray(sections), extra, len(self.genes))
@@ -146,7 +146,7 @@ class Model:
     def _checked(
         self, features: np.ndarray, sections: np.ndarray, extra_inputs: dict[str, np.ndarray | None]
     ) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
-        """Features and extra inputs for the predictor; all problems are raised together."""
+        """Convert and check the inputs of a prediction; all problems are raised together."""
         features = _float_array("features", features)
         sections = as_array("sections", sections)
         extra_inputs = {name: None if x is None else _float_array(name, x) for name, x in extra_inputs.items()}
@@ -193,7 +193,7 @@ class Model:
         return top_genes(self.genes, self.statistics, by, n, min_detection)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Configuration (JSON) and arrays, the whole model."""
+        """Return the whole model as a configuration (JSON) and arrays."""
         config, arrays = checked_state(self.predictor)
         if "report" in config:
             config = {**config, "report": as_json(config["report"], "predictor.report", undefined=True)}
@@ -227,7 +227,7 @@ class Model:
 
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray], source: str = "") -> Model:
-        """Restore a model; name what does not fit the declared architecture, or is not as it was stored.
+        """Restore a model; refuse one that does not fit the declared architecture or has changed since it was stored.
 
         ``source`` names the file or key in messages.
         """

@@ -71,7 +71,7 @@ def as_json(value: Any, name: str, *, undefined: bool = False) -> Any:
 
 
 def parse_json(text: str, source: str) -> Any:
-    """Read JSON; raise an :class:`Img2GeneError` that names ``source`` for text that is cut, too deep or no JSON."""
+    """Read JSON; raise an :class:`Img2GeneError` that names ``source`` for text that is cut, too deep or not JSON."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError, TypeError) as error:
