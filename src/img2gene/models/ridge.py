@@ -17,20 +17,20 @@ from img2gene.models.linear import PENALTIES, LinearPredictor, one_standard_erro
 from img2gene.models.uncertainty.held_out import N_FOLDS, HeldOut, unit_labels
 from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
 
-# Leading components differ most in what an image says of them, so their bins are narrow.
+# Leading components differ most from each other in how well an image shows them, so their bins are narrow.
 _RESPONSE_EDGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 
 
 @dataclass(frozen=True)
-class _Moments:
-    """Products of weighted, centred scores and labels of some spots, in principal components of the features.
+class _WeightedSpots:
+    """Centred scores and labels of some spots, times the root of their weights.
 
     Attributes
     ----------
     scores
-        float64 (n, k), times the root of the weights.
+        float64 (n, k): principal component scores of the features.
     labels
-        float64 (n, n_genes), likewise.
+        float64 (n, n_genes).
     """
 
     scores: np.ndarray
@@ -61,11 +61,11 @@ class _Solution:
     energy: float
 
     @classmethod
-    def of(cls, moments: _Moments, n_responses: int, energy: float, seed: int) -> _Solution:
+    def of(cls, spots: _WeightedSpots, n_responses: int, energy: float, seed: int) -> _Solution:
         """Solve for the products of some spots."""
-        values, axes = np.linalg.eigh(moments.scores.T @ moments.scores)
-        products = axes.T @ (moments.scores.T @ moments.labels)
-        responses = leading_directions(moments.labels, n_responses, seed)
+        values, axes = np.linalg.eigh(spots.scores.T @ spots.scores)
+        products = axes.T @ (spots.scores.T @ spots.labels)
+        responses = leading_directions(spots.labels, n_responses, seed)
         projected = products @ responses
         return cls(axes, np.maximum(values, 0), responses, projected, products - projected @ responses.T, energy)
 
@@ -80,7 +80,7 @@ class _Solution:
             total += (self.inverse(penalty)[:, None] * self.projected[:, part]) @ self.responses[:, part].T
         return (self.axes @ total).astype(np.float32)
 
-    def errors(self, held: _Moments, penalties: Sequence[float]) -> np.ndarray:
+    def errors(self, held: _WeightedSpots, penalties: Sequence[float]) -> np.ndarray:
         """Squared error on other spots for each bin of responses and the rest, and each penalty.
 
         A share of the squared labels, less the error of the prediction 0; float64 (n_bins + 1, n_penalties).
@@ -153,12 +153,12 @@ class _Inputs:
 
     def solve(self, fitted: np.ndarray, n_responses: int) -> _Solution:
         """Solve for some spots."""
-        moments = self._moments(fitted, self.sections, fitted)
-        return _Solution.of(moments, n_responses, self.decomposition.energy, self.seed)
+        spots = self._weighted(fitted, self.sections, fitted)
+        return _Solution.of(spots, n_responses, self.decomposition.energy, self.seed)
 
-    def held(self, fitted: np.ndarray, held: np.ndarray, folds: InnerFolds) -> _Moments:
+    def held(self, fitted: np.ndarray, held: np.ndarray, folds: InnerFolds) -> _WeightedSpots:
         """Return held-out spots, centred without a look at the fitted spots of their block."""
-        return self._moments(held, folds.centred_in(self.sections), fitted)
+        return self._weighted(held, folds.centred_in(self.sections), fitted)
 
     def held_scores(self, fitted: np.ndarray, held: np.ndarray, folds: InnerFolds) -> np.ndarray:
         """Return scores of held-out spots as a prediction centres them, float64 (n_held, k)."""
@@ -166,7 +166,7 @@ class _Inputs:
             return self.scores[held] - np.average(self.scores[fitted], axis=0, weights=self.weights[fitted])
         return centre(self.scores[held], folds.centred_in(self.sections)[held])
 
-    def _moments(self, rows: np.ndarray, units: np.ndarray, reference: np.ndarray) -> _Moments:
+    def _weighted(self, rows: np.ndarray, units: np.ndarray, reference: np.ndarray) -> _WeightedSpots:
         """Weighted spots ``rows``, centred in their ``units``, or by the mean of the spots ``reference``."""
         root = np.sqrt(self.weights[rows])[:, None]
         parts = []
@@ -176,7 +176,7 @@ class _Inputs:
             else:
                 centred = _centre_weighted(values[rows], units[rows], self.weights[rows])
             parts.append(centred * root)
-        return _Moments(*parts)
+        return _WeightedSpots(*parts)
 
 
 class Ridge(LinearPredictor):
