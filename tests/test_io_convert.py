@@ -404,3 +404,13 @@ def test_sections_that_join_libraries_and_other_patients_are_refused(make_study)
     adata.obs["donor"] = adata.obs["slide"]
     with pytest.raises(Img2GeneError, match=r"`obs\['patient'\]` and `obs\['donor'\]` differ"):
         ig.io.from_anndata(adata, spot_um=55, library_key="slide", patient_key="donor")
+
+
+def test_columns_of_every_reserved_name_stay(adata):
+    names = ["region", "spot_id", "img2gene_region", "img2gene_spot_id"]
+    for name in names:
+        adata.obs[name] = "mine"
+    table = ig.io.from_anndata(adata, spot_um=100, library_key="section")["table"]
+    assert (table.obs[names] == "mine").all(axis=None)
+    attrs = table.uns["spatialdata_attrs"]
+    assert (attrs["region_key"], attrs["instance_key"]) == ("img2gene_region_2", "img2gene_spot_id_2")

@@ -299,3 +299,36 @@ def test_a_kill_at_any_moment_leaves_a_whole_store(tmp_path):
     assert versions[0] > 0
     ig.io.write_study(SpatialData(images={"image": image}, tables={"table": table}), path)
     assert [item.name for item in tmp_path.iterdir()] == ["study.zarr"]
+
+
+@pytest.fixture
+def backed(make_study, tmp_path):
+    """A study whose table is backed by a file, and the same study in memory."""
+    study = make_study([("A1", "A"), ("B1", "B")], embed=False)
+    study["table"].write_h5ad(tmp_path / "table.h5ad")
+    table = ad.read_h5ad(tmp_path / "table.h5ad", backed="r")
+    # AnnData reads lists as arrays, which spatialdata refuses.
+    table.uns["spatialdata_attrs"]["region"] = list(table.uns["spatialdata_attrs"]["region"])
+    return SpatialData(images=dict(study.images), shapes=dict(study.shapes), tables={"table": table}), study
+
+
+def test_tables_that_are_backed_by_a_file_are_stored_joined_and_converted(backed, make_section, tmp_path):
+    lazy, study = backed
+    counts = study["table"].X.toarray()
+    ig.io.write_study(lazy, tmp_path / "study.zarr")
+    np.testing.assert_array_equal(read_zarr(tmp_path / "study.zarr")["table"].X.toarray(), counts)
+    joined = ig.io.concat_sections([lazy, make_section("C1", "C")])["table"]
+    np.testing.assert_array_equal(joined.X.toarray()[: len(counts)], counts)
+    np.testing.assert_array_equal(ig.io.to_anndata(lazy).X.toarray(), counts)
+    assert lazy["table"].isbacked
+
+
+def test_a_table_that_was_filtered_in_place_is_stored_with_the_regions_that_are_left(make_study, tmp_path):
+    study = make_study([("A1", "A"), ("B1", "B")], embed=False)
+    table = study["table"]
+    table._inplace_subset_obs((table.obs["patient"] == "B").to_numpy())
+    ig.io.write_study(study, tmp_path / "study.zarr")
+    stored = read_zarr(tmp_path / "study.zarr")
+    assert list(stored["table"].uns["spatialdata_attrs"]["region"]) == ["B1_spots"]
+    assert list(stored["table"].obs_names) == list(table.obs_names)
+    assert sorted(stored.shapes) == ["A1_spots", "B1_spots"]

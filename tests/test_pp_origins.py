@@ -296,3 +296,50 @@ def test_a_microarray_gets_a_thumbnail_for_each_core(section):
     table.obs["section"] = np.where(np.arange(49) < 20, "core1", "core2")
     extract(section)
     assert sorted(table.uns["spatial"]) == ["core1", "core2"]
+
+
+def without(*names):
+    return lambda record, entry: [entry.pop(name) for name in names]
+
+
+def with_entry(name, value):
+    return lambda record, entry: entry.update({name: value})
+
+
+DAMAGED = {
+    "a window without a side": with_entry("side_px", [0]),
+    "a window larger than memory": with_entry("side_px", [10**9]),
+    "a map to a line": with_entry("matrix", [[1, 0, 0], [2, 0, 0]]),
+    "half a map": with_entry("matrix", [[1, 0, 0]]),
+    "an image of one length": with_entry("size", [5]),
+    "no map": without("matrix"),
+    "no size": without("size"),
+    "a huge input": lambda record, entry: record.update(patch_px=10**9),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_records_of_patches_are_refused(section, damage):
+    record = _schema.read_json(section["table"], "patches")
+    damage(record, record["regions"]["S1_spots"])
+    _schema.write_json(section["table"], "patches", record)
+    calls = (
+        lambda: ig.pp.embed_patches(section, "tiny"),
+        lambda: ig.get.patches(section, slice(0, 3)),
+        lambda: ig.pp.tile_slide(section, "S1_image"),
+        lambda: ig.pp.extract_patches(section, patch_um=60),
+    )
+    for call in calls:
+        with pytest.raises(Img2GeneError, match=r"uns\['img2gene'\]\['patches'\] is damaged: .*Remove this entry"):
+            call()
+
+
+def test_a_reader_that_does_not_know_microns_is_no_source(make_section):
+    sdata = make_section("S1", "P1")
+    record = _schema.read_json(sdata["table"], "sections")
+    record["S1"]["mpp"] = None
+    _schema.write_json(sdata["table"], "sections", record)
+    with pytest.raises(Img2GeneError, match="Microns per pixel of `S1_image` .* are not known"):
+        ig.pp.extract_patches(sdata, patch_um=60)
+    with pytest.raises(Img2GeneError, match="Microns per pixel of `S1_image` are not known"):
+        ig.pp.tile_slide(sdata, "S1_image")

@@ -74,7 +74,9 @@ def concat_sections(
     keys = list(dict.fromkeys(key for part in parts for key in part.tables))
     raise_problems(element_problems(parts) + [text for key in keys for text in table_problems(parts, key, genes)])
     elements = {kind: _merge_elements(parts, kind) for kind in KINDS}
-    tables = {key: _join_tables([part.tables[key] for part in parts if key in part.tables], genes) for key in keys}
+    tables = {
+        key: _join_tables([_in_memory(part.tables[key]) for part in parts if key in part.tables], genes) for key in keys
+    }
     attrs: dict[str, Any] = {}
     for part in parts:
         attrs = {**part.attrs, **attrs}
@@ -83,6 +85,10 @@ def concat_sections(
 
 def _merge_elements(parts: list[SpatialData], kind: str) -> dict[str, Any]:
     return {name: element for part in parts for name, element in getattr(part, kind).items()}
+
+
+def _in_memory(table: AnnData) -> AnnData:
+    return table.to_memory() if table.isbacked else table
 
 
 def _join_tables(tables: list[AnnData], genes: str) -> AnnData:

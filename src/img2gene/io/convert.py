@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Used if the user has columns `region` or `spot_id` with other values.
-_OWN_COLUMN = "img2gene_{}"
 # Records that describe pixels of the images a study had before it was converted.
 _OF_IMAGES = ("sections", "patches", "encoder")
 
@@ -76,7 +75,7 @@ def to_anndata(
     check.messages += number_problems(study.table.X, f"`{study.name}.X`")
     check.raise_all()
     positions, libraries = squidpy_layout(study, images)
-    adata = study.table.copy()
+    adata = study.table.to_memory() if study.table.isbacked else study.table.copy()
     adata.uns.pop("spatialdata_attrs", None)
     # squidpy looks up each section by its text.
     adata.obs[_schema.SECTION] = pd.Categorical(study.sections)
@@ -231,26 +230,33 @@ def _patients(adata: AnnData, patient_key: str | None, sections: np.ndarray) -> 
 
 def _region_key(adata: AnnData, regions: np.ndarray) -> str:
     """Choose a column for the names of regions that holds nothing else."""
-    if "region" not in adata.obs or adata.obs["region"].astype(str).tolist() == regions.tolist():
-        return "region"
-    logger.info("obs['region'] is kept; obs[%r] names the regions of the study", _OWN_COLUMN.format("region"))
-    return _OWN_COLUMN.format("region")
+    return _free_column(
+        "region", lambda name: name in adata.obs and adata.obs[name].astype(str).tolist() != regions.tolist()
+    )
 
 
 def _instance_key(adata: AnnData, libraries: np.ndarray) -> str:
     """Choose a column for the names of spots: the user's if it names each spot of a library once."""
-    if "spot_id" not in adata.obs:
-        return "spot_id"
-    column = adata.obs["spot_id"]
+    return _free_column("spot_id", lambda name: name in adata.obs and not _names_spots(adata.obs[name], libraries))
+
+
+def _free_column(name: str, is_taken: Callable[[str], bool]) -> str:
+    """Return the first name that is not taken: the plain one, the package's, and numbered ones."""
+    own = f"img2gene_{name}"
+    candidates = itertools.chain([name, own], (f"{own}_{number}" for number in itertools.count(2)))
+    chosen = next(candidate for candidate in candidates if not is_taken(candidate))
+    if chosen != name:
+        logger.info("obs[%r] is kept; obs[%r] takes its place in the study", name, chosen)
+    return chosen
+
+
+def _names_spots(column: pd.Series, libraries: np.ndarray) -> bool:
+    """Check that a column names each spot of a library once, in a form that spatialdata takes: no categories or gaps."""
     # spatialdata takes numbers of numpy, and none that can be missing.
     is_number = isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu"
     named = is_number or all(isinstance(value, str) for value in column)
     unique = named and not pd.DataFrame({"spot": column.to_numpy(), "library": libraries}).duplicated().any()
-    # spatialdata takes whole numbers and plain text, no categories.
-    if unique and not isinstance(column.dtype, pd.CategoricalDtype):
-        return "spot_id"
-    logger.info("obs['spot_id'] is kept; obs[%r] names the spots of the study", _OWN_COLUMN.format("spot_id"))
-    return _OWN_COLUMN.format("spot_id")
+    return bool(unique and not isinstance(column.dtype, pd.CategoricalDtype))
 
 
 def _section(adata: AnnData, library: Library, columns: dict[str, Any], spot_um: float) -> SpatialData:

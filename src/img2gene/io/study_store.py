@@ -8,10 +8,12 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
@@ -19,6 +21,7 @@ from img2gene._files.locks import is_stale, is_temporary, temporary_path
 from img2gene.io._comparison import study_differences
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
@@ -68,12 +71,13 @@ def write_study(sdata: SpatialData, path: str | Path, *, overwrite: bool = True)
     ['study.zarr']
     """
     target = _check(sdata, path, overwrite)
+    stored = _with_present_regions(sdata)
     with _replacement(target) as temporary:
         with warnings.catch_warnings():
             # spatialdata warns of tables without their regions, and of formats, at each reading and writing.
             warnings.simplefilter("ignore")
-            _write(sdata, temporary)
-            _verify(sdata, temporary)
+            _write(stored, temporary)
+            _verify(stored, temporary)
         _swap(temporary, target)
     _read_from(sdata, target)
     logger.info("wrote %s", target)
@@ -163,13 +167,39 @@ def _clean(target: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _write(sdata: SpatialData, folder: Path) -> None:
+def _with_present_regions(sdata: SpatialData) -> SpatialData:
+    """Return a study with the same elements whose tables annotate only regions that their rows name."""
     from spatialdata import SpatialData
 
+    # `write` would remember the temporary folder of the object that it is called on.
+    elements = {kind: dict(getattr(sdata, kind)) for kind in _KINDS}
+    elements["tables"] = {name: _of_present_regions(table) for name, table in sdata.tables.items()}
     try:
-        # `write` would remember the temporary folder, so a copy that shares all elements is written.
-        copy = SpatialData(**{kind: dict(getattr(sdata, kind)) for kind in _KINDS}, attrs=sdata.attrs)
-        copy.write(folder)
+        return SpatialData(**elements, attrs=sdata.attrs)
+    except Exception as error:
+        raise Img2GeneError(
+            f"The study cannot be written ({type(error).__name__}: {str(error)[:500]}). The store is unchanged."
+        ) from error
+
+
+def _of_present_regions(table: AnnData) -> AnnData:
+    """Copy a table that annotates regions without rows, as one that was filtered in place does."""
+    attrs = table.uns.get("spatialdata_attrs")
+    column = attrs.get("region_key") if isinstance(attrs, Mapping) else None
+    if not isinstance(attrs, Mapping) or column not in table.obs:
+        return table
+    regions, present = np.atleast_1d(attrs.get("region", [])).tolist(), set(table.obs[column])
+    kept = [name for name in regions if name in present]
+    if not kept or len(kept) == len(regions):
+        return table
+    copy = table.to_memory() if table.isbacked else table.copy()
+    copy.uns["spatialdata_attrs"] = {**attrs, "region": kept}
+    return copy
+
+
+def _write(sdata: SpatialData, folder: Path) -> None:
+    try:
+        sdata.write(folder)
     except Exception as error:
         raise Img2GeneError(
             f"The study cannot be written ({type(error).__name__}: {str(error)[:500]}). The store is unchanged."
