@@ -46,6 +46,25 @@ def region_column(table: AnnData, name: str) -> pd.Series:
     return column
 
 
+def folded(name: str) -> str:
+    """Write a name without the blanks and capitals that are often typed differently."""
+    return " ".join(name.split()).casefold()
+
+
+def check_distinct(labels: np.ndarray, name: str) -> None:
+    """Refuse names that differ only in blanks or capitals, because a split would take them for different groups."""
+    spellings: dict[str, list[str]] = {}
+    for label in np.unique(labels):
+        spellings.setdefault(folded(str(label)), []).append(repr(str(label)))
+    alike = [" and ".join(names) for names in spellings.values() if len(names) > 1]
+    if alike:
+        raise Img2GeneError(
+            f"`obs['{name}']` holds names that differ only in blanks or capitals ({listing(alike)}), so one {name} could be "
+            f"on both sides of a split. Write each {name} the same way in all rows, or give different ones clearly different "
+            "names."
+        )
+
+
 def text_labels(column: pd.Series, name: str) -> np.ndarray:
     """Convert a column to text, str (n_obs,); missing values, and values that are no names, are refused."""
     if isinstance(column, pd.DataFrame):

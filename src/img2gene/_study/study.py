@@ -11,7 +11,7 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
-from img2gene._study.sections import region_column, text_labels
+from img2gene._study.sections import check_distinct, region_column, text_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -103,7 +103,7 @@ class Study:
         return self.groups(_schema.PATIENT) if _schema.PATIENT in self.table.obs else None
 
     def groups(self, column: str) -> np.ndarray:
-        """Values of a grouping column, str (n_obs,); ``"section"`` falls back to the region."""
+        """Values of a grouping column, str (n_obs,), clearly distinct; ``"section"`` falls back to the region."""
         if column == _schema.SECTION:
             return self.sections
         obs = self.table.obs
@@ -113,7 +113,9 @@ class Study:
                 '`groups="section"` if patients are unknown.'
             )
             raise MissingKeyError(missing(column, f"{self.name}.obs", obs.columns, hint))
-        return text_labels(obs[column], column)
+        labels = text_labels(obs[column], column)
+        check_distinct(labels, column)
+        return labels
 
     def section_names(self, rows: np.ndarray | None = None) -> list[str]:
         """Names of the sections among ``rows`` (by default all), in order of appearance."""

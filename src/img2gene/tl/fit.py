@@ -14,6 +14,7 @@ from img2gene import _schema, encoders
 from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, LeakageError, Problems, listing
+from img2gene._study.depth import training_depth
 from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.expression import TARGET_SUM, in_tissue, layer_problems, library_size
 from img2gene._study.finetuning import StudyFineTuning, check_images, identity_for
@@ -30,6 +31,7 @@ from img2gene._study.panel import (
 from img2gene._study.pathways import context_facts, fold_context
 from img2gene._study.replaced import remove_scores
 from img2gene._study.splits import Split, split
+from img2gene._study.spots import spot_sample
 from img2gene._study.study import Study
 from img2gene.models import Calibration, Model, Predictor, TrainingData, UsesPathways
 from img2gene.models.predictor import declared_inputs
@@ -310,7 +312,7 @@ class _TrainingRun:
             library=library_size(study.table)[rows] if self.layer is None else None,
         )
         calibration, facts = self._fit(predictor, data, level)
-        report = self._report(choice, predictor) | facts
+        report = self._report(choice, predictor, inputs.features) | facts
         return Model(
             predictor,
             choice.genes,
@@ -362,8 +364,9 @@ class _TrainingRun:
         predictor.set_context(context_facts(context))
         return context.scores
 
-    def _report(self, choice: GeneChoice, predictor: Predictor) -> dict[str, Any]:
+    def _report(self, choice: GeneChoice, predictor: Predictor, features: np.ndarray) -> dict[str, Any]:
         study, rows = self.study, choice.rows
+        sections = study.sections[rows]
         patients = study.patients
         trained = np.zeros(study.n_obs, dtype=bool)
         trained[rows] = True
@@ -377,6 +380,8 @@ class _TrainingRun:
             "n_empty_spots": choice.n_empty,
             "n_off_tissue_spots": int((self.division.train & ~in_tissue(study.table)).sum()),
             "seed": self.seed,
+            "spots": {str(name): spot_sample(features[rows[sections == name]]) for name in np.unique(sections)},
+            "depth": None if self.layer is not None else training_depth(study, rows),
             "img2gene": version("img2gene"),
             "fit": as_plain(predictor.summary()),
         }

@@ -10,9 +10,12 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError, listing, missing, raise_problems
+from img2gene._study.depth import report_other_depth
 from img2gene._study.expression import labels, layer_problems, measured
 from img2gene._study.matrices import dense, in_memory
 from img2gene._study.predictions import no_shared_genes
+from img2gene._study.sections import folded
+from img2gene._study.spots import same_spots, spot_digests
 from img2gene._study.study import Study
 from img2gene.models import Model
 
@@ -72,10 +75,11 @@ def report_unlabelled(study: Study, model: Model, chosen: list[str]) -> None:
 def check_leakage(study: Study, model: Model, chosen: list[str], allow: bool) -> Callable[[str], object]:
     """Return a function that says whether a section's patient was trained on; NA where patients are not recorded."""
     patients = study.patients
-    trained = set(model.report["patients"] or [])
+    trained = {folded(name) for name in model.report["patients"] or []}
     leaked = {name for name in chosen if name in model.report["sections"]}
     if patients is not None:
-        leaked |= {name for name in chosen if trained & set(patients[study.sections == name].tolist())}
+        leaked |= {name for name in chosen if trained & set(map(folded, patients[study.sections == name].tolist()))}
+    leaked |= renamed_sections(study, model, chosen)
     # A split that was allowed to leak at training needs no second permission for the sections it held out.
     declared = set(model.report["held_out"]) if model.report["leakage"] else set()
     undeclared = sorted(leaked - declared)
@@ -93,6 +97,17 @@ def check_leakage(study: Study, model: Model, chosen: list[str], allow: bool) ->
     return lambda name: True if name in leaked else pd.NA if unknown else False
 
 
+def renamed_sections(study: Study, model: Model, chosen: list[str]) -> set[str]:
+    """Find sections that were trained on under another name, by the embeddings of their spots."""
+    known = model.report.get("spots")
+    values = study.table.obsm.get(_schema.embedding_key(model.inputs["name"]))
+    # Models of earlier versions name no spots, and those with a fine-tuned encoder take no stored embedding.
+    if not isinstance(known, dict) or "finetuned" in model.inputs or values is None or np.ndim(values) != 2:
+        return set()
+    digests = {name: spot_digests(np.asarray(values)[study.sections == name]) for name in chosen}
+    return {name for name, spots in digests.items() if any(same_spots(spots, other) for other in known.values())}
+
+
 def check_scorable(study: Study, model: Model, key: str) -> None:
     """Raise if ``key`` holds no predictions of this model, or the table no expression on the scale of its training."""
     table, separate = study.table, study.sdata.tables.get(key)
@@ -104,6 +119,7 @@ def check_scorable(study: Study, model: Model, key: str) -> None:
         raise MissingKeyError(missing(key, f"{study.name}.layers", table.layers, hint))
     check_predictor(study, model, key)
     raise_problems(layer_problems(table, model.labels["layer"], study.name))
+    report_other_depth(study, model.report.get("depth"))
     values = in_memory(table.layers[key])
     if values.dtype.kind not in "iuf":
         raise Img2GeneError(f"`{study.name}.layers['{key}']` holds {values.dtype} values, not predictions.")
