@@ -414,3 +414,12 @@ def test_columns_of_every_reserved_name_stay(adata):
     assert (table.obs[names] == "mine").all(axis=None)
     attrs = table.uns["spatialdata_attrs"]
     assert (attrs["region_key"], attrs["instance_key"]) == ("img2gene_region_2", "img2gene_spot_id_2")
+
+
+def test_embeddings_of_the_old_images_may_be_replaced(make_study):
+    study = make_study([("A1", "A"), ("B1", "B")])
+    back = ig.io.from_anndata(ig.io.to_anndata(study), spot_um=55, library_key="section", patient_key="patient")
+    assert "X_tiny" in back["table"].obsm
+    ig.pp.extract_patches(back, patch_um=60, patch_px=32)
+    ig.pp.embed_patches(back, "tiny")
+    assert set(_schema.read_json(back["table"], "encoder")) == {"tiny"}

@@ -115,7 +115,7 @@ def from_anndata(
     SpatialData as from :func:`img2gene.io.build_section`, with one image per library and ``obsm["spatial"]`` in its
     pixels. Columns of ``obs`` stay as they are: ``library_size`` is used, ``section`` may divide a library into several
     sections (cores of a tissue microarray), and if ``region`` or ``spot_id`` mean something else, the study uses
-    ``img2gene_region`` and ``img2gene_spot_id``. Records, windows and embeddings of patches of an earlier study are removed.
+    ``img2gene_region`` and ``img2gene_spot_id``. Records and windows of patches of an earlier study are removed.
 
     Raises
     ------
@@ -284,8 +284,9 @@ def _forget_images(table: AnnData) -> None:
     if "patches" in records:
         table.obsm.pop(_schema.PATCH_BBOX, None)
         table.obs = table.obs.drop(columns=[_schema.PATCH_TISSUE, _schema.PATCH_INSIDE], errors="ignore")
-    for name in _schema.read_json(table, "encoder", default={}):
-        for key in (_schema.embedding_key(name), _schema.tokens_key(name)):
-            table.obsm.pop(key, None)
+    encoders = _schema.read_json(table, "encoder", default={})
     if records:
         table.uns[_schema.UNS] = {key: value for key, value in records.items() if key not in _OF_IMAGES}
+    if encoders:
+        # Their arrays stay, and may be replaced by embeddings of the new images.
+        _schema.write_json(table, _schema.FORMER_ENCODERS, dict.fromkeys(encoders, True))

@@ -133,7 +133,7 @@ def embed_patches(
 
 def _foreign_arrays(study: Study, name: str) -> list[str]:
     """List arrays of the user that an encoder's embedding would replace, such as the principal components ``X_pca``."""
-    if name in study.record("encoder", {}):
+    if name in study.record("encoder", {}) or name in study.record(_schema.FORMER_ENCODERS, {}):
         return []
     keys = [key for key in (_schema.embedding_key(name), _schema.tokens_key(name)) if key in study.table.obsm]
     return _schema.foreign_problems([f"obsm['{key}']" for key in keys], f"Rename or delete it in `{study.name}`")
