@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # Spots: the sampling noise of a label falls with the depth of its spot. Sections: shallow ones also have another scale, as
-# log1p(1e4 · x / L) of sparse counts is mostly 0 (docs/guide/models.md).
+# log1p(1e4 · x / L) of sparse counts is mostly 0 (benchmarks/shallow_section.py).
 _SPOT_POWER, _SECTION_POWER = 0.5, 1.5
 
 
@@ -35,7 +35,7 @@ def depth_weights(library: np.ndarray | None, sections: np.ndarray) -> np.ndarra
     """
     if library is None:
         return np.ones(len(sections))
-    # An empty spot has no depth, and no weight would leave nothing of a section of empty spots.
+    # An empty spot counts as one of a single count, as the weights of a section must not all be 0.
     depth = np.maximum(np.asarray(library, dtype=np.float64), 1)
     weights = np.empty(len(depth))
     for name in np.unique(sections):
