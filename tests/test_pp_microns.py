@@ -523,3 +523,19 @@ def test_a_lattice_in_other_units_than_recorded_decides():
     for name in ("he", "spots"):
         set_transformation(sdata[name], Scale([0.5, 0.5], axes=("x", "y")), "um")
     assert mpp(sdata.transform_to_coordinate_system("um")) == pytest.approx(1.0)
+
+
+def test_microns_that_contradict_what_is_known_are_used_with_a_warning(make_section, caplog):
+    calls = (
+        lambda: mpp(visium(), mpp=2.0),
+        lambda: mpp(make_section("S1", "P1"), "table", mpp=2.0),
+        lambda: ig.pp.tile_slide(make_section("S1", "P1"), "S1_image", mpp=2.0, tile_um=40, patch_um=20, min_tissue=0),
+    )
+    for call, known in zip(calls, ("0.5", "5", "5"), strict=True):
+        caplog.clear()
+        call()
+        (message,) = [text for text in caplog.messages if text.startswith("mpp=2 ")]
+        assert f"gives {known} µm per pixel" in message
+    caplog.clear()
+    assert mpp(visium(), mpp=0.505) == 0.505
+    assert not caplog.messages

@@ -80,6 +80,8 @@ def _region_mpp(
             )
         mpp = mpp[geometry.region]
     if mpp is not None:
+        known = _known_mpp(study, geometry)
+        warn_of_other_mpp(study.sdata, geometry.image_key, float(mpp), known=known, besides=geometry.region)
         return float(mpp)
     if spot_um is not None and not geometry.spot_px > 0:
         raise Img2GeneError(f"`{geometry.region}` has no spot diameter; pass `mpp=` instead of `spot_um=`.")
@@ -107,6 +109,34 @@ def _region_mpp(
             f"(microns per pixel of the full-resolution image) or `spot_um=` (diameter of the spots).{_name_hint(geometry)}"
         )
     return derived
+
+
+def _known_mpp(study: Study, geometry: Geometry) -> float | None:
+    """Find microns per pixel from the lattice of a region, or from its reader; None without them."""
+    exact = _exact_mpp(geometry, array_positions(study.table.obs, geometry.rows))
+    if exact is not None:
+        return exact.mpp
+    record = recorded(study.table, geometry.region)
+    if not _is_known(record) or _in_other_units(record, geometry.spot_px * geometry.units_per_px):
+        return None
+    return float(record["mpp"]) * geometry.units_per_px
+
+
+def warn_of_other_mpp(
+    sdata: SpatialData, image_key: str, mpp: float, *, known: float | None = None, besides: str | None = None
+) -> None:
+    """Warn if microns per pixel differ from ``known``, or else from what regions except ``besides`` say."""
+    if known is None:
+        # Sources that contradict each other show nothing.
+        with suppress(Img2GeneError):
+            known = image_mpp(sdata, image_key, besides=besides)
+    if known is not None and abs(mpp / known - 1) > AGREEMENT:
+        logger.warning(
+            "mpp=%.4g is used for image `%s`, although its lattice, its reader or another region gives %.4g µm per pixel",
+            mpp,
+            image_key,
+            known,
+        )
 
 
 def _is_known(record: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
 from img2gene._study.images import scale0, thumbnail
-from img2gene._study.microns import image_mpp
+from img2gene._study.microns import image_mpp, warn_of_other_mpp
 from img2gene._study.tissue import box_fractions, tissue_mask
 from img2gene.pp.patches import DEFAULT_FIELDS_UM, check_fields, extract_patches
 
@@ -160,7 +160,10 @@ def _checked(sdata: SpatialData, image_key: Any, **arguments: Any) -> _Tiling:
             if image_key not in sdata.images:
                 raise MissingKeyError(missing(image_key, "sdata.images", sdata.images))
             check.messages += _taken_names(sdata, key_added) if isinstance(key_added, str) else []
-            mpp = image_mpp(sdata, image_key) if mpp is None else mpp
+            if arguments["mpp"] is None:
+                mpp = image_mpp(sdata, image_key)
+            elif not check.messages:
+                warn_of_other_mpp(sdata, image_key, mpp)
             if mpp is None:
                 check.messages.append(f"Microns per pixel of `{image_key}` are not known; pass `mpp=`.")
     check.raise_all()
