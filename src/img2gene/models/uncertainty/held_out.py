@@ -105,7 +105,6 @@ def fit_held_out(predictor: Predictor, data: TrainingData, *, seed: int) -> Held
     # Copied before the fit, so that cross-fitting starts from an unfitted predictor.
     fresh = copy.deepcopy(predictor)
     predictor.fit(data, seed=seed)
-    check_predictions(predictor, data)
     try:
         return cross_fit(fresh, data, seed=seed)
     except ValueError as error:
@@ -113,13 +112,6 @@ def fit_held_out(predictor: Predictor, data: TrainingData, *, seed: int) -> Held
             "no uncertainty: `%s` cannot be calibrated without a part of the training data: %s", fresh.name, error
         )
         return None
-
-
-def check_predictions(predictor: Predictor, data: TrainingData) -> None:
-    """Predict the first training section, so that a model with unusable predictions is refused before it is stored."""
-    part = data.take(data.sections == data.sections[0])
-    inputs = {"positions": part.positions, "tokens": part.tokens}
-    predict_spread(predictor, part.features, part.sections, part.labels.shape[1], **inputs)
 
 
 def cross_fit(fresh: Predictor, data: TrainingData, *, seed: int) -> HeldOut:
