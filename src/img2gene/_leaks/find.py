@@ -125,7 +125,9 @@ class _Subject:
         groups, table = study.groups(column), study.table
         if study.patients is None:
             logger.warning('no obs["patient"]: only the data can show whether one patient is in several groups')
-        has_counts = not count_problems(table.X, "X") and bool((library_size(table) > 0).any() and table.X.sum() > 0)
+        has_counts = not count_problems(table.X, "X") and bool(
+            (library_size(table) > 0).any() and in_memory(table.X).sum() > 0
+        )
         return cls(study, column, groups, has_counts)
 
     @property

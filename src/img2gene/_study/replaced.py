@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from img2gene import _schema
-from img2gene._errors import listing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,7 +23,7 @@ def foreign_predictions(table: AnnData, key: str) -> list[str]:
     taken = [f"layers['{name}']" for name in layers if name in table.layers]
     if parts and _schema.ood_key(key) in table.obs:
         taken.append(f"obs['{_schema.ood_key(key)}']")
-    return _problem(taken, "Choose another `key_added`, or rename them")
+    return _schema.foreign_problems(taken, "Choose another `key_added`, or rename them")
 
 
 def foreign_scores(table: AnnData, columns: Iterable[str]) -> list[str]:
@@ -36,13 +35,9 @@ def foreign_scores(table: AnnData, columns: Iterable[str]) -> list[str]:
         names -= {PCC} if scored else set()
     else:
         names = set()
-    return _problem(
+    return _schema.foreign_problems(
         [f"var['{name}']" for name in table.var if name in names], "Rename them, or pass `inplace=False` for a table"
     )
-
-
-def _problem(taken: list[str], way_out: str) -> list[str]:
-    return [f"{listing(taken)} would be replaced, and img2gene did not write it. {way_out}."] * bool(taken)
 
 
 def scored_by(key: str, fingerprint: str) -> dict[str, Any]:
