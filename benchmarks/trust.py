@@ -49,7 +49,9 @@ def coverage(seeds: list[int]) -> Iterator[dict[str, object]]:
     for n_patients in (3, 4, 6):
         for seed in seeds:
             study = embedded(ig.datasets.synthetic_cohort(n_patients=n_patients, seed=seed))
-            found = ig.tl.cross_validate(study, ["ridge-plain", "ridge", "knn", "mean"], baselines=False, n_permutations=0)
+            found = ig.tl.cross_validate(
+                study, ["ridge-plain", "ridge", "knn", "mean"], baselines=False, n_permutations=0
+            )
             for model, part in found.scores.groupby("model", sort=False):
                 patients = part.groupby("patient")["coverage"].mean()
                 if patients.notna().any():

@@ -16,7 +16,8 @@ from spatialdata.models import Image2DModel
 
 import img2gene as ig
 from img2gene._errors import Img2GeneError
-from img2gene._study.images import RGBImage, open_image, prefetch, stream_windows, to_rgb
+from img2gene._study.colours import to_rgb
+from img2gene._study.images import RGBImage, open_image, prefetch, stream_windows
 
 
 class CountedArray:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
-from img2gene._study.images import to_rgb
+from img2gene._study.colours import to_rgb
 from img2gene._study.lattices import VISIUM_PITCH_UM, array_positions, diameter_doubt, hexagonal_pitch
 from img2gene._study.sections import text_labels
 from img2gene.io.sections import position_problems

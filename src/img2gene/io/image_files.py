@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene._study.images import to_rgb
+from img2gene._study.colours import to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image

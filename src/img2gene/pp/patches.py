@@ -12,9 +12,10 @@ from img2gene import _schema
 from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, Problems
+from img2gene._study.colours import WHITE
 from img2gene._study.entrance import open_table
 from img2gene._study.geometry import Geometry, locate
-from img2gene._study.images import WHITE, scale0, thumbnail
+from img2gene._study.images import scale0, thumbnail
 from img2gene._study.microns import resolve_mpp
 from img2gene._study.origins import carry_embeddings, patches_digest, region_origin
 from img2gene._study.patches import field_boxes
