@@ -92,7 +92,7 @@ def select_genes(
         check.messages.append('`by="spatial"` needs positions in `obsm["spatial"]`.')
     with check.collect():
         rows = study.ordered(rows_of_sections(study, chosen))
-    if inplace and isinstance(key_added, str):
+    if inplace is not False and isinstance(key_added, str):
         check.messages += _foreign_panel(study, key_added)
     check.raise_all()
     panel, rows = _panel(study, rows, n_genes, by, min_detection, layer)

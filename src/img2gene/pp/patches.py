@@ -83,8 +83,9 @@ def extract_patches(
     ------
     Img2GeneError
         All problems at once: columns of these names that the function did not write, no image or coordinate system in
-        common, spots outside the image or on the scale of a downscaled one, unknown microns per pixel, a transformation that rotates or stretches, fields that are too large
-        for the image. Spots that a crop left on the edge of the image are kept, with a warning.
+        common, spots outside the image or on the scale of a downscaled one, unknown microns per pixel, a transformation
+        that rotates or stretches, fields that are too large for the image. Spots that a crop left on the edge of the
+        image are kept, with a warning.
 
     Examples
     --------
@@ -98,7 +99,7 @@ def extract_patches(
     arguments = PatchArguments.checked(check, patch_um, patch_px, mpp, spot_um, images, inplace)
     study = open_table(check, sdata, table_key, with_windows=False)
     check.messages += _library_problems(study.table, study.name)
-    check.messages += _foreign_columns(study) if inplace else []
+    check.messages += [] if inplace is False else _foreign_columns(study)
     check.raise_all()
     geometries = locate(study, images)
     resolution = resolve_mpp(study, geometries, mpp=mpp, spot_um=spot_um)
