@@ -125,7 +125,7 @@ def predictability(
     fdr = check_between(check, "fdr", fdr)
     check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
     study = open_study(check, sdata, table_key)
-    if inplace:
+    if inplace is not False:
         check.messages += foreign_scores(study.table, COLUMNS)
     check.raise_all()
     judged = resolve_model(study, model, key)
