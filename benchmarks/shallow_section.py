@@ -37,7 +37,7 @@ def scores(sdata: SpatialData, model: str, held_out: str) -> dict[str, float]:
     both = fit(sdata, model, [*train, SHALLOW], alone.genes)
     row = {}
     for label, trained in (("alone", alone), (f"with {SHALLOW}", both)):
-        ig.tl.predict(sdata, trained, key_added=model)
+        ig.tl.predict(sdata, trained)
         values = ig.tl.evaluate(sdata, trained, sections=[held_out], n_permutations=0, allow_leakage=True)
         pcc = values[values["model"] == trained.name].set_index("gene")["pcc"]
         row |= {f"{label}, {name}": float(np.nanmean(pcc[genes])) for name, genes in groups.items()}
