@@ -22,7 +22,7 @@ COLUMNS = ["kind", "severity", "sections", "groups", "value", "threshold", "mess
 
 def leaks_of(table, groups, **options):
     """Look for leaks in a table alone, without regions and images."""
-    return find_leaks(Study(SimpleNamespace(tables={"table": table})), groups, **options)
+    return find_leaks(Study(SimpleNamespace(tables={"table": table}, images={})), groups, **options)
 
 
 def cohort(*shape, **changes):
