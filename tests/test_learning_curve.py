@@ -221,7 +221,7 @@ def test_the_same_sample_is_trained_on_once(study, seen):
 
 def test_accuracy_rises_where_more_data_tell_more(make_study):
     study = make_study([(f"{name}1", name) for name in "ABCD"], depth=500.0)
-    result = ig.tl.learning_curve(study, "ridge", fractions=(0.1, 0.4, 1), by="spots", n_repeats=3)
+    result = ig.tl.learning_curve(study, "ridge-plain", fractions=(0.1, 0.4, 1), by="spots", n_repeats=3)
     means = result.query("genes == 'all'").groupby("fraction")[["pcc", "r2"]].mean()
     assert means["pcc"].is_monotonic_increasing
     assert means["pcc"].iloc[-1] > means["pcc"].iloc[0] + 0.1

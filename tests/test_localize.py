@@ -435,7 +435,7 @@ def test_the_tumour_of_a_held_out_patient_is_found():
     sdata = ig.datasets.synthetic_cohort(n_patients=4, n_sections=1, n_spots=80, n_genes=120)
     ig.pp.extract_patches(sdata)
     ig.pp.embed_patches(sdata, "color-texture", orientations=1)
-    ig.tl.fit(sdata, "ridge", validate_on=["P4"])
+    ig.tl.fit(sdata, "ridge-plain", validate_on=["P4"])
     ig.tl.predict(sdata)
     markers = {
         domain: [gene for gene, group in GENES[:120] if group == domain] for domain in ("tumour", "stroma", "immune")
