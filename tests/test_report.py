@@ -124,7 +124,7 @@ def test_scores_on_the_page_are_those_of_the_result(bare, page):
     for group in cv.groups:
         for row in cv.summary(group).to_dict("records"):
             assert interval(row["pcc"], row["low"], row["high"]) in text["scores"]
-    row = cv.compare("ridge, not centred").set_index("model").loc["ridge"]
+    row = cv.compare("ridge-plain").set_index("model").loc["ridge"]
     assert f"higher in {row['n_better']} of 3 patients" in text["top"]
     best = cv.genes("ridge").index[0]
     assert re.search(r"Best genes</caption>.*?<td[^>]*>([^<]*)", found.source, flags=re.DOTALL).group(1) == best

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from img2gene._errors import Img2GeneError
 from img2gene.models.centring import centre, check_centring
 from img2gene.models.data import TrainingData
 from img2gene.models.decomposition import Decomposition, decompose, leading_directions
@@ -223,15 +224,26 @@ class Ridge(LinearPredictor):
         self.n_responses = check.whole("n_responses", n_responses, 1)
         self.depth_weights = check.flag("depth_weights", depth_weights)
         check.raise_all()
+        self._fitted: tuple[_Inputs, list[float]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the training data out of copies and pickles."""
+        return self.__dict__ | {"_fitted": None}
 
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Choose the penalties inside the training data, then fit to all of it."""
-        self._fit(data.in_canonical_order(), seed)
+        self._fitted = self._fit(data.in_canonical_order(), seed)
 
     def fit_held_out(self, data: TrainingData, *, seed: int) -> HeldOut:
         """Fit, and predict all training spots by ridges without their group (section, block), at most five of them."""
         order, data = data.canonical_order(), data.in_canonical_order()
-        inputs, penalties = self._fit(data, seed)
+        # A subclass may fit in another way.
+        self.fit(data, seed=seed)
+        if self._fitted is None:
+            raise Img2GeneError(
+                f"`{type(self).__name__}.fit` must call `Ridge.fit`, whose results `fit_held_out` needs."
+            )
+        inputs, penalties = self._fitted
         folds = inner_folds(data, seed=seed, n_max=N_FOLDS)
         predicted = np.empty(data.labels.shape, dtype=np.float32)
         for fitted, held in folds.splits():
@@ -239,6 +251,7 @@ class Ridge(LinearPredictor):
             mean = inputs.mean_label(fitted)
             scores = inputs.held_scores(fitted, held, folds).astype(np.float32)
             predicted[held] = scores @ solution.coefficients(penalties) + mean
+        self._fitted = None
         back = np.argsort(order)
         return HeldOut(np.arange(len(predicted)), predicted[back], folds.kind, unit_labels(data, folds)[back])
 
