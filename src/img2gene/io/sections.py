@@ -192,7 +192,7 @@ def position_problems(xy: Any, n_obs: int, name: str, table: str) -> list[str]:
     try:
         is_masked = isinstance(xy, np.ma.MaskedArray) and np.ma.is_masked(xy)
         places = np.asarray(xy, dtype=float) if np.isrealobj(xy) and not is_masked else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         places = None
     if places is None:
         return [f"{name} holds values that are not numbers, or masks some; expected an array ({n_obs}, 2)."]
