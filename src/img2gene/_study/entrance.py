@@ -122,7 +122,7 @@ def position_problems(values: Any, name: str) -> list[str]:
     hidden = isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values)
     try:
         array = None if sp.issparse(values) or hidden or np.iscomplexobj(values) else np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array = None
     if array is None:
         return [f"{name} holds values that are not numbers, or masks some; expected an array (n_obs, 2)."]
