@@ -156,8 +156,7 @@ def load_model(path: str | Path) -> Model:
     Raises
     ------
     Img2GeneError
-        The file does not exist, holds no model of this package, or is damaged: the configuration or an array has changed since
-        it was stored, or does not fit the declared architecture.
+        The file does not exist, holds no model, is damaged, or does not fit the declared architecture.
 
     Examples
     --------
