@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from img2gene import _schema
 from img2gene._checks import Arguments
-from img2gene._errors import Problems, listing, missing
+from img2gene._errors import Img2GeneError, Problems, listing, missing
 from img2gene._study.expression import in_tissue, name_problems
 from img2gene._study.matrices import with_plain_counts
 from img2gene._study.sections import region_column, text_labels
@@ -129,6 +129,18 @@ def position_problems(values: Any, name: str) -> list[str]:
     if array.ndim != 2 or array.shape[1] < 2:
         return [f"{name} has shape {array.shape}; expected (n_obs, 2): x and y of each spot."]
     return []
+
+
+def stored_positions(study: Study, rows: np.ndarray, way_out: str = "leave out spots without a position") -> np.ndarray:
+    """Read ``obsm["spatial"]`` of some rows, float (n, 2); refuse spots without a position."""
+    positions = np.asarray(study.table.obsm["spatial"], dtype=float)[rows, :2]
+    bad = rows[~np.isfinite(positions).all(axis=1)]
+    if len(bad):
+        raise Img2GeneError(
+            f"`{study.name}.obsm['spatial']` holds NaN or infinite positions in {len(bad)} rows "
+            f"({listing(study.table.obs_names[bad], 5)}); {way_out}."
+        )
+    return positions
 
 
 def window_problems(table: AnnData, name: str) -> list[str]:

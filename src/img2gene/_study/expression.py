@@ -80,15 +80,15 @@ def _are_whole(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all() and (values >= 0).all() and np.array_equal(values, np.round(values)))
 
 
-def name_problems(table: AnnData, name: str) -> list[str]:
-    """List duplicate genes and duplicate spots of a table."""
+def name_problems(table: AnnData, name: str, of: str = "") -> list[str]:
+    """List duplicate genes and duplicate spots of a table; ``of`` tells it apart from others of its name."""
     problems = []
-    for kind, names, call in (("genes", table.var_names, "var"), ("spots", table.obs_names, "obs")):
+    for kind, names, axis in (("genes", table.var_names, "var"), ("spots", table.obs_names, "obs")):
         duplicated = names[names.duplicated()].unique()
         if len(duplicated):
             problems.append(
-                f"`{name}` has {len(duplicated)} duplicate {kind} ({', '.join(map(str, duplicated[:5]))}). "
-                f"Call `{name}.{call}_names_make_unique()` if they are distinct, else drop them."
+                f"`{name}`{of} has {len(duplicated)} duplicate {kind} ({', '.join(map(str, duplicated[:5]))}). "
+                f"Call `{axis}_names_make_unique()` on the table if they are distinct, else drop them."
             )
     return problems
 

@@ -18,7 +18,7 @@ from img2gene._study.entrance import (
     table_problems,
     window_problems,
 )
-from img2gene._study.expression import count_problems, layer_problems
+from img2gene._study.expression import count_problems, layer_problems, name_problems
 from img2gene._study.sections import region_column
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def entrance_problems(table: AnnData, name: str, key: str) -> list[str]:
     problems = position_problems(table.obsm.get("spatial"), f"`{name}.obsm['spatial']`")
     problems += window_problems(table, name) + object_problems(table.obs, f"{name}.obs")
     problems += number_problems(table.X, f"`{name}.X`") or _size_problems(table, name)
-    return problems + _kind_problems(table, name) + _duplicate_problems(table, key)
+    return problems + _kind_problems(table, name) + name_problems(table, key, f" of {listing(regions_of(table), 3)}")
 
 
 def _kind_problems(table: AnnData, name: str) -> list[str]:
@@ -97,18 +97,6 @@ def _size_problems(table: AnnData, name: str) -> list[str]:
     if _schema.LIBRARY_SIZE not in table.obs or table.X is None or not table.n_vars or count_problems(table.X, ""):
         return []
     return layer_problems(table, None, name)
-
-
-def _duplicate_problems(table: AnnData, key: str) -> list[str]:
-    problems = []
-    for kind, axis, names in (("genes", "var", table.var_names), ("spots", "obs", table.obs_names)):
-        twice = names[names.duplicated()].unique()
-        if len(twice):
-            problems.append(
-                f"`{key}` of {listing(regions_of(table), 3)} has {len(twice)} duplicate {kind} ({listing(twice, 5)}). "
-                f"Call `{axis}_names_make_unique()` on the table if they are distinct, else drop them."
-            )
-    return problems
 
 
 def element_problems(parts: list[SpatialData]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
+from img2gene._study.entrance import stored_positions
 from img2gene._study.geometry import Geometry, locate_region, recorded, transformations
 from img2gene._study.images import scale0, thumbnail
 from img2gene.io.sections import THUMBNAIL_PX
@@ -109,14 +110,7 @@ def _stored_positions(study: Study, rows: np.ndarray) -> np.ndarray:
     if "spatial" not in obsm:
         hint = "Add the image of each region to the study, and run `img2gene.pp.extract_patches`."
         raise MissingKeyError(missing("spatial", f"{study.name}.obsm", obsm, hint))
-    positions = np.asarray(obsm["spatial"], dtype=float)[rows, :2]
-    bad = rows[~np.isfinite(positions).all(axis=1)]
-    if len(bad):
-        raise Img2GeneError(
-            f"`{study.name}.obsm['spatial']` holds NaN or infinite positions in {len(bad)} rows without an image "
-            f"({listing(study.table.obs_names[bad], 5)}). Add their image, or leave out these rows."
-        )
-    return positions
+    return stored_positions(study, rows, "add the image of their region, or leave out these rows")
 
 
 def _entry(sdata: SpatialData, geometries: list[Geometry], n_sections: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -16,7 +17,7 @@ PENALTIES = tuple(float(value) for value in np.geomspace(0.1, 3000, 28).round(4)
 _BLOCK_ROWS = 2048
 
 
-class LinearPredictor:
+class LinearPredictor(ABC):
     """A linear model of all genes on principal components of centred features; its subclasses differ in the fit.
 
     ŷ = ȳ + Bᵀ V (x − x̄) / s, with the mean x̄ of the section, or of the training data
@@ -75,9 +76,9 @@ class LinearPredictor:
             predicted[rows] += self.arrays["label_mean"]
         return predicted
 
+    @abstractmethod
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Choose the penalties inside the training data, then fit to all of it."""
-        raise NotImplementedError
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Settings and fitted arrays."""

@@ -11,7 +11,7 @@ from img2gene import _schema
 from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
-from img2gene._study.entrance import open_study
+from img2gene._study.entrance import open_study, stored_positions
 from img2gene._study.expression import gene_statistics, labels, layer_problems
 from img2gene._study.study import Study
 
@@ -127,7 +127,7 @@ def _panel(
     if not len(rows):
         raise Img2GeneError("No spot of the chosen sections has expression: all are off the tissue or without counts.")
     # Genes can be chosen before patches exist, and Moran's I of the nearest spots needs no unit.
-    positions = study_positions(study, rows) if by == "spatial" else np.zeros((len(rows), 2))
+    positions = stored_positions(study, rows) if by == "spatial" else np.zeros((len(rows), 2))
     statistics = gene_statistics(values, study.sections[rows], positions)
     score = np.where(statistics["detection"] >= min_detection, statistics[_RANKINGS[by]], np.nan)
     usable = np.flatnonzero(np.isfinite(score) & (statistics["variance"] > 0))
@@ -141,18 +141,6 @@ def _panel(
     names = table.var_names.to_numpy(dtype=str)[usable]
     panel[usable[np.lexsort((names, -score[usable]))[:n_genes]]] = True
     return panel, rows
-
-
-def study_positions(study: Study, rows: np.ndarray) -> np.ndarray:
-    """Read ``obsm["spatial"]`` of some rows, float (n, 2); refuse spots without a position."""
-    positions = np.asarray(study.table.obsm["spatial"], dtype=float)[rows, :2]
-    bad = rows[~np.isfinite(positions).all(axis=1)]
-    if len(bad):
-        raise Img2GeneError(
-            f"`{study.name}.obsm['spatial']` holds NaN or infinite positions in {len(bad)} rows "
-            f"({listing(study.table.obs_names[bad], 5)}); leave out spots without a position."
-        )
-    return positions
 
 
 def section_names(check: Arguments, sections: Any) -> list[str] | None:

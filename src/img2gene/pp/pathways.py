@@ -13,7 +13,7 @@ from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
-from img2gene._study.entrance import open_study
+from img2gene._study.entrance import open_study, stored_positions
 from img2gene._study.expression import layer_problems, measured
 from img2gene._study.inputs import choose_encoder, embedding, has_embedding
 from img2gene._study.origins import check_embedding
@@ -22,7 +22,7 @@ from img2gene._study.study import Study
 from img2gene.pathways import match_gene_sets, read_gene_sets
 from img2gene.pathways.context import METHODS, choose_pathways, score_spots
 from img2gene.pathways.gene_sets import ORGANISMS
-from img2gene.pp.expression import rows_of_sections, section_names, study_positions
+from img2gene.pp.expression import rows_of_sections, section_names
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ class _Selection:
     def _positions(self, rows: np.ndarray) -> np.ndarray:
         obsm = self.study.table.obsm
         if "spatial" in obsm:
-            return study_positions(self.study, rows)
+            return stored_positions(self.study, rows)
         if _schema.PATCH_BBOX in obsm:
             return self.study.positions[rows]
         raise Img2GeneError(
