@@ -88,3 +88,14 @@ def test_pixels_of_a_core_are_those_of_its_spots(microarray):
 def test_a_report_draws_cores(microarray, tmp_path):
     page = ig.report(microarray, tmp_path / "page.html", sections=["left", "right"], n_genes=1).read_text()
     assert "left, right" in page
+
+
+def test_numbers_name_sections_that_are_numbered(study):
+    table = study["table"]
+    table.obs["section"] = table.obs["section"].astype("category").cat.codes.to_numpy(dtype=int)
+    ig.tl.fit(study, "ridge", validate_on=["C"])
+    ig.tl.predict(study)
+    number = table.obs["section"].unique()[-1]
+    for sections in (number, [number], int(number), str(number)):
+        titles = [ax.get_title() for ax in ig.pl.prediction(study, table.var_names[0], sections=sections).axes]
+        assert any(str(number) in title for title in titles)

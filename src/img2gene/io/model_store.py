@@ -50,7 +50,12 @@ def read_model(table: AnnData, key: str) -> Model:
             # A value of another package or version under this key has its own message.
             _schema.container(table, key)
         raise MissingKeyError(
-            missing(str(key), "the trained models of the table", present, "Run `img2gene.tl.fit` first.")
+            missing(
+                str(key),
+                "the trained models of the table",
+                present,
+                "Run `img2gene.tl.fit` first, or pass the model that predicted, or its file, as `model=`.",
+            )
         )
     stored = table.uns[key]["model"]
     if not isinstance(stored, Mapping) or stored.keys() != {"config", "weights"}:
