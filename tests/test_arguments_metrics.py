@@ -26,7 +26,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("name", ["pearson", "spearman", "mse", "mae", "nrmse"])
+@pytest.mark.parametrize("name", ["pearson", "spearman", "mse", "mae", "nrmse", "bias", "slope"])
 def test_what_is_no_matrix_is_refused(name, bad):
     with pytest.raises(Img2GeneError):
         getattr(metrics, name)(BAD[bad], PREDICTED)

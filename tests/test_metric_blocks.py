@@ -8,6 +8,7 @@ from sklearn.metrics import mean_squared_error
 from img2gene._errors import Img2GeneError
 from img2gene.metrics import (
     _blocks,
+    bias,
     coverage,
     error_correlation,
     gene_correlation,
@@ -20,6 +21,7 @@ from img2gene.metrics import (
     pearson,
     pooled_pearson,
     r2,
+    slope,
     spearman,
     ssim,
     structure,
@@ -35,9 +37,11 @@ SCORES = {
     "pearson": lambda y, p, s: pearson(y, p),
     "spearman": lambda y, p, s: spearman(y, p),
     "ranks": lambda y, p, s: ranks(y),
+    "bias": lambda y, p, s: bias(y, p),
     "mse": lambda y, p, s: mse(y, p),
     "mae": lambda y, p, s: mae(y, p),
     "nrmse": lambda y, p, s: nrmse(y, p),
+    "slope": lambda y, p, s: slope(y, p),
     "r2": lambda y, p, s: r2(y, p, 0.3),
     "morans_i": lambda y, p, s: morans_i(y, GRAPH),
     "ssim": lambda y, p, s: ssim(y, p, POSITIONS),
@@ -98,6 +102,19 @@ def test_ranks_equal_scipy_and_give_spearman(section):
     np.testing.assert_array_equal(ranks(truth), stats.rankdata(truth, axis=0))
     order = np.random.default_rng(2).permutation(N)
     np.testing.assert_array_equal(pearson(ranks(truth)[order], ranks(predicted)), spearman(truth[order], predicted))
+
+
+def test_bias_and_slope_by_hand_and_by_numpy(section):
+    truth, predicted = (values[:, :4].astype(np.float64) for values in section[:2])
+    np.testing.assert_allclose(bias(np.array([1.0, 2, 6]), np.array([0.0, 2, 4])), -1)
+    np.testing.assert_allclose(slope(np.array([1.0, 2, 6]), np.array([0.0, 2, 4])), 1.25)
+    np.testing.assert_allclose(bias(truth, predicted), predicted.mean(axis=0) - truth.mean(axis=0))
+    fitted = [np.polyfit(one, two, 1)[0] for one, two in zip(predicted.T, truth.T, strict=True)]
+    np.testing.assert_allclose(slope(truth, predicted), fitted)
+    assert slope(np.full(5, 3.0), np.arange(5.0)) == 0
+    assert np.isnan(slope(np.arange(5.0), np.full(5, 0.1))).all()
+    assert np.isnan(slope(np.ones(1), np.ones(1))).all()
+    assert np.isnan(bias(np.empty((0, 2)), np.empty((0, 2)))).all()
 
 
 def test_nrmse_by_hand_and_by_scikit_learn(section):

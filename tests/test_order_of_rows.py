@@ -133,6 +133,7 @@ GENES, SPOTS, NEITHER = "genes", "spots", "neither"
 METRICS = {
     "auprc": (NEITHER, lambda s: metrics.auprc(inside(s), score(s))),
     "auroc": (NEITHER, lambda s: metrics.auroc(inside(s), score(s))),
+    "bias": (GENES, lambda s: metrics.bias(s.truth, s.predicted)),
     "coverage": (GENES, lambda s: metrics.coverage(s.truth, s.predicted - s.sd, s.predicted + s.sd)),
     "dice": (NEITHER, lambda s: metrics.dice(inside(s), score(s) > 1)),
     "error_correlation": (GENES, lambda s: metrics.error_correlation(s.truth, s.predicted, s.sd)),
@@ -156,6 +157,7 @@ METRICS = {
         NEITHER,
         lambda s: metrics.signed_rank_pvalue((s.truth - s.predicted).mean(axis=0).round(2)),
     ),
+    "slope": (GENES, lambda s: metrics.slope(s.truth, s.predicted)),
     "spatial_correlation_test": (GENES, correlation_test),
     "spearman": (GENES, lambda s: metrics.spearman(s.truth, s.predicted)),
     "spearman_brown": (GENES, lambda s: metrics.spearman_brown(metrics.pearson(s.truth, s.predicted))),

@@ -226,6 +226,8 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "metrics.mean_interval": lambda folder: {"values": np.arange(5.0)},
     "metrics.moran_agreement": lambda folder: {**_values(), "graph": _graph()},
     "metrics.morans_i": lambda folder: {"values": _values()["truth"], "graph": _graph()},
+    "metrics.bias": lambda folder: _values(),
+    "metrics.slope": lambda folder: _values(),
     "metrics.mse": lambda folder: _values(),
     "metrics.neighbor_graph": lambda folder: {"positions": _lattice(), "k": 3},
     "metrics.noise_ceiling": lambda folder: {"counts": _counts()},

@@ -98,7 +98,7 @@ class Subject:
         if metric == "coverage" and level is not None:
             return f"nearer to {level:.0%}"
         best = direction(metric)
-        return "nearer to 0" if best == "zero" else best
+        return {"zero": "nearer to 0", "one": "nearer to 1"}.get(str(best), best)
 
     @property
     def gene_group(self) -> str:

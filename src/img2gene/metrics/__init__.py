@@ -4,7 +4,7 @@ from img2gene.metrics.classification import auprc, auroc, dice
 from img2gene.metrics.comparison import mean_interval, signed_rank_pvalue
 from img2gene.metrics.moments import pooled_pearson
 from img2gene.metrics.raster import rasterize, ssim
-from img2gene.metrics.regression import mae, mse, nrmse, pearson, r2, spearman
+from img2gene.metrics.regression import bias, mae, mse, nrmse, pearson, r2, slope, spearman
 from img2gene.metrics.reliability import noise_ceiling, spearman_brown
 from img2gene.metrics.spatial import moran_agreement, morans_i, neighbor_graph
 from img2gene.metrics.structure import gene_correlation, structure_score
@@ -14,6 +14,7 @@ from img2gene.metrics.uncertainty import coverage, error_correlation, interval_w
 __all__ = [
     "auprc",
     "auroc",
+    "bias",
     "coverage",
     "dice",
     "error_correlation",
@@ -32,6 +33,7 @@ __all__ = [
     "r2",
     "rasterize",
     "signed_rank_pvalue",
+    "slope",
     "spatial_correlation_test",
     "spearman",
     "spearman_brown",

@@ -20,7 +20,7 @@ from img2gene.metrics.uncertainty import coverage, error_correlation, interval_w
 if TYPE_CHECKING:
     import pandas as pd
 
-Direction = Literal["higher", "lower", "zero"]
+Direction = Literal["higher", "lower", "zero", "one"]
 # Arguments of a metric's function, by what it needs. `mean` is the training mean of each gene, `sd` the predicted SD.
 # Moments and ranks are computed once for several metrics and baselines.
 ARGUMENTS = {
@@ -72,6 +72,8 @@ CATALOG = {
         Metric("mae", mae, "pairs", "lower", "MAE"),
         Metric("r2", r2, "reference", "higher", "R²"),
         Metric("nrmse", nrmse, "pairs", "lower", "NRMSE"),
+        Metric("bias", Moments.bias, "moments", "zero", "bias"),
+        Metric("slope", Moments.slope, "moments", "one", "slope"),
         Metric("ssim", ssim, "map", "higher", "SSIM"),
         # Too smooth and too rough are both wrong.
         Metric("moran", moran_difference, "graph", "zero", "Moran's I, predicted − measured"),
@@ -82,6 +84,7 @@ CATALOG = {
     )
 }
 METRICS = tuple(CATALOG)
+_TARGETS = {"zero": 0.0, "one": 1.0}
 # Scores of all genes together, which one call of `structure_score` returns: they are no scores of single genes.
 _STRUCTURE: dict[str, Direction] = {"structure": "higher", "structure_rmse": "lower"}
 
@@ -109,4 +112,6 @@ def goodness(values: pd.Series, metric: str, level: float | None) -> pd.Series:
     if metric == "coverage" and level is not None:
         return -(values - level).abs()
     better = direction(metric)
-    return -values if better == "lower" else -values.abs() if better == "zero" else values
+    if better in _TARGETS:
+        return -(values - _TARGETS[better]).abs()
+    return -values if better == "lower" else values

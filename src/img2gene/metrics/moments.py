@@ -66,6 +66,16 @@ class Moments:
         # Rounding leaves some perfect correlations a little beyond 1.
         return np.clip(correlation, -1, 1)
 
+    def bias(self) -> np.ndarray:
+        """Mean of the predicted values less that of the measured values, of each gene; NaN without spots."""
+        return self.means[1] - self.means[0]
+
+    def slope(self) -> np.ndarray:
+        """Slope of measured on predicted values, of each gene; NaN where predicted values are constant or hold NaN."""
+        known = (self.n > 1) & ~is_constant(self.squares, self.peaks, self.n)[1]
+        slope = np.full_like(self.products, np.nan)
+        return np.divide(self.products, self.squares[1], out=slope, where=known)
+
 
 def row_moments(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Compute means, squares and peaks (of both) and products, float64 (7, n_genes), of (n_genes, n_spots) blocks."""

@@ -129,6 +129,58 @@ def nrmse(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return per_gene(run, *columns(truth, predicted))
 
 
+def bias(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Compute the bias of each gene: its mean predicted value less its mean measured value, 0 at best; NaN without spots.
+
+    Scored in one section, it shows how well a model knows the level of that section.
+
+    Parameters
+    ----------
+    truth, predicted
+        (n_spots, n_genes), or (n_spots,) for one gene.
+
+    Returns
+    -------
+    float64 (n_genes,), in the units of expression.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.metrics import bias
+    >>> bias(np.array([0.0, 2.0]), np.array([3.0, 3.0]))
+    array([2.])
+    """
+    return Moments.of(truth, predicted).bias()
+
+
+def slope(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Compute the slope of measured on predicted values of each gene, by least squares: 1 where differences are calibrated.
+
+    Below 1, predicted differences between spots are too large; above 1, they are too small.
+
+    Parameters
+    ----------
+    truth, predicted
+        (n_spots, n_genes), or (n_spots,) for one gene.
+
+    Returns
+    -------
+    float64 (n_genes,); NaN where predicted values are constant, either side holds NaN, or there are fewer than two spots.
+
+    References
+    ----------
+    Cox, "Two further applications of a model for binary regression", Biometrika 1958 (calibration slope).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.metrics import slope
+    >>> slope(np.array([0.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))
+    array([2.])
+    """
+    return Moments.of(truth, predicted).slope()
+
+
 def mae(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Compute the mean absolute error of each gene, mean ``abs(y − ŷ)``, 0 at best; NaN without spots.
 

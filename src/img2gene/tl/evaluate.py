@@ -24,7 +24,6 @@ from img2gene.tl._arguments import (
     MOST_PERMUTATIONS,
     check_flags,
     check_gene_groups,
-    check_group_names,
     check_model,
     check_seed,
     check_store,
@@ -122,6 +121,8 @@ def evaluate(
     recorded. The scores, of the gene in the section unless stated otherwise, are
 
     - ``pcc``, ``spearman``, ``mse``, ``mae``, ``nrmse``: as in ``img2gene.metrics``; ``r2``: against the training mean;
+    - ``bias``: mean prediction minus mean label; ``slope``: of labels on predictions, 1 where differences between spots are
+      as large as predicted;
     - ``ssim``: similarity of the maps; ``moran``: Moran's I of the prediction minus that of the labels (six nearest spots). NaN
       where no patches are recorded;
     - ``pcc_pooled``: over the spots of all scored sections together, the same in each of them;
@@ -153,7 +154,7 @@ def evaluate(
     """
     check = Arguments()
     key, seed = check.text("key", key), check_seed(check, seed)
-    model, sections = check_model(check, model), check_group_names(check, "sections", sections)
+    model, sections = check_model(check, model), check.labels("sections", sections)
     groups = with_markers(check, gene_groups, markers)
     n_permutations = check.whole("n_permutations", n_permutations, 0, MOST_PERMUTATIONS)
     check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
