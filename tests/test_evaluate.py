@@ -319,7 +319,7 @@ def test_a_model_of_all_sections_has_no_honest_score(study):
 FAULTS = {
     "no predictions": (lambda s: s["table"].layers.pop("img2gene"), {}, r"`img2gene` not found in .* Run `img2gene.tl.predict` first"),
     "section": (None, {"sections": ["Z9"]}, r"No section named Z9 \(available: A1, A2, B1, C1\)"),
-    "no section": (None, {"sections": []}, "No section named none"),
+    "no section": (None, {"sections": []}, r"Name at least one section \(available: A1, A2, B1, C1\)"),
     "statistic": (None, {"gene_groups": {"x": ("fame", 5)}}, "by='fame': expected one of .*dispersion"),
     "group of no gene": (None, {"gene_groups": {"x": ["G01", "TP53", "MYC"]}}, "Gene group 'x': TP53, MYC not predicted"),
     "group called like a column": (None, {"gene_groups": {"pcc": ["G01"]}}, "A gene group cannot be called 'pcc'"),

@@ -99,7 +99,7 @@ def test_genes_that_the_model_does_not_know_are_named(predicted):
     [
         ("nothing", {}, "`nothing` not found"),
         ("G00", {"sections": "Z9"}, "No section named Z9"),
-        ("G00", {"sections": []}, "No section named none"),
+        ("G00", {"sections": []}, "Name at least one section"),
         ("G00", {"key": "other"}, "`other` not found.*predict"),
     ],
 )

@@ -92,6 +92,23 @@ class Arguments(Problems):
             return str(value)
         return self._unless_none(name, value, "a name (a string that is not empty)", optional)
 
+    def label(self, name: str, value: Any, *, optional: bool = False) -> Any:
+        """Convert the name of a patient or section to text; whole numbers are names, too."""
+        return self.text(name, name_text(value) if _is_whole_number(value) else value, optional=optional)
+
+    def labels(self, name: str, value: Any) -> list[str] | None:
+        """Convert the names of patients or sections to text, each once; None, which means all of them, is allowed.
+
+        No name is allowed here, because the error about it lists the names that exist.
+        """
+        if value is None:
+            return None
+        items = [value] if _is_label(value) else several(value)
+        if items is None or not all(map(_is_label, items)):
+            self.messages.append(f"{name}={shown(value)}: expected a name, a list of names, or None.")
+            return None
+        return list(dict.fromkeys(map(name_text, items)))
+
     def names(self, name: str, value: Any, *, optional: bool = False, empty: bool = False) -> Any:
         """Convert one name or several to a list of names, each once; ``empty`` allows no name."""
         if isinstance(value, str) and value:
@@ -177,6 +194,40 @@ def shown(value: Any) -> str:
         return _REPR.repr(value)
     except ValueError:
         return f"a {type(value).__name__} that is too long to show"
+
+
+def several(value: Any) -> list[Any] | None:
+    """List the items of a list, an array or an index; None for a single value, a text and a dict."""
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        return None
+    try:
+        return list(value)
+    # An array without axes is iterable to Python, and cannot be iterated over.
+    except TypeError:
+        return None
+
+
+def name_text(value: Any) -> str:
+    """Write the name of a group as text, the same for 3 and 3.0.
+
+    pandas turns whole numbers into floats where a value of the column is missing.
+
+    Examples
+    --------
+    >>> from img2gene._checks import name_text
+    >>> name_text(3.0), name_text(3.5), name_text("3.0")
+    ('3', '3.5', '3.0')
+    """
+    return str(int(value) if _is_whole_number(value) else value)
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str) or _finite(value) is not None
+
+
+def _is_whole_number(value: Any) -> bool:
+    number = _finite(value)
+    return number is not None and number.is_integer()
 
 
 def _finite(value: Any) -> float | None:

@@ -57,6 +57,13 @@ def missing(name: str, where: str, available: Iterable[object], hint: str = "") 
     return f"{text} {hint}" if hint else text
 
 
+def no_such(what: str, absent: Iterable[object], known: Iterable[object], limit: int = 10) -> str:
+    """Say which names are unknown, or that none is named, and list the known ones."""
+    names = [str(name) for name in absent]
+    problem = f"No {what} named {listing(names)}" if names else f"Name at least one {what}"
+    return f"{problem} (available: {listing(known, limit)})."
+
+
 def raise_problems(problems: list[str], kind: type[Img2GeneError] = Img2GeneError) -> None:
     """Raise one error that lists all ``problems``; do nothing when there are none."""
     if len(problems) == 1:

@@ -10,6 +10,7 @@ from img2gene._errors import Img2GeneError, listing
 from img2gene._report.blocks import names
 from img2gene._report.sources import ReportedStudy
 from img2gene._study.expression import labels, measured
+from img2gene._study.sections import folded
 from img2gene.pl._predictions import Predictions
 
 if TYPE_CHECKING:
@@ -79,4 +80,4 @@ def unlike_sections(study: ReportedStudy, cv: CrossValidation, kept: Predictions
 
 def _differ(one: object, other: str | None) -> bool:
     """Whether two patients differ, if both are recorded."""
-    return isinstance(one, str) and other is not None and one != other
+    return isinstance(one, str) and other is not None and folded(one) != folded(other)

@@ -195,10 +195,12 @@ def _choice(check: Arguments, genes: Any, sections: Any, n_genes: Any, n_section
     """Convert the genes and sections to draw, and how many are drawn without names."""
     from img2gene._report.chapters.genes import Choice
 
-    names = {}
-    for argument, value in (("genes", genes), ("sections", sections)):
-        names[argument] = check.names(argument, value, optional=True, empty=True)
-        if isinstance(names[argument], list) and not names[argument]:
+    names = {
+        "genes": check.names("genes", genes, optional=True, empty=True),
+        "sections": check.labels("sections", sections),
+    }
+    for argument, chosen in names.items():
+        if isinstance(chosen, list) and not chosen:
             check.messages.append(f"{argument}=[]: name at least one, or pass None to let the report choose.")
     numbers = {"n_genes": n_genes, "n_sections": n_sections}
     return Choice(**names, **{name: check.whole(name, value, 1, _MOST_DRAWN) for name, value in numbers.items()})

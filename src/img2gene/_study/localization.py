@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from img2gene import _schema, metrics
+from img2gene._checks import name_text
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._study.study import Study
 
@@ -177,9 +177,7 @@ def _number(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     """Convert a value to text, the same for 1 and 1.0, without spaces around it."""
-    # True is a Real in Python, but must not become 1.
-    whole = isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
-    return str(int(value) if whole else value).strip()
+    return name_text(value).strip()
 
 
 def agreement(truth: np.ndarray, scores: np.ndarray, inside: np.ndarray) -> dict[str, float | int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import date
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from img2gene._checks import name_text
 from img2gene._errors import Img2GeneError, listing
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 # Missing values turn into these texts in a CSV file or by `.astype(str)`.
 _MISSING_TEXTS = {"", "nan", "NaN", "None", "<NA>"}
+_WHOLE_NUMBER = re.compile(r"(-?\d+)\.0+")
 
 
 def region_column(table: AnnData, name: str) -> pd.Series:
@@ -47,26 +50,31 @@ def region_column(table: AnnData, name: str) -> pd.Series:
 
 
 def folded(name: str) -> str:
-    """Write a name without the blanks and capitals that are often typed differently."""
-    return " ".join(name.split()).casefold()
+    """Write a name without the blanks, capitals and zeros after the point that are often written differently."""
+    text = " ".join(name.split()).casefold()
+    number = _WHOLE_NUMBER.fullmatch(text)
+    return number[1] if number else text
 
 
 def check_distinct(labels: np.ndarray, name: str) -> None:
-    """Refuse names that differ only in blanks or capitals, because a split would take them for different groups."""
+    """Refuse names that are written differently and mean one group, because a split would take them for two."""
     spellings: dict[str, list[str]] = {}
     for label in np.unique(labels):
         spellings.setdefault(folded(str(label)), []).append(repr(str(label)))
     alike = [" and ".join(names) for names in spellings.values() if len(names) > 1]
     if alike:
         raise Img2GeneError(
-            f"`obs['{name}']` holds names that differ only in blanks or capitals ({listing(alike)}), so one {name} could be "
-            f"on both sides of a split. Write each {name} the same way in all rows, or give different ones clearly different "
+            f"`obs['{name}']` holds names that differ only in blanks, capitals or `.0` ({listing(alike)}), so one {name} could "
+            f"be on both sides of a split. Write each {name} the same way in all rows, or give different ones clearly different "
             "names."
         )
 
 
 def text_labels(column: pd.Series, name: str) -> np.ndarray:
-    """Convert a column to text, str (n_obs,); missing values, and values that are no names, are refused."""
+    """Convert a column to text, str (n_obs,); missing values, and values that are no names, are refused.
+
+    Whole numbers are written without a decimal point, also where pandas holds them as floats.
+    """
     if isinstance(column, pd.DataFrame):
         raise Img2GeneError(f"`obs` has {column.shape[1]} columns `{name}`; keep one.")
     # Lists and arrays are values that pandas cannot compare.
@@ -82,4 +90,9 @@ def text_labels(column: pd.Series, name: str) -> np.ndarray:
         texts = [repr(value) for value in missing if isinstance(value, str)]
         how = f" (the text {listing(texts)})" if texts else ""
         raise Img2GeneError(f"`obs['{name}']` is missing in {n_rows} rows{how}; name every row's {name}.")
-    return column.astype(str).to_numpy(dtype=str)
+    return column_texts(column).to_numpy(dtype=str)
+
+
+def column_texts(column: pd.Series) -> pd.Series:
+    """Write each name of a column as text; missing values become the text of what marks them."""
+    return column.astype(object).map(name_text).astype(object)

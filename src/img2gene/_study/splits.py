@@ -54,7 +54,6 @@ def named_groups(names: Iterable[str] | None, labels: np.ndarray, argument: str,
     chosen = [str(name) for name in ([names] if isinstance(names, str) else names)]
     unknown = [name for name in chosen if name not in labels]
     if unknown or not chosen:
-        raise MissingKeyError(
-            f"{argument}={chosen}: no {groups} named {listing(unknown)} (available: {listing(np.unique(labels))})."
-        )
+        problem = f"no {groups} named {listing(unknown)}" if unknown else f"name at least one {groups}"
+        raise MissingKeyError(f"{argument}={chosen}: {problem} (available: {listing(np.unique(labels))}).")
     return chosen

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.sparse import SparseEfficiencyWarning
 
 from img2gene import _schema
-from img2gene._checks import Arguments
+from img2gene._checks import Arguments, name_text
 from img2gene._errors import listing, raise_problems
 from img2gene._study.expression import count_problems, row_sums
 from img2gene.io._concat_checks import KINDS, name_problems, read_parts, shared_genes, table_problems
@@ -164,7 +164,7 @@ def _storable(obs: pd.DataFrame, parts: list[AnnData]) -> pd.DataFrame:
         elif categorical or obs[column].dtype == object:
             if obs[column].dropna().map(type).map(lambda kind: issubclass(kind, str)).nunique() > 1:
                 logger.info("obs[%r] holds text and numbers; it is joined as text", column)
-                obs[column] = obs[column].map(str, na_action="ignore")
+                obs[column] = obs[column].map(name_text, na_action="ignore")
                 categorical = True
             obs[column] = obs[column].astype("category") if categorical else obs[column]
     return obs

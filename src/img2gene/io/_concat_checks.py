@@ -12,6 +12,7 @@ from img2gene import _schema
 from img2gene._errors import Img2GeneError, Problems, listing
 from img2gene._study.inputs import without_tokens
 from img2gene._study.localization import score_column
+from img2gene._study.sections import column_texts
 from img2gene.io._concat_entrance import ATTRS, entrance_problems, is_annotated, regions_of
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _array_problems(tables: list[AnnData], key: str) -> list[str]:
 
 def sections_of(table: AnnData) -> set[str]:
     """List what the sections of a table may be called: ``obs["section"]`` and the regions."""
-    names = table.obs[_schema.SECTION].astype(str) if _schema.SECTION in table.obs else []
+    names = column_texts(table.obs[_schema.SECTION]) if _schema.SECTION in table.obs else []
     return {*names, *regions_of(table)}
 
 
@@ -161,7 +162,7 @@ def shared_genes(tables: list[AnnData]) -> pd.Index:
 
 
 def _section_labels(table: AnnData) -> set[str]:
-    return set(table.obs[_schema.SECTION].dropna().astype(str)) if _schema.SECTION in table.obs else set()
+    return set(column_texts(table.obs[_schema.SECTION].dropna())) if _schema.SECTION in table.obs else set()
 
 
 def _region_problems(parts: list[SpatialData], tables: list[AnnData], key: str) -> list[str]:

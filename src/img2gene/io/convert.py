@@ -15,7 +15,7 @@ from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
 from img2gene._study.entrance import column_problems, number_problems, object_problems, open_table
 from img2gene._study.expression import in_tissue, name_problems
-from img2gene._study.sections import text_labels
+from img2gene._study.sections import column_texts, text_labels
 from img2gene.io._concat import concat_sections
 from img2gene.io._libraries import Library, read_libraries
 from img2gene.io._squidpy import squidpy_layout
@@ -220,7 +220,7 @@ def _patients(adata: AnnData, patient_key: str | None, sections: np.ndarray) -> 
             raise Img2GeneError(
                 f"Section `{name}` has spots of several patients ({listing(several)}). A section belongs to one patient."
             )
-    if _schema.PATIENT in adata.obs and adata.obs[_schema.PATIENT].astype(str).tolist() != patients.tolist():
+    if _schema.PATIENT in adata.obs and column_texts(adata.obs[_schema.PATIENT]).tolist() != patients.tolist():
         raise Img2GeneError(
             f"`obs['{_schema.PATIENT}']` and `obs['{patient_key}']` differ. Rename or drop `{_schema.PATIENT}`, which the "
             "study would take its patients from."

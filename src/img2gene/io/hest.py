@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
-from img2gene._checks import Arguments
+from img2gene._checks import Arguments, name_text
 from img2gene._errors import Img2GeneError, listing, raise_problems
-from img2gene.io.sections import build_section, donor, position_problems
+from img2gene.io.sections import build_section, position_problems
 
 if TYPE_CHECKING:
     import h5py
@@ -115,7 +115,10 @@ def patients(folder: str | Path) -> dict[str, str]:
     if rows is not None and "patient" in rows:
         # Every study in HEST-1k numbers its patients anew.
         study = rows.get("dataset_title", rows["patient"].map(lambda _: "")).astype(str)
-        names |= {str(name): f"{study[name]} {patient}".strip() for name, patient in rows["patient"].dropna().items()}
+        names |= {
+            str(name): f"{study[name]} {name_text(patient)}".strip()
+            for name, patient in rows["patient"].dropna().items()
+        }
     return names
 
 
@@ -125,7 +128,8 @@ def read_section(folder: str | Path, name: str, patient: str | None) -> tuple[Sp
     import scipy.sparse as sp
 
     check = Arguments()
-    path, name, patient = check.path("folder", folder), check.text("name", name), donor(check, patient)
+    path, name = check.path("folder", folder), check.text("name", name)
+    patient = check.label("patient", patient, optional=True)
     check.raise_all()
     crops, barcodes, corners = _read_crops(path / "patches" / f"{name}.h5")
     stored = _read_counts(path / "adata" / f"{name}.h5ad")

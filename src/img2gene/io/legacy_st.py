@@ -15,7 +15,7 @@ from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._study.expression import count_problems
 from img2gene.io.image_files import read_image
-from img2gene.io.sections import build_section, donor, image_problems
+from img2gene.io.sections import build_section, image_problems
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -100,7 +100,7 @@ def read_legacy_st(
         _schema.check_name(section, "section")
     counts_path, spots_path = check.path("counts", counts), check.path("spots", spots, optional=True)
     image = image if isinstance(image, np.ndarray) else check.path("image", image)
-    patient = donor(check, patient)
+    patient = check.label("patient", patient, optional=True)
     spot_um, pitch_um = check.number("spot_um", spot_um, above=0), check.number("pitch_um", pitch_um, above=0)
     mpp = check.number("mpp", mpp, above=0, optional=True)
     check.raise_all()

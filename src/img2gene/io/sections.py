@@ -11,6 +11,7 @@ from img2gene._checks import Arguments
 from img2gene._errors import listing, raise_problems
 from img2gene._study.entrance import column_problems, number_problems, object_problems
 from img2gene._study.expression import count_problems, layer_problems, name_problems, row_sums
+from img2gene._study.sections import column_texts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -143,20 +144,13 @@ def _check(
     with check.collect():
         _schema.check_name(section, "section")
     check.messages += [*image_problems(image), *_spot_problems(xy, table)]
-    patient = donor(check, patient)
+    patient = check.label("patient", patient, optional=True)
     mpp = check.number("mpp", mpp, above=0)
     spot_um = check.number("spot_um", spot_um, above=0)
     if not check.messages and not 0 < spot_um / mpp < np.inf:
         check.messages.append(f"spot_um={spot_um!r} and mpp={mpp!r} give a spot of {spot_um / mpp:g} pixels.")
     check.raise_all()
     return patient, mpp, spot_um
-
-
-def donor(check: Arguments, patient: Any) -> str | None:
-    """Convert the name of a donor to text; numbers are names, too."""
-    if isinstance(patient, (int, np.integer)) and not isinstance(patient, bool):
-        return str(patient)
-    return check.text("patient", patient, optional=True)
 
 
 def image_problems(image: Any) -> list[str]:
@@ -225,7 +219,7 @@ def _column_problems(table: AnnData, columns: dict[str, Any]) -> list[str]:
     clashes = [
         name
         for name, values in columns.items()
-        if name in table.obs and table.obs[name].astype(str).tolist() != [str(value) for value in values]
+        if name in table.obs and column_texts(table.obs[name]).tolist() != [str(value) for value in values]
     ]
     problems = [
         f"`table.obs` already has {listing(clashes)} with other values, which would be overwritten. Rename or drop "

@@ -10,7 +10,6 @@ import numpy as np
 from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near
 from img2gene._study.study import Study
-from img2gene.tl._arguments import check_group_names
 
 # Larger panels exceed the pixels that matplotlib can draw.
 _LARGEST_PANEL, _LARGEST_SIZE = 50.0, 100.0
@@ -66,13 +65,6 @@ class PlotArguments(Arguments):
     def style(self, cmap: Any, alpha: Any, size: Any) -> dict[str, Any]:
         """Convert what a map of spots is drawn with."""
         return {"cmap": self.colors(cmap), "alpha": self.opacity(alpha), "size": self.size(size)}
-
-    def sections(self, value: Any) -> Any:
-        """Convert the names of sections as `tl` does: numbers name sections that are numbered.
-
-        The error about no name lists those that exist, so none is allowed here.
-        """
-        return check_group_names(self, "sections", value)
 
     def stored(self, key: Any, table: Any, name: str = "key") -> None:
         """Check the names that a result and its table are stored under."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches, no_such
 from img2gene._study.expression import labels
 from img2gene._study.predictions import predicted_values
 from img2gene._study.sections import text_labels
@@ -153,7 +153,7 @@ class Predictions:
         names = [sections] if isinstance(sections, str) else list(sections)
         absent = [name for name in names if name not in available]
         if absent or not names:
-            raise MissingKeyError(f"No section named {listing(absent)} (available: {listing(available)}).")
+            raise MissingKeyError(no_such("section", absent, available))
         return names
 
     def rows(self, section: str) -> np.ndarray:
@@ -199,7 +199,9 @@ class Predictions:
 
     def _check_genes(self, genes: list[str]) -> None:
         absent = [gene for gene in genes if gene not in self.table.var_names]
-        if absent or not genes:
+        if not genes:
+            raise MissingKeyError(no_such("gene", (), self.genes))
+        if absent:
             raise MissingKeyError(missing(listing(absent), "the genes of the predictions", self.genes))
 
     def _check_values(self, genes: list[str], values: np.ndarray) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._errors import Img2GeneError, MissingKeyError, no_such
 from img2gene._study.geometry import Geometry, locate
 from img2gene._study.images import thumbnail
 from img2gene._study.study import Study
@@ -60,7 +60,7 @@ def canvases(study: Study, sections: list[str] | None) -> list[Canvas]:
     names = available if sections is None else sections
     absent = [name for name in names if name not in available]
     if absent or not names:
-        raise MissingKeyError(f"No section named {listing(absent)} (available: {listing(available)}).")
+        raise MissingKeyError(no_such("section", absent, available))
     geometries = locate(study, _images(study))
     return [canvas for name in names for canvas in _section_canvases(study, name, geometries)]
 

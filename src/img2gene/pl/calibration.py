@@ -83,7 +83,7 @@ def calibration(
     >>> ax = ig.pl.calibration(sdata)
     """
     check = PlotArguments()
-    sections, level = check.sections(sections), check.number("level", level, 0, 1, optional=True)
+    sections, level = check.labels("sections", sections), check.number("level", level, 0, 1, optional=True)
     seed = check.seed("seed", settings.seed if seed is None else seed)
     check.stored(key, table_key)
     check.axes(ax)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, no_such
 from img2gene._study.localization import (
     agreement,
     annotated,
@@ -91,7 +91,7 @@ def localization(
     import matplotlib.pyplot as plt
 
     check = PlotArguments()
-    names, positive = check.sections(sections), check.names("positive", positive, optional=True)
+    names, positive = check.labels("sections", sections), check.names("positive", positive, optional=True)
     check.text("tissue", tissue)
     check.text("annotation", annotation, optional=True)
     check.stored(key_added, table_key, "key_added")
@@ -131,7 +131,9 @@ def localization(
 def _sections(record: dict[str, Any], sections: list[str] | None) -> list[str]:
     names = record["sections"] if sections is None else sections
     absent = [name for name in names if name not in record["sections"]]
-    if absent or not names:
+    if not names:
+        raise MissingKeyError(no_such("section", (), record["sections"]))
+    if absent:
         raise MissingKeyError(f"Section {listing(absent)} was not scored (scored: {listing(record['sections'])}).")
     return names
 

@@ -64,7 +64,7 @@ def out_of_distribution(
     >>> ax = ig.pl.out_of_distribution(sdata)
     """
     check = PlotArguments()
-    sections = check.sections(sections)
+    sections = check.labels("sections", sections)
     check.stored(key, table_key)
     check.axes(ax)
     check.raise_all()

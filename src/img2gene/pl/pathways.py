@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from img2gene import _schema, get
-from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._errors import Img2GeneError, MissingKeyError, no_such
 from img2gene._study.pathways import enrichment_table, required_pathways, stored_pathways
 from img2gene._study.study import Study
 from img2gene.io.model_store import stored_models
@@ -103,7 +103,7 @@ def pathways(
     """
     check = PlotArguments()
     names = check.names("pathways", pathways, optional=True, empty=True)
-    chosen = check.sections(sections)
+    chosen = check.labels("sections", sections)
     kind, gene = check.choice("kind", kind, KINDS), check.text("gene", gene, optional=True)
     key = check.text("key", key, optional=True)
     check.text("table_key", table_key)
@@ -146,10 +146,11 @@ def _enrichment_of(study: Study, key: str) -> pd.DataFrame:
 
 def _rows_of(study: Study, sections: list[str] | None) -> np.ndarray:
     known = study.section_names()
-    absent = [name for name in sections or [] if name not in known]
-    if absent:
-        raise MissingKeyError(f"No section named {listing(absent)} (available: {listing(known)}).")
-    return np.flatnonzero(np.isin(study.sections, known if sections is None else sections))
+    names = known if sections is None else sections
+    absent = [name for name in names if name not in known]
+    if absent or not names:
+        raise MissingKeyError(no_such("section", absent, known))
+    return np.flatnonzero(np.isin(study.sections, names))
 
 
 def _scores(study: Study, names: list[str] | None, key: str) -> tuple[list[str], np.ndarray]:
@@ -163,7 +164,7 @@ def _scores(study: Study, names: list[str] | None, key: str) -> tuple[list[str],
 def _check_known(names: list[str], known: list[str]) -> None:
     absent = [name for name in names if name not in known]
     if absent or not names:
-        raise MissingKeyError(f"No pathway named {listing(absent)} (available: {listing(known, 20)}).")
+        raise MissingKeyError(no_such("pathway", absent, known, 20))
 
 
 def _maps(

@@ -94,7 +94,7 @@ def prediction(
     import matplotlib.pyplot as plt
 
     check = PlotArguments()
-    names, sections = check.names("genes", genes, empty=True), check.sections(sections)
+    names, sections = check.names("genes", genes, empty=True), check.labels("sections", sections)
     check.stored(key, table_key)
     uncertainty, residual = check.flag("uncertainty", uncertainty), check.flag("residual", residual)
     fade, panel_size = check.flag("fade", fade), check.panel(panel_size)

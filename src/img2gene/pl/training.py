@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, no_such
 from img2gene.pl._arguments import PlotArguments, open_study
 
 if TYPE_CHECKING:
@@ -127,7 +127,9 @@ def _names(runs: dict[str, list[dict]], values: str | list[str] | None) -> list[
     known = [*losses, *([_VALIDATION] if _VALIDATION in recorded else [])]
     names = known if values is None else [values] if isinstance(values, str) else list(values)
     absent = [name for name in names if name not in known]
-    if absent or not names:
+    if not names:
+        raise MissingKeyError(no_such("value of the history", (), known))
+    if absent:
         raise MissingKeyError(f"The history holds no {listing(absent)} (available: {listing(known)}).")
     return names
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene import _schema
-from img2gene._checks import Arguments, shown
+from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
-from img2gene._errors import Img2GeneError, MissingKeyError, listing
+from img2gene._errors import Img2GeneError, MissingKeyError, no_such
 from img2gene._study.entrance import open_study, stored_positions
 from img2gene._study.expression import gene_statistics, labels, layer_problems
 from img2gene._study.study import Study
@@ -80,7 +80,7 @@ def select_genes(
     n_genes = check.whole("n_genes", n_genes, 1)
     by = check.choice("by", by, _RANKINGS)
     min_detection = check.number("min_detection", min_detection, 0, 1)
-    chosen = section_names(check, sections)
+    chosen = check.labels("sections", sections)
     layer = check.text("layer", layer, optional=True)
     check.flag("inplace", inplace)
     with check.collect():
@@ -143,24 +143,11 @@ def _panel(
     return panel, rows
 
 
-def section_names(check: Arguments, sections: Any) -> list[str] | None:
-    """Convert names of sections to text; numbers name sections that are numbered, and None means all."""
-    if sections is None:
-        return None
-    names = np.atleast_1d(sections) if isinstance(sections, str | np.ndarray) else sections
-    if isinstance(names, Iterable) and not isinstance(names, bytes | Mapping):
-        names = list(names)
-        if names and all(isinstance(name, str | int | np.integer) for name in names):
-            return [str(name) for name in names]
-    check.messages.append(f"sections={shown(sections)}: expected a name, a list of names, or None.")
-    return None
-
-
 def rows_of_sections(study: Study, sections: list[str] | None) -> np.ndarray:
     """Find the rows of the named sections, by default all; refuse unknown names."""
     if sections is None:
         return np.arange(study.n_obs)
     unknown = [name for name in sections if name not in study.sections]
-    if unknown:
-        raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(np.unique(study.sections))}).")
+    if unknown or not sections:
+        raise MissingKeyError(f"sections={sections}: {no_such('section', unknown, np.unique(study.sections))}")
     return np.flatnonzero(np.isin(study.sections, sections))

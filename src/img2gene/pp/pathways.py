@@ -22,7 +22,7 @@ from img2gene._study.study import Study
 from img2gene.pathways import match_gene_sets, read_gene_sets
 from img2gene.pathways.context import METHODS, choose_pathways, score_spots
 from img2gene.pathways.gene_sets import ORGANISMS
-from img2gene.pp.expression import rows_of_sections, section_names
+from img2gene.pp.expression import rows_of_sections
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def score_pathways(
     method = check.choice("method", method, METHODS)
     organism = check.choice("organism", organism, ("auto", *ORGANISMS))
     n_top, min_genes = check.whole("n_top", n_top, 1), check.whole("min_genes", min_genes, 1)
-    names = section_names(check, sections)
+    names = check.labels("sections", sections)
     encoder, gene_ids = check.text("encoder", encoder, optional=True), check.text("gene_ids", gene_ids, optional=True)
     seed = check.seed("seed", settings.seed if seed is None else seed)
     check.flag("inplace", inplace)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene import _schema, models
-from img2gene._checks import Arguments, shown
+from img2gene._checks import Arguments, several, shown
 from img2gene._errors import Img2GeneError, Problems
 from img2gene.models import Predictor
 from img2gene.settings import settings
@@ -35,17 +35,6 @@ def later_step(check: Arguments) -> Iterator[None]:
     except (TypeError, ValueError, AttributeError, LookupError):
         if not check.messages:
             raise
-
-
-def several(value: Any) -> list[Any] | None:
-    """List the items of a list, an array or an index; None for a single value, a text and a dict."""
-    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
-        return None
-    try:
-        return list(value)
-    # An array without axes is iterable to Python, and cannot be iterated over.
-    except TypeError:
-        return None
 
 
 def is_whole(value: Any) -> bool:
@@ -89,17 +78,6 @@ def check_between(check: Arguments, name: str, value: Any) -> Any:
         return number
     check.messages.append(f"{name}={shown(value)}: expected a number between 0 and 1.")
     return value
-
-
-def check_group_names(check: Arguments, name: str, value: Any) -> list[str] | None:
-    """Convert names of groups or sections to text, each once; numbers name groups that are numbered."""
-    if value is None:
-        return None
-    items = [value] if isinstance(value, str) or is_whole(value) else several(value)
-    if items is None or not all(isinstance(item, str | float) or is_whole(item) for item in items):
-        check.messages.append(f"{name}={shown(value)}: expected a name, a list of names, or None.")
-        return None
-    return list(dict.fromkeys(str(item) for item in items))
 
 
 def check_gene_choice(check: Arguments, genes: Any, name: str = "genes") -> Any:

@@ -20,7 +20,7 @@ from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, near, raise_problems
 from img2gene._study.entrance import open_study
 from img2gene.models import Model
-from img2gene.tl._arguments import check_flags, check_group_names, check_model, check_store, gene_rule
+from img2gene.tl._arguments import check_flags, check_model, check_store, gene_rule
 from img2gene.tl._gene_modules import cluster_genes, module_table
 from img2gene.tl._scoring.selection import (
     check_leakage,
@@ -215,7 +215,7 @@ def gene_correlation(
     check = Arguments()
     key, model = check.text("key", key), check_model(check, model)
     sections, n_modules = (
-        check_group_names(check, "sections", sections),
+        check.labels("sections", sections),
         check.whole("n_modules", n_modules, 1, optional=True),
     )
     check_flags(check, allow_leakage=allow_leakage, inplace=inplace)

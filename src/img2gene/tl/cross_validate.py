@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene._checks import Arguments, shown
+from img2gene._checks import Arguments, several, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._study.entrance import open_study, report_off_tissue
@@ -22,11 +22,9 @@ from img2gene.tl._arguments import (
     check_between,
     check_flags,
     check_gene_choice,
-    check_group_names,
     check_seed,
     check_workers,
     later_step,
-    several,
 )
 from img2gene.tl._cross_validation.candidates import Candidate, ModelsGiven, completed, model_candidates
 from img2gene.tl._cross_validation.folds import OuterFolds
@@ -168,7 +166,7 @@ def cross_validate(
     """
     check = Arguments()
     groups, inner = check.text("groups", groups), check.text("inner", inner, optional=True)
-    tested, genes = check_group_names(check, "test_on", test_on), check_gene_choice(check, genes)
+    tested, genes = check.labels("test_on", test_on), check_gene_choice(check, genes)
     layer, encoder = check.text("layer", layer, optional=True), check.text("encoder", encoder, optional=True)
     gene_sets, level = with_markers(check, gene_groups, markers), check_between(check, "level", level)
     smooth, n_permutations = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from img2gene._checks import Arguments, shown
+from img2gene._checks import Arguments, several, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._files.folders import fingerprint
@@ -36,11 +36,9 @@ from img2gene.tl._arguments import (
     check_flags,
     check_gene_choice,
     check_gene_groups,
-    check_group_names,
     check_seed,
     check_workers,
     later_step,
-    several,
 )
 from img2gene.tl._cross_validation.candidates import Candidate, ModelsGiven, model_candidates
 from img2gene.tl._cross_validation.checkpoint import Part, open_results
@@ -161,7 +159,7 @@ def learning_curve(
     """
     check = Arguments()
     fractions, by = _fractions(check, fractions), check.choice("by", by, UNITS)
-    groups, tested_groups = check.text("groups", groups), check_group_names(check, "test_on", test_on)
+    groups, tested_groups = check.text("groups", groups), check.labels("test_on", test_on)
     layer, encoder = check.text("layer", layer, optional=True), check.text("encoder", encoder, optional=True)
     genes, gene_sets = check_gene_choice(check, genes), check_gene_groups(check, gene_groups)
     n_repeats, seed = check.whole("n_repeats", n_repeats, 1, MOST_REPEATS), check_seed(check, seed)

@@ -23,7 +23,6 @@ from img2gene.tl._arguments import (
     MOST_PERMUTATIONS,
     check_between,
     check_flags,
-    check_group_names,
     check_model,
     check_seed,
 )
@@ -118,7 +117,7 @@ def predictability(
     """
     check = Arguments()
     key, seed = check.text("key", key), check_seed(check, seed)
-    model, sections = check_model(check, model), check_group_names(check, "sections", sections)
+    model, sections = check_model(check, model), check.labels("sections", sections)
     check.messages += method_problems(method) if isinstance(method, str) else []
     method = check.text("method", method)
     n_permutations = check.whole("n_permutations", n_permutations, 1, MOST_PERMUTATIONS)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._checks import Arguments, shown
+from img2gene._checks import Arguments, several, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
 from img2gene._study.entrance import open_study, report_off_tissue
@@ -19,7 +19,7 @@ from img2gene._study.model_inputs import model_inputs
 from img2gene._study.study import Study
 from img2gene.models import Model
 from img2gene.models.reference_bank import ReferenceBank, Retrieves
-from img2gene.tl._arguments import check_model, several
+from img2gene.tl._arguments import check_model
 from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from img2gene import models as registry
-from img2gene._checks import shown
+from img2gene._checks import several, shown
 from img2gene._errors import Img2GeneError, Problems, listing, raise_problems
 from img2gene._study.inputs import choose_encoder
 from img2gene._study.origins import check_images
 from img2gene._study.study import Study
-from img2gene.tl._arguments import as_plain, create_predictor, several
+from img2gene.tl._arguments import as_plain, create_predictor
 
 ModelsGiven = str | Sequence[str] | Mapping[str, str | Mapping[str, Any]]
 # Arguments of `img2gene.tl.fit`: model, encoder and parameters.
