@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import pickle
-import re
 
 import numpy as np
 import pandas as pd
@@ -142,14 +141,20 @@ PREDICTIONS = {
 
 @pytest.mark.parametrize("uncertainty", [False, True])
 @pytest.mark.parametrize(("predict", "message"), PREDICTIONS.values(), ids=PREDICTIONS)
-def test_unusable_predictions_are_refused_by_the_name_of_the_model(
-    fit, snapshot, caplog, predict, message, uncertainty
+def test_a_model_with_unusable_predictions_of_its_training_spots_is_refused_and_not_stored(
+    study, fit, snapshot, predict, message, uncertainty
 ):
-    study = fit(uncertainty=uncertainty, predict=predict)
-    # Calibration predicts held-out spots, so the training already warns.
-    assert bool(re.search(f"cannot be calibrated.*Model `profile`.*{message}", caplog.text)) == uncertainty
     before = snapshot(study["table"])
     with pytest.raises(Img2GeneError, match=f"Model `profile`.*{message}"):
+        fit(uncertainty=uncertainty, predict=predict)
+    assert snapshot(study["table"]) == before
+
+
+def test_unusable_predictions_of_new_spots_are_refused_before_they_are_written(fit, snapshot):
+    n_trained = 3 * 49
+    study = fit(predict=lambda self, x, sections: predictions(self, x, n_genes=1 if len(x) > n_trained else 12))
+    before = snapshot(study["table"])
+    with pytest.raises(Img2GeneError, match=r"Model `profile` returned predictions of shape \(196, 1\)"):
         ig.tl.predict(study, key_added="own")
     assert snapshot(study["table"]) == before
 

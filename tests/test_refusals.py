@@ -388,8 +388,14 @@ class Overflowing(registry.get("mean")):
 
     name = "overflowing"
 
+    def fit(self, data, *, seed):
+        super().fit(data, seed=seed)
+        self.seen = data.features[:, 0]
+
     def predict(self, features, sections):
-        return np.full_like(super().predict(features, sections), np.inf)
+        values = super().predict(features, sections)
+        values[~np.isin(features[:, 0], self.seen)] = np.inf
+        return values
 
 
 def test_predictions_that_are_not_finite_calibrate_nothing(study, monkeypatch, caplog):

@@ -35,13 +35,12 @@ from img2gene._study.spots import spot_sample
 from img2gene._study.study import Study
 from img2gene.models import Calibration, Model, Predictor, TrainingData, UsesPathways
 from img2gene.models.predictor import declared_inputs
-from img2gene.models.uncertainty.held_out import fit_held_out
+from img2gene.models.uncertainty.held_out import fit_held_out, predict_spread
 from img2gene.tl._arguments import (
     as_plain,
     check_between,
     check_flags,
     check_gene_choice,
-    check_group_names,
     check_name,
     check_seed,
     check_store,
@@ -145,7 +144,7 @@ def fit(
     Img2GeneError
         All problems of the input at once: no embedding, no such gene, layer or group, NaN, negative or already normalised
         counts, library sizes below the counts, raw counts in ``layer``, duplicate genes or spots, genes that do not vary, fewer than two sections, an encoder that cannot be
-        fine-tuned, or no image to fine-tune it on.
+        fine-tuned, or no image to fine-tune it on. Or the trained model returns no usable predictions of its training spots.
     LeakageError
         A patient, or a gene panel chosen on held-out sections, is on both sides of the split.
 
@@ -167,7 +166,7 @@ def fit(
     encoder, seed = check.text("encoder", encoder, optional=True), check_seed(check, seed)
     level, genes = check_between(check, "level", level), check_gene_choice(check, genes)
     trained, held_out = (
-        check_group_names(check, name, value) for name, value in (("train_on", train_on), ("validate_on", validate_on))
+        check.labels(name, value) for name, value in (("train_on", train_on), ("validate_on", validate_on))
     )
     options = _options(check, finetune, finetune_epochs, finetune_learning_rate, finetune_batch_size)
     predictor = _predictor(check, model, params)
@@ -312,6 +311,10 @@ class _TrainingRun:
             library=library_size(study.table)[rows] if self.layer is None else None,
         )
         calibration, facts = self._fit(predictor, data, level)
+        # A model that cannot predict the spots it was trained on is of no use, and would be stored.
+        predict_spread(
+            predictor, data.features, sections, len(choice.genes), positions=data.positions, tokens=data.tokens
+        )
         report = self._report(choice, predictor, inputs.features) | facts
         return Model(
             predictor,
