@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._checks import Arguments, shown
+from img2gene._checks import Arguments, several, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing, near_matches, raise_problems
+from img2gene._study.depth import report_other_depth
 from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.expression import in_tissue, labels, layer_problems
 from img2gene._study.localization import (
@@ -33,7 +34,7 @@ from img2gene._study.localization import (
 from img2gene._study.predictions import predicted_values
 from img2gene._study.study import Study
 from img2gene.models import Model
-from img2gene.tl._arguments import check_flags, check_group_names, check_model, check_name, later_step, several
+from img2gene.tl._arguments import check_flags, check_model, check_name, later_step
 from img2gene.tl._scoring.selection import check_leakage, check_predictor, choose_sections
 from img2gene.tl.predict import resolve_model
 
@@ -156,7 +157,7 @@ def localize(
     """
     check = Arguments()
     key, model = check.text("key", key), check_model(check, model)
-    sections, use = check_group_names(check, "sections", sections), check.choice("use", use, _USES)
+    sections, use = check.labels("sections", sections), check.choice("use", use, _USES)
     annotation = check.text("annotation", annotation, optional=True)
     threshold, smooth = _threshold(check, threshold), check.number("smooth", smooth, 0)
     check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
@@ -365,6 +366,7 @@ def _expression(study: Study, model: Model, sets: dict[str, list[str]], use: str
     if unmeasured:
         problems.append(f"`{study.name}` has not measured {listing(unmeasured)}.")
     raise_problems(problems)
+    report_other_depth(study, model.report.get("depth"))
     columns = table.var_names.get_indexer(genes)
     return pd.DataFrame(labels(table, np.arange(table.n_obs), columns, layer=layer), columns=genes)
 

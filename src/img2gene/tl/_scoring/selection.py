@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError, listing, missing, raise_problems
+from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError, listing, missing, no_such, raise_problems
 from img2gene._study.depth import report_other_depth
 from img2gene._study.expression import labels, layer_problems, measured
 from img2gene._study.matrices import dense, in_memory
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 def choose_sections(study: Study, model: Model, sections: Iterable[str] | None) -> list[str]:
     """Choose the sections to score, by default those that the model was not trained on."""
     present = study.section_names()
+    if not present:
+        raise Img2GeneError(f"`{study.name}` has no spots, so there is nothing to score.")
     if sections is None:
         fresh = [name for name in present if name not in model.report["sections"]]
         if not fresh:
@@ -36,14 +38,19 @@ def choose_sections(study: Study, model: Model, sections: Iterable[str] | None) 
     chosen = [sections] if isinstance(sections, str) else list(dict.fromkeys(map(str, sections)))
     unknown = [name for name in chosen if name not in present]
     if unknown or not chosen:
-        raise MissingKeyError(f"No section named {listing(unknown)} (available: {listing(present)}).")
+        raise MissingKeyError(no_such("section", unknown, present))
     return chosen
 
 
 def measured_sections(study: Study, model: Model, sections: Iterable[str] | None) -> list[str]:
     """Choose the sections to score as :func:`choose_sections` does, without sections that have no measured spot."""
-    chosen = choose_sections(study, model, sections)
     known = study.section_names(has_label(study, model))
+    if study.n_obs and not known:
+        raise Img2GeneError(
+            f"`{study.name}` has no measured expression to score against: none of its {study.n_obs} spots lies on tissue and "
+            "has a count. Look at the predictions with `img2gene.pl.prediction`."
+        )
+    chosen = choose_sections(study, model, sections)
     empty = [name for name in chosen if name not in known]
     if len(empty) == len(chosen):
         raise Img2GeneError(
