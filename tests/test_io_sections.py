@@ -321,3 +321,14 @@ def test_of_several_pages_the_first_is_read_if_none_is_larger(tmp_path):
     small.save(tmp_path / "thumbnail.tif", save_all=True, append_images=[small, large])
     with pytest.raises(Img2GeneError, match="first of 3 pages has 10 × 10 px, and page 3 has 20 × 20"):
         read_image(tmp_path / "thumbnail.tif")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png", "gif", "webp"])
+def test_several_pages_of_one_size_are_refused_with_their_number(tmp_path, suffix):
+    planes = [Image.fromarray(np.full((20, 20, 3), level, dtype=np.uint8)) for level in (20, 120, 220)]
+    small = Image.fromarray(np.full((10, 10, 3), 90, dtype=np.uint8))
+    pages = [*planes[1:], small] if suffix == "tif" else planes[1:]
+    planes[0].save(tmp_path / f"stack.{suffix}", save_all=True, append_images=pages)
+    n_pages = len(pages) + 1
+    with pytest.raises(Img2GeneError, match=f"stack.{suffix}: 3 of {n_pages} pages have the same size of 20 × 20 px"):
+        read_image(tmp_path / f"stack.{suffix}")

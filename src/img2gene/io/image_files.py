@@ -21,6 +21,8 @@ _WITH_ALPHA = {"RGBA", "RGBa", "PA"}
 _WEB_STEP = 51
 _BITS_PER_SAMPLE = 258  # tag of TIFF files
 _ORIENTATION = 274  # tag of TIFF files and of EXIF
+_ANIMATED = {"GIF", "PNG", "WEBP"}
+_OWN_FILE = "Save the page that the positions of the spots refer to as a file of its own."
 _UNCERTAIN = "the intensity scale is not certain. Convert the image to 8-bit RGB first."
 # Pillow's readers raise these on files that are cut, damaged or no image.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
@@ -31,7 +33,8 @@ def read_image(path: Path) -> np.ndarray:
 
     Palettes, CMYK, YCbCr and HSV are converted, and transparent pixels are laid over white. Grey images, modes without
     a certain conversion, palettes of web colours, and 16-bit images that do not use their range are refused, and so are
-    images that a tag turns or mirrors, and TIFF files whose first page is not the largest.
+    images that a tag turns or mirrors, files with several pages of the same size, and TIFF files whose first page is not
+    the largest.
     """
     from PIL import Image
 
@@ -86,21 +89,38 @@ def _check_orientation(picture: Image, name: str) -> None:
 
 
 def _check_pages(picture: Image, name: str) -> None:
-    """Refuse a TIFF file whose first page, the one that is read, is smaller than another."""
+    """Refuse a file unless its first page, the one that is read, is the only page of the largest size."""
+    sizes = _page_sizes(picture)
+    width, height = sizes[0]
+    largest = max(range(len(sizes)), key=lambda page: sizes[page][0] * sizes[page][1])
+    if sizes[largest][0] * sizes[largest][1] > width * height:
+        raise Img2GeneError(
+            f"{name}: the first of {len(sizes)} pages has {width} × {height} px, and page {largest + 1} has "
+            f"{sizes[largest][0]} × {sizes[largest][1]}. {_OWN_FILE}"
+        )
+    # The levels of a pyramid become smaller. Pages of one size are focal planes, channels or different slides.
+    n_equal = sizes.count(sizes[0])
+    if n_equal > 1:
+        raise Img2GeneError(
+            f"{name}: {n_equal} of {len(sizes)} pages have the same size of {width} × {height} px, as in a stack of focal "
+            f"planes, and only one page can be read. {_OWN_FILE}"
+        )
+
+
+def _page_sizes(picture: Image) -> list[tuple[int, int]]:
+    """List width and height of each page."""
+    n_pages = getattr(picture, "n_frames", 1)
+    if picture.format in _ANIMATED:
+        # All frames of an animation have the size of the file.
+        return [picture.size] * n_pages
     if picture.format != "TIFF":
-        return
+        return [picture.size]
     sizes = []
-    for page in range(getattr(picture, "n_frames", 1)):
+    for page in range(n_pages):
         picture.seek(page)
         sizes.append(picture.size)
     picture.seek(0)
-    largest = max(range(len(sizes)), key=lambda page: sizes[page][0] * sizes[page][1])
-    if sizes[largest][0] * sizes[largest][1] > sizes[0][0] * sizes[0][1]:
-        raise Img2GeneError(
-            f"{name}: the first of {len(sizes)} pages has {sizes[0][0]} × {sizes[0][1]} px, and page {largest + 1} has "
-            f"{sizes[largest][0]} × {sizes[largest][1]}. Save the page that the positions of the spots refer to as a file of "
-            "its own."
-        )
+    return sizes
 
 
 def _check_palette(pixels: np.ndarray, name: str) -> None:
