@@ -66,6 +66,51 @@ def test_library_sizes_stay_those_of_the_full_transcriptome(parts):
     np.testing.assert_array_equal(labels(joined, np.arange(16, 32), np.arange(3), layer=None), expected)
 
 
+def without_sizes(part, genes=None):
+    """The section without its library sizes, and with some of its genes."""
+    table = part["table"][:, list(genes)].copy() if genes else part["table"].copy()
+    del table.obs["library_size"]
+    return SpatialData(images=dict(part.images), shapes=dict(part.shapes), tables={"table": table})
+
+
+@pytest.mark.parametrize("genes", ["intersection", "union"])
+@pytest.mark.parametrize("sizes", [True, False])
+def test_a_section_with_fewer_genes_and_no_library_sizes_is_named(make_section, caplog, sizes, genes):
+    full = make_section("S1", "P1", n_side=4, genes=GENES["S1"])
+    filtered = without_sizes(make_section("S2", "P2", n_side=4, genes=GENES["S1"]), "AB")
+    joined = ig.io.concat_sections([full if sizes else without_sizes(full), filtered], genes=genes)["table"]
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    assert "`sections[1]['table']` (S2_spots) has no obs['library_size']" in caplog.text
+    assert "sum over its 2 genes, but all sections together have 4 genes" in caplog.text
+    assert "store the sums over all genes in obs['library_size'] before filtering" in caplog.text
+    # The section with all genes keeps the sums over all of them.
+    expected = full["table"].X.toarray().sum(axis=1)
+    np.testing.assert_array_equal(joined.obs["library_size"].to_numpy()[: len(expected)], expected)
+
+
+def test_library_sizes_of_filtered_genes_show_that_a_section_without_them_was_filtered_too(make_section, caplog):
+    sections = [make_section(name, name, n_side=4, genes=GENES["S1"]) for name in ("S1", "S2")]
+    one = SpatialData(
+        images=dict(sections[0].images),
+        shapes=dict(sections[0].shapes),
+        tables={"table": sections[0]["table"][:, :2].copy()},
+    )
+    ig.io.concat_sections([one, without_sizes(sections[1], "AB")])
+    assert "library sizes of other sections count more genes than their tables hold" in caplog.text
+
+
+def test_sections_whose_library_sizes_are_certain_give_no_warning(make_section, caplog):
+    one, two, three = (make_section(name, name, n_side=4, genes=GENES["S1"]) for name in ("S1", "S2", "S3"))
+    filtered = SpatialData(
+        images=dict(three.images), shapes=dict(three.shapes), tables={"table": three["table"][:, :2].copy()}
+    )
+    ig.io.concat_sections([without_sizes(one), two])
+    ig.io.concat_sections([without_sizes(one), without_sizes(two)])
+    # The section without library sizes has all genes.
+    ig.io.concat_sections([without_sizes(one), filtered])
+    assert "library_size" not in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore:Changing the sparsity structure:scipy.sparse.SparseEfficiencyWarning")
 def test_the_union_is_nan_where_a_gene_was_not_measured(parts):
     joined = ig.io.concat_sections(parts, genes="union")["table"]

@@ -16,6 +16,7 @@ from img2gene._checks import Arguments, name_text
 from img2gene._errors import listing, raise_problems
 from img2gene._study.expression import count_problems, row_sums
 from img2gene.io._concat_checks import KINDS, name_problems, read_parts, shared_genes, table_problems
+from img2gene.io._concat_depth import warn_of_filtered_genes
 from img2gene.io._concat_entrance import ATTRS, element_problems, regions_of
 from img2gene.io._concat_uns import merge_uns
 
@@ -39,7 +40,8 @@ def concat_sections(
         SpatialData objects with distinct element names. Of a mapping, only the values are used.
     genes
         ``"intersection"`` keeps the genes that all tables share. ``"union"`` keeps all genes, with NaN where a gene was
-        not measured. In both cases ``obs["library_size"]`` counts all genes of the section.
+        not measured. In both cases ``obs["library_size"]`` counts all genes of the section. A table without this column
+        gets the sums over its genes, with a warning if another table shows that genes were left out.
 
     Returns
     -------
@@ -73,6 +75,8 @@ def concat_sections(
     check.raise_all()
     keys = list(dict.fromkeys(key for part in parts for key in part.tables))
     raise_problems(element_problems(parts) + [text for key in keys for text in table_problems(parts, key, genes)])
+    for key in keys:
+        warn_of_filtered_genes(parts, key)
     elements = {kind: _merge_elements(parts, kind) for kind in KINDS}
     tables = {
         key: _join_tables([_in_memory(part.tables[key]) for part in parts if key in part.tables], genes) for key in keys
