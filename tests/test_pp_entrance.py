@@ -8,6 +8,7 @@ import scipy.sparse as sp
 import shapely
 
 import img2gene as ig
+from img2gene import _schema
 from img2gene._errors import Img2GeneError
 from img2gene.pp import tiles
 
@@ -293,3 +294,108 @@ def test_more_tiles_than_can_be_stored_are_refused_with_a_stride(study, monkeypa
     stride = float(str(caught.value).split("stride_um=")[1].split("`")[0])
     ig.pp.tile_slide(study, "A1_image", tile_um=50, stride_um=stride, patch_um=60, min_tissue=0)
     assert 150 < study["tiles"].n_obs <= 200
+
+
+def tile(study, image="A1_image", **options):
+    ig.pp.tile_slide(study, image, **({"tile_um": 100, "patch_um": 60, "patch_px": 32, "min_tissue": 0} | options))
+
+
+def test_tiles_of_an_earlier_call_are_replaced(study, copy_of):
+    tile(study)
+    ig.pp.embed_patches(study, "tiny", table_key="tiles")
+    tile(study, tile_um=200)
+    fresh = copy_of(study)
+    del fresh.tables["tiles"], fresh.shapes["tiles_squares"]
+    tile(fresh, tile_um=200)
+    assert study["tiles_squares"].equals(fresh["tiles_squares"])
+    assert study["tiles"].n_obs == len(study["tiles_squares"]) == 16
+    assert study["tiles"].obs.equals(fresh["tiles"].obs)
+    # Embeddings of the earlier tiles do not describe the new ones.
+    assert set(study["tiles"].obsm) == {"spatial", "patch_bbox"}
+    np.testing.assert_array_equal(study["tiles"].obsm["patch_bbox"], fresh["tiles"].obsm["patch_bbox"])
+
+
+def test_replacing_tiles_of_another_image_is_said(study, caplog):
+    tile(study)
+    tile(study)
+    assert "are replaced" not in caplog.text
+    tile(study, "C1_image")
+    assert "the tiles of A1_image in 'tiles' are replaced by tiles of C1_image" in caplog.text
+    assert study["tiles"].obs["section"].unique().tolist() == ["C1"]
+
+
+def test_an_interrupted_call_keeps_the_earlier_tiles(study, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    tile(study)
+    earlier = study["tiles"], study["tiles_squares"]
+    monkeypatch.setattr(tiles, "extract_patches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tile(study, tile_um=200)
+    assert (study["tiles"], study["tiles_squares"])[0] is earlier[0]
+    assert study["tiles_squares"] is earlier[1]
+
+
+def lose_the_record(study):
+    _schema.write_json(study["tiles"], "sections", {})
+
+
+def share_the_name(study):
+    study.images["own_squares"] = study.images["A1_image"]
+
+
+def name_a_table_of_spots(study):
+    del study.shapes["tiles_squares"]
+    study.tables["tiles_squares"] = study["table"].copy()
+
+
+def annotate(study):
+    study["tiles"].obs["tissue"] = "tumour"
+    study["tiles"].obsm["X_mine"] = np.zeros((study["tiles"].n_obs, 2))
+
+
+USERS = {
+    "table and squares": (lose_the_record, {}, "`tiles` exists .* and `tile_slide` did not write it"),
+    "image": (share_the_name, {"key_added": "own"}, "`own_squares` exists .* and `tile_slide` did not write it"),
+    "table of spots": (
+        lambda study: None,
+        {"key_added": "table"},
+        "`table` exists .* and `tile_slide` did not write it",
+    ),
+    "another table": (name_a_table_of_spots, {"mpp": 5}, "`tiles_squares` exists .* did not write it"),
+    "capitals": (lambda study: None, {"key_added": "Tiles"}, "`tiles_squares` exists .* did not write it"),
+    "columns": (annotate, {}, r"obs\['tissue'\], obsm\['X_mine'\] would be replaced, and img2gene did not write it"),
+}
+
+
+@pytest.mark.parametrize(("change", "options", "message"), USERS.values(), ids=USERS)
+def test_what_the_user_wrote_is_not_replaced_by_tiles(study, change, options, message):
+    tile(study)
+    change(study)
+    elements = dict(study.shapes) | dict(study.tables) | dict(study.images)
+    with pytest.raises(Img2GeneError, match=message):
+        tile(study, **options)
+    after = dict(study.shapes) | dict(study.tables) | dict(study.images)
+    assert list(after) == list(elements)
+    assert all(after[name] is elements[name] for name in elements)
+
+
+def test_predictions_of_earlier_tiles_stay_only_if_they_fit_the_new_ones(trained_study, copy_of):
+    study = copy_of(trained_study)
+    tile(study, "C1_image")
+    ig.pp.embed_patches(study, "tiny", table_key="tiles")
+    ig.tl.predict(study, table_key="tiles", model="img2gene", key_added="slide")
+    tile(study, "C1_image")
+    predicted = study["slide"]
+    ig.pp.embed_patches(study, "tiny", table_key="tiles")
+    ig.tl.predict(study, table_key="tiles", model="img2gene", key_added="slide")
+    np.testing.assert_array_equal(study["slide"].X, predicted.X)
+    for image, options in (("C1_image", {"tile_um": 200}), ("A1_image", {})):
+        with pytest.raises(
+            Img2GeneError, match=r"tables slide belong to the earlier tiles `tiles`.*del sdata.tables\['slide'\]"
+        ):
+            tile(study, image, **options)
+    del study.tables["slide"]
+    tile(study, "C1_image", tile_um=200)
+    assert study["tiles"].n_obs == 16

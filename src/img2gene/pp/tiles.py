@@ -14,6 +14,7 @@ from img2gene._errors import Img2GeneError, MissingKeyError, missing
 from img2gene._study.images import scale0, thumbnail
 from img2gene._study.microns import image_mpp, warn_of_other_mpp
 from img2gene._study.tissue import box_fractions, tissue_mask
+from img2gene.pp._earlier_tiles import check_dependent_tables, remove_tiles, squares_name, taken_names
 from img2gene.pp.patches import DEFAULT_FIELDS_UM, check_fields, extract_patches
 
 if TYPE_CHECKING:
@@ -74,13 +75,15 @@ def tile_slide(
     -------
     None, or the table. The call writes ``shapes["<key_added>_squares"]``, aligned with the image, and
     ``tables[key_added]`` (no genes) with the patches of :func:`img2gene.pp.extract_patches`; continue with
-    ``img2gene.pp.embed_patches(sdata, table_key=key_added)``.
+    ``img2gene.pp.embed_patches(sdata, table_key=key_added)``. Tiles of an earlier call with this ``key_added`` are replaced,
+    with their embeddings.
 
     Raises
     ------
     Img2GeneError
         The image does not exist, microns per pixel are unknown, there is no tissue, there are too many tiles, or the
-        name is taken or cannot be stored.
+        name cannot be stored. Or an element of yours has the name, the earlier tiles have columns of yours, or
+        another table, such as their predictions, belongs to them and would not fit the new tiles.
 
     Examples
     --------
@@ -104,12 +107,15 @@ def tile_slide(
         inplace=inplace,
     )
     centers = _tissue_centers(sdata, image_key, arguments)
-    region = f"{key_added}_squares"
+    region = squares_name(key_added)
     table = _table(centers, image_key, arguments, region)
     if not inplace:
         return table
+    squares = _squares(sdata, image_key, centers, arguments.side_px)
+    check_dependent_tables(sdata, key_added, table, squares)
     with _schema.all_or_nothing(sdata):
-        sdata.shapes[region] = _squares(sdata, image_key, centers, arguments.side_px)
+        remove_tiles(sdata, key_added, image_key)
+        sdata.shapes[region] = squares
         sdata.tables[key_added] = table
         extract_patches(
             sdata, patch_um=patch_um, patch_px=patch_px, images=image_key, mpp=arguments.mpp, table_key=key_added
@@ -159,7 +165,7 @@ def _checked(sdata: SpatialData, image_key: Any, **arguments: Any) -> _Tiling:
         with check.collect():
             if image_key not in sdata.images:
                 raise MissingKeyError(missing(image_key, "sdata.images", sdata.images))
-            check.messages += _taken_names(sdata, key_added) if isinstance(key_added, str) else []
+            check.messages += taken_names(sdata, key_added) if isinstance(key_added, str) else []
             if arguments["mpp"] is None:
                 mpp = image_mpp(sdata, image_key)
             elif not check.messages:
@@ -170,17 +176,6 @@ def _checked(sdata: SpatialData, image_key: Any, **arguments: Any) -> _Tiling:
     tiling = _Tiling(tile_um, stride_um, min_tissue, mpp, patient)
     _check_number(scale0(sdata, image_key).shape[1:], tiling)
     return tiling
-
-
-def _taken_names(sdata: SpatialData, key_added: str) -> list[str]:
-    """List the names that the call would write although they exist."""
-    # spatialdata wants a name once among elements of all kinds.
-    taken = {*sdata.images, *sdata.labels, *sdata.points, *sdata.shapes, *sdata.tables}
-    return [
-        f"`{name}` exists in the object already; choose another `key_added` or delete it first."
-        for name in (key_added, f"{key_added}_squares")
-        if name in taken
-    ]
 
 
 def _check_number(size: tuple[int, ...], tiling: _Tiling) -> None:
