@@ -347,6 +347,38 @@ def without_counts(study, sections):
     table.obs["library_size"] = np.where(empty, 0, table.obs["library_size"])
 
 
+MEASURED = {
+    "evaluate": ig.tl.evaluate,
+    "predictability": ig.tl.predictability,
+    "gene_correlation": lambda sdata: ig.tl.gene_correlation(sdata, genes=("mean", 5)),
+}
+
+
+@pytest.mark.parametrize("function", MEASURED.values(), ids=MEASURED)
+def test_a_table_without_measured_expression_is_named_as_such(study, snapshot, function):
+    ig.tl.fit(study, "ridge")
+    ig.tl.predict(study)
+    with pytest.raises(Img2GeneError, match="trained on every section of this study"):
+        function(study)
+    without_counts(study, ["A1", "A2", "B1", "C1"])
+    before = snapshot(study["table"])
+    with pytest.raises(
+        Img2GeneError, match="`sdata\\['table'\\]` has no measured expression .*none of its 196 spots"
+    ) as caught:
+        function(study)
+    assert "trained" not in str(caught.value)
+    assert snapshot(study["table"]) == before
+
+
+@pytest.mark.parametrize("function", [*MEASURED.values(), lambda sdata: ig.tl.localize(sdata, ["G00"])])
+def test_a_table_without_spots_is_named_as_such(study, function):
+    # spatialdata refuses to store a table without rows, so it is filtered in place.
+    study["table"]._inplace_subset_obs(np.zeros(study["table"].n_obs, dtype=bool))
+    with pytest.raises(Img2GeneError, match="`sdata\\['table'\\]` has no spots") as caught:
+        function(study)
+    assert "trained" not in str(caught.value)
+
+
 def test_sections_without_labels_are_left_out_and_alone_refused(study, snapshot, caplog):
     without_counts(study, ["C1"])
     before = snapshot(study["table"])

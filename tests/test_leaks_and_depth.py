@@ -93,6 +93,19 @@ def test_measured_expression_of_fewer_genes_is_on_another_scale_and_says_so(trai
     assert "library_size" not in caplog.text
 
 
+def test_measured_markers_of_fewer_genes_are_on_another_scale_and_say_so(trained, caplog):
+    genes = trained["table"].var_names[:5].tolist()
+    ig.tl.localize(trained, genes, use="measured")
+    assert "library_size" not in caplog.text
+    trained.tables["table"] = trained["table"][:, :5].copy()
+    del trained["table"].obs["library_size"]
+    ig.tl.localize(trained, genes)
+    assert "library_size" not in caplog.text
+    ig.tl.localize(trained, genes, use="measured")
+    assert "sum over the 5 genes of the table" in caplog.text
+    assert "the model was trained with 12 genes" in caplog.text
+
+
 def test_library_sizes_of_another_unit_are_named_when_training(study, caplog):
     ig.tl.fit(study, "ridge", validate_on=["C"])
     assert "library_size" not in caplog.text

@@ -402,6 +402,12 @@ def test_plots_name_what_is_missing(cohort):
     ig.pp.score_pathways(cohort, SETS)
     with pytest.raises(MissingKeyError, match=r"No pathway named blue \(available: red, green, noise, more noise\)"):
         ig.pl.pathways(cohort, "blue")
+    with pytest.raises(
+        MissingKeyError, match=r"^Name at least one pathway \(available: red, green, noise, more noise\)"
+    ):
+        ig.pl.pathways(cohort, [])
+    with pytest.raises(MissingKeyError, match=r"^Name at least one section \(available: S1"):
+        ig.pl.pathways(cohort, "red", sections=[])
     with pytest.raises(Img2GeneError, match="kind='pie': expected one of maps, enrichment, contribution"):
         ig.pl.pathways(cohort, kind="pie")
     with pytest.raises(Img2GeneError, match=r"All 4 pathways were taken \(n_top=50\).*fewer than 4"):

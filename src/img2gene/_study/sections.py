@@ -84,15 +84,16 @@ def text_labels(column: pd.Series, name: str) -> np.ndarray:
         raise Img2GeneError(
             f"`obs['{name}']` holds {type(bad[0]).__name__} in {len(bad)} rows; expected text or numbers."
         )
-    missing = [value for value in column.unique() if pd.isna(value) or str(value).strip() in _MISSING_TEXTS]
-    if missing:
-        n_rows = int(column.isin(missing).sum())
-        texts = [repr(value) for value in missing if isinstance(value, str)]
-        how = f" (the text {listing(texts)})" if texts else ""
+    texts = [value for value in column.unique() if isinstance(value, str) and value.strip() in _MISSING_TEXTS]
+    # `isin` does not find NaN among numbers.
+    n_rows = int((column.isna() | column.isin(texts)).sum())
+    if n_rows:
+        how = f" (the text {listing(map(repr, texts))})" if texts else ""
         raise Img2GeneError(f"`obs['{name}']` is missing in {n_rows} rows{how}; name every row's {name}.")
     return column_texts(column).to_numpy(dtype=str)
 
 
 def column_texts(column: pd.Series) -> pd.Series:
     """Write each name of a column as text; missing values become the text of what marks them."""
-    return column.astype(object).map(name_text).astype(object)
+    # Of categories, each is converted once.
+    return column.map(name_text).astype(str)
