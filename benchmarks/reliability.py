@@ -18,7 +18,7 @@ from reliability.tally import Outcome, Tally  # noqa: E402
 
 PAGE = ROOT / "benchmarks" / "results" / "reliability.md"
 # Trials of one step; a run that ends early loses at most the step it is in.
-STEPS = {"mutations": 5_000, "kills": 70, "interruptions": 240, "calls": 1_000, "races": 20, "full disk": 45}
+STEPS = {"mutations": 5_000, "kills": 250, "interruptions": 240, "calls": 1_000, "races": 20, "full disk": 45}
 COUNTS = {"mutations": 100_000, "kills": 1_000, "interruptions": 2_000, "calls": 10_000, "races": 200, "full disk": 500}
 TITLES = {
     "mutations": "Damaged models: refused when loaded, or equal in all that they say",

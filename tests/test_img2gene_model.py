@@ -18,7 +18,7 @@ from img2gene._errors import Img2GeneError
 from img2gene.models import Model, TrainingData
 from img2gene.models.cmrcnet import CMRCNet
 from img2gene.models.img2gene import Img2Gene, fitting, inference
-from img2gene.models.img2gene.fitted import ShiftScale
+from img2gene.models.img2gene.fitting import Img2GeneFitting
 from img2gene.models.networks import fitting as network_fitting
 from img2gene.models.networks.batches import split_sections
 from img2gene.models.networks.debiasing import EFFECTS, Views
@@ -108,7 +108,7 @@ def test_beside_a_ridge_it_is_as_good_as_the_ridge_on_linear_data():
     ridge.fit(TRAIN, seed=0)
     by_ridge = np.square(ridge.predict(NEW.features, NEW.sections) - NEW.labels).mean()
     by_mean = np.square(TRAIN.labels.mean(axis=0) - NEW.labels).mean()
-    assert error(fitted(TRAIN, n_validations=3), NEW, TRAIN) < min(1.05 * by_ridge / by_mean, 0.2)
+    assert error(fitted(TRAIN, n_validations=3), NEW, TRAIN) < min(1.05 * by_ridge / by_mean, 0.21)
 
 
 def test_networks_find_what_a_ridge_cannot():
@@ -564,34 +564,50 @@ def test_labels_of_extreme_size_stop_the_fit_by_the_name_of_their_section(monkey
         fitted(TRAIN, n_validations=0, coherence=0)
 
 
-def shifted(data, by):
-    return replace(data, features=data.features + np.float32(by))
+def test_sections_beyond_the_validated_range_are_left_to_the_ridge(mixture):
+    rule = mixture.fitted.validated
+
+    def moved(by):
+        # The nearest training section is less far than the shift, so that some sections stay within the range.
+        return replace(NEW, features=NEW.features + np.float32(by) * rule.scale)
+
+    ridge = mixture.fitted.ridge.predict(NEW.features, NEW.sections)
+    near, far = predicted(mixture, NEW), predicted(mixture, moved(50 * rule.far))
+    np.testing.assert_allclose(far, ridge, atol=2e-3)
+    assert np.abs(near - far).max() > 0.05
+    for by in np.linspace(0, 2 * rule.far, 5):
+        shares = rule(moved(by).features, NEW.sections)
+        share = np.array([shares[name][1] for name in NEW.sections.tolist()])[:, None]
+        np.testing.assert_allclose(predicted(mixture, moved(by)), (1 - share) * near + share * ridge, atol=2e-3)
 
 
-def test_far_sections_are_left_to_the_stiff_ridge(mixture):
-    found = mixture.fitted
-    near, far = predicted(mixture, NEW), predicted(mixture, shifted(NEW, 30))
-    shares = found.shift(shifted(NEW, 30).features, NEW.sections)
-    assert {share for _, share in shares.values()} == {1.0}
-    assert {share for _, share in found.shift(NEW.features, NEW.sections).values()} == {0.0}
-    stiff = found.stiff.predict(NEW.features, NEW.sections)
-    expected = 0.6 * stiff
-    for section in split_sections(NEW.sections, NEW.positions, 3, pad=True):
-        expected[section.rows] += 0.4 * stiff[section.rows][section.neighbors].mean(axis=1)
-    np.testing.assert_allclose(far, expected, atol=1e-3)
-    assert np.abs(near - far).max() > 0.1
-    # in between, one passes over into the other
-    for by in np.linspace(0.3, 1.2, 7):
-        moved = shifted(NEW, by)
-        share = np.array([found.shift(moved.features, NEW.sections)[name][1] for name in NEW.sections])[:, None]
-        np.testing.assert_allclose(predicted(mixture, moved), (1 - share) * near + share * far, atol=2e-3)
+def test_the_validated_range_is_the_largest_distance_between_a_section_and_the_others(mixture):
+    rule, names = mixture.fitted.validated, np.unique(TRAIN.sections)
+    means = np.stack([TRAIN.features[TRAIN.sections == name].mean(axis=0) for name in names]) / rule.scale
+    apart = np.sqrt(np.square(means[:, None] - means[None]).mean(axis=2)) + np.diag(np.full(len(names), np.inf))
+    np.testing.assert_allclose(rule.near, apart.min(axis=1).max(), rtol=1e-4)
+    assert rule.far == 2 * rule.near
+    distances = rule(TRAIN.features, TRAIN.sections)
+    np.testing.assert_allclose([distances[name][0] for name in names], 0, atol=1e-5)
+    everywhere = fitted(TRAIN, ridge="none", max_epochs=1, n_validations=0).fitted.validated
+    assert {share for _, share in everywhere(NEW.features + 1000, NEW.sections).values()} == {0.0}
 
 
-def test_the_share_rises_from_what_validation_has_seen():
-    scale = ShiftScale(np.zeros((1, 2), np.float32), np.ones(2, np.float32), near=0.5, far=0.7)
-    np.testing.assert_allclose([scale.share(value) for value in (0, 0.5, 0.6, 0.7, 9)], [0, 0, 0.5, 1, 1])
-    # features that tell nothing tell of no distance either
-    assert scale.share(float("nan")) == 0
+def test_the_first_fold_chooses_the_epochs_and_the_others_the_weights():
+    model = fitted(TRAIN, n_validations=2)
+    first, second = model.report["best_epochs"]
+    assert first == second == model.report["epochs"]
+    runs = [[entry for entry in model.history_ if entry["run"] == f"validation {i}"] for i in (1, 2)]
+    assert len(runs[1]) == first <= len(runs[0])
+    # Labels of the first fold say nothing about the weights.
+    fitting = Img2GeneFitting(model.parameters, TRAIN, 0)
+    fitting.run()
+    noisy = [replace_labels(trial) for trial in fitting.trials[:1]] + fitting.trials[1:]
+    np.testing.assert_array_equal(fitting.stack(noisy), fitting.weights)
+
+
+def replace_labels(trial):
+    return replace(trial, full=-trial.full, own=-trial.own, retrieved=-trial.retrieved)
 
 
 FIT = TINY | {"n_validations": 1, "max_epochs": 4}

@@ -45,19 +45,27 @@ def test_weights_are_those_of_non_negative_least_squares():
     labels = RNG.normal(size=(40, 3)) * [1, 10, 0.1]
     candidates = [0.5 * labels + RNG.normal(size=labels.shape) * [1, 10, 0.1] * noise for noise in (0.3, 0.6)]
     candidates.append(-labels)
-    sd = labels.std(axis=0)
+    sd = np.sqrt(np.square(labels).mean(axis=0))
     expected = nnls(np.column_stack([(part / sd).ravel() for part in candidates]), (labels / sd).ravel())[0]
-    np.testing.assert_allclose(stack_weights(candidates, labels, sd**2), expected, atol=1e-6)
+    np.testing.assert_allclose(stack_weights(candidates, labels), expected, atol=1e-6)
     assert expected[2] == 0
+
+
+def test_a_spot_of_weight_two_counts_like_two_spots():
+    labels = RNG.normal(size=(40, 3))
+    candidates = [labels + noise * RNG.normal(size=labels.shape) for noise in (0.5, 1.0)]
+    twice = np.r_[np.arange(40), np.arange(10)]
+    expected = stack_weights([part[twice] for part in candidates], labels[twice])
+    weights = np.where(np.arange(40) < 10, 2.0, 1.0)
+    np.testing.assert_allclose(stack_weights(candidates, labels, weights), expected, atol=1e-6)
+    assert np.abs(expected - stack_weights(candidates, labels)).max() > 1e-3
 
 
 def test_the_same_prediction_twice_and_none_at_all_get_finite_weights():
     labels = RNG.normal(size=(40, 3))
-    twice = stack_weights([labels, labels], labels, np.ones(3))
+    twice = stack_weights([labels, labels], labels)
     np.testing.assert_allclose(twice.sum(), 1, atol=1e-6)
-    assert not stack_weights([np.zeros((40, 3))] * 2, labels, np.ones(3)).any()
+    assert not stack_weights([np.zeros((40, 3))] * 2, labels).any()
     # genes without variance count nothing
     spoiled = np.column_stack([labels, np.full(40, 9.0)])
-    np.testing.assert_allclose(
-        stack_weights([spoiled], np.column_stack([labels, np.zeros(40)]), np.r_[np.ones(3), 0]), 1
-    )
+    np.testing.assert_allclose(stack_weights([spoiled], np.column_stack([labels, np.zeros(40)])), 1)

@@ -40,7 +40,7 @@ class Job:
     state
         Describes what the files in the folder hold, if they alone are the result; else None.
     share
-        Trials of this job for each trial of the others; less than 1 if one takes long.
+        Trials of this job for each trial of the others: less than 1 if one takes long, more if it is quick.
     """
 
     name: str
@@ -167,11 +167,11 @@ def _benchmark(folder: Path, number: int) -> str:
 
 
 JOBS = (
-    Job("save_model", _save_old, _save, _saved),
+    Job("save_model", _save_old, _save, _saved, share=3),
     Job("write_study", _copy_store, _write, _stored),
     Job("embed_patches on a backed study", _copy_store, _embed, _stored),
     Job("fit(checkpoint_dir=)", nothing, _fit),
-    Job("cross_validate(folder=)", nothing, _cross_validate),
+    Job("cross_validate(folder=)", nothing, _cross_validate, share=3),
     Job("learning_curve(folder=)", nothing, _learning_curve),
     Job("benchmark", _draw_cohort, _benchmark, share=0.1),
 )

@@ -239,21 +239,30 @@ class Ridge(LinearPredictor):
         order, data = data.canonical_order(), data.in_canonical_order()
         # A subclass may fit in another way.
         self.fit(data, seed=seed)
+        folds = inner_folds(data, seed=seed, n_max=N_FOLDS)
+        back = np.argsort(order)
+        predicted = self.held_out(data, folds)[back]
+        self._fitted = None
+        return HeldOut(np.arange(len(predicted)), predicted, folds.kind, unit_labels(data, folds)[back])
+
+    def held_out(self, data: TrainingData, folds: InnerFolds) -> np.ndarray:
+        """Prediction of every training spot by a ridge fitted without its fold, float32 (n_spots, n_genes).
+
+        On the scale of :meth:`predict`: the mean label of the spots that were fitted to is added. ``data`` are those of the
+        last :meth:`fit`, in canonical order; the penalties are the ones that it chose.
+        """
         if self._fitted is None:
             raise Img2GeneError(
-                f"`{type(self).__name__}.fit` must call `Ridge.fit`, whose results `fit_held_out` needs."
+                f"`{type(self).__name__}.held_out` needs intermediate results of `Ridge.fit`, which are not saved with the "
+                "model; call `fit` first."
             )
         inputs, penalties = self._fitted
-        folds = inner_folds(data, seed=seed, n_max=N_FOLDS)
         predicted = np.empty(data.labels.shape, dtype=np.float32)
         for fitted, held in folds.splits():
-            solution = inputs.solve(fitted, self.n_responses)
-            mean = inputs.mean_label(fitted)
+            coefficients = inputs.solve(fitted, self.n_responses).coefficients(penalties)
             scores = inputs.held_scores(fitted, held, folds).astype(np.float32)
-            predicted[held] = scores @ solution.coefficients(penalties) + mean
-        self._fitted = None
-        back = np.argsort(order)
-        return HeldOut(np.arange(len(predicted)), predicted[back], folds.kind, unit_labels(data, folds)[back])
+            predicted[held] = scores @ coefficients + inputs.mean_label(fitted)
+        return predicted
 
     def _fit(self, data: TrainingData, seed: int) -> tuple[_Inputs, list[float]]:
         check_centring(data.sections, self.center)

@@ -15,8 +15,8 @@ from img2gene.models.cmrcnet.network import Architecture, CMRCNetNetwork
 from img2gene.models.components import Components, project_tokens, stored_components
 from img2gene.models.data import with_prefix
 from img2gene.models.networks.ensemble import Ensemble, outline, stacked_shapes, unit_members
-from img2gene.models.plain_ridge import PlainRidge
 from img2gene.models.reference_bank import ReferenceBank, unit_rows
+from img2gene.models.ridge import Ridge
 from img2gene.models.stored import StoredConfig
 
 PARTS = ("ridge", "retrieval", "regression")
@@ -56,7 +56,7 @@ class FittedCMRCNet:
     ensemble: Ensemble
     components: Components
     token_components: Components | None
-    ridge: PlainRidge | None
+    ridge: Ridge | None
     bank: ReferenceBank
     scale: float
     label_mean: np.ndarray
@@ -146,7 +146,7 @@ class FittedCMRCNet:
         shapes |= {f"bank.{name}": axes for name, axes in ReferenceBank.shapes.items()}
         shapes["bank.keys"] = ("references", members * architecture.dim)
         if config["ridge"] is not None:
-            shapes |= {f"ridge.{name}": axes for name, axes in PlainRidge.shapes.items()}
+            shapes |= {f"ridge.{name}": axes for name, axes in Ridge.shapes.items()}
         return shapes | {"label_mean": ("genes",), "weights": (len(PARTS),)}
 
     @classmethod
@@ -166,7 +166,7 @@ class FittedCMRCNet:
             ensemble.eval(),
             Components(**with_prefix(arrays, "components"), center=center),
             Components(**tokens, center=center) if tokens else None,
-            None if config["ridge"] is None else PlainRidge.from_state(config["ridge"], with_prefix(arrays, "ridge")),
+            None if config["ridge"] is None else Ridge.from_state(config["ridge"], with_prefix(arrays, "ridge")),
             ReferenceBank.from_state(config["bank"], with_prefix(arrays, "bank")),
             config["scale"],
             arrays["label_mean"],

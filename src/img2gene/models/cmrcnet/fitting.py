@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from img2gene.models.cmrcnet.objective import Objective
 from img2gene.models.cmrcnet.parameters import CMRCNetParameters
 from img2gene.models.components import project_tokens
 from img2gene.models.networks.ensemble import Ensemble
-from img2gene.models.networks.fitting import NetworkFitting, train_stage, weigh
+from img2gene.models.networks.fitting import NetworkFitting, train_stage
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
 from img2gene.models.reference_bank import ReferenceBank
 from img2gene.models.validation import mean_correlation, scored_genes
@@ -56,12 +57,12 @@ class CMRCNetFitting(NetworkFitting):
     def run(self) -> tuple[FittedCMRCNet, dict[str, Any]]:
         """The fitted model, and the report on it."""
         progress = self.open_progress()
-        trials = [self._validate(number, split, progress) for number, split in enumerate(self.validations())]
+        trials = self._validated(progress)
         weights = self._weigh(trials)
         self.trials, self.weights = trials, weights
         everything = np.arange(len(self.data.labels))
         planned = self._schedule(len(everything))
-        epochs = round(np.mean([trial.run.best_epoch for trial in trials])) if trials else planned.max_epochs
+        epochs = trials[0].run.best_epoch if trials else planned.max_epochs
         self.epochs = epochs
         ensemble = self._new_ensemble()
         # The learning rate must fall as it did in the validation runs, which planned for all epochs.
@@ -145,7 +146,7 @@ class CMRCNetFitting(NetworkFitting):
         return f"{len(batch.labels)} spots, labels up to {largest[0]:.3g} and components up to {largest[1]:.3g} in size"
 
     def _validate(
-        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: ResumableFolder, epochs: int | None = None
+        self, name: str, split: tuple[np.ndarray, np.ndarray], progress: ResumableFolder, epochs: int | None
     ) -> _Trial:
         """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
         fitted, held = (np.flatnonzero(part) for part in split)
@@ -156,13 +157,13 @@ class CMRCNetFitting(NetworkFitting):
         # Each epoch is scored, so the bank of the validation has to be small.
         few = np.random.default_rng(self.seed).permutation(fitted)[:_SCORED_REFERENCES]
         schedule = self._schedule(len(fitted))
-        if epochs is None:
-            task.validate = lambda trained: mean_correlation(
-                self.data.labels[held][:, genes], self._blend(*self._held_out(trained, few, held, genes)), names
-            )
-        else:
-            schedule = dataclasses.replace(schedule, max_epochs=epochs, decay_epochs=schedule.max_epochs)
-        run = train_stage(f"{'validation' if epochs is None else 'calibration'}{number + 1}", task, schedule, progress)
+        task.validate = lambda trained: mean_correlation(
+            self.data.labels[held][:, genes], self._blend(*self._held_out(trained, few, held, genes)), names
+        )
+        if epochs is not None:
+            planned = schedule.max_epochs
+            schedule = dataclasses.replace(schedule, max_epochs=epochs, validate_every=epochs, decay_epochs=planned)
+        run = train_stage(name, task, schedule, progress)
         retrieval, regression = self._held_out(ensemble, fitted, held, np.arange(self.labels.shape[1]))
         return _Trial(held, retrieval, regression, run)
 
@@ -196,7 +197,7 @@ class CMRCNetFitting(NetworkFitting):
             ensemble,
             self.components,
             self.token_components,
-            self.ridge if weights[0] > 0 else None,
+            copy.copy(self.ridge) if weights[0] > 0 else None,
             self._bank(ensemble, rows),
             self.scale,
             self.data.labels.mean(axis=0, dtype=np.float64).astype(np.float32),
@@ -218,15 +219,14 @@ class CMRCNetFitting(NetworkFitting):
         used = self._used
         if sum(used.values()) == 1 or not trials:
             return np.array([used[name] for name in PARTS]) / sum(used.values())
-        rows, candidates = self._candidates(trials)
-        return weigh(candidates, self.data.labels[rows], self.folds.centred_in(self.data.sections)[rows])
+        return self.stack(trials)
 
     def _candidates(self, trials: list[_Trial]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
         """Held-out rows, and their predictions by the parts that may be used."""
         rows, used = np.concatenate([trial.rows for trial in trials]), self._used
         regressions = [t.regression for t in trials if t.regression is not None]
         return rows, {
-            "ridge": self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows] if used["ridge"] else None,
+            "ridge": self.ridge_held_out[rows] if used["ridge"] else None,
             "retrieval": np.concatenate([trial.retrieval for trial in trials]) if used["retrieval"] else None,
             "regression": np.concatenate(regressions) if used["regression"] else None,
         }

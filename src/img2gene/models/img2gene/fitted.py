@@ -1,4 +1,4 @@
-"""A fitted Img2Gene: networks, ridges, and their combination to a prediction."""
+"""A fitted Img2Gene: networks, ridge, and their combination to a prediction."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from img2gene._errors import Img2GeneError
-from img2gene.models.centring import section_means
 from img2gene.models.components import Components, project_tokens, stored_components
 from img2gene.models.data import TARGET_SUM, with_prefix
 from img2gene.models.img2gene.inference import SpotArrays, embed, predictions, section_views
 from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
+from img2gene.models.img2gene.validated_range import ValidatedRange
 from img2gene.models.networks.batches import split_sections
 from img2gene.models.networks.debiasing import Views, calibrate
 from img2gene.models.networks.ensemble import Ensemble, outline, stacked_shapes, unit_members
-from img2gene.models.networks.section_shift import shift
-from img2gene.models.plain_ridge import PlainRidge
 from img2gene.models.reference_bank import Neighbors, ReferenceBank
+from img2gene.models.ridge import Ridge
 from img2gene.models.stored import StoredConfig
 
 PARTS = ("ridge", "own view", "network", "retrieval")
@@ -93,38 +92,6 @@ class Retrieval:
         return self.bank.average(self.bank.nearest(unit_members(embedding), min(self.k, len(self.bank))))
 
 
-@dataclass(frozen=True)
-class ShiftScale:
-    """Converts the distance of a section from the training sections to the share of the stiff ridge.
-
-    Attributes
-    ----------
-    means
-        float32 (n_sections, width): mean features of the training sections.
-    scale
-        float32 (width,): SD of features within sections.
-    near, far
-        Shifts up to which the validated weights hold, and from which on the stiff ridge alone predicts.
-    """
-
-    means: np.ndarray
-    scale: np.ndarray
-    near: float
-    far: float
-
-    def __call__(self, features: np.ndarray, sections: np.ndarray) -> dict[str, tuple[float, float]]:
-        """For each section its shift, and the share 0–1 of the stiff ridge."""
-        names, means = section_means(features, sections)
-        shifts = [shift(mean, self.means, self.scale) for mean in means]
-        return {str(name): (value, self.share(value)) for name, value in zip(names, shifts, strict=True)}
-
-    def share(self, value: float) -> float:
-        """Share of the stiff ridge at a shift; 0 where no feature varies, so that there is none (NaN)."""
-        if np.isnan(value):
-            return 0.0
-        return float(np.clip((value - self.near) / (self.far - self.near), 0, 1))
-
-
 @dataclass
 class FittedImg2Gene:
     """Everything that a prediction needs; ``weights``, float64 (4,), belong to :data:`PARTS`."""
@@ -133,13 +100,11 @@ class FittedImg2Gene:
     ensemble: Ensemble
     components: Components
     token_components: Components | None
-    ridge: PlainRidge
-    stiff: PlainRidge
+    ridge: Ridge
     readout: Readout
     retrieval: Retrieval | None
     weights: np.ndarray
-    shift: ShiftScale
-    smoothing: float
+    validated: ValidatedRange
 
     dtypes: ClassVar[dict[str, str]] = {
         "weights": "float64",
@@ -166,23 +131,30 @@ class FittedImg2Gene:
     ) -> np.ndarray:
         """Labels float32 (n_spots, n_genes); the SD over the networks is written to ``spread``, of the same shape."""
         arrays = self.inputs(features, sections, positions, tokens)
-        # All spots of a section share one weight, so that no seam appears inside it.
-        stiff = np.zeros(len(features), dtype=np.float32)
-        for name, (_, share) in self.shift(features, sections).items():
-            stiff[sections == name] = share
+        shares = self._shares(features, sections)
         out = self.ridge.predict(features, sections)
         out -= self.readout.label_mean
-        out *= ((1 - stiff) * self.weights[0])[:, None]
-        self._add_networks(out, arrays, 1 - stiff, spread)
-        self._add_stiff(out, arrays, features, sections, stiff)
+        out *= (shares * self.weights[0])[:, None]
+        self._add_networks(out, arrays, shares, spread)
+        for section in (s for s in arrays.sections if shares[s.rows[0]] < 1):
+            deviations = self.validated.predict(features, section) - self.readout.label_mean
+            out[section.rows] += (1 - shares[section.rows, None]) * deviations
         out += self.readout.label_mean
         return out
+
+    def _shares(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """Share of the weighted parts in the prediction of each spot, float32 (n_spots,); the ridge has the rest."""
+        shares = np.empty(len(features), dtype=np.float32)
+        # All spots of a section share one weight, so that no seam appears inside it.
+        for name, (_, share) in self.validated(features, sections).items():
+            shares[sections == name] = 1 - share
+        return shares
 
     def _add_networks(
         self, out: np.ndarray, arrays: SpotArrays, shares: np.ndarray, spread: np.ndarray | None = None
     ) -> None:
         """Add the predictions of the networks to ``out``, in place, and write the SD over members to ``spread``."""
-        # Sections that the stiff ridge predicts alone need no pass of the networks.
+        # Sections in which the networks have no share need no pass.
         known = SpotArrays([s for s in arrays.sections if shares[s.rows[0]] > 0], arrays.features, arrays.tokens)
         with self.ensemble.placed(_device()):
             for rows, outputs in predictions(self.ensemble, known):
@@ -193,24 +165,8 @@ class FittedImg2Gene:
                 out[rows] += mixed * shares[rows, None]
                 if spread is not None:
                     sd = self.weights[2] * self.readout.spread(outputs.genes, own=False)
-                    spread[rows] = (sd + self.weights[1] * self.readout.spread(outputs.views[:, 0], own=True)) * shares[
-                        rows, None
-                    ]
-
-    def _add_stiff(
-        self, out: np.ndarray, arrays: SpotArrays, features: np.ndarray, sections: np.ndarray, shares: np.ndarray
-    ) -> None:
-        """Add the stiff ridge, smoothed over the nearest spots, of sections that lie far away."""
-        for section in arrays.sections:
-            share = float(shares[section.rows[0]])
-            if share > 0:
-                deviations = (
-                    self.stiff.predict(features[section.rows], sections[section.rows]) - self.readout.label_mean
-                )
-                # Averaging over the nearest spots removes noise of single patches.
-                around = sum(deviations[section.neighbors[:, i]] for i in range(section.neighbors.shape[1]))
-                smooth = (1 - self.smoothing) * deviations + self.smoothing / section.neighbors.shape[1] * around
-                out[section.rows] += share * smooth
+                    sd += self.weights[1] * self.readout.spread(outputs.views[:, 0], own=True)
+                    spread[rows] = sd * shares[rows, None]
 
     @property
     def bank(self) -> ReferenceBank:
@@ -243,7 +199,7 @@ class FittedImg2Gene:
         if self.architecture.counts:
             raise Img2GeneError("Networks of counts predict log rates; pathways add nothing in units of the labels.")
         arrays = self.inputs(features, sections, positions, tokens)
-        shifts, factor = self.shift(features, sections), self.weights[2] * self.readout.scale
+        factors = self._shares(features, sections) * (self.weights[2] * self.readout.scale)
         out = np.zeros((len(features), self.architecture.n_pathways), dtype=np.float32)
         with self.ensemble.placed(_device()):
             for section in arrays.sections:
@@ -251,19 +207,16 @@ class FittedImg2Gene:
                     contributions = self.ensemble.call(
                         lambda net, *x: net.pathway_contributions(Views(*x), gene), paired=tuple(views)
                     )
-                    out[rows] = contributions.mean(dim=0).float().cpu().numpy() * (
-                        factor * (1 - shifts[section.name][1])
-                    )
+                    out[rows] = contributions.mean(dim=0).float().cpu().numpy() * factors[rows, None]
         return out
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Facts (JSON) and arrays."""
         ridge, ridge_arrays = self.ridge.state()
         arrays = {f"ridge.{name}": value for name, value in ridge_arrays.items()}
-        arrays["stiff.coefficients"] = self.stiff.arrays["coefficients"]
         arrays |= {f"network.{name}": value.cpu().numpy() for name, value in self.ensemble.state_dict().items()}
         arrays |= stored_components(components=self.components, tokens=self.token_components)
-        arrays |= {"shift.means": self.shift.means, "shift.scale": self.shift.scale, "weights": self.weights}
+        arrays["weights"] = self.weights
         for key in ("label_mean", "log_rate", "reference_genes", "reference_own"):
             arrays[f"readout.{key}"] = getattr(self.readout, key)
         names, bank = (None, {}) if self.retrieval is None else self.retrieval.bank.state()
@@ -274,26 +227,25 @@ class FittedImg2Gene:
             "center": self.components.center,
             "ridge": ridge,
             "scale": self.readout.scale,
-            "shift": {"near": self.shift.near, "far": self.shift.far},
-            "smoothing": self.smoothing,
             "bank": names,
             "k": None if self.retrieval is None else self.retrieval.k,
         }
-        return config, arrays
+        facts, more = self.validated.state(self.ridge)
+        return config | facts, arrays | more
 
     @classmethod
     def array_shapes(cls, config: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
         """Shapes of the arrays that go with a configuration; names stand for sizes that arrays share."""
         architecture, members = Architecture(**config["architecture"]), config["n_models"]
         network = outline(Img2GeneNetwork, Architecture, **config["architecture"])
-        shapes: dict[str, tuple[str | int, ...]] = {f"ridge.{name}": axes for name, axes in PlainRidge.shapes.items()}
-        shapes["stiff.coefficients"] = PlainRidge.shapes["coefficients"]
+        shapes: dict[str, tuple[str | int, ...]] = {f"ridge.{name}": axes for name, axes in Ridge.shapes.items()}
+        shapes |= ValidatedRange.array_shapes(config)
         shapes |= {f"network.{name}": axes for name, axes in stacked_shapes(network, members).items()}
         q, w = architecture.n_components, architecture.token_width
         shapes |= Components.array_shapes("components", q, "width")
         if architecture.n_tokens:
             shapes |= Components.array_shapes("tokens", w, "token")
-        shapes |= {"shift.means": ("sections", "width"), "shift.scale": ("width",), "weights": (len(PARTS),)}
+        shapes["weights"] = (len(PARTS),)
         shapes |= {"readout.label_mean": ("genes",), "readout.log_rate": ("genes",) if architecture.counts else (0,)}
         shapes |= {"readout.reference_genes": (members, "genes"), "readout.reference_own": (members, "genes")}
         if config["bank"] is not None:
@@ -305,29 +257,24 @@ class FittedImg2Gene:
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedImg2Gene:
         """Restore it."""
         check = StoredConfig()
-        check.positive(arrays, [name for name in ("components.scale", "tokens.scale", "shift.scale") if name in arrays])
+        check.positive(arrays, [name for name in ("components.scale", "tokens.scale") if name in arrays])
         check.positive(arrays, ["weights"], zero=True)
-        if not len(arrays["shift.means"]):
-            check.messages.append("Array `shift.means` holds no sections.")
         check.raise_all()
         network = outline(Img2GeneNetwork, Architecture, **config["architecture"])
         ensemble = Ensemble.restored(network, with_prefix(arrays, "network"), config["n_models"])
-        ridge = PlainRidge.from_state(config["ridge"], with_prefix(arrays, "ridge"))
+        ridge = Ridge.from_state(config["ridge"], with_prefix(arrays, "ridge"))
         center = config["center"]
         tokens = with_prefix(arrays, "tokens")
-        readout, distance = with_prefix(arrays, "readout"), with_prefix(arrays, "shift")
         return cls(
             Architecture(**config["architecture"]),
             ensemble.eval(),
             Components(**with_prefix(arrays, "components"), center=center),
             Components(**tokens, center=center) if tokens else None,
             ridge,
-            stiff_ridge(ridge, arrays["stiff.coefficients"]),
-            Readout(scale=config["scale"], **readout),
+            Readout(scale=config["scale"], **with_prefix(arrays, "readout")),
             _stored_retrieval(config, with_prefix(arrays, "bank")),
             arrays["weights"],
-            ShiftScale(distance["means"], distance["scale"], **config["shift"]),
-            config["smoothing"],
+            ValidatedRange.from_state(config, arrays, ridge),
         )
 
 
@@ -341,12 +288,6 @@ def _stored_retrieval(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> 
         return None
     # Each search copies read-only keys, as stored arrays are, and every block of spots starts one.
     return Retrieval(ReferenceBank.from_state(config["bank"], {**arrays, "keys": arrays["keys"].copy()}), config["k"])
-
-
-def stiff_ridge(ridge: PlainRidge, coefficients: np.ndarray) -> PlainRidge:
-    """A copy of the ridge with other coefficients of the same components."""
-    config, arrays = ridge.state()
-    return PlainRidge.from_state(config, {**arrays, "coefficients": coefficients})
 
 
 def _device() -> str:

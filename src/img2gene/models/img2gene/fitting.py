@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Iterator
@@ -13,14 +14,12 @@ import numpy as np
 import torch
 
 from img2gene._files.folders import ResumableFolder
-from img2gene.models.centring import section_means
 from img2gene.models.components import project_tokens
 from img2gene.models.img2gene.fitted import (
     PARTS,
     FittedImg2Gene,
     Readout,
     Retrieval,
-    ShiftScale,
     build_ensemble,
     count_labels,
 )
@@ -29,11 +28,11 @@ from img2gene.models.img2gene.network import Architecture
 from img2gene.models.img2gene.objective import Objective, Targets
 from img2gene.models.img2gene.parameters import Img2GeneParameters
 from img2gene.models.img2gene.targets import TargetArrays
+from img2gene.models.img2gene.validated_range import ValidatedRange
 from img2gene.models.networks.batches import Batch, SectionSpots, gather, split_sections, training_chunks
 from img2gene.models.networks.debiasing import confounder_dictionary
 from img2gene.models.networks.ensemble import Ensemble
-from img2gene.models.networks.fitting import NetworkFitting, train_stage, weigh
-from img2gene.models.networks.section_shift import shift
+from img2gene.models.networks.fitting import NetworkFitting, train_stage
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
 from img2gene.models.reference_bank import ReferenceBank
 from img2gene.models.validation import mean_correlation, scored_genes
@@ -44,10 +43,6 @@ logger = logging.getLogger(__name__)
 _ANCHORS = 256
 # Most steps of the optimiser: more steps gain little for their time.
 _STEPS = 300
-# Larger than shifts within one patient or batch, smaller than shifts between patients with few sections (docs/guide/img2gene.md).
-_NEAR, _FAR_MARGIN = 0.5, 0.15
-_STIFFNESS, _SMOOTHING = 4.0, 0.4
-_NEVER = 1e6
 # Most training spots to keep for retrieval.
 _REFERENCES = 20_000
 
@@ -76,11 +71,11 @@ class Img2GeneFitting(NetworkFitting):
     def run(self) -> tuple[FittedImg2Gene, dict[str, Any]]:
         """The fitted model, and the report on it."""
         progress = self.open_progress()
-        trials = [self._validate(number, split, progress) for number, split in enumerate(self.validations())]
+        trials = self._validated(progress)
         weights = self._weigh(trials)
         self.trials, self.weights = trials, weights
         planned = self.schedule(n_batches(self.arrays.sections, self.parameters.batch_size), _STEPS)
-        epochs = round(np.mean([trial.run.best_epoch for trial in trials])) if trials else planned.max_epochs
+        epochs = trials[0].run.best_epoch if trials else planned.max_epochs
         self.epochs = epochs
         runs = {f"validation {number + 1}": trial.run for number, trial in enumerate(trials)}
         if self.parameters.refit or not trials:
@@ -88,18 +83,17 @@ class Img2GeneFitting(NetworkFitting):
             readout = self._readout(ensemble, self.arrays, self.targets.log_rate_mean)
         else:
             ensemble, readout = trials[0].ensemble, trials[0].readout
+        ridge = copy.copy(self.ridge)
         fitted = FittedImg2Gene(
             self.architecture,
             ensemble,
             self.components,
             self.token_components,
-            self.ridge,
-            self.ridge.stiffened(_STIFFNESS),
+            ridge,
             readout,
             self._retrieval(ensemble, self.arrays) if weights[3] > 0 else None,
             weights,
-            self._shift_scale(),
-            _SMOOTHING,
+            ValidatedRange.of(self.data, self.folds, ridge, always=self.parameters.ridge == "none"),
         )
         facts = {"epochs": epochs, "ridge": self.ridge.summary(), "n_pathways": self.architecture.n_pathways}
         facts["n_references"] = 0 if fitted.retrieval is None else len(fitted.retrieval.bank)
@@ -118,9 +112,7 @@ class Img2GeneFitting(NetworkFitting):
     @cached_property
     def targets(self) -> TargetArrays:
         """Targets of all training spots."""
-        base = (
-            self.ridge.held_out(self.data, self.folds, seed=self.seed) if self.parameters.ridge == "residual" else None
-        )
+        base = self.ridge_held_out if self.parameters.ridge == "residual" else None
         return TargetArrays.build(self.parameters, self.data, base)
 
     @cached_property
@@ -178,7 +170,7 @@ class Img2GeneFitting(NetworkFitting):
         )
 
     def _validate(
-        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: ResumableFolder, epochs: int | None = None
+        self, name: str, split: tuple[np.ndarray, np.ndarray], progress: ResumableFolder, epochs: int | None
     ) -> _Trial:
         """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
         fitted, held = split
@@ -188,11 +180,9 @@ class Img2GeneFitting(NetworkFitting):
         task = self._task(inside, ensemble)
         genes = scored_genes(self.data.labels)
         schedule = self.schedule(n_batches(inside.sections, self.parameters.batch_size), _STEPS)
-        if epochs is None:
-            task.validate = lambda trained: self._score(trained, outside, genes)
-        else:
-            schedule = dataclasses.replace(schedule, max_epochs=epochs)
-        name = f"{'validation' if epochs is None else 'calibration'}{number + 1}"
+        task.validate = lambda trained: self._score(trained, outside, genes)
+        if epochs is not None:
+            schedule = dataclasses.replace(schedule, max_epochs=epochs, validate_every=epochs)
         run = train_stage(name, task, schedule, progress)
         if self.parameters.effect != "none":
             update_references(ensemble, inside)
@@ -260,8 +250,7 @@ class Img2GeneFitting(NetworkFitting):
         """Weights of ridge, own view, full network and retrieval."""
         if not trials:
             return _unvalidated(self.parameters.ridge, self.parameters.retrieval)
-        rows, candidates = self._candidates(trials)
-        return weigh(candidates, self.data.labels[rows], self.folds.centred_in(self.data.sections)[rows])
+        return self.stack(trials)
 
     def _candidates(self, trials: list[_Trial]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
         """Held-out rows, and their predictions by ridge, own view, full network and retrieval."""
@@ -269,7 +258,7 @@ class Img2GeneFitting(NetworkFitting):
         rows, own, full, retrieved = (
             np.concatenate([getattr(trial, part) for trial in trials]) for part in ("rows", "own", "full", "retrieved")
         )
-        ridge = None if p.ridge == "none" else self.ridge.held_out(self.data, self.folds, seed=self.seed)[rows]
+        ridge = None if p.ridge == "none" else self.ridge_held_out[rows]
         return rows, {
             PARTS[0]: ridge,
             # The own view is not debiased, so its share in the mixture would partly undo the effect.
@@ -282,21 +271,6 @@ class Img2GeneFitting(NetworkFitting):
         if self.parameters.n_models < 2:
             return None
         return np.concatenate([self.weights[1] * trial.own_sd + self.weights[2] * trial.full_sd for trial in trials])
-
-    def _shift_scale(self) -> ShiftScale:
-        """Distances between the sections of different training groups, up to which the validated weights hold."""
-        data = self.data
-        scale = self.ridge.arrays["scale"]
-        names, means = section_means(data.features, data.sections)
-        group = np.array([data.groups[data.sections == name][0] for name in names])
-        apart = [
-            shift(means[i], means[group != group[i]], scale) for i in range(len(names)) if (group != group[i]).any()
-        ]
-        near = max([_NEAR, *(value for value in apart if np.isfinite(value))])
-        if self.parameters.ridge == "none":
-            # With ridge="none" no section is so far that the ridge predicts it.
-            near = _NEVER
-        return ShiftScale(means.astype(np.float32), scale, near, near + _FAR_MARGIN)
 
 
 def _mean_outputs(ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

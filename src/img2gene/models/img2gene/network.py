@@ -238,8 +238,8 @@ def _zero_linear(width: int, n_outputs: int) -> Linear:
 def check_stored(config: dict[str, Any], parameters: Any) -> None:
     """Check the configuration of a stored model against its own parameters."""
     check = StoredConfig()
-    required = ("architecture", "n_models", "center", "ridge", "scale", "shift", "smoothing", "bank", "k")
-    if check.entries("predictor", config, (*required, "parameters", "report", "context")):
+    required = ("architecture", "n_models", "center", "ridge", "scale", "bank", "k", "parameters", "report", "context")
+    if check.entries("predictor", config, (*required, "shift", "smoothing")):
         shape, context = config["architecture"], config["context"]
         if check.entries("architecture", shape, [part.name for part in fields(Architecture)]):
             same = {name: name for name in _SAME} | {"section": "section_view"}

@@ -19,11 +19,12 @@ from img2gene._files.folders import ResumableFolder, fingerprint, load_arrays
 from img2gene.models.centring import centre
 from img2gene.models.components import Components
 from img2gene.models.data import TrainingData
+from img2gene.models.depth import depth_weights
 from img2gene.models.networks.parameters import NetworkParameters
 from img2gene.models.networks.stacking import stack_weights
 from img2gene.models.networks.train import accelerators, train
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
-from img2gene.models.plain_ridge import PlainRidge
+from img2gene.models.ridge import Ridge
 from img2gene.models.uncertainty.held_out import HeldOut, unit_labels
 from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
 
@@ -32,6 +33,8 @@ Devices = int | str | list[int]
 _TOKEN_COMPONENTS = 64
 _EPOCHS = (12, 150)
 _VALIDATIONS = 25
+# How strongly weights are drawn to the mean of the parts, as a few folds decide on them (docs/guide/img2gene.md).
+_SHRINKAGE = 0.1
 # Largest sum of the weights.
 _MOST_WEIGHT = 1.5
 # Fewest groups to calibrate on: fewer do not show how much groups differ.
@@ -61,11 +64,16 @@ class NetworkFitting(ABC):
         self.order, self.data = self.data.canonical_order(), self.data.in_canonical_order()
 
     @cached_property
-    def ridge(self) -> PlainRidge:
-        """The slide-centred ridge that the networks are mixed with."""
-        ridge = PlainRidge(center=self.parameters.center)
+    def ridge(self) -> Ridge:
+        """The ridge that the networks are mixed with."""
+        ridge = Ridge(center=self.parameters.center)
         ridge.fit(self.data, seed=self.seed)
         return ridge
+
+    @cached_property
+    def ridge_held_out(self) -> np.ndarray:
+        """Prediction of every training spot by the ridge without its fold, float32 (n_spots, n_genes)."""
+        return self.ridge.held_out(self.data, self.folds)
 
     @cached_property
     def components(self) -> Components:
@@ -100,6 +108,18 @@ class NetworkFitting(ABC):
         """Folds that only calibration uses; with the validation folds they are up to three."""
         return self._splits()[self.parameters.n_validations : _CALIBRATIONS]
 
+    def _validated(self, progress: ResumableFolder) -> list[Any]:
+        """Train without each validation fold.
+
+        The first fold chooses the number of epochs. The others train for that number, so that what they show was not chosen on
+        them.
+        """
+        trials: list[Any] = []
+        for number, split in enumerate(self.validations()):
+            epochs = trials[0].run.best_epoch if trials else None
+            trials.append(self._validate(f"validation{number + 1}", split, progress, epochs))
+        return trials
+
     def _splits(self) -> list[tuple[np.ndarray, np.ndarray]]:
         splits = [(fitted, held) for fitted, held in self.folds.splits() if fitted.any() and held.sum() > 1]
         return [splits[i] for i in np.random.default_rng(self.seed).permutation(len(splits))]
@@ -107,7 +127,10 @@ class NetworkFitting(ABC):
     def held_out(self) -> HeldOut | None:
         """Predict the spots of the validation folds, and of further folds up to three; None without any fold."""
         progress = self.open_progress()
-        more = [self._validate(i, split, progress, self.epochs) for i, split in enumerate(self.calibrations())]
+        more = [
+            self._validate(f"calibration{number + 1}", split, progress, self.epochs)
+            for number, split in enumerate(self.calibrations())
+        ]
         trials = [*self.trials, *more]
         if not trials:
             return None
@@ -123,9 +146,21 @@ class NetworkFitting(ABC):
         units = unit_labels(data, folds)[rows]
         return HeldOut(self.order[rows], predicted, folds.kind, units, self._spread(trials))
 
+    def stack(self, trials: list[Any]) -> np.ndarray:
+        """Weights of the candidates, by the folds that did not choose the number of epochs, if there are any."""
+        rows, candidates = self._candidates(trials[1:] or trials)
+        data, units = self.data, self.folds.centred_in(self.data.sections)[rows]
+        known = {name: centre(values, units) for name, values in candidates.items() if values is not None}
+        depth = depth_weights(data.library, data.sections)[rows]
+        stacked = stack_weights([*known.values()], centre(data.labels[rows], units), depth, shrinkage=_SHRINKAGE)
+        by_name = dict(zip(known, stacked, strict=True))
+        weights = np.array([by_name.get(name, 0.0) for name in candidates])
+        # Networks that stopped after one epoch predict almost nothing; large weights would only amplify noise.
+        return weights * min(1, _MOST_WEIGHT / max(weights.sum(), 1e-12))
+
     @abstractmethod
     def _validate(
-        self, number: int, split: tuple[np.ndarray, np.ndarray], progress: ResumableFolder, epochs: int | None = None
+        self, name: str, split: tuple[np.ndarray, np.ndarray], progress: ResumableFolder, epochs: int | None
     ) -> Any:
         """Train without one fold, stopped by the correlation on it, or for some ``epochs`` without a look at it."""
 
@@ -233,16 +268,6 @@ def _finished_run(path: Path, facts: dict[str, Any], task: TrainingTask) -> Trai
     task.ensemble.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
     task.ensemble.eval()
     return run
-
-
-def weigh(candidates: Mapping[str, np.ndarray | None], labels: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    """Choose weights of held-out predictions (n, G), centred by section first; candidates that are None get 0."""
-    known = {name: centre(values, sections) for name, values in candidates.items() if values is not None}
-    truth = centre(labels, sections)
-    stacked = dict(zip(known, stack_weights([*known.values()], truth, truth.var(axis=0)), strict=True))
-    weights = np.array([stacked.get(name, 0.0) for name in candidates])
-    # Networks that stopped after one epoch predict almost nothing; large weights would only amplify noise.
-    return weights * min(1, _MOST_WEIGHT / max(weights.sum(), 1e-12))
 
 
 def resolve_accelerator(accelerator: str, devices: Devices) -> tuple[str, Devices]:
