@@ -273,14 +273,8 @@ class _ScoredSpots:
         for name in self.chosen:
             rows = self.study.section_rows(name)
             counts = {"n_spots": int(np.isfinite(scores[rows]).sum()), "n_inside": int(inside[rows].sum())}
-            result.append(
-                {
-                    "section": name,
-                    "patient": self.study.patient_of(rows),
-                    **counts,
-                    **agreement(truth[rows], scores[rows], inside[rows]),
-                }
-            )
+            facts = {"section": name, "patient": self.study.patient_of(rows)}
+            result.append(facts | counts | agreement(truth[rows], scores[rows], inside[rows]))
         return result
 
     def columns(self, key: str, tissue: str, scores: np.ndarray, inside: np.ndarray) -> dict[str, Any]:
