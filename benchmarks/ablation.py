@@ -7,6 +7,8 @@ variant, split and seed; rows that are there already are not computed again.
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import itertools
 import sys
 import time
@@ -14,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from _report import DATA
@@ -26,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
 from cohorts import Split, her2st, mouse_olfactory_bulb
 
 Run = Callable[[SpatialData, Split, str, int, str], list[dict[str, object]]]
+METRICS = ("pcc", "r2", "mse", "slope")
 GROUPS = {"HEG-250": ("mean", 250), "HVG-50": ("variance", 50)}
 SMALL = {"n_models": 2, "n_validations": 1, "retrieval": False}
 VARIANTS: dict[str, dict[str, object]] = {
@@ -72,20 +76,49 @@ def fit(sdata: SpatialData, split: Split, seed: int, parameters: dict[str, objec
     return model, time.perf_counter() - start
 
 
+def alone(model: Model, part: str, **changes: object) -> Model:
+    """A copy of a mixture in which one part predicts alone."""
+    copied, predictor = copy.copy(model), copy.copy(model.predictor)
+    weights = np.array([float(name == part) for name in model.report["fit"]["weights"]])
+    predictor.fitted = dataclasses.replace(predictor.fitted, weights=weights, **changes)
+    copied.predictor = predictor
+    return copied
+
+
+def outputs(model: Model, variant: str) -> dict[str, Model]:
+    """The model, and the parts of the default mixture alone, by name."""
+    models = {variant: model}
+    if variant == "default":
+        fitted = model.predictor.fitted
+        everywhere = dataclasses.replace(fitted.validated, near=1e6, far=2e6)
+        # Retrieval without a weight keeps no training spots.
+        absent = {"retrieval"} if fitted.retrieval is None else set()
+        parts = [part for part in model.report["fit"]["weights"] if part not in absent]
+        models |= {f"{variant}: {part}": alone(model, part, validated=everywhere) for part in parts}
+    return models
+
+
 def run(sdata: SpatialData, split: Split, variant: str, seed: int, cohort: str) -> list[dict[str, object]]:
-    """Scores of one variant on one split."""
+    """Scores of one variant on one split, and of the parts of the default."""
     model, seconds = fit(sdata, split, seed, VARIANTS[variant])
+    facts = {"protocol": split.protocol, "test": split.test[0], "seed": seed}
+    return [
+        {"variant": name, **facts, **score(sdata, part, split), "seconds": seconds}
+        for name, part in outputs(model, variant).items()
+    ]
+
+
+def score(sdata: SpatialData, model: Model, split: Split) -> dict[str, float]:
+    """Mean scores of each group of genes."""
     ig.tl.predict(sdata, model)
-    summary = ig.tl.summarize(ig.tl.evaluate(sdata, model, sections=split.test, gene_groups=GROUPS))
-    of_model = summary[summary["model"] == model.name].set_index("genes")
-    scores = {f"{metric} {group}": of_model.loc[group, metric] for metric in ("pcc", "r2") for group in GROUPS}
-    facts = {"variant": variant, "protocol": split.protocol, "test": split.test[0], "seed": seed}
-    return [{**facts, **scores, "seconds": seconds}]
+    scores = ig.tl.evaluate(sdata, model, sections=split.test, gene_groups=GROUPS, n_permutations=0)
+    summary = ig.tl.summarize(scores[scores["model"] == model.name]).set_index("genes")
+    return {f"{metric} {group}": summary.loc[group, metric] for metric in METRICS for group in GROUPS}
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean over test sections, then mean and SD over seeds."""
-    columns = [name for name in rows if name.startswith(("pcc", "r2", "structure"))]
+    columns = [name for name in rows if name.startswith((*METRICS, "structure"))]
     by_seed = rows.groupby(["protocol", "variant", "seed"], sort=False)[columns].mean()
     groups = by_seed.groupby(["protocol", "variant"], sort=False)
     table = groups.mean().round(3).astype(str)

@@ -7,12 +7,9 @@ One row per variant, split and seed; rows that are there already are not compute
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from pathlib import Path
 
-import numpy as np
-from ablation import GROUPS, Split, fit, repeat
+from ablation import GROUPS, Split, alone, fit, repeat
 from spatialdata import SpatialData
 
 import img2gene as ig
@@ -49,13 +46,7 @@ def outputs(model: Model) -> dict[str, Model]:
     if weights is None or model.name == "bleep":
         return {"": model}
     parts = {": mixture": model}
-    for name in PARTS[1:]:
-        alone, predictor = copy.copy(model), copy.copy(model.predictor)
-        one = np.array([float(part == name) for part in PARTS])
-        predictor.fitted = dataclasses.replace(predictor.fitted, weights=one)
-        alone.predictor = predictor
-        parts[f": {name}"] = alone
-    return parts
+    return parts | {f": {name}": alone(model, name) for name in PARTS[1:]}
 
 
 def run(sdata: SpatialData, split: Split, variant: str, seed: int, cohort: str) -> list[dict[str, object]]:

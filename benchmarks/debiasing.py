@@ -2,7 +2,7 @@
 
 In the synthetic training patients the eosin field drives one gene in five (``confounding=1``); in the held-out patient it
 does not, so whoever reads expression off the eosin is wrong there. Control: the same cohort without confounding, whose images
-and truth are identical. Networks stand alone (``ridge="none"``, never replaced by the stiff ridge), as it is their own
+and truth are identical. Networks stand alone (``ridge="none"``, never replaced by the ridge), as it is their own
 debiasing that is asked about, except in rows that say "with ridge". Each seed draws a cohort and seeds the models.
 
 Scores are means over genes on the held-out patient. PCC: with the noise-free truth ``layers["truth"]``. MSE: against the
@@ -144,9 +144,7 @@ def predicted(sdata: SpatialData, entry: Entry, seed: int) -> tuple[dict[str, ad
     model = ig.tl.fit(sdata, entry.model, validate_on=[HELD_OUT], seed=seed, inplace=False, **entry.params)
     alone = entry.params.get("ridge") == "none"
     if alone:
-        # Sections unlike the training's are left to the stiff ridge, which would hide what the network does there.
         fitted = model.predictor.fitted
-        fitted.shift = dataclasses.replace(fitted.shift, near=1e6, far=2e6)
     summary = model.predictor.summary()
     weights = summary.get("weights", {})
     facts = {

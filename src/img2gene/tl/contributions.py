@@ -44,7 +44,7 @@ def pathway_contributions(
 
     contribution = (1 − s) · w_f · σ · mean over members of a_ij p̂_ij (v_j · W_g)
 
-    with attention a, value v_j, head weights W_g, the network's weight w_f, the share s of the stiff ridge and the typical SD
+    with attention a, value v_j, head weights W_g, the network's weight w_f, the share s of the ridge in far sections and the typical SD
     σ of the labels. The terms of a spot add up to its prediction less the one without pathway context.
 
     They tell what this model does, not what the pathway does in the tissue: pathways with similar scores can stand in for each

@@ -82,7 +82,7 @@ class CMRCNet(NetworkPredictor):
         Of the training (AdamW, learning rate falling along a cosine); ``max_epochs`` None is chosen from the number of spots;
         ``patience`` counts validations. The paper: 64, 1e-4, 1e-5, 1e-3, 60, none.
     n_validations
-        Inner folds that are validated on; 0 trains for ``max_epochs`` and weighs all parts equally.
+        Inner folds that are validated on: the first chooses the epochs, the others the weights (a single one both); 0 trains for ``max_epochs`` and weighs all parts equally.
     accelerator, devices, precision
         As in Lightning's trainer; ``"auto"`` takes ``img2gene.settings.device``.
     checkpoint_dir

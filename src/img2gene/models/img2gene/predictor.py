@@ -1,4 +1,4 @@
-"""Img2Gene as a predictor: an ensemble of networks mixed with a slide-centred ridge, weighted by validation."""
+"""Img2Gene as a predictor: an ensemble of networks mixed with a ridge, weighted by validation."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Img2Gene(NetworkPredictor):
     An ensemble of networks looks at each spot, at its nearest spots and at the whole section, fuses the three, and takes a
     causal effect of what it sees (:mod:`img2gene.models.networks.debiasing`). It is trained on labels, on pathway scores, and on
     coherence between the spots' embeddings and their expression. Sections (or groups) of the training data are left out in
-    turn to choose the number of epochs and the weights of ridge, own view, full network and retrieval; then all is fitted to
-    all training data.
+    turn: the first part chooses the number of epochs, the others the weights of ridge, own view, full network and retrieval.
+    Then all is fitted to all training data.
 
-    ŷ = ȳ_train + (1 − s) (w_r ridge + w_o own view + w_f network + w_k retrieval) + s · stiff ridge
+    ŷ = ȳ_train + (1 − s) (w_r ridge + w_o own view + w_f network + w_k retrieval) + s · ridge
 
-    where s rises from 0 to 1 with the section's shift: its distance from the nearest training section, beyond the distances
-    between training groups. Sections unlike the training sections are thus predicted by the strongly regularised ridge alone.
+    where s rises from 0 to 1 with the distance of the section from the nearest training section: from the largest distance at
+    which the networks were validated to twice that distance. The ridge alone predicts sections that are farther away.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Img2Gene(NetworkPredictor):
     batch_size, learning_rate, weight_decay, max_epochs, patience
         Of the training (AdamW); ``max_epochs`` None is chosen from the number of spots; ``patience`` counts validations.
     n_validations
-        Inner folds that are validated on; 0 trains for ``max_epochs`` and weighs ridge, network and retrieval equally.
+        Inner folds that are validated on: the first chooses the epochs, the others the weights (a single one both); 0 trains for ``max_epochs`` and weighs ridge, network and retrieval equally.
     refit
         Train anew on all training data after validation; if False, the network of the first validation is kept.
     accelerator, devices, precision
