@@ -96,6 +96,16 @@ def test_importing_the_package_loads_no_heavy_library():
     assert result.stdout.split() == []
 
 
+def test_warnings_are_seen_where_no_logging_is_set_up_and_can_be_silenced():
+    warn = "import logging, img2gene; {}; logging.getLogger('img2gene.tl.fit').warning('%d patients', 1)"
+    silence = "logging.getLogger('img2gene').setLevel('ERROR')"
+    seen, silenced = (
+        subprocess.run([sys.executable, "-c", warn.format(more)], capture_output=True, text=True, check=True).stderr
+        for more in ("pass", silence)
+    )
+    assert (seen, silenced) == ("1 patients\n", "")
+
+
 def test_settings_stay_the_object_whatever_is_imported():
     code = (
         "import img2gene as ig; before = ig.settings; ig.pp; import img2gene.settings; from img2gene import tl; "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -31,8 +30,6 @@ _SUBPACKAGES = [
 _OWN = ["Img2GeneError", "LeakageError", "MissingKeyError", "Settings", "__version__", "report", "settings"]
 __all__ = [*_OWN, *_SUBPACKAGES]
 __version__ = version("img2gene")
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:
