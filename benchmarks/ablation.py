@@ -44,6 +44,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "without section view": {**SMALL, "section_view": False},
     "without ridge": {**SMALL, "ridge": "none"},
     "on the ridge's residual": {**SMALL, "ridge": "residual"},
+    "as published for her2st, NIE": {"preset": "her2st"},
+    "as published for cSCC, TE": {"preset": "cscc"},
     "default": {},
     "default without retrieval": {"retrieval": False},
 }

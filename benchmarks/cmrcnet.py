@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "feature k-NN": {"model": "knn"},
     "BLEEP": {"model": "bleep", **SMALL},
     "CMRCNet": {"model": "cmrcnet", **SMALL},
+    "CMRCNet as published": {"model": "cmrcnet", "preset": "paper"},
     "CMRCNet without reconstruction": {"model": "cmrcnet", **SMALL, "reconstruction": 0.0},
     "CMRCNet without contrast": {"model": "cmrcnet", **SMALL, "contrast": 0.0},
     "CMRCNet with equal weights": {

@@ -88,6 +88,25 @@ def test_natural_effects_ignore_what_they_leave_at_its_reference(effect, ignored
     assert not torch.equal(counterfactual(product, other, REFERENCES, effect), value)
 
 
+@pytest.mark.parametrize(("effect", "seen"), [("TE", "tng"), ("NDE", "t"), ("NIE", "ng")])
+def test_effects_that_subtract_one_vector_are_a_network_without_effect_and_another_bias(effect, seen):
+    views, head = batch(), nn.Linear(2, 4)
+    held = Views(*(reference.expand_as(view) for reference, view in zip(REFERENCES, views, strict=True)))
+    parts = [view if name in seen else other for name, view, other in zip("tng", views, held, strict=True)]
+    by_effect = head(counterfactual(product, views, REFERENCES, effect))
+    same = nn.Linear(2, 4)
+    same.weight = head.weight
+    same.bias = nn.Parameter(head.bias - head.weight @ product(*(part[:1] for part in held))[0])
+    torch.testing.assert_close(same(product(*parts)), by_effect)
+
+
+@pytest.mark.parametrize("effect", ["TDE", "TIE"])
+def test_the_other_effects_subtract_what_differs_between_spots(effect):
+    views = batch()
+    subtracted = product(*views) - counterfactual(product, views, REFERENCES, effect)
+    assert subtracted.std(dim=0).max() > 0.1
+
+
 # Which views are observed in the first, trained term.
 TRAINED = {"none": "tng", "TE": "tng", "TDE": "tng", "TIE": "tng", "NDE": "t", "NIE": "ng"}
 

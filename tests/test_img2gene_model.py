@@ -740,3 +740,46 @@ def test_stored_tokens_are_looked_at(make_study):
     ig.tl.predict(sdata)
     assert (table.layers["img2gene"] != before).any()
     assert _schema.read_json(table, "encoder")["color-texture"]["tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("her2st", (0.1, 1, 1, "NIE")),
+        ("cscc", (0.1, 0.05, 0.1, "TE")),
+        ("stnet", (0.1, 1, 1, "NIE")),
+        ("liver", (1, 0.01, 0.005, "TE")),
+    ],
+)
+def test_presets_are_those_of_the_paper_and_passed_parameters_win(preset, expected):
+    def weights(model):
+        p = model.parameters
+        return p.coherence, p.pathway, p.pathway_coherence, p.effect
+
+    published = ig.models.create("img2gene", preset=preset)
+    assert weights(published) == expected
+    assert (published.parameters.ridge, published.parameters.retrieval, published.parameters.n_models) == (
+        "none",
+        False,
+        1,
+    )
+    changed = ig.models.create("img2gene", preset=preset, effect="none", n_models=4)
+    assert weights(changed) == (*expected[:3], "none")
+    assert (changed.parameters.n_models, changed.parameters.learning_rate) == (4, 1e-4)
+
+
+def test_a_preset_is_stored_with_all_its_values():
+    model = fitted(TRAIN, preset="cscc", n_validations=0, max_epochs=1)
+    again = type(model).from_state(*model.state())
+    assert again.parameters == model.parameters
+    assert (again.parameters.preset, again.parameters.n_latents, again.parameters.effect) == ("cscc", 2, "TE")
+    with pytest.raises(Img2GeneError, match="preset='mouse': expected one of her2st, cscc, stnet, liver, or None"):
+        ig.models.create("img2gene", preset="mouse")
+
+
+def test_the_preset_of_cmrcnet_is_that_of_its_paper_and_bleep_has_none():
+    paper = ig.models.create("cmrcnet", preset="paper").parameters
+    assert (paper.contrast, paper.reconstruction, paper.regression, paper.temperature) == (1, 1, 0, 1)
+    assert (paper.output, paper.keys, paper.max_epochs) == ("retrieval", "expression", 60)
+    with pytest.raises(Img2GeneError, match="`bleep` has no parameter preset"):
+        ig.models.create("bleep", preset="paper")

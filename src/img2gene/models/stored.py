@@ -241,7 +241,7 @@ def plain_parameters(parameters: Any, known: Iterable[str]) -> dict[str, Any]:
     if check.record("parameters", parameters):
         # Older models name the library that searched their bank, and a folder of the computer that trained them.
         old = ("search", "checkpoint_dir")
-        names = [name for name in known if name not in old]
-        check.entries("parameters", parameters, names, old)
+        names = [name for name in known if name not in (*old, "preset")]
+        check.entries("parameters", parameters, names, (*old, "preset"))
     check.raise_all()
     return {name: value for name, value in parameters.items() if name not in ("search", "checkpoint_dir")}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from img2gene.models.networks.parameters import LARGEST_WIDTH, NetworkParameters, ParameterCheck
 from img2gene.models.reference_bank import WEIGHTINGS
@@ -34,6 +35,25 @@ class CMRCNetParameters(NetworkParameters):
     n_models: int = field(default=2, kw_only=True)
     dim: int = field(default=256, kw_only=True)
     batch_size: int = field(default=64, kw_only=True)
+
+    # Liu et al., Medical Image Analysis 2026
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {
+            "output": "retrieval",
+            "contrast": 1.0,
+            "reconstruction": 1.0,
+            "regression": 0.0,
+            "temperature": 1.0,
+            "keys": "expression",
+            "center": "none",
+            "n_models": 1,
+            "learning_rate": 1e-4,
+            "final_learning_rate": 1e-5,
+            "weight_decay": 1e-3,
+            "max_epochs": 60,
+            "patience": 60,
+        }
+    }
 
     def _check_own(self, check: ParameterCheck) -> None:
         check.one_of(output=OUTPUTS, weighting=WEIGHTINGS, keys=KEYS, exclude=EXCLUSIONS)

@@ -32,7 +32,12 @@ _BLEEP: dict[str, Any] = {
 def with_defaults(changes: dict[str, Any]) -> inspect.Signature:
     """The signature of the parameters with some other defaults."""
     signature = inspect.signature(CMRCNetParameters)
-    parameters = [part.replace(default=changes.get(name, part.default)) for name, part in signature.parameters.items()]
+    parameters = [
+        part.replace(default=changes.get(name, part.default))
+        for name, part in signature.parameters.items()
+        # A preset fills in what is not passed, and these defaults are passed.
+        if name != "preset"
+    ]
     return signature.replace(parameters=parameters)
 
 
@@ -83,6 +88,8 @@ class CMRCNet(NetworkPredictor):
         ``patience`` counts validations. The paper: 64, 1e-4, 1e-5, 1e-3, 60, none.
     n_validations
         Inner folds that are validated on: the first chooses the epochs, the others the weights (a single one both); 0 trains for ``max_epochs`` and weighs all parts equally.
+    preset
+        ``"paper"``: weights, temperature, keys and training of the publication; parameters that you pass replace its values.
     accelerator, devices, precision
         As in Lightning's trainer; ``"auto"`` takes ``img2gene.settings.device``.
     checkpoint_dir
@@ -100,7 +107,7 @@ class CMRCNet(NetworkPredictor):
     __signature__: ClassVar[inspect.Signature] = inspect.signature(CMRCNetParameters)
 
     def __init__(self, *args: Any, **parameters: Any) -> None:
-        self.parameters = CMRCNetParameters(*args, **parameters)
+        self.parameters = CMRCNetParameters.of(*args, **parameters)
         self.parameters.check()
         self.fitted: FittedCMRCNet | None = None
         self.report: dict[str, Any] = {}

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from img2gene.models.networks.parameters import LARGEST_WIDTH, NetworkParameters, ParameterCheck
 
+# Without what this package adds: one network on uncentred data, without ridge and retrieval.
+_PUBLISHED: dict[str, Any] = {
+    "ridge": "none",
+    "retrieval": False,
+    "center": "none",
+    "n_models": 1,
+    "n_validations": 1,
+    "learning_rate": 1e-4,
+    "weight_decay": 0.0,
+    "max_epochs": 200,
+    "patience": 200,
+}
 RIDGE_ROLES = ("mixture", "residual", "none")
 WEIGHTINGS = ("none", "density")
 
@@ -34,6 +47,14 @@ class Img2GeneParameters(NetworkParameters):
     refit: bool = True
     n_models: int = field(default=5, kw_only=True)
     n_validations: int = field(default=3, kw_only=True)
+
+    # Zhang et al., IEEE JBHI 2026: λ_ig, λ_p, λ_ip and effect of each data set.
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "her2st": _PUBLISHED | {"coherence": 0.1, "pathway": 1.0, "pathway_coherence": 1.0, "effect": "NIE"},
+        "cscc": _PUBLISHED | {"coherence": 0.1, "pathway": 0.05, "pathway_coherence": 0.1, "effect": "TE"},
+        "stnet": _PUBLISHED | {"coherence": 0.1, "pathway": 1.0, "pathway_coherence": 1.0, "effect": "NIE"},
+        "liver": _PUBLISHED | {"coherence": 1.0, "pathway": 0.01, "pathway_coherence": 0.005, "effect": "TE"},
+    }
 
     def _check_own(self, check: ParameterCheck) -> None:
         # Imported here, as these modules import torch.

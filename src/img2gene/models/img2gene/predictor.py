@@ -79,6 +79,10 @@ class Img2Gene(NetworkPredictor):
         Inner folds that are validated on: the first chooses the epochs, the others the weights (a single one both); 0 trains for ``max_epochs`` and weighs ridge, network and retrieval equally.
     refit
         Train anew on all training data after validation; if False, the network of the first validation is kept.
+    preset
+        ``"her2st"``, ``"cscc"``, ``"stnet"`` or ``"liver"``: the published configuration for this data set, of one network
+        without ridge, retrieval and centring; parameters that you pass replace its values. The paper scores 50, 35, 37 and
+        10 pathways (:func:`img2gene.pp.score_pathways`).
     accelerator, devices, precision
         As in Lightning's trainer; ``"auto"`` takes ``img2gene.settings.device``.
     checkpoint_dir
@@ -97,7 +101,7 @@ class Img2Gene(NetworkPredictor):
     __signature__: ClassVar[inspect.Signature] = inspect.signature(Img2GeneParameters)
 
     def __init__(self, *args: Any, **parameters: Any) -> None:
-        self.parameters = Img2GeneParameters(*args, **parameters)
+        self.parameters = Img2GeneParameters.of(*args, **parameters)
         self.parameters.check()
         self.context: dict[str, Any] = {}
         self.fitted: FittedImg2Gene | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -40,6 +41,18 @@ class NetworkParameters:
     devices: int | str | list[int] = 1
     precision: str = "32-true"
     checkpoint_dir: str | Path | None = None
+    preset: str | None = None
+
+    # Values of published configurations, by the name of the preset.
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @classmethod
+    def of(cls, *args: Any, **parameters: Any) -> Self:
+        """Parameters; those that are not passed are taken from the preset, if one is named."""
+        preset = parameters.get("preset")
+        values = cls.PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+        passed = inspect.signature(cls).bind(*args, **parameters).arguments
+        return cls(**{**values, **passed})
 
     @classmethod
     def names(cls) -> list[str]:
@@ -56,6 +69,7 @@ class NetworkParameters:
 
     def _check_shared(self, check: ParameterCheck) -> None:
         check.one_of(center=CENTRES)
+        check.choice("preset", self.preset, self.PRESETS, optional=True)
         check.wholes(1, ("n_components", "patience", "heads"))
         check.wholes(1, ("n_models",), most=_MOST_MODELS)
         check.wholes(1, ("dim",), most=LARGEST_WIDTH)
