@@ -29,7 +29,7 @@ def test_patients_that_differ_in_blanks_or_capitals_are_refused(study, other):
     ]
     for call in calls:
         with pytest.raises(
-            Img2GeneError, match=r"obs\['patient'\]` holds names that differ only in blanks or capitals"
+            Img2GeneError, match=r"obs\['patient'\]` holds names that differ only in blanks, capitals"
         ):
             call()
 
@@ -104,6 +104,21 @@ def test_measured_markers_of_fewer_genes_are_on_another_scale_and_say_so(trained
     ig.tl.localize(trained, genes, use="measured")
     assert "sum over the 5 genes of the table" in caplog.text
     assert "the model was trained with 12 genes" in caplog.text
+
+
+def test_plots_of_measured_expression_of_fewer_genes_say_that_it_is_on_another_scale(trained, caplog):
+    gene = trained["table"].var_names[0]
+    ig.pl.prediction(trained, [gene], sections="C1")
+    assert "library_size" not in caplog.text
+    trained.tables["table"] = trained["table"][:, :5].copy()
+    del trained["table"].obs["library_size"]
+    ig.pl.prediction(trained, [gene], sections="C1")
+    assert "sum over the 5 genes of the table" in caplog.text
+    caplog.clear()
+    # Without counts there is nothing measured that could be on another scale.
+    trained["table"].X = 0 * trained["table"].X
+    ig.pl.prediction(trained, [gene], sections="C1")
+    assert "library_size" not in caplog.text
 
 
 def test_library_sizes_of_another_unit_are_named_when_training(study, caplog):

@@ -11,7 +11,8 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches, no_such
-from img2gene._study.expression import labels
+from img2gene._study.depth import report_other_depth
+from img2gene._study.expression import labels, measured
 from img2gene._study.predictions import predicted_values
 from img2gene._study.sections import text_labels
 from img2gene._study.study import Study
@@ -135,8 +136,8 @@ class Predictions:
     @property
     def measured_genes(self) -> list[str]:
         """Names of the predicted genes that the table has, too."""
-        measured = set(self.table.var_names)
-        return [gene for gene in self.genes if gene in measured]
+        known = set(self.table.var_names)
+        return [gene for gene in self.genes if gene in known]
 
     @property
     def layer(self) -> str | None:
@@ -189,6 +190,11 @@ class Predictions:
     def out_of_distribution(self, rows: np.ndarray) -> np.ndarray:
         """Mark spots beyond the threshold, bool (n_rows,); none if distances are not stored."""
         return np.zeros(len(rows), dtype=bool) if self.ood is None else self.ood[rows] > self.threshold
+
+    def report_other_scale(self) -> None:
+        """Warn if measured expression is on another scale than the predictions."""
+        if self.study is not None and self.model is not None and measured(self.table, self.layer).any():
+            report_other_depth(self.study, self.model.report.get("depth"))
 
     def no_uncertainty(self) -> MissingKeyError:
         """Describe absent standard deviations and intervals."""

@@ -101,6 +101,7 @@ def prediction(
     style = check.style(cmap, alpha, size)
     check.raise_all()
     predictions = Predictions.of(study_or_kept(data, table_key), key, names)
+    predictions.report_other_scale()
     if uncertainty and "std" not in predictions.parts:
         raise predictions.no_uncertainty()
     shown = predictions.canvases(

@@ -19,7 +19,7 @@ from img2gene._files.folders import ResumableFolder, atomic_path, read_record
 # Format 1 named parts by position, so that models in another order took each other's results.
 # Format 3 kept no digests of the parts.
 # Raised whenever the same call gives other numbers, so that a folder never mixes results of two versions.
-FORMAT = 4
+FORMAT = 5
 
 
 def part_key(*names: object) -> str:

@@ -118,7 +118,9 @@ def renamed_sections(study: Study, model: Model, chosen: list[str]) -> set[str]:
 def check_scorable(study: Study, model: Model, key: str) -> None:
     """Raise if ``key`` holds no predictions of this model, or the table no expression on the scale of its training."""
     table, separate = study.table, study.sdata.tables.get(key)
-    if table.n_vars and not any(gene in table.var_names for gene in model.genes):
+    if not table.n_vars:
+        raise Img2GeneError(f"Nothing to score against: `{study.name}` has no genes, so no expression is measured.")
+    if not any(gene in table.var_names for gene in model.genes):
         raise Img2GeneError(no_shared_genes(model.genes, table.var_names))
     if key not in table.layers:
         where = f" (a table `{key}` holds predictions for `img2gene.pl.prediction`)" * (separate is not None)
