@@ -28,9 +28,7 @@ def test_patients_that_differ_in_blanks_or_capitals_are_refused(study, other):
         lambda: ig.tl.check_leaks(study),
     ]
     for call in calls:
-        with pytest.raises(
-            Img2GeneError, match=r"obs\['patient'\]` holds names that differ only in blanks, capitals"
-        ):
+        with pytest.raises(Img2GeneError, match=r"obs\['patient'\]` holds names that differ only in blanks, capitals"):
             call()
 
 

@@ -76,6 +76,12 @@ class LinearPredictor(ABC):
             predicted[rows] += self.arrays["label_mean"]
         return predicted
 
+    def deviations(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """Predict labels relative to the model's mean label, float32 (n_spots, n_genes)."""
+        predicted = self.predict(features, sections)
+        predicted -= self.arrays["label_mean"]
+        return predicted
+
     @abstractmethod
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Choose the penalties inside the training data, then fit to all of it."""

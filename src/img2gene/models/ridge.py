@@ -240,29 +240,37 @@ class Ridge(LinearPredictor):
         # A subclass may fit in another way.
         self.fit(data, seed=seed)
         folds = inner_folds(data, seed=seed, n_max=N_FOLDS)
-        back = np.argsort(order)
-        predicted = self.held_out(data, folds)[back]
+        predicted, inputs = self.held_out(folds), self._intermediate[0]
+        for fitted, held in folds.splits():
+            predicted[held] += inputs.mean_label(fitted)
         self._fitted = None
-        return HeldOut(np.arange(len(predicted)), predicted, folds.kind, unit_labels(data, folds)[back])
+        back = np.argsort(order)
+        return HeldOut(np.arange(len(predicted)), predicted[back], folds.kind, unit_labels(data, folds)[back])
 
-    def held_out(self, data: TrainingData, folds: InnerFolds) -> np.ndarray:
-        """Prediction of every training spot by a ridge fitted without its fold, float32 (n_spots, n_genes).
+    def held_out(self, folds: InnerFolds) -> np.ndarray:
+        """Predict every training spot by a ridge fitted without its fold, relative to the mean label of the fitted spots.
 
-        On the scale of :meth:`predict`: the mean label of the spots that were fitted to is added. ``data`` are those of the
-        last :meth:`fit`, in canonical order; the penalties are the ones that it chose.
+        Spots are in canonical order. The penalties are those that :meth:`fit` chose on all of them.
+
+        Returns
+        -------
+        float32 (n_spots, n_genes).
         """
+        inputs, penalties = self._intermediate
+        predicted = np.empty(inputs.labels.shape, dtype=np.float32)
+        for fitted, held in folds.splits():
+            coefficients = inputs.solve(fitted, self.n_responses).coefficients(penalties)
+            predicted[held] = inputs.held_scores(fitted, held, folds).astype(np.float32) @ coefficients
+        return predicted
+
+    @property
+    def _intermediate(self) -> tuple[_Inputs, list[float]]:
         if self._fitted is None:
             raise Img2GeneError(
                 f"`{type(self).__name__}.held_out` needs intermediate results of `Ridge.fit`, which are not saved with the "
                 "model; call `fit` first."
             )
-        inputs, penalties = self._fitted
-        predicted = np.empty(data.labels.shape, dtype=np.float32)
-        for fitted, held in folds.splits():
-            coefficients = inputs.solve(fitted, self.n_responses).coefficients(penalties)
-            scores = inputs.held_scores(fitted, held, folds).astype(np.float32)
-            predicted[held] = scores @ coefficients + inputs.mean_label(fitted)
-        return predicted
+        return self._fitted
 
     def _fit(self, data: TrainingData, seed: int) -> tuple[_Inputs, list[float]]:
         check_centring(data.sections, self.center)

@@ -81,7 +81,7 @@ class FittedCMRCNet:
         used = {name for name, weight in zip(PARTS, self.weights, strict=True) if weight > 0}
         parts: dict[str, np.ndarray] = {}
         if self.ridge is not None and "ridge" in used:
-            parts["ridge"] = self.ridge.predict(features, sections) - self.label_mean
+            parts["ridge"] = self.ridge.deviations(features, sections)
         if used & {"retrieval", "regression"}:
             queries, labels = self.embed(features, sections, tokens, regress="regression" in used)
             if "retrieval" in used:

@@ -132,13 +132,11 @@ class FittedImg2Gene:
         """Labels float32 (n_spots, n_genes); the SD over the networks is written to ``spread``, of the same shape."""
         arrays = self.inputs(features, sections, positions, tokens)
         shares = self._shares(features, sections)
-        out = self.ridge.predict(features, sections)
-        out -= self.readout.label_mean
+        out = self.ridge.deviations(features, sections)
         out *= (shares * self.weights[0])[:, None]
         self._add_networks(out, arrays, shares, spread)
         for section in (s for s in arrays.sections if shares[s.rows[0]] < 1):
-            deviations = self.validated.predict(features, section) - self.readout.label_mean
-            out[section.rows] += (1 - shares[section.rows, None]) * deviations
+            out[section.rows] += (1 - shares[section.rows, None]) * self.validated.deviations(features, section)
         out += self.readout.label_mean
         return out
 

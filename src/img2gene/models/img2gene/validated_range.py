@@ -70,12 +70,12 @@ class ValidatedRange:
         shares = np.nan_to_num(np.clip((np.array(distances) - self.near) / (self.far - self.near), 0, 1))
         return dict(zip(names.tolist(), zip(distances, shares.tolist(), strict=True), strict=True))
 
-    def predict(self, features: np.ndarray, section: SectionSpots) -> np.ndarray:
-        """Labels of one section by the ridge, float32 (n_spots, n_genes)."""
-        labels = self.ridge.predict(features[section.rows], np.full(len(section.rows), section.name))
+    def deviations(self, features: np.ndarray, section: SectionSpots) -> np.ndarray:
+        """Labels of one section by the ridge, relative to the mean, float32 (n_spots, n_genes)."""
+        values = self.ridge.deviations(features[section.rows], np.full(len(section.rows), section.name))
         if self.smoothing:
-            labels = (1 - self.smoothing) * labels + self.smoothing * labels[section.neighbors].mean(axis=1)
-        return labels
+            values = (1 - self.smoothing) * values + self.smoothing * values[section.neighbors].mean(axis=1)
+        return values
 
     def state(self, ridge: Ridge) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Facts (JSON) and arrays; the ridge is stored only if it is not the given one, and then its coefficients."""

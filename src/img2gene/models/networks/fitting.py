@@ -72,8 +72,8 @@ class NetworkFitting(ABC):
 
     @cached_property
     def ridge_held_out(self) -> np.ndarray:
-        """Prediction of every training spot by the ridge without its fold, float32 (n_spots, n_genes)."""
-        return self.ridge.held_out(self.data, self.folds)
+        """Prediction of every training spot by the ridge without its fold, relative to the mean, float32 (n_spots, n_genes)."""
+        return self.ridge.held_out(self.folds)
 
     @cached_property
     def components(self) -> Components:
@@ -136,13 +136,12 @@ class NetworkFitting(ABC):
             return None
         rows, candidates = self._candidates(trials)
         data, folds = self.data, self.folds
-        means = np.empty((len(rows), data.labels.shape[1]), dtype=np.float32)
+        predicted = np.empty((len(rows), data.labels.shape[1]), dtype=np.float32)
         for fitted, held in folds.splits():
-            means[held[rows]] = data.labels[fitted].mean(axis=0, dtype=np.float64)
-        predicted = means.copy()
-        for weight, (name, values) in zip(self.weights.astype(np.float32), candidates.items(), strict=True):
+            predicted[held[rows]] = data.labels[fitted].mean(axis=0, dtype=np.float64)
+        for weight, values in zip(self.weights.astype(np.float32), candidates.values(), strict=True):
             if values is not None and weight > 0:
-                predicted += weight * (values - means if name == "ridge" else values)
+                predicted += weight * values
         units = unit_labels(data, folds)[rows]
         return HeldOut(self.order[rows], predicted, folds.kind, units, self._spread(trials))
 
@@ -166,7 +165,7 @@ class NetworkFitting(ABC):
 
     @abstractmethod
     def _candidates(self, trials: list[Any]) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
-        """Held-out rows, and what each candidate predicts for them: ``"ridge"`` labels, the others relative to the mean."""
+        """Held-out rows, and what each candidate predicts for them, relative to the mean."""
 
     def _spread(self, trials: list[Any]) -> np.ndarray | None:
         """SD over the members on the held-out rows; None without an ensemble."""
