@@ -169,7 +169,7 @@ class CMRCNet(NetworkPredictor):
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         """Restore a fitted predictor."""
-        model = cls(**plain_parameters(config["parameters"], CMRCNetParameters.names()))
+        model = cls(**plain_parameters(config["parameters"], cls.__signature__.parameters))
         check_stored(config, model.parameters)
         model.report = config["report"]
         model.fitted = FittedCMRCNet.from_state(config, arrays)
