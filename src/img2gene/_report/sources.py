@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError, MissingKeyError
+from img2gene._errors import Img2GeneError, MissingKeyError, raise_problems
 from img2gene._study.expression import library_size, measured
+from img2gene._study.predictions import check_predictor, prediction_problems
 from img2gene._study.study import Study
 from img2gene.pl._predictions import Predictions
 
@@ -37,6 +39,7 @@ class ReportedStudy(Study):
 
         # Opened first, so that a missing table is not taken for a missing model.
         study = Study.of(sdata, table_key)
+        raise_problems(prediction_problems(study))
         try:
             return cls(sdata, table_key, study.plain_table, key=key, model=resolve_model(study, model, key))
         except MissingKeyError:
@@ -90,8 +93,11 @@ class ReportedStudy(Study):
 
     @cached_property
     def predictions(self) -> Predictions:
-        """What the model predicted."""
-        return Predictions.of_study(self, self.key, self.model)
+        """What the model predicted; distances from the training data of another model are left out."""
+        predictions = Predictions.of_study(self, self.key, self.model)
+        if self.model is not None and readable(check_predictor, self, self.model, self.key)[1]:
+            return dataclasses.replace(predictions, ood=None)
+        return predictions
 
 
 def readable(call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, str]:

@@ -15,6 +15,7 @@ from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, Problems, listing, missing
 from img2gene._study.expression import in_tissue, name_problems
 from img2gene._study.matrices import with_plain_counts
+from img2gene._study.predictions import prediction_problems
 from img2gene._study.sections import region_column, text_labels
 from img2gene._study.study import Study
 
@@ -42,6 +43,8 @@ def open_study(check: Arguments, sdata: SpatialData, table_key: Any) -> Study:
     """
     before = len(check.messages)
     study = open_table(check, sdata, table_key)
+    with check.collect():
+        check.messages += prediction_problems(study)
     return study if len(check.messages) > before else Study(sdata, study.table_key, with_plain_counts(study.table))
 
 

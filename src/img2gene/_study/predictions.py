@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from img2gene import _schema
-from img2gene._errors import MissingKeyError, listing, missing
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._study.matrices import dense, in_memory
 from img2gene._study.study import Study
+
+if TYPE_CHECKING:
+    from img2gene.models import Model
 
 _ENSEMBL = re.compile(r"ENS[A-Z]*\d{6,}")
 
@@ -43,6 +47,28 @@ def _by_other_model(study: Study, key: str) -> bool:
     records = [_schema.read_json(table, _schema.PREDICTED_BY, default={}) for table in (study.table, study.sdata[key])]
     made_by = [record[key]["fingerprint"] for record in records if key in record]
     return len(set(made_by)) > 1
+
+
+def check_predictor(study: Study, model: Model, key: str) -> None:
+    """Raise if another model made the predictions under ``key``: its split may leak where this one does not."""
+    by = study.record(_schema.PREDICTED_BY, {}).get(key)
+    # Predictions from outside the package have no model on record and cannot be compared.
+    if by is not None and by["fingerprint"] != model.fingerprint:
+        raise Img2GeneError(
+            f"The predictions {key!r} were made by another model (`{by['model']}`) than the one that is to be judged by them "
+            f"(`{model.name}`, trained on {listing(model.report['sections'])}). Run `img2gene.tl.predict` with this one, or pass "
+            "the other as `model=`."
+        )
+
+
+def prediction_problems(study: Study) -> list[str]:
+    """Say that the table of a study holds predictions, which must not be read as counts."""
+    if "prediction" not in _schema.container(study.table):
+        return []
+    return [
+        f"`{study.name}` holds predictions, not measured counts. Pass as `table_key` the table that was predicted, and "
+        f"key={study.table_key!r} for these predictions."
+    ]
 
 
 def predicted_values(study: Study, genes: list[str], key: str, *, part: str | None = None) -> np.ndarray:

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches, no_such
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches, no_such, raise_problems
 from img2gene._study.depth import report_other_depth
 from img2gene._study.expression import labels, measured
-from img2gene._study.predictions import predicted_values
+from img2gene._study.predictions import check_predictor, predicted_values, prediction_problems
 from img2gene._study.sections import text_labels
 from img2gene._study.study import Study
 from img2gene.metrics._inputs import real_array
@@ -77,7 +77,10 @@ class Predictions:
             return predictions
         from img2gene.io.model_store import read_model, stored_models
 
+        raise_problems(prediction_problems(source))
         model = read_model(source.table, key) if key in stored_models(source.table) else None
+        if model is not None:
+            check_predictor(source, model, key)
         predictions = cls.of_study(source, key, model)
         # Reading one gene refuses a prediction that is not there, with the call that makes it.
         values = predicted_values(source, predictions.genes[:1] if genes is None else genes, key)

@@ -31,11 +31,11 @@ from img2gene._study.localization import (
     score_column,
     smoothed,
 )
-from img2gene._study.predictions import predicted_values
+from img2gene._study.predictions import check_predictor, predicted_values
 from img2gene._study.study import Study
 from img2gene.models import Model
 from img2gene.tl._arguments import check_flags, check_model, check_name, later_step
-from img2gene.tl._scoring.selection import check_leakage, check_predictor, choose_sections
+from img2gene.tl._scoring.selection import check_leakage, choose_sections
 from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError, listi
 from img2gene._study.depth import report_other_depth
 from img2gene._study.expression import labels, layer_problems, measured
 from img2gene._study.matrices import dense, in_memory
-from img2gene._study.predictions import no_shared_genes
+from img2gene._study.predictions import check_predictor, no_shared_genes
 from img2gene._study.sections import folded
 from img2gene._study.spots import same_spots, spot_digests
 from img2gene._study.study import Study
@@ -142,18 +142,6 @@ def measured_genes(study: Study, model: Model) -> list[str]:
             f"None of the model's {len(model.genes)} genes ({listing(model.genes, 5)}) is in the table."
         )
     return genes
-
-
-def check_predictor(study: Study, model: Model, key: str) -> None:
-    """Raise if another model made the predictions under ``key``: its split may leak where this one does not."""
-    by = study.record(_schema.PREDICTED_BY, {}).get(key)
-    # Predictions from outside the package have no model on record and cannot be compared.
-    if by is not None and by["fingerprint"] != model.fingerprint:
-        raise Img2GeneError(
-            f"The predictions {key!r} were made by another model (`{by['model']}`) than the one that is to be judged by them "
-            f"(`{model.name}`, trained on {listing(model.report['sections'])}). Run `img2gene.tl.predict` with this one, or pass "
-            "the other as `model=`."
-        )
 
 
 def scored_values(
