@@ -196,7 +196,7 @@ def test_every_metric_of_the_catalog_prefers_the_better_prediction():
 
     def scores(noise):
         sd = noise * rng.uniform(0.2, 2, truth.shape)
-        predicted = truth + sd * rng.normal(size=truth.shape)
+        predicted = truth + sd * rng.normal(size=truth.shape) + noise / 2
         values = {"truth": truth, "predicted": predicted, "mean": truth.mean(axis=0), "positions": positions}
         values |= {"graph": neighbor_graph(positions), "moments": Moments.of(truth, predicted)}
         values |= {"truth_ranks": ranks(truth), "predicted_ranks": ranks(predicted)}

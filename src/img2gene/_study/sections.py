@@ -95,5 +95,8 @@ def text_labels(column: pd.Series, name: str) -> np.ndarray:
 
 def column_texts(column: pd.Series) -> pd.Series:
     """Write each name of a column as text; missing values become the text of what marks them."""
+    # Dates without a time have a shorter text in a column than alone.
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return column.astype(str)
     # Of categories, each is converted once.
     return column.map(name_text).astype(str)

@@ -75,12 +75,8 @@ class Predictions:
             if genes is not None:
                 predictions._check_genes(genes)
             return predictions
-        from img2gene.io.model_store import read_model, stored_models
-
         raise_problems(prediction_problems(source))
-        model = read_model(source.table, key) if key in stored_models(source.table) else None
-        if model is not None:
-            check_predictor(source, model, key)
+        model = _stored_predictor(source, key)
         predictions = cls.of_study(source, key, model)
         # Reading one gene refuses a prediction that is not there, with the call that makes it.
         values = predicted_values(source, predictions.genes[:1] if genes is None else genes, key)
@@ -231,6 +227,23 @@ class Predictions:
 
     def _columns(self, genes: list[str]) -> np.ndarray:
         return self.table.var_names.get_indexer(genes)
+
+
+def _stored_predictor(study: Study, key: str) -> Model | None:
+    """Read the stored model that made the predictions ``key``; None if no model of that name is stored."""
+    from img2gene.io.model_store import read_model, stored_models
+
+    names = list(stored_models(study.table))
+    if key not in names:
+        return None
+    by = study.record(_schema.PREDICTED_BY, {}).get(key)
+    # A model can predict under the name of another one.
+    for name in (key, *(name for name in names if name != key)):
+        model = read_model(study.table, name)
+        if by is None or by["fingerprint"] == model.fingerprint:
+            return model
+    check_predictor(study, read_model(study.table, key), key)
+    return None
 
 
 def _values(matrix: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -290,4 +290,13 @@ def resolve_accelerator(accelerator: str, devices: Devices) -> tuple[str, Device
                 f"{setting}: this computer has no such device (available: {listing(name for name in there if there[name])}). "
                 "Choose another, or 'auto'."
             )
+    if kind == "cpu" and _n_processes(devices) > 1:
+        raise Img2GeneError(
+            f"devices={devices!r}: on the CPU, networks are trained in one process that uses all cores. Use devices=1."
+        )
     return kind, devices
+
+
+def _n_processes(devices: Devices) -> int:
+    """Number of processes that Lightning starts on the CPU."""
+    return int(devices) if isinstance(devices, int) or (isinstance(devices, str) and devices.isdecimal()) else 1
