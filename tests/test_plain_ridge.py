@@ -331,45 +331,12 @@ def test_held_out_spots_are_predicted_without_their_own_labels():
     assert np.abs(after[~one] - before[~one]).min(axis=0).max() > 0.01
 
 
-def test_a_stiffened_ridge_is_one_fitted_with_the_larger_penalty():
-    data = two_bins()
-    model = fitted(data)
-    config, before = model.state()[0], predicted(data)
-    stiff = model.stiffened(3).stiffened(2)
-    found, penalties = stiff.predict(data.features, data.sections), model.report["penalty"]
-    for genes, penalty in ((slice(250), penalties[0]), (slice(250, None), penalties[1])):
-        expected = predicted(data, penalty=6 * penalty)[:, genes]
-        np.testing.assert_allclose(found[:, genes], expected, rtol=1e-5, atol=1e-5)
-    assert stiff.report["penalty"] == pytest.approx([6 * penalty for penalty in penalties])
-    assert stiff.report["stiffened"] == 6
-    # the original is as it was, and a factor of 1 changes nothing
-    assert model.state()[0] == config
-    np.testing.assert_array_equal(model.predict(data.features, data.sections), before)
-    assert model.stiffened(1).arrays["coefficients"].tobytes() == model.arrays["coefficients"].tobytes()
-
-
-def test_a_stiffened_ridge_is_stored_and_held_out_like_any_other():
-    data = linear_data()
-    stiff, folds = fitted(data, penalty=2.0).stiffened(5), inner_folds(data, seed=0)
-    again = PlainRidge.from_state(*stiff.state())
-    assert (
-        again.predict(data.features, data.sections).tobytes() == stiff.predict(data.features, data.sections).tobytes()
-    )
-    expected = fitted(data, penalty=10.0).held_out(data, folds, seed=0)
-    np.testing.assert_allclose(stiff.held_out(data, folds, seed=0), expected, rtol=1e-5, atol=1e-5)
-
-
 def test_what_a_fit_leaves_behind_is_not_stored_and_missed_by_name():
     data = linear_data()
     folds, stored = inner_folds(data, seed=0), PlainRidge.from_state(*fitted(data).state())
     for ridge in (PlainRidge(), stored):
-        with pytest.raises(Img2GeneError, match="`stiffened` needs intermediate results"):
-            ridge.stiffened(2)
         with pytest.raises(Img2GeneError, match="`held_out` needs intermediate results"):
             ridge.held_out(data, folds, seed=0)
-    for factor in (0, -1, np.nan, np.inf):
-        with pytest.raises(Img2GeneError, match="factor=.*: expected a number above 0"):
-            fitted(data, penalty=1.0).stiffened(factor)
 
 
 @pytest.mark.parametrize("n_sections", [1, 3])

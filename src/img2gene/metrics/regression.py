@@ -132,16 +132,8 @@ def nrmse(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 def bias(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Compute the bias of each gene: its mean predicted value less its mean measured value, 0 at best; NaN without spots.
 
-    Scored in one section, it shows how well a model knows the level of that section.
-
-    Parameters
-    ----------
-    truth, predicted
-        (n_spots, n_genes), or (n_spots,) for one gene.
-
-    Returns
-    -------
-    float64 (n_genes,), in the units of expression.
+    Scored in one section, it shows how well a model knows the level of that section. Parameters as in :func:`pearson`; the
+    result, float64 (n_genes,), is in the units of expression.
 
     Examples
     --------
@@ -156,16 +148,8 @@ def bias(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 def slope(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Compute the slope of measured on predicted values of each gene, by least squares: 1 where differences are calibrated.
 
-    Below 1, predicted differences between spots are too large; above 1, they are too small.
-
-    Parameters
-    ----------
-    truth, predicted
-        (n_spots, n_genes), or (n_spots,) for one gene.
-
-    Returns
-    -------
-    float64 (n_genes,); NaN where predicted values are constant, either side holds NaN, or there are fewer than two spots.
+    Below 1, predicted differences between spots are too large; above 1, they are too small. Parameters as in
+    :func:`pearson`. NaN where predicted values are constant, either side holds NaN, or there are fewer than two spots.
 
     References
     ----------

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 
-from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError
 from img2gene.models.centring import centre, check_centring
 from img2gene.models.data import TrainingData
@@ -19,14 +16,6 @@ from img2gene.models.uncertainty.held_out import N_FOLDS, HeldOut, unit_labels
 from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
 
 _BIN_EDGES = (250, 1000, 4000)
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """Results of a fit that are not stored with the model: decomposition of all training spots, and each gene's penalty."""
-
-    decomposition: Decomposition
-    penalties: np.ndarray
 
 
 class PlainRidge(LinearPredictor):
@@ -63,7 +52,7 @@ class PlainRidge(LinearPredictor):
         n_components: int = 512,
     ) -> None:
         self._check(penalty, center, n_components).raise_all()
-        self._fitted: _Fitted | None = None
+        self._penalties: np.ndarray | None = None
 
     def fit(self, data: TrainingData, *, seed: int) -> None:
         """Choose the penalties inside the training data, then fit to all of it."""
@@ -76,7 +65,7 @@ class PlainRidge(LinearPredictor):
             penalties[genes] = penalty
         features, labels = self._centred(data.features, data.sections), self._centred(data.labels, data.sections)
         decomposition = decompose(features, labels, self.n_components, seed)
-        self._fitted = _Fitted(decomposition, penalties)
+        self._penalties = penalties
         self.arrays = {
             "feature_mean": data.features.mean(axis=0, dtype=np.float64).astype(np.float32),
             "scale": decomposition.scale.astype(np.float32),
@@ -105,35 +94,16 @@ class PlainRidge(LinearPredictor):
         On the scale of :meth:`predict`: the mean label of the spots that were fitted to is added. The penalties are those
         that :meth:`fit` chose on all of ``data``.
         """
-        penalties = self._intermediate("held_out").penalties
+        if self._penalties is None:
+            raise Img2GeneError(
+                "`held_out` needs intermediate results that are not saved with the model; call `fit` first."
+            )
         predicted = np.empty(data.labels.shape, dtype=np.float32)
         for fitted, held in folds.splits():
             decomposition, scores = self._left_out(data, (fitted, held), folds, seed)
             mean = data.labels[fitted].mean(axis=0, dtype=np.float64).astype(np.float32)
-            predicted[held] = scores.astype(np.float32) @ decomposition.coefficients(penalties) + mean
+            predicted[held] = scores.astype(np.float32) @ decomposition.coefficients(self._penalties) + mean
         return predicted
-
-    def stiffened(self, factor: float) -> Self:
-        """A fitted copy with all penalties times ``factor``, which takes no new decomposition."""
-        check = Arguments()
-        factor = check.number("factor", factor, above=0)
-        check.raise_all()
-        fitted = self._intermediate("stiffened")
-        stiff = copy.copy(self)
-        stiff._fitted = replace(fitted, penalties=fitted.penalties * factor)
-        stiff.arrays = self.arrays | {"coefficients": fitted.decomposition.coefficients(stiff._fitted.penalties)}
-        stiff.report = self.report | {
-            "penalty": [penalty * factor for penalty in self.report["penalty"]],
-            "stiffened": self.report.get("stiffened", 1) * factor,
-        }
-        return stiff
-
-    def _intermediate(self, needed_by: str) -> _Fitted:
-        if self._fitted is None:
-            raise Img2GeneError(
-                f"`{needed_by}` needs intermediate results that are not saved with the model; call `fit` first."
-            )
-        return self._fitted
 
     def _choose_penalties(self, data: TrainingData, bins: list[np.ndarray], seed: int) -> list[float]:
         """For each bin of genes the largest penalty within one standard error (over folds) of the smallest error."""
