@@ -145,6 +145,11 @@ def test_an_unknown_encoder_lists_the_known_ones():
         encoders.load("default", backend="tpu")
 
 
+def test_the_key_of_an_embedding_is_no_encoder_but_names_it():
+    with pytest.raises(MissingKeyError, match=r"`obsm\['X_color-texture'\]` holds its embedding: pass 'color-texture'"):
+        encoders.get("X_color-texture")
+
+
 def test_the_default_is_an_alias_of_an_ungated_encoder():
     spec = encoders.get("default")
     assert spec == encoders.get(spec.name)

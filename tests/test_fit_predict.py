@@ -329,7 +329,7 @@ def test_everything_that_differs_from_the_training_embedding_is_named(trained_st
         "trained with encoder revision 1, the object has 2",
         r"fields of view (µm) [60.0], the object has [80.0]. Run `img2gene.pp.extract_patches(sdata, patch_um=(60.0,))`",
         "input size (px) 32, the object has 40",
-        f"orientations {trained_on}, the object has 8",
+        f"orientations {trained_on}, the object has 8. Run `img2gene.pp.embed_patches(sdata, 'tiny', orientations={trained_on})`",
     ):
         assert part in str(caught.value)
     assert "img2gene" not in other["table"].layers

@@ -291,9 +291,34 @@ def test_the_visium_lattice_is_preferred_to_the_diameter():
     table.uns["spatial"] = {"S": {"images": {"hires": np.full((325, 350, 3), 9, np.uint8)}, "scalefactors": factors}}
     for spoil in (lambda: None, lambda: factors.pop("spot_diameter_fullres")):
         spoil()
-        record = _schema.read_json(ig.io.from_anndata(table, spot_um=55)["table"], "sections")["S"]
-        # Four pixels of the full resolution are one of the image.
-        assert record["mpp"] == pytest.approx(2.0, rel=1e-3)
+        for options in ({"spot_um": 55}, {}):
+            record = _schema.read_json(ig.io.from_anndata(table, **options)["table"], "sections")["S"]
+            # Four pixels of the full resolution are one of the image.
+            assert record["mpp"] == pytest.approx(2.0, rel=1e-3)
+            assert record["spot_um"] == 55
+
+
+HD = {"microns_per_pixel": 1 / 3, "bin_size_um": 8.0}
+
+
+@pytest.mark.parametrize("names", [["microns_per_pixel"], ["bin_size_um"], list(HD)], ids="+".join)
+def test_space_ranger_states_the_size_of_hd_bins(adata, names):
+    adata.uns["spatial"]["S"]["scalefactors"].update({name: HD[name] for name in names})
+    for options in ({}, {"spot_um": 8}):
+        record = _schema.read_json(ig.io.from_anndata(adata, **options)["table"], "sections")["S"]
+        # A bin is 24 pixels of the full resolution wide.
+        assert record["mpp"] == pytest.approx(1 / 3 / _scale(adata))
+        assert record["spot_um"] == pytest.approx(8)
+    with pytest.raises(Img2GeneError, match=r"contradictory: 8 µm by scalefactors.*55 µm by spot_um=55"):
+        ig.io.from_anndata(adata, spot_um=55)
+
+
+def test_the_size_of_spots_is_asked_for_where_nothing_states_it(adata):
+    with pytest.raises(Img2GeneError, match="neither a Visium lattice nor `scalefactors`.* Pass `spot_um=`"):
+        ig.io.from_anndata(adata)
+    adata.uns["spatial"]["S"]["scalefactors"].update(microns_per_pixel=1 / 3, bin_size_um=16.0)
+    with pytest.raises(Img2GeneError, match="contradictory: 8 µm.*16 µm by scalefactors"):
+        ig.io.from_anndata(adata)
 
 
 def with_factor(name, value):

@@ -91,6 +91,28 @@ def test_measured_expression_of_fewer_genes_is_on_another_scale_and_says_so(trai
     assert "library_size" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: (x - x.mean(axis=0)) / x.std(axis=0), "another scale than in the training"),
+        (lambda x: 100 * x, "0 % of the values are negative"),
+        (lambda x: 1.4 * x, ""),
+    ],
+    ids=["scaled", "percent", "another base"],
+)
+def test_a_layer_that_was_rescaled_after_the_training_is_named(trained, caplog, change, said):
+    table = trained["table"]
+    table.layers["mine"] = np.log1p(table.X.toarray().astype(np.float64))
+    ig.tl.fit(trained, "ridge", layer="mine", validate_on=["C"])
+    ig.tl.predict(trained)
+    ig.tl.evaluate(trained)
+    assert "another scale" not in caplog.text
+    table.layers["mine"] = change(table.layers["mine"])
+    ig.tl.evaluate(trained)
+    assert said in caplog.text
+    assert ("sdata['table'].layers['mine'] has another scale" in caplog.text) == bool(said)
+
+
 def test_measured_markers_of_fewer_genes_are_on_another_scale_and_say_so(trained, caplog):
     genes = trained["table"].var_names[:5].tolist()
     ig.tl.localize(trained, genes, use="measured")

@@ -167,6 +167,17 @@ def without_region(sdata):
     del sdata.shapes["A1_spots"]
 
 
+@pytest.mark.filterwarnings("ignore:The table is annotating:UserWarning")
+def test_a_region_that_is_a_table_has_no_place(study):
+    study["table"].obs["region"] = "table"
+    study["table"].obs["spot_id"] = np.arange(study["table"].n_obs)
+    study["table"].uns["spatialdata_attrs"]["region"] = "table"
+    with pytest.raises(
+        Img2GeneError, match=r"`table` is a table, which has no place; a region must be one of A1_spots"
+    ):
+        ig.pp.extract_patches(study, patch_um=56)
+
+
 def unnamed_row(sdata):
     sdata["table"].obs["region"] = pd.Categorical(["gone", *sdata["table"].obs["region"].astype(str)[1:]])
 

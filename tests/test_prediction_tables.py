@@ -50,12 +50,13 @@ def refitted(trained_study, copy_of):
 
 def test_plots_refuse_predictions_of_an_earlier_model(refitted):
     gene = refitted["table"].var_names[0]
+    fingerprint = ig.get.model(refitted).fingerprint
     for draw in (
         lambda: ig.pl.prediction(refitted, gene),
         lambda: ig.pl.calibration(refitted),
         lambda: ig.pl.out_of_distribution(refitted),
     ):
-        with pytest.raises(Img2GeneError, match="were made by another model"):
+        with pytest.raises(Img2GeneError, match=f"were made by another model .*`ridge` {fingerprint[:8]}"):
             draw()
     ig.tl.predict(refitted)
     ig.pl.prediction(refitted, gene, sections="B1")

@@ -1,15 +1,18 @@
-"""Compare library sizes with the counts they belong to, and with those that a model was trained on."""
+"""Compare library sizes and expression with the counts they belong to, and with those that a model was trained on."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene import _schema
-from img2gene._study.expression import library_size, row_sums
+from img2gene._study.expression import in_tissue, labels, library_size, row_sums
 from img2gene._study.study import Study
+
+if TYPE_CHECKING:
+    from img2gene.models import Model
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +20,11 @@ logger = logging.getLogger(__name__)
 _LARGEST_RATIO = 1000
 # Beyond these, filtered genes are likelier than sections of another depth.
 _LEAST_GENES, _LARGEST_CHANGE = 0.9, 3.0
+# The scale of a layer shows in few spots and genes.
+_SPOTS, _GENES = 2_000, 200
+# Other patients change the standard deviation of the median gene by less than a factor of 2.
+_LARGEST_SPREAD = 4.0
+_NEGATIVE = 0.01
 
 
 def training_depth(study: Study, rows: np.ndarray) -> dict[str, Any]:
@@ -33,7 +41,42 @@ def training_depth(study: Study, rows: np.ndarray) -> dict[str, Any]:
     return {"median_library_size": median, "n_genes_in_table": table.n_vars}
 
 
-def report_other_depth(study: Study, trained: Any) -> None:
+def report_other_scale(study: Study, model: Model) -> None:
+    """Warn if measured expression is on another scale than that which a model was trained on, and predicts."""
+    if model.labels["layer"] is None:
+        _report_other_depth(study, model.report.get("depth"))
+    else:
+        _report_other_layer(study, model)
+
+
+def _report_other_layer(study: Study, model: Model) -> None:
+    """Warn if the values of a layer have turned negative, or their spread has changed, since the training."""
+    table, layer = study.table, model.labels["layer"]
+    columns = table.var_names.get_indexer(model.genes)
+    genes = np.flatnonzero(columns >= 0)[:_GENES]
+    rows = np.flatnonzero(in_tissue(table))
+    rows = rows[:: max(1, len(rows) // _SPOTS)]
+    if len(rows) < 2 or not len(genes):
+        return
+    values = labels(table, rows, columns[genes], layer=layer)
+    before = np.sqrt(model.statistics["variance"][genes])
+    ratio = float(np.nanmedian(np.where(before > 0, values.std(axis=0) / np.where(before > 0, before, 1), np.nan)))
+    was_positive = bool((model.statistics["mean"][genes] > 0).all())
+    negative = float((values < 0).mean())
+    turned = was_positive and negative > _NEGATIVE
+    if turned or not 1 / _LARGEST_SPREAD <= ratio <= _LARGEST_SPREAD:
+        logger.warning(
+            "%s.layers['%s'] has another scale than in the training, so scores of levels and errors mean nothing: %.0f %% of the "
+            "values are negative, and the standard deviation of the median gene is %.2g times that of the training. Restore "
+            "the values that the model was trained on",
+            study.name,
+            layer,
+            100 * negative,
+            ratio,
+        )
+
+
+def _report_other_depth(study: Study, trained: Any) -> None:
     """Warn if sums over the genes of this table are no library sizes as in the training."""
     table = study.table
     if not isinstance(trained, dict) or _schema.LIBRARY_SIZE in table.obs or not table.n_obs:

@@ -163,6 +163,9 @@ def layer_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
         if problems:
             return problems + _counts_elsewhere(table, name)
         return _library_problems(table)
+    if not isinstance(layer, str):
+        # The check of the argument names what it is.
+        return []
     if layer not in table.layers:
         return [missing(layer, f"{name}.layers", table.layers)]
     if are_nearly_counts(table.layers[layer]):

@@ -216,6 +216,11 @@ def transformations(sdata: SpatialData, name: str) -> dict[str, Any]:
     """Return the transformations of an element to its coordinate systems."""
     from spatialdata.transformations import get_transformation
 
+    if name in sdata.tables:
+        raise Img2GeneError(
+            f"`{name}` is a table, which has no place; a region must be one of {listing([*sdata.shapes, *sdata.labels])}. "
+            "Correct the column of the table that names regions."
+        )
     check_scale0(sdata[name], name)
     return dict(get_transformation(sdata[name], get_all=True))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 VISIUM_PITCH_UM = 100.0
+VISIUM_SPOT_UM = 55.0
 # Space Ranger's `spot_diameter_fullres` is 64.8–69.8 µm on real sections, although the printed spots have 55 µm.
 DIAMETER_ERROR = (0.75, 0.95)
 SPACE_RANGER_UM = 65.0

@@ -99,11 +99,13 @@ def _differences(trained: dict[str, Any], stored: dict[str, Any], study: Study) 
         "orientations": "orientations",
         "width": "embedding width",
     }
-    again = f" Run `{_extract(trained, study)}`"
-    again += "." if "finetuned" in trained else " and embed again."
+    again = {"patch_um": f" Run `{_extract(trained, study)}`"}
+    again["patch_um"] += "." if "finetuned" in trained else " and embed again."
+    call = f"img2gene.pp.embed_patches(sdata, {trained['name']!r}, orientations={trained['orientations']}"
+    again["orientations"] = f" Run `{call}{study.table_argument})`."
     return [
         f"The model was trained with {label} {trained.get(field)}, the object has {stored.get(field)}."
-        + again * (field == "patch_um")
+        + again.get(field, "")
         for field, label in names.items()
         if trained.get(field) != stored.get(field)
     ]

@@ -54,9 +54,13 @@ def check_predictor(study: Study, model: Model, key: str) -> None:
     by = study.record(_schema.PREDICTED_BY, {}).get(key)
     # Predictions from outside the package have no model on record and cannot be compared.
     if by is not None and by["fingerprint"] != model.fingerprint:
+        made_by, judged = (
+            f"`{name}` {digest[:8]}"
+            for name, digest in ((by["model"], by["fingerprint"]), (model.name, model.fingerprint))
+        )
         raise Img2GeneError(
-            f"The predictions {key!r} were made by another model (`{by['model']}`) than the one that is to be judged by them "
-            f"(`{model.name}`, trained on {listing(model.report['sections'])}). Run `img2gene.tl.predict` with this one, or pass "
+            f"The predictions {key!r} were made by another model ({made_by}) than the one that is to be judged by them "
+            f"({judged}, trained on {listing(model.report['sections'])}). Run `img2gene.tl.predict` with this one, or pass "
             "the other as `model=`."
         )
 

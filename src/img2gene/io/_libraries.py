@@ -12,7 +12,14 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
 from img2gene._study.colours import to_rgb
-from img2gene._study.lattices import VISIUM_PITCH_UM, array_positions, diameter_doubt, hexagonal_pitch
+from img2gene._study.lattices import (
+    AGREEMENT,
+    VISIUM_PITCH_UM,
+    VISIUM_SPOT_UM,
+    array_positions,
+    diameter_doubt,
+    hexagonal_pitch,
+)
 from img2gene._study.sections import text_labels
 from img2gene.io.sections import position_problems
 
@@ -20,6 +27,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _DIAMETER = "spot_diameter_fullres"
+# Space Ranger writes these for Visium HD.
+_MICRONS, _BIN = "microns_per_pixel", "bin_size_um"
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class Library:
         float (n, 2) columns and rows of the spots in pixels of ``image``.
     mpp
         Microns per pixel of ``image``.
+    spot_um
+        Diameter of the spots in µm.
     """
 
     name: str
@@ -45,9 +56,10 @@ class Library:
     image: np.ndarray
     xy: np.ndarray
     mpp: float
+    spot_um: float
 
 
-def read_libraries(adata: AnnData, library_key: str | None, image: str, spot_um: float) -> list[Library]:
+def read_libraries(adata: AnnData, library_key: str | None, image: str, spot_um: float | None) -> list[Library]:
     """Read all libraries; all problems are raised together."""
     entries = _entries(adata)
     problems = Problems(position_problems(adata.obsm["spatial"], adata.n_obs, "`obsm['spatial']`", "the AnnData"))
@@ -121,7 +133,7 @@ def _read(
     entry: Mapping[str, Any],
     positions: np.ndarray,
     image: str,
-    spot_um: float,
+    spot_um: float | None,
 ) -> Library | None:
     """Read one library; None if it has problems, which are added to ``problems``."""
     where, before = _where(name), len(problems.messages)
@@ -132,13 +144,13 @@ def _read(
     with problems.collect():
         factor = _factor(entry, image, where)
     with problems.collect():
-        unit_um = _microns_per_unit(adata, rows, entry, positions, where, spot_um)
+        unit_um, spot_um = _sizes(array_positions(adata.obs, rows), entry, positions, where, spot_um)
     if len(problems.messages) > before:
         return None
     xy = positions * factor
     with problems.collect():
         _check_place(name, xy, pixels, unit_um / factor, image)
-    return Library(name, rows, pixels, xy, unit_um / factor)
+    return Library(name, rows, pixels, xy, unit_um / factor, spot_um)
 
 
 def _check_place(name: str, xy: np.ndarray, pixels: np.ndarray, mpp: float, image: str) -> None:
@@ -170,20 +182,53 @@ def _factor(entry: Mapping[str, Any], image: str, where: str) -> float:
     return _number(entry, key, where, "Pixels of the image are `obsm['spatial']` times this factor.")
 
 
-def _microns_per_unit(
-    adata: AnnData, rows: np.ndarray, entry: Mapping[str, Any], positions: np.ndarray, where: str, spot_um: float
-) -> float:
-    """Return microns per unit of ``obsm["spatial"]``: from the Visium lattice, or else from the diameter of the spots."""
-    grid = array_positions(adata.obs, rows)
+def _sizes(
+    grid: np.ndarray | None, entry: Mapping[str, Any], positions: np.ndarray, where: str, spot_um: float | None
+) -> tuple[float, float]:
+    """Find microns per unit of ``obsm["spatial"]``, and the diameter of the spots in µm.
+
+    The Visium lattice is preferred to what Space Ranger writes for Visium HD, and this to ``spot_um``.
+    """
     pitch = None if grid is None else hexagonal_pitch(grid, positions)
     # The lattice is exact, also where a file gives the diameter in pixels of a smaller image.
     if pitch is not None:
-        return VISIUM_PITCH_UM / pitch
+        return VISIUM_PITCH_UM / pitch, VISIUM_SPOT_UM if spot_um is None else spot_um
     diameter = _number(entry, _DIAMETER, where, "It is the diameter of a spot in units of `obsm['spatial']`.")
+    recorded = _recorded_sizes(entry, where, diameter)
+    if recorded:
+        size = _agreed(recorded, where, spot_um)
+        return size / diameter, size
+    if spot_um is None:
+        raise Img2GeneError(
+            f"`{where}`: neither a Visium lattice nor `scalefactors` give the size of the spots. Pass `spot_um=`, the diameter in µm."
+        )
     doubt = diameter_doubt(grid, positions, diameter, spot_um)
     if doubt:
         raise Img2GeneError(f"`{where}`: {doubt}. Pass `spot_um=65` for the diameter of Space Ranger.")
-    return spot_um / diameter
+    return spot_um / diameter, spot_um
+
+
+def _agreed(recorded: dict[str, float], where: str, spot_um: float | None) -> float:
+    """Return the recorded size; raise if it is contradictory, or ``spot_um`` another."""
+    sizes = recorded if spot_um is None else {**recorded, f"spot_um={spot_um:g}": spot_um}
+    if max(sizes.values()) / min(sizes.values()) - 1 > AGREEMENT:
+        stated = listing(f"{size:.4g} µm by {source}" for source, size in sizes.items())
+        raise Img2GeneError(
+            f"`{where}`: the diameter of the spots is contradictory: {stated}. Leave `spot_um` out to use `scalefactors`, "
+            "or correct these."
+        )
+    return next(iter(recorded.values()))
+
+
+def _recorded_sizes(entry: Mapping[str, Any], where: str, diameter: float) -> dict[str, float]:
+    """Read the sizes of Visium HD bins in µm that Space Ranger writes into ``scalefactors``."""
+    factors, sizes = _factors(entry), {}
+    if _MICRONS in factors:
+        microns = _number(entry, _MICRONS, where, "It is microns per unit of `obsm['spatial']`.")
+        sizes[f"scalefactors['{_MICRONS}']"] = microns * diameter
+    if _BIN in factors:
+        sizes[f"scalefactors['{_BIN}']"] = _number(entry, _BIN, where, "It is the side of a bin in µm.")
+    return sizes
 
 
 def _factors(entry: Mapping[str, Any]) -> Mapping[str, Any]:

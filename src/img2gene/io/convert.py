@@ -87,7 +87,7 @@ def to_anndata(
 def from_anndata(
     adata: AnnData,
     *,
-    spot_um: float,
+    spot_um: float | None = None,
     library_key: str | None = None,
     patient_key: str | None = None,
     image: str = "hires",
@@ -100,9 +100,10 @@ def from_anndata(
         Raw counts with ``obsm["spatial"]`` and ``uns["spatial"][<library>]`` (``images``, ``scalefactors``), in memory or
         backed by a file.
     spot_um
-        Spot diameter in µm (Visium 55, legacy ST 100). With the diameter in ``scalefactors`` it gives the microns per
-        pixel of the images. If ``obs`` has the ``array_row`` and ``array_col`` of the Visium lattice, the distance of
-        100 µm from spot to spot gives them instead, because Space Ranger's diameter corresponds to about 65 µm.
+        Spot diameter in µm, such as 100 for legacy ST. With the diameter in ``scalefactors`` it gives the microns per
+        pixel of the images. Leave it out for Visium and Visium HD: if ``obs`` has the ``array_row`` and ``array_col`` of
+        the Visium lattice, the distance of 100 µm from spot to spot gives the microns (Space Ranger's diameter
+        corresponds to about 65 µm, not 55), and for Visium HD ``microns_per_pixel`` or ``bin_size_um`` in ``scalefactors``.
     library_key
         Column of ``obs`` with the library of each spot. Needed if there are several libraries.
     patient_key
@@ -120,8 +121,8 @@ def from_anndata(
     Raises
     ------
     Img2GeneError
-        Positions, images or scale factors are missing or no numbers, ``library_key`` is needed, library sizes are less
-        than the counts, or a section has spots of several libraries or patients.
+        Positions, images or scale factors are missing or no numbers, ``spot_um`` is needed or contradicts the scale
+        factors, ``library_key`` is needed, library sizes are less than the counts, or a section has spots of several libraries or patients.
 
     Examples
     --------
@@ -136,15 +137,15 @@ def from_anndata(
         adata = adata.to_memory()
     libraries = read_libraries(adata, library_key, image, spot_um)
     columns = _columns(adata, libraries, patient_key)
-    return concat_sections([_section(adata, library, columns, spot_um) for library in libraries])
+    return concat_sections([_section(adata, library, columns) for library in libraries])
 
 
-def _check(adata: Any, spot_um: Any, library_key: Any, patient_key: Any, image: Any) -> float:
+def _check(adata: Any, spot_um: Any, library_key: Any, patient_key: Any, image: Any) -> float | None:
     """Check the arguments, and what the AnnData needs besides images; return the spot diameter."""
     from anndata import AnnData
 
     check = Arguments()
-    spot_um = check.number("spot_um", spot_um, above=0)
+    spot_um = check.number("spot_um", spot_um, above=0, optional=True)
     for name, value, optional in (("library_key", library_key, True), ("patient_key", patient_key, True)):
         check.text(name, value, optional=optional)
     check.text("image", image)
@@ -259,7 +260,7 @@ def _names_spots(column: pd.Series, libraries: np.ndarray) -> bool:
     return bool(unique and not isinstance(column.dtype, pd.CategoricalDtype))
 
 
-def _section(adata: AnnData, library: Library, columns: dict[str, Any], spot_um: float) -> SpatialData:
+def _section(adata: AnnData, library: Library, columns: dict[str, Any]) -> SpatialData:
     table = adata[library.rows].copy()
     _forget_images(table)
     for name, values in columns["columns"].items():
@@ -270,7 +271,7 @@ def _section(adata: AnnData, library: Library, columns: dict[str, Any], spot_um:
         table,
         section=library.name,
         mpp=library.mpp,
-        spot_um=spot_um,
+        spot_um=library.spot_um,
         region_key=columns["region_key"],
         instance_key=columns["instance_key"],
     )

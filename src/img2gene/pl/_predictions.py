@@ -11,7 +11,7 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches, no_such, raise_problems
-from img2gene._study.depth import report_other_depth
+from img2gene._study.depth import report_other_scale
 from img2gene._study.expression import labels, measured
 from img2gene._study.predictions import check_predictor, predicted_values, prediction_problems
 from img2gene._study.sections import text_labels
@@ -193,7 +193,7 @@ class Predictions:
     def report_other_scale(self) -> None:
         """Warn if measured expression is on another scale than the predictions."""
         if self.study is not None and self.model is not None and measured(self.table, self.layer).any():
-            report_other_depth(self.study, self.model.report.get("depth"))
+            report_other_scale(self.study, self.model)
 
     def no_uncertainty(self) -> MissingKeyError:
         """Describe absent standard deviations and intervals."""

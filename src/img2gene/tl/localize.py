@@ -14,7 +14,7 @@ from img2gene import _schema
 from img2gene._checks import Arguments, several, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing, near_matches, raise_problems
-from img2gene._study.depth import report_other_depth
+from img2gene._study.depth import report_other_scale
 from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.expression import in_tissue, labels, layer_problems
 from img2gene._study.localization import (
@@ -360,7 +360,7 @@ def _expression(study: Study, model: Model, sets: dict[str, list[str]], use: str
     if unmeasured:
         problems.append(f"`{study.name}` has not measured {listing(unmeasured)}.")
     raise_problems(problems)
-    report_other_depth(study, model.report.get("depth"))
+    report_other_scale(study, model)
     columns = table.var_names.get_indexer(genes)
     return pd.DataFrame(labels(table, np.arange(table.n_obs), columns, layer=layer), columns=genes)
 

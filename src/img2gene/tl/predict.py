@@ -83,8 +83,8 @@ def predict(
 
     Notes
     -----
-    The slide-centred ridge refers each spot to the mean of its section, so predictions depend on which spots of a section
-    are present: predict whole sections.
+    Models that centre features by section, which is the default of all but ``"mean"``, compare each spot with the mean of its
+    section, so predictions depend on which spots of a section are present: predict whole sections, and filter afterwards.
 
     Examples
     --------

@@ -10,7 +10,7 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError, listing, missing, no_such, raise_problems
-from img2gene._study.depth import report_other_depth
+from img2gene._study.depth import report_other_scale
 from img2gene._study.expression import labels, layer_problems, measured
 from img2gene._study.matrices import dense, in_memory
 from img2gene._study.predictions import check_predictor, no_shared_genes
@@ -128,7 +128,7 @@ def check_scorable(study: Study, model: Model, key: str) -> None:
         raise MissingKeyError(missing(key, f"{study.name}.layers", table.layers, hint))
     check_predictor(study, model, key)
     raise_problems(layer_problems(table, model.labels["layer"], study.name))
-    report_other_depth(study, model.report.get("depth"))
+    report_other_scale(study, model)
     values = in_memory(table.layers[key])
     if values.dtype.kind not in "iuf":
         raise Img2GeneError(f"`{study.name}.layers['{key}']` holds {values.dtype} values, not predictions.")
