@@ -173,15 +173,12 @@ def test_genes_and_groups_are_chosen_on_the_whole_training_fold(study):
     table.X = sp.csr_matrix(counts)
     del table.obs["library_size"]
     group = {"top": ("mean", 1)}
-    result = ig.tl.learning_curve(
-        study, "ridge", fractions=(0.5, 1), n_repeats=4, test_on="A", genes=2, gene_groups=group
-    )
+    options = {"fractions": (0.5, 1), "n_repeats": 4, "test_on": "A", "genes": 2, "min_depth": 0}
+    result = ig.tl.learning_curve(study, "ridge", gene_groups=group, **options)
     assert set(result.query("genes == 'all'")["n_genes"]) == {2}
-    ig.tl.fit(study, "ridge", genes=2, validate_on="A")
+    ig.tl.fit(study, "ridge", genes=2, validate_on="A", min_depth=0)
     (leading,) = ig.get.model(study).top_genes("mean", 1)
-    lone = ig.tl.learning_curve(
-        study, "ridge", fractions=(0.5, 1), n_repeats=4, test_on="A", genes=2, gene_groups={"lone": [leading]}
-    )
+    lone = ig.tl.learning_curve(study, "ridge", gene_groups={"lone": [leading]}, **options)
     np.testing.assert_array_equal(result.query("genes == 'top'")["mse"], lone.query("genes == 'lone'")["mse"])
     # Both B1 and C1 were drawn alone; C1 would have told another gene to lead.
     assert result.query("genes == 'top' and fraction == 0.5")["mse"].nunique() == 2

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
+from img2gene._errors import listing
 from img2gene._study.expression import in_tissue, labels, library_size, row_sums
 from img2gene._study.study import Study
+from img2gene.models.depth import shallow_sections
 
 if TYPE_CHECKING:
     from img2gene.models import Model
 
 logger = logging.getLogger(__name__)
 
+# Sections below this share of the depth of the median section are not trained on.
+MIN_DEPTH = 0.2
 # A table with a few rare genes can hold less than a hundredth of a spot's counts.
 _LARGEST_RATIO = 1000
 # Beyond these, filtered genes are likelier than sections of another depth.
@@ -39,6 +43,27 @@ def training_depth(study: Study, rows: np.ndarray) -> dict[str, Any]:
             counted,
         )
     return {"median_library_size": median, "n_genes_in_table": table.n_vars}
+
+
+def deep_enough(study: Study, rows: np.ndarray, *, layer: str | None, min_depth: float) -> np.ndarray:
+    """Mark the rows of sections that are deep enough to be trained on together, bool (n_rows,), and name the others.
+
+    A section that is much shallower than the others makes a model worse for them, as its labels are mostly zeros and noise.
+    ``min_depth`` is the least median library size of a section, as a share of that of the median section. Expression in a
+    layer has no library size, so all its rows are kept.
+    """
+    if layer is not None:
+        return np.ones(len(rows), dtype=bool)
+    sections, size = study.sections[rows], library_size(study.table)[rows]
+    shallow = shallow_sections(size, sections, min_depth)
+    if shallow:
+        logger.warning(
+            "left out the sections %s: they have fewer counts per spot than %.3g × those of the median section, and so shallow a "
+            "section makes a model worse for the others (`min_depth` of img2gene.tl.fit)",
+            listing(f"{name} (median {median:.0f})" for name, median in shallow.items()),
+            min_depth,
+        )
+    return ~np.isin(sections, list(shallow))
 
 
 def report_other_scale(study: Study, model: Model) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from img2gene import _schema
 from img2gene._checks import genes_problems
 from img2gene._errors import Img2GeneError, LeakageError, listing, raise_problems
+from img2gene._study.depth import MIN_DEPTH, deep_enough
 from img2gene._study.expression import gene_statistics, labels
 from img2gene._study.study import Study
 
@@ -31,7 +32,7 @@ class GeneChoice:
     genes
         Names of the genes, sorted, so that no result depends on the order of a table's columns.
     rows
-        int (n_spots,): the training rows that have counts, in the order they were passed.
+        int (n_spots,): the training rows that have counts, of sections that are deep enough, in the order they were passed.
     values
         float32 (n_spots, n_genes): training labels.
     n_empty
@@ -124,7 +125,9 @@ def check_panel(study: Study, held_out: np.ndarray, *, allow_leakage: bool) -> N
         )
 
 
-def choose_genes(study: Study, rows: np.ndarray, genes: Genes, *, layer: str | None = None) -> GeneChoice:
+def choose_genes(
+    study: Study, rows: np.ndarray, genes: Genes, *, layer: str | None = None, min_depth: float = MIN_DEPTH
+) -> GeneChoice:
     """Choose genes on training rows.
 
     Parameters
@@ -137,6 +140,8 @@ def choose_genes(study: Study, rows: np.ndarray, genes: Genes, *, layer: str | N
         Names; a number for that many genes of the highest mean; None for the stored panel, or all genes without one.
     layer
         Layer with labels on the user's own scale; None normalises the counts.
+    min_depth
+        Least depth of a section, see :func:`img2gene._study.depth.deep_enough`.
 
     Returns
     -------
@@ -152,7 +157,9 @@ def choose_genes(study: Study, rows: np.ndarray, genes: Genes, *, layer: str | N
     complete = np.isfinite(values).all(axis=1)
     if not complete.any():
         raise Img2GeneError("No training spot has a count, or none lies on tissue (`obs['in_tissue']`).")
-    values = values[complete]
+    rows = np.asarray(rows)[complete]
+    deep = deep_enough(study, rows, layer=layer, min_depth=min_depth)
+    rows, values = rows[deep], values[np.flatnonzero(complete)[deep]]
     varies = values.max(axis=0) > values.min(axis=0)
     if not varies.any():
         refuse_constant(names.tolist())
@@ -163,7 +170,7 @@ def choose_genes(study: Study, rows: np.ndarray, genes: Genes, *, layer: str | N
         kept = np.sort(kept[np.argsort(-means, kind="stable")[: int(genes)]])
     return GeneChoice(
         names[kept].tolist(),
-        np.asarray(rows)[complete],
+        rows,
         np.ascontiguousarray(values[:, kept]),
         int((~complete).sum()),
         names[~varies].tolist(),

@@ -1,4 +1,4 @@
-"""Weights of spots by their depth."""
+"""Weights of spots by their depth, and sections that are too shallow to train on."""
 
 from __future__ import annotations
 
@@ -43,3 +43,31 @@ def depth_weights(library: np.ndarray | None, sections: np.ndarray) -> np.ndarra
         median = np.median(depth[rows])
         weights[rows] = (depth[rows] / median) ** _SPOT_POWER * median**_SECTION_POWER
     return weights / weights.mean()
+
+
+def shallow_sections(library: np.ndarray, sections: np.ndarray, least: float) -> dict[str, float]:
+    """Find sections that are much shallower than the others.
+
+    Parameters
+    ----------
+    library
+        float (n_spots,): library sizes.
+    sections
+        str (n_spots,): section of each spot.
+    least
+        Least median library size of a section, as a share of that of the median section.
+
+    Returns
+    -------
+    Median library size of each section below it. Never all sections.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models.depth import shallow_sections
+    >>> shallow_sections(np.array([6000.0, 5000.0, 700.0]), np.array(["S1", "S2", "S3"]), 0.2)
+    {'S3': 700.0}
+    """
+    medians = {str(name): float(np.median(library[sections == name])) for name in np.unique(sections)}
+    bound = least * float(np.median(list(medians.values())))
+    return {name: median for name, median in medians.items() if median < bound}

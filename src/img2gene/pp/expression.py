@@ -11,6 +11,7 @@ from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, no_such
+from img2gene._study.depth import MIN_DEPTH, deep_enough
 from img2gene._study.entrance import open_study, stored_positions
 from img2gene._study.expression import gene_statistics, labels, layer_problems
 from img2gene._study.study import Study
@@ -50,7 +51,7 @@ def select_genes(
     min_detection
         Smallest share of spots in which a gene must be detected, 0–1.
     sections
-        Sections on which genes are chosen; by default all.
+        Sections on which genes are chosen; by default all but those with less than a fifth of the depth of the median section.
     layer
         Layer with expression on a scale of your own; by default counts in X are normalised.
     %(table_key_counts)s
@@ -124,6 +125,8 @@ def _panel(
     values = labels(table, rows, np.arange(table.n_vars), layer=layer)
     complete = np.isfinite(values).all(axis=1)
     rows, values = rows[complete], values[complete]
+    deep = deep_enough(study, rows, layer=layer, min_depth=MIN_DEPTH)
+    rows, values = rows[deep], values[deep]
     if not len(rows):
         raise Img2GeneError("No spot of the chosen sections has expression: all are off the tissue or without counts.")
     # Genes can be chosen before patches exist, and Moran's I of the nearest spots needs no unit.

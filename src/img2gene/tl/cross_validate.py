@@ -12,6 +12,7 @@ import numpy as np
 from img2gene._checks import Arguments, several, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing, raise_problems
+from img2gene._study.depth import MIN_DEPTH
 from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.expression import layer_problems, measured
 from img2gene._study.panel import Genes, check_genes
@@ -74,6 +75,7 @@ def cross_validate(
     folder: str | Path | None = None,
     table_key: str = "table",
     allow_leakage: bool = False,
+    min_depth: float = MIN_DEPTH,
 ) -> CrossValidation:
     """Score models on patients that they were trained without.
 
@@ -134,6 +136,7 @@ def cross_validate(
     allow_leakage
         Continue although a patient is on both sides of a fold, or a leak was detected (:func:`img2gene.tl.check_leaks`); the
         result is marked.
+    %(min_depth)s
 
     Returns
     -------
@@ -175,7 +178,7 @@ def cross_validate(
     )
     n_folds, seed = check.whole("n_folds", n_folds, 2, optional=True), check_seed(check, seed)
     n_jobs, n_threads = check_workers(check, n_jobs, n_threads)
-    folder = check.path("folder", folder, optional=True)
+    folder, min_depth = check.path("folder", folder, optional=True), check.number("min_depth", min_depth, 0, 1)
     check_flags(check, baselines=baselines, allow_leakage=allow_leakage)
     whole = open_study(check, sdata, table_key)
     with later_step(check):
@@ -198,7 +201,9 @@ def cross_validate(
         extra = {**BASELINES, **(_COORDINATES if outer.divides_sections(study) else {})}
         candidates = _with_baselines(candidates, extra, encoder, study)
     kept = _kept(keep_predictions, labels, list(candidates))
-    options = TaskOptions(inner or outer.groups, layer, smooth, seed, n_permutations, level, n_threads)
+    # Sections that are divided between training and test are all needed, for example as coordinates.
+    least = 0.0 if outer.divides_sections(study) else min_depth
+    options = TaskOptions(inner or outer.groups, layer, smooth, seed, n_permutations, level, n_threads, least)
     run = CrossValidationRun(study, outer, candidates, options, kept, allow_leakage)
     return run.run(genes, gene_sets, n_jobs, folder)
 

@@ -16,8 +16,9 @@ from img2gene._checks import Arguments, several, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._files.folders import fingerprint
+from img2gene._study.depth import MIN_DEPTH
 from img2gene._study.entrance import open_study, report_off_tissue
-from img2gene._study.expression import in_tissue, labels, layer_problems, measured
+from img2gene._study.expression import in_tissue, labels, layer_problems
 from img2gene._study.panel import (
     Genes,
     check_genes,
@@ -82,6 +83,7 @@ def learning_curve(
     folder: str | Path | None = None,
     table_key: str = "table",
     allow_leakage: bool = False,
+    min_depth: float = MIN_DEPTH,
 ) -> pd.DataFrame:
     """Score models that are trained on parts of the training data.
 
@@ -128,6 +130,7 @@ def learning_curve(
     %(table_key_embedding)s
     allow_leakage
         Hold out groups of a patient who is trained on, too; the result is marked.
+    %(min_depth)s
 
     Returns
     -------
@@ -165,6 +168,7 @@ def learning_curve(
     n_repeats, seed = check.whole("n_repeats", n_repeats, 1, MOST_REPEATS), check_seed(check, seed)
     n_jobs, n_threads = check_workers(check, n_jobs, n_threads)
     folder = check.path("folder", folder, optional=True)
+    min_depth = check.number("min_depth", min_depth, 0, 1)
     check_flags(check, allow_leakage=allow_leakage)
     whole = open_study(check, sdata, table_key)
     with later_step(check):
@@ -178,7 +182,7 @@ def learning_curve(
     with later_step(check):
         check_genes(whole, genes)
     check.raise_all()
-    options = TaskOptions(groups, layer, 0, seed, 0, None, n_threads)
+    options = TaskOptions(groups, layer, 0, seed, 0, None, n_threads, min_depth)
     on_tissue = in_tissue(whole.table)
     report_off_tissue(whole)
     study = subset(whole, np.flatnonzero(on_tissue), layer=layer)
@@ -270,10 +274,13 @@ class _Curve:
         check_split(study, division, self.options.inner, self.allow_leakage, allow_single_section=False)
         if genes is None:
             check_panel(study, division.held_out, allow_leakage=self.allow_leakage)
-        choice = choose_genes(study, study.ordered(division.train), genes, layer=self.options.layer)
+        options = self.options
+        choice = choose_genes(
+            study, study.ordered(division.train), genes, layer=options.layer, min_depth=options.min_depth
+        )
         if choice.constant and is_named(genes):
             refuse_constant(choice.constant)
-        samples = self._samples(name)
+        samples = self._samples(name, choice.rows)
         varies = self._varying(name, choice.genes, samples, named=is_named(genes))
         kept = [gene for gene, known in zip(choice.genes, varies, strict=True) if known]
         statistics = {key: values[varies] for key, values in choice.statistics(study).items()}
@@ -287,10 +294,9 @@ class _Curve:
         }
         return _CurveFold(name, samples, folds)
 
-    def _samples(self, name: str) -> Samples:
-        """Draw the training rows of each fraction and repeat, among the measured spots of the other groups."""
+    def _samples(self, name: str, rows: np.ndarray) -> Samples:
+        """Draw the training rows of each fraction and repeat, among the rows of the other groups."""
         study, groups = self.study, self.groups
-        rows = study.ordered((groups != name) & measured(study.table, self.options.layer))
         raise_problems(sample_problems(self.by, self.fractions, groups[rows], study.sections[rows]))
         # Counted among all groups, so that samples do not depend on which ones are held out.
         number = int(np.flatnonzero(np.unique(groups) == name)[0])

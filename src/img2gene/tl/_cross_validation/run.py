@@ -119,14 +119,15 @@ class CrossValidationRun:
         if genes is None:
             # Shared patients were judged when the folds were made; a panel is judged here.
             check_panel(study, held, allow_leakage=self.allow_leakage or self.outer.scope == WITHIN)
-        choice = choose_genes(study, study.ordered(train), genes, layer=self.options.layer)
+        options = self.options
+        choice = choose_genes(study, study.ordered(train), genes, layer=options.layer, min_depth=options.min_depth)
         # Only named genes and panels promise certain genes; a number, or all, takes what varies in the fold.
         named = named_genes(genes) if is_named(genes) else (panel_genes(study) or []) if genes is None else []
         absent = [gene for gene in named if gene in set(choice.constant)]
         if absent:
             logger.warning("without %s, genes that do not vary: %s", name, listing(absent))
         members, lost = fold_groups(choice.genes, choice.statistics(study), groups, absent)
-        return Fold(name, train, np.flatnonzero(held), choice.genes, members, absent, lost)
+        return Fold(name, np.sort(choice.rows), np.flatnonzero(held), choice.genes, members, absent, lost)
 
     def _settings(self, genes: Genes, groups: GeneGroups) -> dict[str, Any]:
         """List what the user asked for, as it is recorded with the result."""

@@ -89,6 +89,7 @@ class TaskOptions:
     n_permutations: int
     level: float | None
     n_threads: int
+    min_depth: float
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class Task:
             layer=SMOOTHED if options.smooth else options.layer,
             seed=options.seed,
             table_key=train.table_key,
+            # The fold holds sections that are deep enough.
+            min_depth=0,
             # A fold may leave one section to train on; whether anything can be held out was checked for the study.
             allow_single_section=True,
             inplace=False,

@@ -1,0 +1,156 @@
+"""One training run: choose genes, fit, calibrate, and write the report of the model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from img2gene._study.depth import training_depth
+from img2gene._study.entrance import report_off_tissue
+from img2gene._study.expression import TARGET_SUM, in_tissue, library_size
+from img2gene._study.finetuning import StudyFineTuning
+from img2gene._study.inputs import Inputs
+from img2gene._study.panel import (
+    GeneChoice,
+    Genes,
+    choose_genes,
+    is_named,
+    refuse_constant,
+)
+from img2gene._study.pathways import context_facts, fold_context
+from img2gene._study.splits import Split
+from img2gene._study.spots import spot_sample
+from img2gene._study.study import Study
+from img2gene.models import Calibration, Model, Predictor, TrainingData, UsesPathways
+from img2gene.models.uncertainty.held_out import fit_held_out, predict_spread
+from img2gene.tl._arguments import as_plain
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training run: the rows of a study that are trained on, and the labels."""
+
+    study: Study
+    layer: str | None
+    groups: str
+    division: Split
+    min_depth: float
+    seed: int
+
+    def train(self, predictor: Predictor, inputs: Inputs | StudyFineTuning, genes: Genes, level: float | None) -> Model:
+        """Choose genes, fit, calibrate at ``level`` unless it is None, and wrap up the model with its report."""
+        study = self.study
+        report_off_tissue(study)
+        rows = study.ordered(self.division.train & in_tissue(study.table))
+        choice = choose_genes(study, rows, genes, layer=self.layer, min_depth=self.min_depth)
+        _report_left_out(choice, genes)
+        rows = choice.rows
+        sections, groups, positions = study.sections[rows], study.groups(self.groups)[rows], study.positions[rows]
+        if not isinstance(inputs, Inputs):
+            # Fine-tuning comes after the choice of genes, because the encoder is trained on their labels.
+            inputs = inputs.run(choice.values, sections, groups, positions, rows, seed=self.seed)
+        data = TrainingData(
+            inputs.features[rows],
+            choice.values,
+            sections,
+            groups,
+            positions,
+            tokens=None if inputs.tokens is None else inputs.tokens[rows],
+            pathways=self._pathways(predictor, rows, inputs),
+            # Labels of a layer need not come from counts, so no library size belongs to them.
+            library=library_size(study.table)[rows] if self.layer is None else None,
+        )
+        calibration, facts = self._fit(predictor, data, level)
+        # A model that cannot predict the spots it was trained on is of no use, and would be stored.
+        predict_spread(
+            predictor, data.features, sections, len(choice.genes), positions=data.positions, tokens=data.tokens
+        )
+        report = self._report(choice, predictor, inputs.features) | facts
+        return Model(
+            predictor,
+            choice.genes,
+            choice.statistics(study),
+            inputs.identity,
+            {"layer": self.layer, "target_sum": TARGET_SUM if self.layer is None else None},
+            report if inputs.report is None else {**report, "finetune": inputs.report},
+            inputs.weights,
+            calibration,
+        )
+
+    def _fit(
+        self, predictor: Predictor, data: TrainingData, level: float | None
+    ) -> tuple[Calibration | None, dict[str, Any]]:
+        """Fit, and calibrate if a level is given and a part of the training data can be held out."""
+        if level is None:
+            predictor.fit(data, seed=self.seed)
+            return None, {}
+        held_out = fit_held_out(predictor, data, seed=self.seed)
+        if held_out is None:
+            return None, {"uncertainty": None}
+        if held_out.kind != "group":
+            logger.warning(
+                "only one training %s: intervals are calibrated on a held-out %s of it and do not cover the variation between "
+                "%ss",
+                self.groups,
+                held_out.kind,
+                self.groups,
+            )
+        calibration, report = Calibration.fit(held_out, data, level=level, seed=self.seed)
+        return calibration, {"uncertainty": report}
+
+    def _pathways(self, predictor: Predictor, rows: np.ndarray, inputs: Inputs) -> np.ndarray | None:
+        """Score the pathways that the training rows select, for predictors with a pathway context."""
+        if not isinstance(predictor, UsesPathways) or not predictor.uses_pathways:
+            return None
+        study = self.study
+        context = fold_context(
+            study,
+            rows,
+            features=inputs.features[rows],
+            sections=study.sections[rows],
+            positions=study.positions[rows],
+            seed=self.seed,
+        )
+        if context is None:
+            logger.info("no pathway context: run `img2gene.pp.score_pathways` first to train with one")
+            return None
+        predictor.set_context(context_facts(context))
+        return context.scores
+
+    def _report(self, choice: GeneChoice, predictor: Predictor, features: np.ndarray) -> dict[str, Any]:
+        study, rows = self.study, choice.rows
+        sections = study.sections[rows]
+        patients = study.patients
+        trained = np.zeros(study.n_obs, dtype=bool)
+        trained[rows] = True
+        return {
+            "sections": study.section_names(trained),
+            "patients": None if patients is None else sorted(set(patients[rows].tolist())),
+            "held_out": study.section_names(self.division.held_out),
+            "groups": self.groups,
+            "leakage": self.division.leakage,
+            "n_spots": len(rows),
+            "n_empty_spots": choice.n_empty,
+            "n_off_tissue_spots": int((self.division.train & ~in_tissue(study.table)).sum()),
+            "seed": self.seed,
+            "spots": {str(name): spot_sample(features[rows[sections == name]]) for name in np.unique(sections)},
+            "depth": None if self.layer is not None else training_depth(study, rows),
+            "img2gene": version("img2gene"),
+            "fit": as_plain(predictor.summary()),
+        }
+
+
+def _report_left_out(choice: GeneChoice, genes: Genes) -> None:
+    """Refuse genes that were named but do not vary; say how many others, and how many spots, were left out."""
+    if choice.constant and is_named(genes):
+        refuse_constant(choice.constant)
+    if choice.constant:
+        logger.info("left out %d genes that do not vary in the training sections", len(choice.constant))
+    if choice.n_empty:
+        logger.warning("left out %d training spots without a count", choice.n_empty)
