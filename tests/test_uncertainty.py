@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from scipy.ndimage import gaussian_filter
 from spatialdata import SpatialData, read_zarr
 
@@ -22,6 +23,7 @@ from img2gene.models import HeldOut, TrainingData
 from img2gene.models.uncertainty.calibration import Calibration, _factor, _nested_means, _quantiles, predictive_sd
 from img2gene.models.uncertainty.held_out import cross_fit, fit_held_out
 from img2gene.models.uncertainty.ood import Ellipsoid, Novelty, part_numbers, sample_rows, unit_weights
+from img2gene.models.uncertainty.shallow import at_depth
 from img2gene.testing import assert_models_equal
 
 PARTS = ("img2gene_std", "img2gene_lower", "img2gene_upper")
@@ -501,9 +503,35 @@ def test_one_patient_is_calibrated_within_and_says_so(make_study, names, kind, c
     with caplog.at_level(logging.WARNING):
         trained = ig.tl.fit(study, "ridge", allow_single_section=True, inplace=False)
     assert trained.report["uncertainty"]["left_out"] == kind
-    assert "do not cover the variation between" in caplog.text
+    assert "do not cover other variation between" in caplog.text
+    assert trained.report["uncertainty"]["least_depth"] == 500
     found = ig.tl.predict(study, trained, inplace=False)
     assert np.isfinite(found.layers["img2gene_std"]).all()
+
+
+def test_intervals_at_another_depth_are_quantiles_of_counts():
+    shares = np.array([[0.0, 1e-5, 2e-4, 3e-3, 0.2]])
+    values = np.log1p(1e4 * shares)
+    lower, upper = at_depth(values, values, depth=700, level=0.8)
+    for bound, quantile in ((lower, 0.1), (upper, 0.9)):
+        counts = scipy.stats.poisson.ppf(quantile, 700 * shares)
+        np.testing.assert_allclose(bound, np.log1p(1e4 * counts / 700), rtol=1e-6)
+
+
+@pytest.mark.parametrize("groups", ["patient", "section"])
+def test_intervals_of_one_patient_cover_a_shallow_one(make_study, groups):
+    study = make_study((("A1", "A"), ("A2", "A")))
+    trained = ig.tl.fit(study, "mean", groups=groups, inplace=False)
+    within = ig.tl.predict(study, trained, inplace=False).layers
+    study["table"].obs["patient"] = "new"
+    counts = np.random.default_rng(0).binomial(study["table"].X.toarray().astype(int), 0.2)
+    shallow = np.log1p(1e4 * counts / (0.2 * study["table"].obs["library_size"].to_numpy())[:, None])
+    layers = ig.tl.predict(study, trained, inplace=False).layers
+    covered = {
+        name: ((each["img2gene_lower"] <= shallow) & (shallow <= each["img2gene_upper"])).mean()
+        for name, each in (("new", layers), ("within", within))
+    }
+    assert covered["within"] < 0.9 < covered["new"]
 
 
 def test_two_spots_are_enough():

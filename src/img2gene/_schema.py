@@ -58,7 +58,9 @@ _PATCH_FORM = {
 # Entries of stored records that functions rely on. `_EACH` stands for entries of any name, `?` marks those that may be
 # absent, and a list with one form is a list of such values.
 _FORMS: dict[str, Any] = {
-    "sections": {_EACH: {"mpp?": _REAL_OR_NONE, "spot_um?": _REAL_OR_NONE, "image?": str, "region?": str}},
+    "sections": {
+        _EACH: {"mpp?": _REAL_OR_NONE, "spot_um?": _REAL_OR_NONE, "image?": str, "region?": str, "counted_genes?": int}
+    },
     "patches": {"patch_um": [_REAL], "patch_px": int, "regions": {_EACH: _PATCH_FORM}},
     "encoder": {_EACH: {"name": str, "width": int, "patch_um": [_REAL], "input_px": int, "orientations": int}},
     PANELS: {_EACH: {"sections": list, "by": str}},

@@ -34,6 +34,7 @@ _NEGATIVE = 0.01
 def training_depth(study: Study, rows: np.ndarray) -> dict[str, Any]:
     """Record library sizes of the training spots and the genes in the table; warn if the sizes cannot be right."""
     table = study.table
+    report_changed_counts(study)
     median, counted = (float(np.median(values[rows])) for values in (library_size(table), row_sums(table.X)))
     if median > _LARGEST_RATIO * counted:
         logger.warning(
@@ -66,9 +67,33 @@ def deep_enough(study: Study, rows: np.ndarray, *, layer: str | None, min_depth:
     return ~np.isin(sections, list(shallow))
 
 
+def report_changed_counts(study: Study) -> None:
+    """Warn if X holds fewer counts than a reader of the package counted, although no gene is missing."""
+    table = study.table
+    if _schema.LIBRARY_SIZE not in table.obs:
+        return
+    size, counted = library_size(table), row_sums(table.X)
+    records = _schema.read_json(table, "sections", default={}).values()
+    changed = []
+    for record in records:
+        rows = study.regions.get(record.get("region"), np.empty(0, dtype=int))
+        is_whole = table.n_vars >= record.get("counted_genes", np.inf)
+        if is_whole and len(rows) and np.median(counted[rows]) < _LEAST_GENES * np.median(size[rows]):
+            changed.append(
+                f"{record['region']} (median {np.median(counted[rows]):.0f}, not {np.median(size[rows]):.0f})"
+            )
+    if changed:
+        logger.warning(
+            "X holds fewer counts than when obs['library_size'] was counted, in %s, although no gene is missing: expression would "
+            "be too low. Delete the column to have it recomputed, or restore the counts",
+            listing(changed),
+        )
+
+
 def report_other_scale(study: Study, model: Model) -> None:
     """Warn if measured expression is on another scale than that which a model was trained on, and predicts."""
     if model.labels["layer"] is None:
+        report_changed_counts(study)
         _report_other_depth(study, model.report.get("depth"))
     else:
         _report_other_layer(study, model)

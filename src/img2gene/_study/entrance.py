@@ -14,6 +14,7 @@ from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, Problems, listing, missing
 from img2gene._study.expression import in_tissue, name_problems
+from img2gene._study.geometry import divided_sections
 from img2gene._study.matrices import with_plain_counts
 from img2gene._study.predictions import prediction_problems
 from img2gene._study.sections import region_column, text_labels
@@ -71,6 +72,7 @@ def open_table(check: Arguments, sdata: SpatialData, table_key: Any, *, with_win
         check.messages += name_problems(table, name) + table_problems(table, name)
         with check.collect():
             _ = study.regions, study.sections
+            check.messages += divided_sections(study)
         unreadable = position_problems(table.obsm.get("spatial"), f"`{name}.obsm['spatial']`")
         unreadable += window_problems(table, name) if with_windows else []
     if unreadable:

@@ -266,6 +266,42 @@ def shift_px(one: np.ndarray, other: np.ndarray, size: tuple[int, ...]) -> float
     return float(np.linalg.norm((other @ np.linalg.inv(one) @ corners - corners)[:2], axis=0).max())
 
 
+def divided_sections(study: Study) -> list[str]:
+    """Say which sections have spots on several slides: on images that do not show the same place."""
+    regions: dict[str, list[str]] = {}
+    for region, rows in study.regions.items():
+        for name in study.section_names(rows):
+            regions.setdefault(name, []).append(region)
+    several = {name: parts for name, parts in regions.items() if len(parts) > 1}
+    images = {region: _slide(study, region) for parts in several.values() for region in parts}
+    divided = [
+        name
+        for name, parts in several.items()
+        if any(_are_apart(study.sdata, images[parts[0]], images[other]) for other in parts[1:])
+    ]
+    return [
+        f"Spots of several slides have one name in `{study.name}.obs['{_schema.SECTION}']` ({listing(divided)}), and would be "
+        "taken for one section. Give each slide its own name, such as patient and number."
+    ] * bool(divided)
+
+
+def _slide(study: Study, region: str) -> str | None:
+    """Find the image of a region without any demand on it; None if there is none."""
+    entry = (study.record("patches") or {}).get("regions", {}).get(region, {})
+    for image in (entry.get("image"), recorded(study.table, region).get("image")):
+        if image in study.sdata.images:
+            return str(image)
+    try:
+        return largest_aligned(study.sdata, region, list(study.regions)) if region in study.sdata else None
+    except Img2GeneError:
+        return None
+
+
+def _are_apart(sdata: SpatialData, one: str | None, other: str | None) -> bool:
+    """Check that two images are known and show different places."""
+    return None not in (one, other) and one != other and not covers_same_place(sdata, str(one), str(other))
+
+
 def covers_same_place(sdata: SpatialData, one: str, other: str) -> bool:
     """Check that two images show the same place, as copies of one scan in different resolutions do."""
     try:

@@ -118,6 +118,12 @@ def check_panel(study: Study, held_out: np.ndarray, *, allow_leakage: bool) -> N
     """Refuse a stored panel that held-out sections helped to choose."""
     chosen_on = study.record("panel", {}).get("sections", [])
     seen = [name for name in study.section_names(held_out) if name in chosen_on]
+    if _schema.PANEL in study.table.var and chosen_on and not set(chosen_on) & set(study.section_names()):
+        logger.warning(
+            "the gene panel was chosen on the sections %s, none of which has this name here: whether held-out sections helped "
+            "to choose it cannot be checked",
+            listing(chosen_on),
+        )
     if _schema.PANEL in study.table.var and seen and not allow_leakage:
         raise LeakageError(
             f"The gene panel was chosen on the held-out sections {listing(seen)} too. Choose it on the training sections "

@@ -124,10 +124,11 @@ def assemble_section(
         transformations={section: Identity()},
         chunks=(3, _CHUNK_PX, _CHUNK_PX),
     )
+    record: dict[str, Any] = {"mpp": mpp, "spot_um": spot_um, "image": image_key, "region": region}
     if _schema.LIBRARY_SIZE not in table.obs and not count_problems(table.X, "X"):
         table.obs[_schema.LIBRARY_SIZE] = row_sums(table.X)
+        record["counted_genes"] = table.n_vars
     table.obsm["spatial"] = positions
-    record = {"mpp": mpp, "spot_um": spot_um, "image": image_key, "region": region}
     _schema.write_json(table, "sections", {section: record})
     table.uns["spatial"] = {section: squidpy_library(image, 2 * radius)}
     # spatialdata refuses a table that was parsed before.

@@ -1,8 +1,10 @@
-"""The genes of a trained model, in an order that cannot change."""
+"""The genes of a trained model, in an order that cannot change, and those that lead a statistic."""
 
 from __future__ import annotations
 
 from typing import Any, NoReturn
+
+import numpy as np
 
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError
@@ -42,3 +44,20 @@ class GeneNames(list[str]):
 
     append = extend = insert = remove = pop = clear = reverse = sort = _refuse
     __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
+
+
+def top_genes(
+    genes: list[str], statistics: dict[str, np.ndarray], by: str, n: int, min_detection: float = 0.1
+) -> list[str]:
+    """List the ``n`` genes that lead a statistic; see :meth:`Model.top_genes`."""
+    check = Arguments()
+    by, n = check.choice("by", by, sorted(statistics)), check.whole("n", n, 1)
+    min_detection = check.number("min_detection", min_detection, 0, 1)
+    check.raise_all()
+    score = statistics[by].astype(float).copy()
+    if by != "mean":
+        score[statistics["detection"] < min_detection] = np.nan
+    score[np.isnan(score)] = -np.inf
+    # Of equal scores the first name comes first, whatever the order of the genes.
+    order = np.lexsort((np.array(genes, dtype=str), -score))[:n]
+    return [genes[i] for i in order if np.isfinite(score[i])]

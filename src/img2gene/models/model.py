@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene._checks import Arguments, as_array, shown
+from img2gene._checks import as_array, shown
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene.models.checked import checked_prediction, checked_state
 from img2gene.models.data import LARGEST, n_extreme, n_faulty, with_prefix
-from img2gene.models.genes import FIXED, GeneNames
+from img2gene.models.genes import FIXED, GeneNames, top_genes
 from img2gene.models.predictor import Predictor, declared_inputs
 from img2gene.models.stored import (
     StoredConfig,
@@ -131,8 +131,13 @@ class Model:
         *,
         positions: np.ndarray | None = None,
         tokens: np.ndarray | None = None,
+        new_patient: np.ndarray | None = None,
     ) -> Prediction:
-        """Predict labels with SD, interval and out-of-distribution percentile; takes what :meth:`predict` takes."""
+        """Predict labels with SD, interval and out-of-distribution percentile; takes what :meth:`predict` takes.
+
+        ``new_patient``, bool (n_spots,), marks spots of patients that were not trained on, whose intervals are wider if the model
+        was trained on one patient; by default all are.
+        """
         from img2gene.models.uncertainty.calibration import Prediction
         from img2gene.models.uncertainty.held_out import predict_spread
 
@@ -140,7 +145,7 @@ class Model:
             raise Img2GeneError("The model has no calibration: fit it with `uncertainty=True`.")
         features, extra = self._checked(features, sections, {"positions": positions, "tokens": tokens})
         values, spread = predict_spread(self.predictor, features, np.asarray(sections), len(self.genes), **extra)
-        bounds = self.calibration.bounds(values, spread)
+        bounds = self.calibration.bounds(values, spread, new_patient)
         return Prediction(values, *bounds, self.calibration.novelty.percentile(features, np.asarray(sections)))
 
     def _checked(
@@ -253,23 +258,6 @@ def _float_array(name: str, values: Any) -> np.ndarray:
         raise Img2GeneError(f"{name}: expected numbers, got {array.dtype} values.")
     with np.errstate(over="ignore"):
         return array.astype(np.float32, copy=False)
-
-
-def top_genes(
-    genes: list[str], statistics: dict[str, np.ndarray], by: str, n: int, min_detection: float = 0.1
-) -> list[str]:
-    """List the ``n`` genes that lead a statistic; see :meth:`Model.top_genes`."""
-    check = Arguments()
-    by, n = check.choice("by", by, sorted(statistics)), check.whole("n", n, 1)
-    min_detection = check.number("min_detection", min_detection, 0, 1)
-    check.raise_all()
-    score = statistics[by].astype(float).copy()
-    if by != "mean":
-        score[statistics["detection"] < min_detection] = np.nan
-    score[np.isnan(score)] = -np.inf
-    # Of equal scores the first name comes first, whatever the order of the genes.
-    order = np.lexsort((np.array(genes, dtype=str), -score))[:n]
-    return [genes[i] for i in order if np.isfinite(score[i])]
 
 
 def input_problems(inputs: Any) -> list[str]:

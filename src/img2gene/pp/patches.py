@@ -14,7 +14,7 @@ from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, Problems
 from img2gene._study.colours import WHITE
 from img2gene._study.entrance import open_table
-from img2gene._study.geometry import Geometry, locate
+from img2gene._study.geometry import Geometry, locate, recorded
 from img2gene._study.images import scale0, thumbnail
 from img2gene._study.microns import resolve_mpp
 from img2gene._study.origins import carry_embeddings, patches_digest, region_origin
@@ -106,9 +106,12 @@ def extract_patches(
     update, libraries = _found_patches(study, geometries, resolution, arguments)
     if not inplace:
         return update
+    entries = update["uns"]["patches"]["regions"]
+    moved = [geometry for geometry in geometries if _moved(study, geometry, entries[geometry.region])]
+    outdated = {name for geometry in moved for name in study.section_names(geometry.rows)}
     with _schema.all_or_nothing(study.table):
         _schema.apply(study.table, update)
-        _add_libraries(study, geometries, libraries)
+        _add_libraries(study, geometries, libraries, outdated)
     return None
 
 
@@ -302,8 +305,24 @@ def _library_problems(table: AnnData, name: str) -> list[str]:
     ]
 
 
-def _add_libraries(study: Study, geometries: list[Geometry], libraries: dict[str, dict[str, Any]]) -> None:
-    """Store a thumbnail per section for squidpy; keep existing images and an existing ``obsm["spatial"]``."""
+def _moved(study: Study, geometry: Geometry, entry: dict[str, Any]) -> bool:
+    """Check whether the image or the place of a region has changed since the package described it."""
+    old = (study.record("patches") or {}).get("regions", {}).get(geometry.region)
+    if old is None:
+        # Readers of the package lay spots and image out in the same pixels.
+        same_image = recorded(study.table, geometry.region).get("image") == geometry.image_key
+        return same_image and not np.allclose(geometry.matrix, np.eye(3))
+    known = {key: old.get(key, entry[key]) for key in ("image", "content", "matrix")}
+    return any(known[key] != entry[key] for key in known)
+
+
+def _add_libraries(
+    study: Study, geometries: list[Geometry], libraries: dict[str, dict[str, Any]], outdated: set[str]
+) -> None:
+    """Store a thumbnail per section for squidpy; keep existing images and an existing ``obsm["spatial"]``.
+
+    ``outdated`` are sections whose thumbnail shows an earlier image or place.
+    """
     table = study.table
     if "spatial" not in table.obsm:
         positions = np.zeros((table.n_obs, 2))
@@ -318,6 +337,7 @@ def _add_libraries(study: Study, geometries: list[Geometry], libraries: dict[str
     }
     for name, library in libraries.items():
         entry = spatial.setdefault(name, {})
-        if isinstance(entry, dict) and "images" not in entry:
-            entry.update(library)
+        if isinstance(entry, dict) and ("images" not in entry or name in outdated):
+            for part, values in library.items():
+                entry[part] = {**entry.get(part, {}), **values}
     table.uns["spatial"] = spatial

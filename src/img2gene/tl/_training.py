@@ -66,7 +66,7 @@ class TrainingRun:
             # Labels of a layer need not come from counts, so no library size belongs to them.
             library=library_size(study.table)[rows] if self.layer is None else None,
         )
-        calibration, facts = self._fit(predictor, data, level)
+        calibration, facts = self._fit(predictor, data, level, one_patient=self._is_one_patient(rows))
         # A model that cannot predict the spots it was trained on is of no use, and would be stored.
         predict_spread(
             predictor, data.features, sections, len(choice.genes), positions=data.positions, tokens=data.tokens
@@ -84,7 +84,7 @@ class TrainingRun:
         )
 
     def _fit(
-        self, predictor: Predictor, data: TrainingData, level: float | None
+        self, predictor: Predictor, data: TrainingData, level: float | None, *, one_patient: bool
     ) -> tuple[Calibration | None, dict[str, Any]]:
         """Fit, and calibrate if a level is given and a part of the training data can be held out."""
         if level is None:
@@ -93,16 +93,19 @@ class TrainingRun:
         held_out = fit_held_out(predictor, data, seed=self.seed)
         if held_out is None:
             return None, {"uncertainty": None}
-        if held_out.kind != "group":
+        if held_out.kind != "group" or one_patient:
+            unit = "patient" if one_patient else self.groups
             logger.warning(
-                "only one training %s: intervals are calibrated on a held-out %s of it and do not cover the variation between "
-                "%ss",
-                self.groups,
-                held_out.kind,
-                self.groups,
+                "only one training %s: intervals are calibrated on held-out %ss of it. For other %ss they are widened to cover "
+                "sections of another depth, but they do not cover other variation between %ss",
+                *(unit, held_out.kind if held_out.kind != "group" else self.groups, unit, unit),
             )
-        calibration, report = Calibration.fit(held_out, data, level=level, seed=self.seed)
+        calibration, report = Calibration.fit(held_out, data, level=level, seed=self.seed, one_patient=one_patient)
         return calibration, {"uncertainty": report}
+
+    def _is_one_patient(self, rows: np.ndarray) -> bool:
+        patients = self.study.patients
+        return patients is not None and len(set(patients[rows].tolist())) == 1
 
     def _pathways(self, predictor: Predictor, rows: np.ndarray, inputs: Inputs) -> np.ndarray | None:
         """Score the pathways that the training rows select, for predictors with a pathway context."""

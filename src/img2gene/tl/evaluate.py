@@ -19,7 +19,7 @@ from img2gene._study.entrance import open_study
 from img2gene._study.replaced import PCC, foreign_scores, scored_by
 from img2gene.metrics.catalog import METRICS
 from img2gene.models import Model
-from img2gene.models.model import top_genes
+from img2gene.models.genes import top_genes
 from img2gene.tl._arguments import (
     MOST_PERMUTATIONS,
     check_flags,

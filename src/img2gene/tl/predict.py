@@ -17,7 +17,7 @@ from img2gene._study.expression import in_tissue
 from img2gene._study.model_inputs import ModelInputs, model_inputs
 from img2gene._study.predictions import no_shared_genes
 from img2gene._study.replaced import foreign_predictions, remove_scores
-from img2gene._study.sections import region_column
+from img2gene._study.sections import folded, region_column
 from img2gene._study.study import Study
 from img2gene.models import Calibration, Model
 from img2gene.tl._arguments import check_flags, check_model, check_name
@@ -109,15 +109,18 @@ def predict(
         check.messages += foreign_predictions(study.table, key_added)
     check.raise_all()
     trained = resolve_model(study, model, key_added)
-    inputs = model_inputs(study, trained)
-    report_off_tissue(study)
-    calibration = trained.calibration if uncertainty else None
-    layers, ood = _predicted(trained, calibration, inputs, in_tissue(study.table), key_added)
-    table = study.stored_table
+    inputs, table = model_inputs(study, trained), study.stored_table
     columns = table.var_names.get_indexer(trained.genes)
-    _report_genes(study, trained, columns, key_added)
     # A layer is dense and has all genes of the table, however few the model predicts.
     fits = table.n_obs * table.n_vars * 4 <= _MAX_LAYER_BYTES
+    if inplace and not ((columns >= 0).all() and fits):
+        _check_regions(study, key_added)
+    report_off_tissue(study)
+    calibration = trained.calibration if uncertainty else None
+    layers, ood = _predicted(
+        trained, calibration, inputs, in_tissue(study.table), _new_patients(study, trained), key_added
+    )
+    _report_genes(study, trained, columns, key_added)
     predicted = None
     if not (inplace and (columns >= 0).all() and fits):
         predicted = _predicted_table(study, trained, layers, ood, key_added)
@@ -144,20 +147,49 @@ def _check_target(study: Study, key_added: str) -> None:
         )
 
 
+def _check_regions(study: Study, key_added: str) -> None:
+    """Refuse to replace a table of predictions of other regions."""
+    sdata, tables = study.sdata, study.sdata.tables
+    if key_added not in tables:
+        return
+    others = sorted(set(region_column(tables[key_added], "prediction").astype(str)) - set(study.regions))
+    if any(region in sdata for region in others):
+        raise Img2GeneError(
+            f"tables[{key_added!r}] holds predictions of other regions ({listing(others)}), which would be lost. Pass another "
+            f"`key_added` (and the model), or delete the table: `del sdata.tables[{key_added!r}]`."
+        )
+
+
 def _predicted(
-    model: Model, calibration: Calibration | None, inputs: ModelInputs, rows: np.ndarray, key: str
+    model: Model,
+    calibration: Calibration | None,
+    inputs: ModelInputs,
+    rows: np.ndarray,
+    new_patient: np.ndarray,
+    key: str,
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Layers by name, the prediction first, and the percentile of each spot; NaN outside ``rows``, bool (n_obs,)."""
+    """Layers by name, the prediction first, and the percentile of each spot; NaN outside ``rows``, bool (n_obs,).
+
+    ``new_patient``, bool (n_obs,), marks spots of patients that the model was not trained on.
+    """
     # Features are centred by section, so spots off the tissue would change the predictions of all others.
     part = inputs if rows.all() else inputs.take(rows)
     if not rows.any():
         raise Img2GeneError("No spot lies on tissue (`obs['in_tissue']`), so there is nothing to predict.")
     if calibration is None:
         return {key: _spread(model.predict(part.features, part.sections, **part.extra), rows)}, None
-    prediction = model.predict_intervals(part.features, part.sections, **part.extra)
+    prediction = model.predict_intervals(part.features, part.sections, **part.extra, new_patient=new_patient[rows])
     names = _schema.uncertainty_keys(key)
     layers = {name: _spread(getattr(prediction, part), rows) for part, name in names.items()}
     return {key: _spread(prediction.values, rows)} | layers, _spread(prediction.ood, rows)
+
+
+def _new_patients(study: Study, model: Model) -> np.ndarray:
+    """Mark spots of patients that the model was not trained on, bool (n_obs,); all where patients are not known."""
+    trained = {folded(name) for name in model.report.get("patients") or []}
+    if study.patients is None:
+        return np.ones(study.n_obs, dtype=bool)
+    return np.array([folded(name) not in trained for name in study.patients.tolist()], dtype=bool)
 
 
 def _spread(values: np.ndarray, rows: np.ndarray) -> np.ndarray:

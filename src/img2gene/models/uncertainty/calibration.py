@@ -12,6 +12,7 @@ from img2gene.models.stored import StoredConfig
 from img2gene.models.uncertainty.held_out import HeldOut, unit_labels
 from img2gene.models.uncertainty.inner_folds import inner_folds
 from img2gene.models.uncertainty.ood import Novelty, part_numbers, sample_rows, unit_weights
+from img2gene.models.uncertainty.shallow import LEAST_DEPTH, at_depth
 
 # Spots beyond this percentile of the training distances are out-of-distribution.
 THRESHOLD = 99.0
@@ -65,7 +66,9 @@ class Calibration:
     - the *interval* is ŷ + s (median ± f · half-widths), from the quantiles of r / s of each gene over the pooled groups;
     - the *factor* f, 1–3 and common to all genes, is what intervals calibrated without a group need to cover that group at
       the stated level, in the mean over genes and groups. The shortfall of quantiles from K groups is of order 1 / K, so what
-      K − 1 groups need beyond 1 is multiplied by (K − 1) / K.
+      K − 1 groups need beyond 1 is multiplied by (K − 1) / K;
+    - where no patient could be left out, variation between patients is unknown. For new patients, intervals of expression
+      made from counts then also cover what would be measured at 500 counts per spot, because depth differs most.
 
     Attributes
     ----------
@@ -83,6 +86,9 @@ class Calibration:
         Distances of training embeddings.
     threshold
         Percentile of the distances above which a spot is out-of-distribution.
+    depth
+        Least depth in counts per spot that intervals of new patients cover in addition to that of the training; None for no
+        other depth.
 
     References
     ----------
@@ -109,15 +115,19 @@ class Calibration:
     above: np.ndarray
     novelty: Novelty
     threshold: float = THRESHOLD
+    depth: float | None = None
 
     dtypes: ClassVar[dict[str, str]] = {f"novelty.{name}": dtype for name, dtype in Novelty.dtypes.items()}
     per_gene: ClassVar[tuple[str, ...]] = tuple("center scale slope low high spread median below above".split())
 
     @classmethod
     def fit(
-        cls, held_out: HeldOut, data: TrainingData, *, level: float, seed: int
+        cls, held_out: HeldOut, data: TrainingData, *, level: float, seed: int, one_patient: bool = False
     ) -> tuple[Calibration, dict[str, Any]]:
-        """Calibrate on held-out predictions of training spots, at most 20,000 in similar numbers per group, and report on it."""
+        """Calibrate on held-out predictions of training spots, at most 20,000 in similar numbers per group, and report on it.
+
+        ``one_patient`` says that all groups belong to one patient.
+        """
         most = max(min(_MOST_ROWS, _MOST_VALUES // max(held_out.predicted.shape[1], 1)), _LEAST_ROWS)
         # Rows are drawn from the canonical order of the spots, so that the draw does not depend on the order of the rows.
         order = data.canonical_order()
@@ -148,11 +158,19 @@ class Calibration:
             data.features, folds.centred_in(data.sections), unit_labels(data, folds), seed=seed, order=order
         )
         facts = {"factor": factor, "coverage_without_factor": covered, "ood_threshold": THRESHOLD}
+        knows_patients = held_out.kind == "group" and not one_patient
+        depth = LEAST_DEPTH if data.library is not None and not knows_patients else None
         report = {"level": level, "left_out": held_out.kind, "units": np.unique(units).tolist(), "n_spots": len(units)}
-        return cls(level, data.library is not None, **arrays, novelty=novelty), report | facts
+        report |= facts | {"least_depth": depth}
+        return cls(level, data.library is not None, **arrays, novelty=novelty, depth=depth), report
 
-    def bounds(self, predicted: np.ndarray, spread: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Predictive SD, lower and upper bound, float32 (n, G) each; ``spread`` (n, G) is overwritten by the SD."""
+    def bounds(
+        self, predicted: np.ndarray, spread: np.ndarray | None, new_patient: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predictive SD, lower and upper bound, float32 (n, G) each; ``spread`` (n, G) is overwritten by the SD.
+
+        ``new_patient``, bool (n,), marks spots of patients that were not trained on; by default all are.
+        """
         std = np.empty_like(predicted) if spread is None else spread
         lower, upper = np.empty_like(predicted), np.empty_like(predicted)
         curve = [getattr(self, name) for name in _CURVE]
@@ -161,6 +179,11 @@ class Calibration:
             std[rows] = predictive_sd(predicted[rows], None if spread is None else spread[rows], *curve)
             middle = predicted[rows] + self.median * std[rows]
             lower[rows], upper[rows] = middle - self.below * std[rows], middle + self.above * std[rows]
+            if self.depth is not None:
+                new = slice(None) if new_patient is None else new_patient[rows]
+                low, high = at_depth(lower[rows][new], upper[rows][new], depth=self.depth, level=self.level)
+                lower[rows][new] = np.minimum(lower[rows][new], low)
+                upper[rows][new] = np.maximum(upper[rows][new], high)
         # Labels made of counts are log(1 + x), which is never negative.
         if self.nonnegative:
             np.maximum(lower, 0, out=lower)
@@ -172,7 +195,7 @@ class Calibration:
         config, arrays = self.novelty.state()
         stored = {name: getattr(self, name) for name in self.per_gene}
         stored |= {f"novelty.{name}": value for name, value in arrays.items()}
-        facts = {"level": self.level, "nonnegative": self.nonnegative, "threshold": self.threshold}
+        facts = {"level": self.level, "nonnegative": self.nonnegative, "threshold": self.threshold, "depth": self.depth}
         return {**facts, "novelty": config}, stored
 
     @classmethod
@@ -185,10 +208,11 @@ class Calibration:
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Calibration:
         """Restore it."""
         check = StoredConfig()
-        if check.entries("calibration", config, ("level", "nonnegative", "threshold", "novelty")):
+        if check.entries("calibration", config, ("level", "nonnegative", "threshold", "novelty"), ("depth",)):
             check.number("calibration.level", config["level"], 0, 1)
             check.flag("calibration.nonnegative", config["nonnegative"])
             check.number("calibration.threshold", config["threshold"], 0, 100)
+            check.number("calibration.depth", config.get("depth"), above=0, optional=True)
         check.positive(arrays, ["below", "above"])
         check.positive(arrays, ["scale", "spread"], zero=True)
         if (arrays["low"] > arrays["high"]).any():
@@ -200,6 +224,8 @@ class Calibration:
             **{name: arrays[name] for name in cls.per_gene},
             novelty=Novelty.from_state(config["novelty"], with_prefix(arrays, "novelty")),
             threshold=config["threshold"],
+            # Older models have none.
+            depth=config.get("depth"),
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema, metrics
+from img2gene._errors import Img2GeneError
 from img2gene._study.study import Study
 from img2gene.metrics.catalog import ARGUMENTS, CATALOG, METRICS
 from img2gene.metrics.moments import Moments
@@ -83,7 +84,15 @@ class SectionValues:
         std, lower, upper = (
             layer(name) if name in table.layers else None for name in (f"{key}_std", f"{key}_lower", f"{key}_upper")
         )
-        return cls(truth, layer(key), std, lower, upper, Places.of(study, kept))
+        predicted = layer(key)
+        missing = int(np.isnan(predicted).any(axis=1).sum())
+        if missing:
+            raise Img2GeneError(
+                f"Predictions {key!r} are missing in {missing} of {len(kept)} measured spots of section "
+                f"{study.sections[kept[0]]}, for example because they were off the tissue when it was predicted. Run "
+                "`img2gene.tl.predict` again."
+            )
+        return cls(truth, predicted, std, lower, upper, Places.of(study, kept))
 
     def score(
         self, model: str, genes: list[str], mean: np.ndarray, n_permutations: int, rng: np.random.Generator

@@ -85,6 +85,9 @@ def check_leakage(study: Study, model: Model, chosen: list[str], allow: bool) ->
     trained = {folded(name) for name in model.report["patients"] or []}
     leaked = {name for name in chosen if name in model.report["sections"]}
     if patients is not None:
+        # Patients may have other names than when the model was trained.
+        present = np.isin(study.sections, model.report["sections"])
+        trained |= set(map(folded, patients[present].tolist()))
         leaked |= {name for name in chosen if trained & set(map(folded, patients[study.sections == name].tolist()))}
     leaked |= renamed_sections(study, model, chosen)
     # A split that was allowed to leak at training needs no second permission for the sections it held out.
