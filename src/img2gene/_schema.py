@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 UNS = "img2gene"
 FORMAT = "1"
 LIBRARY_SIZE = "library_size"
+# How records name expression without the noise of counting, as JSON has no infinity.
+UNLIMITED = "unlimited"
 PATCH_BBOX = "patch_bbox"
 PATCH_TISSUE = "patch_tissue"
 PATCH_INSIDE = "patch_inside"
@@ -66,7 +68,7 @@ _FORMS: dict[str, Any] = {
     PANELS: {_EACH: {"sections": list, "by": str}},
     PATHWAYS: {"names": list, "gene_sets": {_EACH: list}, "method": str, "n_top": int},
     UNCERTAINTY: {_EACH: {"level": (int, float), "ood_threshold": (int, float)}},
-    PREDICTED_BY: {_EACH: {"model": str, "fingerprint": str}},
+    PREDICTED_BY: {_EACH: {"model": str, "fingerprint": str, "depth?": (int, float, str)}},
     PREDICTABILITY: {"key": str, "fingerprint": str},
     SCORED_BY: {"key": str, "fingerprint": str},
     "localization": {_EACH: {"markers": {_EACH: list}, "thresholds": {}, "fingerprint?": str}},

@@ -43,7 +43,8 @@ def training_depth(study: Study, rows: np.ndarray) -> dict[str, Any]:
             median,
             counted,
         )
-    return {"median_library_size": median, "n_genes_in_table": table.n_vars}
+    share = counted / median if median > 0 else 1.0
+    return {"median_library_size": median, "n_genes_in_table": table.n_vars, "share_in_table": round(share, 4)}
 
 
 def deep_enough(study: Study, rows: np.ndarray, *, layer: str | None, min_depth: float) -> np.ndarray:
@@ -135,6 +136,8 @@ def _report_other_depth(study: Study, trained: Any) -> None:
     n_genes, before = trained.get("n_genes_in_table", 0), trained.get("median_library_size", 0)
     median = float(np.median(library_size(table)))
     changed = before > 0 and not 1 / _LARGEST_CHANGE <= median / before <= _LARGEST_CHANGE
+    # Sums over the genes of the table are another measure than library sizes over all genes.
+    changed = changed or trained.get("share_in_table", 1) < _LEAST_GENES
     if table.n_vars < _LEAST_GENES * n_genes or changed:
         logger.warning(
             "`%s.obs` has no 'library_size', so counts are normalised by their sum over the %d genes of the table (median %.3g); "

@@ -14,6 +14,7 @@ from img2gene._checks import as_array, shown
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene.models.checked import checked_prediction, checked_state
 from img2gene.models.data import LARGEST, n_extreme, n_faulty, with_prefix
+from img2gene.models.depth_scale import DepthScale
 from img2gene.models.genes import FIXED, GeneNames, top_genes
 from img2gene.models.predictor import Predictor, declared_inputs
 from img2gene.models.stored import (
@@ -58,6 +59,8 @@ class Model:
         Weights of the encoder that fine-tuning changed, float32, by their names in its network; empty for a frozen one.
     calibration
         Turns predictions into intervals, fitted on held-out training groups; None without uncertainty.
+    depth_scale
+        Converts predictions to another depth; None for labels that are not made of counts.
 
     Examples
     --------
@@ -74,6 +77,7 @@ class Model:
     report: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, np.ndarray] = field(default_factory=dict)
     calibration: Calibration | None = None
+    depth_scale: DepthScale | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; genes are set once."""
@@ -219,6 +223,9 @@ class Model:
         if self.calibration is not None:
             facts["calibration"], arrays = self.calibration.state()
             stored |= {f"calibration.{name}": np.ascontiguousarray(value) for name, value in arrays.items()}
+        if self.depth_scale is not None:
+            facts["depth_scale"] = {}
+            stored |= {f"depth_scale.{name}": getattr(self.depth_scale, name) for name in self.depth_scale.shapes}
         facts = as_json(facts, self.name)
         return {**facts, "digest": digests(facts, stored)}, stored
 
@@ -321,11 +328,12 @@ def _check_format(config: Any) -> None:
 def _check_config(config: dict[str, Any]) -> None:
     """Check the entries of a configuration that all models have."""
     check = StoredConfig()
-    if check.entries("configuration", config, _ENTRIES, ("encoder", "calibration", "digest")):
+    if check.entries("configuration", config, _ENTRIES, ("encoder", "calibration", "depth_scale", "digest")):
         check.text("model", config["model"])
         check.names("genes", config["genes"])
         check.messages += input_problems(config["inputs"])
-        for name in ("predictor", "report", *(key for key in ("encoder", "calibration") if key in config)):
+        optional = [name for name in ("encoder", "calibration", "depth_scale") if name in config]
+        for name in ("predictor", "report", *optional):
             check.record(name, config[name])
         if check.record("labels", config["labels"]):
             check.text("labels.layer", config["labels"].get("layer"), optional=True)
@@ -367,6 +375,9 @@ def _check_arrays(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None
     if "calibration" in config:
         declared |= {f"calibration.{name}": axes for name, axes in Calibration.array_shapes().items()}
         types |= {f"calibration.{name}": Calibration.dtypes.get(name, "float32") for name in Calibration.array_shapes()}
+    if "depth_scale" in config:
+        declared |= {f"depth_scale.{name}": axes for name, axes in DepthScale.shapes.items()}
+        types |= {f"depth_scale.{name}": "float32" for name in DepthScale.shapes}
     sizes = {"genes": len(config["genes"]), "width": config["inputs"]["width"]}
     raise_problems(form_problems(declared, types, arrays, sizes))
 
@@ -385,4 +396,5 @@ def _restored(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         config["report"],
         with_prefix(arrays, "encoder"),
         None if facts is None else Calibration.from_state(facts, with_prefix(arrays, "calibration")),
+        DepthScale(**with_prefix(arrays, "depth_scale")) if "depth_scale" in config else None,
     )

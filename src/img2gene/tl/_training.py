@@ -26,6 +26,7 @@ from img2gene._study.splits import Split
 from img2gene._study.spots import spot_sample
 from img2gene._study.study import Study
 from img2gene.models import Calibration, Model, Predictor, TrainingData, UsesPathways
+from img2gene.models.depth_scale import DepthScale
 from img2gene.models.uncertainty.held_out import fit_held_out, predict_spread
 from img2gene.tl._arguments import as_plain
 
@@ -81,6 +82,7 @@ class TrainingRun:
             report if inputs.report is None else {**report, "finetune": inputs.report},
             inputs.weights,
             calibration,
+            None if data.library is None else DepthScale.fit(data.labels, data.library, sections),
         )
 
     def _fit(

@@ -28,6 +28,7 @@ from img2gene.tl._arguments import (
     check_seed,
     check_store,
 )
+from img2gene.tl._scoring.depth import MeasuredDepth
 from img2gene.tl._scoring.section import MEAN, NULL, ORACLE, SectionValues, pool
 from img2gene.tl._scoring.selection import (
     check_leakage,
@@ -80,6 +81,7 @@ def evaluate(
     seed: int | None = None,
     key: str = "img2gene",
     table_key: str = "table",
+    at_measured_depth: bool | None = None,
     allow_leakage: bool = False,
     inplace: bool = True,
 ) -> pd.DataFrame:
@@ -111,6 +113,10 @@ def evaluate(
         Seed of the shuffles; None takes ``img2gene.settings.seed``.
     %(key_prediction)s
     %(table_key_predictions)s
+    at_measured_depth
+        Convert predictions, and the training mean, to the library sizes of each scored section first: expected normalised
+        expression depends on depth, which no image shows. None does so where a depth was stated when predicting
+        (:func:`img2gene.tl.predict`); False never does. Intervals are scored as they were predicted.
     %(allow_leakage)s
     %(inplace_result)s
 
@@ -158,6 +164,8 @@ def evaluate(
     groups = with_markers(check, gene_groups, markers)
     n_permutations = check.whole("n_permutations", n_permutations, 0, MOST_PERMUTATIONS)
     check_flags(check, allow_leakage=allow_leakage, inplace=inplace)
+    if at_measured_depth is not None:
+        at_measured_depth = check.flag("at_measured_depth", at_measured_depth)
     check.raise_all()
     study = open_study(check, sdata, table_key)
     if inplace:
@@ -172,12 +180,14 @@ def evaluate(
     leaked = check_leakage(study, evaluated, chosen, allow_leakage)
     report_unlabelled(study, evaluated, chosen)
     columns = study.table.var_names.get_indexer(genes)
+    depth = MeasuredDepth.of(study, evaluated, genes, key, at_measured_depth)
     mean = evaluated.statistics["mean"][pd.Index(evaluated.genes).get_indexer(genes)].astype(np.float64)
     parts, moments = [], []
     for name in chosen:
         rows = study.ordered(study.section_rows(name))
-        values = SectionValues.read(study, evaluated, rows, columns, key)
-        scores, sums = values.score(evaluated.name, genes, mean, n_permutations, _section_rng(seed, name))
+        values = SectionValues.read(study, evaluated, rows, columns, key, depth)
+        level = depth.mean(mean, values.rows)
+        scores, sums = values.score(evaluated.name, genes, level, n_permutations, _section_rng(seed, name))
         facts = {"patient": study.patient_of(rows), "n_spots": len(values.truth), "leakage": leaked(name)}
         parts.append(scores.assign(section=name, **facts))
         moments.append(sums)

@@ -21,6 +21,7 @@ from img2gene._study.sections import folded, region_column
 from img2gene._study.study import Study
 from img2gene.models import Calibration, Model
 from img2gene.tl._arguments import check_flags, check_model, check_name
+from img2gene.tl._scoring.depth import required_scale
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,6 +39,7 @@ def predict(
     table_key: str = "table",
     key_added: str = "img2gene",
     uncertainty: bool = True,
+    depth: float | str | None = None,
     inplace: bool = True,
 ) -> AnnData | None:
     """Predict expression from embedded patches.
@@ -56,6 +58,10 @@ def predict(
         Name of the result.
     uncertainty
         Write SD, interval and percentile, too, where the model was fitted with `uncertainty=True`.
+    depth
+        Counts per spot at which expression is predicted. At few counts most genes are not seen, so log1p(1e4 · counts / library
+        size) is lower. None takes the depths of the training spots; ``"unlimited"`` gives log1p(1e4 · share of the gene),
+        which sections and models of different depth have in common. Counts are taken to be negative binomial.
     inplace
         If False, nothing is written and a table of the predictions is returned.
 
@@ -100,6 +106,8 @@ def predict(
     check = Arguments()
     check_name(check, "key_added", key_added)
     check_flags(check, uncertainty=uncertainty, inplace=inplace)
+    if depth != _schema.UNLIMITED:
+        depth = check.number("depth", depth, above=0, optional=True)
     model = check_model(check, model)
     check.raise_all()
     study = open_study(check, sdata, table_key)
@@ -120,17 +128,18 @@ def predict(
     layers, ood = _predicted(
         trained, calibration, inputs, in_tissue(study.table), _new_patients(study, trained), key_added
     )
+    layers = _at_depth(trained, layers, depth, key_added)
     _report_genes(study, trained, columns, key_added)
-    predicted = None
+    predicted, record = None, _record(table, trained, calibration, key_added, depth)
     if not (inplace and (columns >= 0).all() and fits):
         predicted = _predicted_table(study, trained, layers, ood, key_added)
-        _schema.apply(predicted, {"uns": _record(predicted, trained, calibration, key_added)})
+        _schema.apply(predicted, {"uns": _record(predicted, trained, calibration, key_added, depth)})
     if not inplace:
         return predicted
     update: dict[str, dict[str, Any]] = {"layers": {}, "obs": {} if ood is None else {_schema.ood_key(key_added): ood}}
     if (columns >= 0).any() and fits:
         update["layers"] = {name: _layer(table, values, columns) for name, values in layers.items()}
-    update |= _stale(table, update, key_added) | {"uns": _record(table, trained, calibration, key_added)}
+    update |= _stale(table, update, key_added) | {"uns": record}
     _write(study, update, predicted, key_added, trained)
     if calibration is not None and ood is not None:
         _warn_of_ood_sections(study, ood > calibration.threshold)
@@ -182,6 +191,22 @@ def _predicted(
     names = _schema.uncertainty_keys(key)
     layers = {name: _spread(getattr(prediction, part), rows) for part, name in names.items()}
     return {key: _spread(prediction.values, rows)} | layers, _spread(prediction.ood, rows)
+
+
+def _at_depth(
+    model: Model, layers: dict[str, np.ndarray], depth: float | str | None, key: str
+) -> dict[str, np.ndarray]:
+    """Convert layers to another depth; the SD changes as the width of the interval does."""
+    if depth is None:
+        return layers
+    scale, names = required_scale(model), _schema.uncertainty_keys(key)
+    target = np.inf if isinstance(depth, str) else depth
+    converted = {name: scale.convert(values, target) for name, values in layers.items() if name != names["std"]}
+    if names["std"] in layers:
+        before, after = (each[names["upper"]] - each[names["lower"]] for each in (layers, converted))
+        ratio = np.divide(after, before, out=np.zeros_like(before), where=before > 0)
+        converted[names["std"]] = layers[names["std"]] * ratio
+    return converted
 
 
 def _new_patients(study: Study, model: Model) -> np.ndarray:
@@ -260,10 +285,12 @@ def _predicts(table: AnnData, study: Study) -> bool:
     return bool(set(region_column(table, "prediction").astype(str)) & set(study.regions))
 
 
-def _record(table: AnnData, model: Model, calibration: Calibration | None, key: str) -> dict[str, Any]:
-    """Name the model that predicted, the level of the intervals and the threshold of the percentile."""
+def _record(
+    table: AnnData, model: Model, calibration: Calibration | None, key: str, depth: float | str | None
+) -> dict[str, Any]:
+    """Name the model that predicted and the depth, the level of the intervals and the threshold of the percentile."""
     facts = {"level": calibration.level, "ood_threshold": calibration.threshold} if calibration is not None else None
-    by = {"model": model.name, "fingerprint": model.fingerprint}
+    by = {"model": model.name, "fingerprint": model.fingerprint} | ({} if depth is None else {"depth": depth})
     records = {}
     for record, value in ((_schema.UNCERTAINTY, facts), (_schema.PREDICTED_BY, by)):
         known = _schema.read_json(table, record, default={})

@@ -16,6 +16,7 @@ from img2gene.metrics.catalog import ARGUMENTS, CATALOG, METRICS
 from img2gene.metrics.moments import Moments
 from img2gene.metrics.regression import ranks
 from img2gene.models import Model
+from img2gene.tl._scoring.depth import MeasuredDepth
 from img2gene.tl._scoring.selection import labelled, layer_values
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class SectionValues:
         Predictive standard deviation and interval (n_spots, n_genes), where they were written.
     places
         Where the spots are, if that is recorded.
+    rows
+        int (n_spots,): rows of the table.
     """
 
     truth: np.ndarray
@@ -71,10 +74,13 @@ class SectionValues:
     lower: np.ndarray | None
     upper: np.ndarray | None
     places: Places | None
+    rows: np.ndarray
 
     @classmethod
-    def read(cls, study: Study, model: Model, rows: np.ndarray, columns: np.ndarray, key: str) -> SectionValues:
-        """Values of some rows and columns of a table, with predictions under ``key``."""
+    def read(
+        cls, study: Study, model: Model, rows: np.ndarray, columns: np.ndarray, key: str, depth: MeasuredDepth
+    ) -> SectionValues:
+        """Values of some rows and columns of a table, with predictions under ``key``, converted to ``depth``."""
         table = study.table
         kept, truth = labelled(study, model, rows, columns)
 
@@ -92,7 +98,7 @@ class SectionValues:
                 f"{study.sections[kept[0]]}, for example because they were off the tissue when it was predicted. Run "
                 "`img2gene.tl.predict` again."
             )
-        return cls(truth, predicted, std, lower, upper, Places.of(study, kept))
+        return cls(truth, depth.convert(predicted, kept), std, lower, upper, Places.of(study, kept), kept)
 
     def score(
         self, model: str, genes: list[str], mean: np.ndarray, n_permutations: int, rng: np.random.Generator
@@ -106,7 +112,7 @@ class SectionValues:
         rows, pooled = {model: self._scores(moments, ranked, mean)}, {model: [moments]}
         for name, level in ((MEAN, mean), (ORACLE, moments.means[0])):
             constant = np.broadcast_to(level, self.truth.shape)
-            baseline = SectionValues(self.truth, constant, None, None, None, self.places)
+            baseline = SectionValues(self.truth, constant, None, None, None, self.places, self.rows)
             pooled[name] = [Moments.of(self.truth, constant)]
             # A constant stands for its own ranks: both are without a correlation.
             rows[name] = baseline._scores(pooled[name][0], (ranked[0], constant), mean)
@@ -125,7 +131,7 @@ class SectionValues:
         results, pooled = [], []
         for number, order in enumerate(orders):
             places = None if number else self.places
-            shuffled = SectionValues(self.truth[order], self.predicted, None, None, None, places)
+            shuffled = SectionValues(self.truth[order], self.predicted, None, None, None, places, self.rows)
             pooled.append(Moments.of(shuffled.truth, self.predicted))
             # The ranks of shuffled values are the shuffled ranks, so nothing is sorted again.
             results.append(shuffled._scores(pooled[-1], (ranked[0][order], ranked[1]), mean))
