@@ -20,6 +20,7 @@ from img2gene._study.replaced import foreign_predictions, remove_scores
 from img2gene._study.sections import folded, region_column
 from img2gene._study.study import Study
 from img2gene.models import Calibration, Model
+from img2gene.models.depth_scale import DepthScale
 from img2gene.tl._arguments import check_flags, check_model, check_name
 from img2gene.tl._scoring.depth import required_scale
 
@@ -125,10 +126,7 @@ def predict(
         _check_regions(study, key_added)
     report_off_tissue(study)
     calibration = trained.calibration if uncertainty else None
-    layers, ood = _predicted(
-        trained, calibration, inputs, in_tissue(study.table), _new_patients(study, trained), key_added
-    )
-    layers = _at_depth(trained, layers, depth, key_added)
+    layers, ood = _predicted(study, trained, calibration, inputs, key_added, depth)
     _report_genes(study, trained, columns, key_added)
     predicted, record = None, _record(table, trained, calibration, key_added, depth)
     if not (inplace and (columns >= 0).all() and fits):
@@ -170,37 +168,38 @@ def _check_regions(study: Study, key_added: str) -> None:
 
 
 def _predicted(
+    study: Study,
     model: Model,
     calibration: Calibration | None,
     inputs: ModelInputs,
-    rows: np.ndarray,
-    new_patient: np.ndarray,
     key: str,
+    depth: float | str | None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Layers by name, the prediction first, and the percentile of each spot; NaN outside ``rows``, bool (n_obs,).
-
-    ``new_patient``, bool (n_obs,), marks spots of patients that the model was not trained on.
-    """
+    """Layers by name, the prediction first, and the percentile of each spot; NaN off the tissue."""
+    scale, rows = None if depth is None else required_scale(model), in_tissue(study.table)
     # Features are centred by section, so spots off the tissue would change the predictions of all others.
     part = inputs if rows.all() else inputs.take(rows)
     if not rows.any():
         raise Img2GeneError("No spot lies on tissue (`obs['in_tissue']`), so there is nothing to predict.")
     if calibration is None:
-        return {key: _spread(model.predict(part.features, part.sections, **part.extra), rows)}, None
-    prediction = model.predict_intervals(part.features, part.sections, **part.extra, new_patient=new_patient[rows])
+        layers = {key: model.predict(part.features, part.sections, **part.extra)}
+        return {name: _spread(values, rows) for name, values in _at_depth(scale, layers, depth, key).items()}, None
+    prediction = model.predict_intervals(
+        part.features, part.sections, **part.extra, new_patient=_new_patients(study, model)[rows]
+    )
     names = _schema.uncertainty_keys(key)
-    layers = {name: _spread(getattr(prediction, part), rows) for part, name in names.items()}
-    return {key: _spread(prediction.values, rows)} | layers, _spread(prediction.ood, rows)
+    layers = {key: prediction.values} | {name: getattr(prediction, part) for part, name in names.items()}
+    layers = _at_depth(scale, layers, depth, key)
+    return {name: _spread(values, rows) for name, values in layers.items()}, _spread(prediction.ood, rows)
 
 
 def _at_depth(
-    model: Model, layers: dict[str, np.ndarray], depth: float | str | None, key: str
+    scale: DepthScale | None, layers: dict[str, np.ndarray], depth: float | str | None, key: str
 ) -> dict[str, np.ndarray]:
     """Convert layers to another depth; the SD changes as the width of the interval does."""
-    if depth is None:
+    if scale is None or depth is None:
         return layers
-    scale, names = required_scale(model), _schema.uncertainty_keys(key)
-    target = np.inf if isinstance(depth, str) else depth
+    names, target = _schema.uncertainty_keys(key), np.inf if isinstance(depth, str) else depth
     converted = {name: scale.convert(values, target) for name, values in layers.items() if name != names["std"]}
     if names["std"] in layers:
         before, after = (each[names["upper"]] - each[names["lower"]] for each in (layers, converted))
