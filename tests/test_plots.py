@@ -125,6 +125,31 @@ def test_scores_draw_on_given_axes_and_refuse_unknown_columns(predicted):
         ig.pl.scores(scores, metric="accuracy")
 
 
+def test_bias_stands_below_each_section_before_and_after(predicted):
+    before = ig.tl.evaluate(predicted)
+    after = before.assign(bias=before["bias"] / 2, slope=1.0)
+    figure = ig.pl.bias({"before": before, "after": after})
+    level, slope = figure.axes
+    rows = before[before["model"] == "ridge"]
+    section = rows["section"].iloc[0]
+    mean = rows[rows["section"] == section]["bias"].abs().mean()
+    assert level.get_xticklabels()[0].get_text() == f"{section}\n{mean:.2f} → {mean / 2:.2f}"
+    assert slope.get_xticklabels()[0].get_text().endswith(" → 1.00")
+    assert [text.get_text() for text in level.get_legend().get_texts()] == ["before", "after"]
+    one = ig.pl.bias(before, model="section mean (oracle)")
+    # The oracle has the mean of the section and no differences between spots.
+    assert one.axes[0].get_xticklabels()[0].get_text() == f"{section}\n0.00"
+    assert one.axes[1].get_xticklabels()[0].get_text() == f"{section}\n"
+    for scores, options, message in (
+        ({}, {}, "got none"),
+        ({"a": 3}, {}, r"scores\['a'\]: expected the table"),
+        (before, {"model": "best"}, "model='best' is not in the scores"),
+        (before.drop(columns="bias"), {}, "'bias' is not a number"),
+    ):
+        with pytest.raises(Img2GeneError, match=message):
+            ig.pl.bias(scores, **options)
+
+
 def test_patches_shows_the_pixels_of_the_chosen_spots(study):
     figure = ig.pl.patches(study, [3, 1], label="section")
     shown = [ax for ax in figure.axes if ax.images]

@@ -191,6 +191,7 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "pl.out_of_distribution": lambda folder: {"data": _study(), "sections": ["P3_S1"]},
     "pl.predictability": lambda folder: {"result": _study()},
     "pl.prediction": lambda folder: {"data": _study(), "genes": _genes()[0], "sections": ["P3_S1"]},
+    "pl.bias": lambda folder: {"scores": _scores()},
     "pl.scores": lambda folder: {"scores": _scores()},
     "pl.training": lambda folder: {"model": _study(), "key": "network"},
     "io.build_section": _one_section,

@@ -1,5 +1,6 @@
 """Plots; every function returns the figure or axes and does not change the data."""
 
+from img2gene.pl.bias import bias
 from img2gene.pl.calibration import calibration
 from img2gene.pl.correlation import gene_correlation
 from img2gene.pl.cross_validation import cross_validation
@@ -14,6 +15,7 @@ from img2gene.pl.scores import scores
 from img2gene.pl.training import training
 
 __all__ = [
+    "bias",
     "calibration",
     "cross_validation",
     "gene_correlation",
