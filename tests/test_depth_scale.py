@@ -114,10 +114,12 @@ def test_the_depth_scale_is_stored(trained, tmp_path):
         Model.from_state(config, arrays)
 
 
-@pytest.mark.parametrize("depth", [0, -5, "deep", np.nan, True, [500]])
+@pytest.mark.parametrize("depth", [0, -5, "deep", np.nan, True, [500], np.array([500, 600])])
 def test_a_depth_that_is_none_is_refused(trained, depth):
     with pytest.raises(Img2GeneError, match="depth="):
         ig.tl.predict(trained, depth=depth)
+    with pytest.raises(Img2GeneError, match="at_measured_depth="):
+        ig.tl.evaluate(trained, at_measured_depth="always")
 
 
 def test_labels_of_a_layer_have_no_depth(study):

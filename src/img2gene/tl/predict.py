@@ -107,7 +107,7 @@ def predict(
     check = Arguments()
     check_name(check, "key_added", key_added)
     check_flags(check, uncertainty=uncertainty, inplace=inplace)
-    if depth != _schema.UNLIMITED:
+    if not (isinstance(depth, str) and depth == _schema.UNLIMITED):
         depth = check.number("depth", depth, above=0, optional=True)
     model = check_model(check, model)
     check.raise_all()
