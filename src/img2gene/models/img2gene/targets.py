@@ -56,8 +56,6 @@ class TargetArrays:
         none = np.zeros((len(centred), 0), dtype=np.float32)
         pathways = none if data.pathways is None else data.pathways.astype(np.float32)
         scored = np.asarray(np.isfinite(pathways).all(axis=1)).reshape(-1, 1)
-        if parameters.center == "section":
-            pathways = _centred_scores(pathways, data.sections, scored[:, 0])
         counts, library, log_rates, log_rate_mean = none, np.ones(len(centred), dtype=np.float32), {}, none[0]
         if parameters.objective == "negative_binomial":
             # Counts come back from log labels, as those are all that training data hold.
@@ -90,17 +88,6 @@ class TargetArrays:
         labels, weights, pathways, scored, counts, library = (torch.from_numpy(part[rows]) for part in parts)
         log_rate = torch.from_numpy(rate).expand(len(rows), len(rate))
         return Targets(labels, weights, pathways, scored, counts, library, log_rate, torch.from_numpy(rows))
-
-
-def _centred_scores(pathways: np.ndarray, sections: np.ndarray, scored: np.ndarray) -> np.ndarray:
-    """Subtract the mean of each section from pathway scores; spots without scores stay NaN.
-
-    Raw scores of any two spots correlate, because some pathways score high in all of them. Coherence would ask for alike
-    embeddings of all spots, while section-centred labels ask for the opposite.
-    """
-    centred = pathways.copy()
-    centred[scored] = centre(pathways[scored], sections[scored])
-    return centred
 
 
 def _log_rate(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
