@@ -134,10 +134,9 @@ def test_a_home_folder_of_nobody_is_a_path_like_others():
     assert check.messages == []
 
 
-def test_a_path_that_no_file_system_takes_is_refused():
-    check = Arguments()
-    check.path("folder", "x" * 5_000)
-    assert "expected a path" in check.messages[0]
+def test_a_folder_that_no_file_system_takes_is_refused():
+    with pytest.raises(Img2GeneError, match="folder='x+' cannot be read: .*too long.* Name another folder"):
+        ResumableFolder.open(Path("x" * 5_000), {}, argument="folder")
 
 
 NAMES = [

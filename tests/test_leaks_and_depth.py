@@ -78,7 +78,7 @@ def test_measured_expression_of_fewer_genes_is_on_another_scale_and_says_so(trai
     depth = ig.get.model(trained).report["depth"]
     trained_rows = (trained["table"].obs["patient"] != "C").to_numpy()
     median = np.median(np.asarray(counts.sum(axis=1)).ravel()[trained_rows])
-    assert depth == {"median_library_size": median, "n_genes_in_table": 12}
+    assert depth == {"median_library_size": median, "n_genes_in_table": 12, "share_in_table": 1}
     full = trained["table"]
     trained.tables["table"] = full[:, :5].copy()
     ig.tl.evaluate(trained)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import reprlib
@@ -164,15 +163,10 @@ class Arguments(Problems):
 
 def _names_a_file(value: str | os.PathLike[str]) -> bool:
     try:
-        if not os.fspath(value) or b"\0" in os.fsencode(value):
-            return False
-        os.lstat(value)
+        return bool(os.fspath(value)) and b"\0" not in os.fsencode(value)
     # Half of a surrogate pair, as in broken names, has no encoding.
     except (UnicodeEncodeError, TypeError):
         return False
-    except OSError as error:
-        return error.errno != errno.ENAMETOOLONG
-    return True
 
 
 def as_array(name: str, values: Any) -> np.ndarray:

@@ -37,8 +37,9 @@ key
     Name of the prediction in the study.""",
     "min_depth": """\
 min_depth
-    Least median library size of a training section, as a share of that of the median training section. Sections below it
-    are not trained on, and a warning names them: so shallow a section makes a model worse for the others. 0 keeps all.""",
+    Least median library size of a training section, as a share of that of the median training section. Sections
+    below it are not trained on, and a warning names them: so shallow a section makes a model worse for the others.
+    0 keeps all.""",
     "model_any": """\
 model
     A model, the path of one, or the key it is stored under; by default ``key``.""",

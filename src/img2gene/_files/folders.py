@@ -217,7 +217,13 @@ class ResumableFolder:
 def _check_record(path: Path, facts: dict[str, Any], what: str, argument: str) -> bool:
     """Refuse the folder of another run, and one with other files; return whether it holds this run."""
     # An interrupted first write leaves a temporary file, which is no reason to refuse the folder.
-    filled = path.is_dir() and any(file.name != LOCK and not is_temporary(file) for file in path.iterdir())
+    try:
+        filled = path.is_dir() and any(file.name != LOCK and not is_temporary(file) for file in path.iterdir())
+    except OSError as error:
+        # Also a path that is too long for the file system.
+        raise Img2GeneError(
+            f"{argument}={str(path)!r} cannot be read: {error.strerror}. Name another folder."
+        ) from None
     # Read after the listing: a run that another process begins meanwhile writes its record before other files.
     record = read_record(path, argument)
     if record is None:

@@ -32,7 +32,7 @@ def later_step(check: Arguments) -> Iterator[None]:
     except Img2GeneError as error:
         with check.collect():
             raise error
-    except (TypeError, ValueError, AttributeError, LookupError):
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError):
         if not check.messages:
             raise
 

@@ -35,7 +35,7 @@ def at_depth(lower: np.ndarray, upper: np.ndarray, *, depth: float, level: float
     >>> import numpy as np
     >>> from img2gene.models.uncertainty.shallow import at_depth
     >>> share = np.log1p(np.array([[20.0]]))  # one count in 500
-    >>> [bound.round(2).item() for bound in at_depth(share, share, depth=500, level=0.9)]  # no count, or three
+    >>> [round(bound.item(), 2) for bound in at_depth(share, share, depth=500, level=0.9)]  # no count, or three
     [0.0, 4.11]
     """
     tail = (1 - level) / 2
