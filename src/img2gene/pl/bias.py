@@ -72,7 +72,8 @@ def bias(
     for ax, name in zip(axes, _PANELS, strict=True):
         _boxes(ax, tables, sections, name)
     if len(tables) > 1:
-        axes[0].legend(fontsize=8, frameon=False)
+        # Above the panel, so that it hides no whisker.
+        axes[0].legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(tables))
     return figure
 
 
