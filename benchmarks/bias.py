@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from _her2st import DEEP, embedded
 from _report import DATA, report
 from scipy import stats
 from spatialdata import SpatialData
@@ -22,10 +22,6 @@ from spatialdata import SpatialData
 import img2gene as ig
 from img2gene.models import Model
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
-from cohorts import her2st
-
-SECTIONS = [f"C{number}" for number in range(2, 7)]
 # Median counts per spot of section B4.
 DEPTH = 648
 FULL = "full"
@@ -45,7 +41,7 @@ class Counts:
 
     def _thinned(self, counts: sp.csr_matrix, library: np.ndarray, seed: int) -> tuple[sp.csr_matrix, np.ndarray]:
         rng, share = np.random.default_rng(seed), np.ones(len(library))
-        for name in SECTIONS:
+        for name in DEEP:
             rows = self.section == name
             share[rows] = DEPTH / np.median(library[rows])
         thin = counts.copy()
@@ -62,7 +58,7 @@ class Counts:
 
 def fit(sdata: SpatialData, model: str, held_out: str, genes: list[str] | int) -> Model:
     """Fit a model without one section, and without calibration."""
-    train = [name for name in SECTIONS if name != held_out]
+    train = [name for name in DEEP if name != held_out]
     options = {"train_on": train, "genes": genes, "groups": "section", "allow_leakage": True, "uncertainty": False}
     return ig.tl.fit(sdata, model, inplace=False, **options)
 
@@ -130,13 +126,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--models", nargs="+", default=["ridge-plain", "ridge"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--sections", nargs="+", default=SECTIONS)
+    parser.add_argument("--sections", nargs="+", default=DEEP)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    ig.settings.progress = False
-    sdata = her2st(arguments.data / "her2st").read()
-    ig.pp.extract_patches(sdata)
-    ig.pp.embed_patches(sdata)
+    sdata = embedded(arguments.data)
     counts = Counts(sdata, arguments.seeds)
     rows = [
         row for name in arguments.models for section in arguments.sections for row in run(sdata, counts, name, section)

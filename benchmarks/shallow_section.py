@@ -7,19 +7,15 @@ B4, which has a fifteenth of their depth: as it is by default, and with ``min_de
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
+from _her2st import DEEP, SHALLOW, embedded
 from _report import DATA, report
 from spatialdata import SpatialData
 
 import img2gene as ig
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
-from cohorts import her2st
-
-DEEP, SHALLOW = [f"C{number}" for number in range(2, 7)], "B4"
 GROUPS = {"HEG-250": ("mean", 250), "HVG-50": ("variance", 50)}
 
 
@@ -56,10 +52,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["ridge-plain", "ridge", "knn"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    ig.settings.progress = False
-    sdata = her2st(arguments.data / "her2st").read()
-    ig.pp.extract_patches(sdata)
-    ig.pp.embed_patches(sdata)
+    sdata = embedded(arguments.data)
     rows = []
     for model in arguments.models:
         parts = [scores(sdata, model, held_out) for held_out in DEEP]
