@@ -16,6 +16,7 @@ import img2gene as ig
 from img2gene import _schema
 from img2gene._errors import Img2GeneError
 from img2gene.models import Model, TrainingData
+from img2gene.models.centring import centre
 from img2gene.models.cmrcnet import CMRCNet
 from img2gene.models.img2gene import Img2Gene, fitting, inference
 from img2gene.models.img2gene.fitting import Img2GeneFitting
@@ -133,19 +134,22 @@ def test_scores_of_pathways_are_learnt_and_their_terms_make_up_the_context():
     losses = [entry["pathways"] for entry in model.history_]
     assert losses[-1] < 0.5 * losses[0]
     found, parts = model.fitted, []
+    third = torch.eye(found.architecture.n_genes)[2]
     arrays = found.inputs(new.features, new.sections, new.positions, None)
     with torch.no_grad():
         for section in arrays.sections:
             for rows, views in inference.section_views(found.ensemble, arrays, section):
                 outputs = found.ensemble.call(lambda net, *x: net.predict(Views(*x)), paired=tuple(views))
                 terms = found.ensemble.call(
-                    lambda net, *x: net.pathway_contributions(Views(*x), 2), paired=tuple(views)
+                    lambda net, *x: net.pathway_contributions(Views(*x), third),
+                    paired=tuple(views),
                 )
                 without = found.ensemble.call(lambda net, z: net.head(z), paired=(outputs.embedding,))
                 added = (outputs.genes - without)[:, :, 2]
                 torch.testing.assert_close(terms.sum(dim=-1), added, atol=1e-4, rtol=1e-4)
                 parts.append((rows, outputs.pathways.mean(dim=0)))
-    truth = normalise_scores(torch.from_numpy(new.pathways)).numpy()
+    centred = centre(new.pathways, new.sections).astype(np.float32)
+    truth = normalise_scores(torch.from_numpy(centred)).numpy()
     guess = np.concatenate([values for _, values in parts])[np.argsort(np.concatenate([rows for rows, _ in parts]))]
     assert np.corrcoef(guess.ravel(), truth.ravel())[0, 1] > 0.7
     ignored = fitted(data, pathways=False, n_validations=0, max_epochs=1)

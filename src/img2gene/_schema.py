@@ -86,6 +86,11 @@ def tokens_key(encoder: str) -> str:
     return f"{embedding_key(encoder)}_tokens"
 
 
+def restained_key(encoder: str) -> str:
+    """Return the ``obsm`` key of how an encoder's features change when patches are restained."""
+    return f"{embedding_key(encoder)}_restained"
+
+
 def uncertainty_keys(key: str) -> dict[str, str]:
     """Name the layers ``std``, ``lower`` and ``upper`` of a prediction stored as ``key``."""
     return {part: f"{key}_{part}" for part in ("std", "lower", "upper")}

@@ -13,7 +13,7 @@ from img2gene._study import finetuning
 from img2gene._study.inputs import Inputs, embedding, tokens
 from img2gene._study.study import Study
 from img2gene.models import Model
-from img2gene.models.model import input_problems
+from img2gene.models.stored_model import input_problems
 
 
 @dataclass(frozen=True)

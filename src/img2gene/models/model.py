@@ -10,30 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene._checks import as_array, shown
+from img2gene._checks import as_array
 from img2gene._errors import Img2GeneError, listing, raise_problems
+from img2gene.models.bias.debiasing import Debiasing
 from img2gene.models.checked import checked_prediction, checked_state
 from img2gene.models.data import LARGEST, n_extreme, n_faulty, with_prefix
 from img2gene.models.depth_scale import DepthScale
 from img2gene.models.genes import FIXED, GeneNames, top_genes
 from img2gene.models.predictor import Predictor, declared_inputs
 from img2gene.models.stored import (
-    StoredConfig,
     as_json,
     check_array_digests,
     check_config_digest,
     damage,
     digests,
-    form_problems,
 )
+from img2gene.models.stored_model import FORMAT, check_arrays, check_config, check_format, input_problems
 
 if TYPE_CHECKING:
     from img2gene.models.uncertainty.calibration import Calibration, Prediction
-
-FORMAT = 2
-# Format 1 had no digests.
-_READABLE = (1, FORMAT)
-_ENTRIES = ("format", "model", "predictor", "genes", "inputs", "labels", "report")
 
 
 @dataclass
@@ -61,6 +56,8 @@ class Model:
         Turns predictions into intervals, fitted on held-out training groups; None without uncertainty.
     depth_scale
         Converts predictions to another depth; None for labels that are not made of counts.
+    debiasing
+        What was done against bias around the predictor (``debias=`` of :func:`img2gene.tl.fit`); None for nothing.
 
     Examples
     --------
@@ -78,6 +75,7 @@ class Model:
     encoder: dict[str, np.ndarray] = field(default_factory=dict)
     calibration: Calibration | None = None
     depth_scale: DepthScale | None = None
+    debiasing: Debiasing | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; genes are set once."""
@@ -126,7 +124,13 @@ class Model:
             float16 (n_spots, m, token_width); used only by models that list it in :attr:`extra_inputs`.
         """
         features, extra = self._checked(features, sections, {"positions": positions, "tokens": tokens})
-        return checked_prediction(self.predictor, features, np.asarray(sections), extra, len(self.genes))
+        seen, names = self.seen(features), np.asarray(sections)
+        values = checked_prediction(self.predictor, seen, names, extra, len(self.genes))
+        return values if self.debiasing is None else self.debiasing.add_levels(values, seen, names)
+
+    def seen(self, features: np.ndarray) -> np.ndarray:
+        """Features as the predictor sees them: with ``debias="stain"`` those that the stain moves little."""
+        return features if self.debiasing is None else self.debiasing.features(features)
 
     def predict_intervals(
         self,
@@ -148,9 +152,12 @@ class Model:
         if self.calibration is None:
             raise Img2GeneError("The model has no calibration: fit it with `uncertainty=True`.")
         features, extra = self._checked(features, sections, {"positions": positions, "tokens": tokens})
-        values, spread = predict_spread(self.predictor, features, np.asarray(sections), len(self.genes), **extra)
+        seen, names = self.seen(features), np.asarray(sections)
+        values, spread = predict_spread(self.predictor, seen, names, len(self.genes), **extra)
+        if self.debiasing is not None:
+            values = self.debiasing.add_levels(values, seen, names)
         bounds = self.calibration.bounds(values, spread, new_patient)
-        return Prediction(values, *bounds, self.calibration.novelty.percentile(features, np.asarray(sections)))
+        return Prediction(values, *bounds, self.calibration.novelty.percentile(features, names))
 
     def _checked(
         self, features: np.ndarray, sections: np.ndarray, extra_inputs: dict[str, np.ndarray | None]
@@ -226,6 +233,9 @@ class Model:
         if self.depth_scale is not None:
             facts["depth_scale"] = {}
             stored |= {f"depth_scale.{name}": getattr(self.depth_scale, name) for name in self.depth_scale.shapes}
+        if self.debiasing is not None:
+            facts["debiasing"], arrays = self.debiasing.state()
+            stored |= {f"debiasing.{name}": np.ascontiguousarray(value) for name, value in arrays.items()}
         facts = as_json(facts, self.name)
         return {**facts, "digest": digests(facts, stored)}, stored
 
@@ -267,28 +277,6 @@ def _float_array(name: str, values: Any) -> np.ndarray:
         return array.astype(np.float32, copy=False)
 
 
-def input_problems(inputs: Any) -> list[str]:
-    """Check the identity of the embedding that a model was trained on."""
-    check = StoredConfig()
-    if check.record("inputs", inputs):
-        check.text("inputs.name", inputs.get("name"))
-        check.whole("inputs.width", inputs.get("width"), 1)
-        for name in ("input_px", "orientations", "tokens", "token_width"):
-            check.whole(f"inputs.{name}", inputs.get(name), 1, optional=name not in inputs or name.startswith("token"))
-        if "patch_um" in inputs:
-            fields = inputs["patch_um"]
-            if not isinstance(fields, list | tuple) or not fields:
-                check.messages.append(f"inputs.patch_um={shown(fields)}: expected a list of fields of view in µm.")
-            else:
-                for i, field_um in enumerate(fields):
-                    check.number(f"inputs.patch_um[{i}]", field_um, above=0)
-        if "revision" in inputs:
-            check.text("inputs.revision", inputs["revision"])
-        if "finetuned" in inputs:
-            check.record("inputs.finetuned", inputs["finetuned"])
-    return check.messages
-
-
 def _fingerprint(config: dict[str, Any]) -> str:
     # Predictions do not depend on the rest of the report.
     facts = {name: config[name] for name in ("model", "genes", "inputs", "labels")}
@@ -298,12 +286,12 @@ def _fingerprint(config: dict[str, Any]) -> str:
 
 def _verified(config: Any, arrays: dict[str, np.ndarray]) -> Model:
     """Restore a model after its format, configuration, arrays and digests were checked."""
-    _check_format(config)
+    check_format(config)
     signed = config["format"] > 1 or "digest" in config
     if signed:
         check_config_digest(config)
-    _check_config(config)
-    _check_arrays(config, arrays)
+    check_config(config)
+    check_arrays(config, arrays)
     if signed:
         check_array_digests(config, arrays)
     model = _restored(config, arrays)
@@ -311,75 +299,6 @@ def _verified(config: Any, arrays: dict[str, np.ndarray]) -> Model:
         # The digests of the arrays were just compared, so there is no need to compute them again.
         model.__dict__["fingerprint"] = _fingerprint(config)
     return model
-
-
-def _check_format(config: Any) -> None:
-    """Refuse what is no configuration of a model, and formats of other versions."""
-    if not isinstance(config, dict):
-        raise Img2GeneError("It holds no configuration of a model.")
-    version = config.get("format")
-    if not isinstance(version, int) or isinstance(version, bool) or version not in _READABLE:
-        raise Img2GeneError(
-            f"The model has format {shown(version)}; this version of img2gene reads format {FORMAT} and older ones. "
-            "Train it again, or install the version it was trained with."
-        )
-
-
-def _check_config(config: dict[str, Any]) -> None:
-    """Check the entries of a configuration that all models have."""
-    check = StoredConfig()
-    if check.entries("configuration", config, _ENTRIES, ("encoder", "calibration", "depth_scale", "digest")):
-        check.text("model", config["model"])
-        check.names("genes", config["genes"])
-        check.messages += input_problems(config["inputs"])
-        optional = [name for name in ("encoder", "calibration", "depth_scale") if name in config]
-        for name in ("predictor", "report", *optional):
-            check.record(name, config[name])
-        if check.record("labels", config["labels"]):
-            check.text("labels.layer", config["labels"].get("layer"), optional=True)
-            check.number("labels.target_sum", config["labels"].get("target_sum"), above=0, optional=True)
-        _check_report(check, config["report"])
-    check.raise_all()
-
-
-def _check_report(check: StoredConfig, report: Any) -> None:
-    """Check the entries of the training report that other functions read."""
-    report = report if isinstance(report, dict) else {}
-    for name in ("sections", "patients", "held_out", "leakage"):
-        if report.get(name) is not None:
-            check.list_of_names(f"report.{name}", report[name])
-    check.text("report.groups", report.get("groups"), optional="groups" not in report)
-    for name in ("spots", "depth"):
-        if report.get(name) is not None:
-            check.record(f"report.{name}", report[name])
-    for name in ("n_spots", "seed"):
-        check.whole(f"report.{name}", report.get(name), 0, optional=name not in report)
-
-
-def _check_arrays(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Compare arrays with those that the registered model, the encoder and the calibration declare."""
-    from img2gene.models import registry
-    from img2gene.models.uncertainty.calibration import Calibration
-
-    kind: Any = registry.get(config["model"])
-    shapes = kind.array_shapes(config["predictor"]) if hasattr(kind, "array_shapes") else kind.shapes
-    declared = {f"predictor.{name}": axes for name, axes in shapes.items()}
-    # The network itself is compared when it is loaded, which may take a download.
-    declared |= {f"encoder.{name}": tuple(axes) for name, axes in config.get("encoder", {}).items()}
-    dtypes: dict[str, str] | None = getattr(kind, "dtypes", None)
-    types = dict.fromkeys(declared, "float32")
-    if dtypes is None:
-        # A model of another package may leave open which numbers it stores.
-        types |= dict.fromkeys((f"predictor.{name}" for name in shapes), "")
-    types |= {f"predictor.{name}": dtype for name, dtype in (dtypes or {}).items()}
-    if "calibration" in config:
-        declared |= {f"calibration.{name}": axes for name, axes in Calibration.array_shapes().items()}
-        types |= {f"calibration.{name}": Calibration.dtypes.get(name, "float32") for name in Calibration.array_shapes()}
-    if "depth_scale" in config:
-        declared |= {f"depth_scale.{name}": axes for name, axes in DepthScale.shapes.items()}
-        types |= {f"depth_scale.{name}": "float32" for name in DepthScale.shapes}
-    sizes = {"genes": len(config["genes"]), "width": config["inputs"]["width"]}
-    raise_problems(form_problems(declared, types, arrays, sizes))
 
 
 def _restored(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
@@ -397,4 +316,5 @@ def _restored(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         with_prefix(arrays, "encoder"),
         None if facts is None else Calibration.from_state(facts, with_prefix(arrays, "calibration")),
         DepthScale(**with_prefix(arrays, "depth_scale")) if "depth_scale" in config else None,
+        Debiasing.from_state(config["debiasing"], with_prefix(arrays, "debiasing")) if "debiasing" in config else None,
     )

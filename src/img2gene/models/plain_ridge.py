@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene.models.centring import centre, check_centring
+from img2gene.models.centring import centre, check_centring, section_means
 from img2gene.models.data import TrainingData
 from img2gene.models.decomposition import Decomposition, decompose
 from img2gene.models.linear import PENALTIES, LinearPredictor, one_standard_error
@@ -104,6 +104,31 @@ class PlainRidge(LinearPredictor):
             mean = data.labels[fitted].mean(axis=0, dtype=np.float64).astype(np.float32)
             predicted[held] = scores.astype(np.float32) @ decomposition.coefficients(self._penalties) + mean
         return predicted
+
+    def left_out_levels(
+        self, data: TrainingData, fitted: np.ndarray, held: np.ndarray, units: np.ndarray, *, seed: int
+    ) -> np.ndarray:
+        """Levels of held-out units by a ridge without them: its coefficients times how their mean features differ.
+
+        Parameters
+        ----------
+        data
+            What :meth:`fit` was called with.
+        fitted, held
+            Masks of the spots that are fitted to, and of those that are held out.
+        units
+            The section, or part of one, of each held-out spot.
+
+        Returns
+        -------
+        float64 (n_units, n_genes), relative to the mean label of the fitted spots.
+        """
+        features, labels = (
+            self._centred(values[fitted], data.sections[fitted]) for values in (data.features, data.labels)
+        )
+        decomposition = decompose(features, labels, self.n_components, seed)
+        means = section_means(data.features[held], units)[1] - data.features[fitted].mean(axis=0, dtype=np.float64)
+        return decomposition.scores(means) @ decomposition.coefficients(np.asarray(self._penalties))
 
     def _choose_penalties(self, data: TrainingData, bins: list[np.ndarray], seed: int) -> list[float]:
         """For each bin of genes the largest penalty within one standard error (over folds) of the smallest error."""

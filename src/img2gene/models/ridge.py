@@ -211,6 +211,7 @@ class Ridge(LinearPredictor):
     """
 
     name: ClassVar[str] = "ridge"
+    debias: ClassVar[tuple[str, ...]] = ("stain",)
 
     def __init__(
         self,

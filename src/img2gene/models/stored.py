@@ -235,14 +235,18 @@ class StoredConfig(Arguments):
                 )
 
 
-def plain_parameters(parameters: Any, known: Iterable[str]) -> dict[str, Any]:
-    """Return the stored parameters of a network that still exist; others are refused by name."""
+def plain_parameters(parameters: Any, known: Iterable[str], later: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the stored parameters of a network that still exist; others are refused by name.
+
+    ``later`` names parameters that models of earlier versions lack.
+    """
     check, known = StoredConfig(), list(known)
     # Older models name the library that searched their bank, and a folder of the computer that trained them.
     old = ("search", "checkpoint_dir")
     if check.record("parameters", parameters):
         # Older models were fitted without a preset, and some models have none.
-        names = [name for name in known if name not in (*old, "preset")]
-        check.entries("parameters", parameters, names, (*old, "preset"))
+        optional = (*old, "preset", *later)
+        names = [name for name in known if name not in optional]
+        check.entries("parameters", parameters, names, optional)
     check.raise_all()
     return {name: parameters[name] for name in known if name in parameters and name not in old}

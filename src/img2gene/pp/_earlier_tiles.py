@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+_ARRAYS = (_schema.embedding_key, _schema.tokens_key, _schema.restained_key)
+
+
 def squares_name(key: str) -> str:
     """Name the shapes that belong to the table ``key`` of tiles."""
     return f"{key}_squares"
@@ -92,7 +95,7 @@ def _foreign_columns(table: AnnData) -> list[str]:
     written |= {_schema.ood_key(key) for key in predictions}
     embeddings = _schema.read_json(table, "encoder", default={})
     arrays = {"spatial", _schema.PATCH_BBOX}
-    arrays |= {name(encoder) for encoder in embeddings for name in (_schema.embedding_key, _schema.tokens_key)}
+    arrays |= {name(encoder) for encoder in embeddings for name in _ARRAYS}
     return [f"obs[{name!r}]" for name in table.obs if name not in written] + [
         f"obsm[{name!r}]" for name in table.obsm if name not in arrays
     ]

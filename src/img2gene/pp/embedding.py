@@ -14,11 +14,13 @@ from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._study.embedding import checked_orientations, embedding_identity, input_side, stream_embedding
 from img2gene._study.entrance import open_table
 from img2gene._study.origins import embedded_patches
+from img2gene._study.restaining import stain_changes
 from img2gene._study.study import Study
 from img2gene.encoders.base import checked_amp
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
     from spatialdata import SpatialData
 
     from img2gene.encoders import EncoderSpec
@@ -35,6 +37,7 @@ def embed_patches(
     *,
     tokens: int | None = None,
     orientations: int = 2,
+    restained: int = 40,
     table_key: str = "table",
     batch_size: int | None = None,
     num_workers: int | None = None,
@@ -62,6 +65,11 @@ def embed_patches(
         Average the features over this many orientations of each patch: 1, 2 (with the mirror image at the diagonal), 4
         (quarter turns) or 8 (all). Each orientation costs one forward pass. Averaging helps most if patients or stains
         differ.
+    restained
+        Also embed restained copies of about this many patches, the same number in each section, with more and with less
+        haematoxylin and eosin. Models learn from them which features the stain moves (``debias="stain"`` of
+        :func:`img2gene.tl.fit`). Each takes three forward passes. 0 embeds none. Tables without genes, such as tiles,
+        have none.
     table_key
         Table whose patches are embedded.
     batch_size
@@ -76,7 +84,9 @@ def embed_patches(
     -------
     None, or the update. The call writes ``obsm["X_<encoder>"]`` (float32 (n_obs, n_fields · width), the fields of view
     one after the other), with ``tokens`` also ``obsm["X_<encoder>_tokens"]`` (float16 (n_obs, tokens, token_width), the
-    cells row by row from the top left of the patch), and the encoder's identity in ``uns["img2gene"]["encoder"]``. It
+    cells row by row from the top left of the patch), and the encoder's identity in ``uns["img2gene"]["encoder"]``. How the
+    features of some spots change when their patches are restained stands in ``obsm["X_<encoder>_restained"]`` (sparse float32
+    (n_obs, 2 · n_fields · width), one orientation; rows of other spots are empty). It
     also notes in ``uns["img2gene"]["patches"]`` which patches were embedded, so that an embedding of other patches is
     refused later.
 
@@ -112,6 +122,7 @@ def embed_patches(
         check.device("device", device)
     checked_amp(check, amp)
     check.choice("backend", backend, ("auto", "torch", "onnx"))
+    restained = check.whole("restained", restained, 0)
     check.flag("inplace", inplace)
     study = open_table(check, sdata, table_key)
     check.raise_all()
@@ -124,7 +135,10 @@ def embed_patches(
     model = encoders.load(encoder, device=device, amp=amp, backend=backend)
     identity = embedding_identity(spec, patches, orientations, None if tokens is None else int(tokens))
     features, cells = stream_embedding(study, model, identity, size, workers)
-    update = _update(study, identity, features, cells)
+    changes = None
+    if restained and study.table.n_vars:
+        changes = stain_changes(study, model, identity, size, workers, restained, settings.seed)
+    update = _update(study, identity, features, cells, changes)
     if not inplace:
         return update
     _schema.apply(study.table, update)
@@ -135,7 +149,11 @@ def _foreign_arrays(study: Study, name: str) -> list[str]:
     """List arrays of the user that an encoder's embedding would replace, such as the principal components ``X_pca``."""
     if name in study.record("encoder", {}) or name in study.record(_schema.FORMER_ENCODERS, {}):
         return []
-    keys = [key for key in (_schema.embedding_key(name), _schema.tokens_key(name)) if key in study.table.obsm]
+    keys = [
+        key
+        for key in (_schema.embedding_key(name), _schema.tokens_key(name), _schema.restained_key(name))
+        if key in study.table.obsm
+    ]
     return _schema.foreign_problems([f"obsm['{key}']" for key in keys], f"Rename or delete it in `{study.name}`")
 
 
@@ -161,13 +179,14 @@ def _check_grid(spec: EncoderSpec, tokens: int, side: int) -> None:
 
 
 def _update(
-    study: Study, identity: dict[str, Any], features: np.ndarray, tokens: np.ndarray | None
+    study: Study, identity: dict[str, Any], features: np.ndarray, tokens: np.ndarray | None, changes: csr_matrix | None
 ) -> dict[str, dict[str, Any]]:
-    """Build the update of the table; without new tokens, stored ones are removed."""
+    """Build the update of the table; without new tokens or restained patches, stored ones are removed."""
     name = identity["name"]
     obsm: dict[str, Any] = {_schema.embedding_key(name): features}
-    # Tokens of an earlier call would not belong to the new features.
-    if tokens is not None or _schema.tokens_key(name) in study.table.obsm:
-        obsm[_schema.tokens_key(name)] = tokens
+    # What an earlier call stored would not belong to the new features.
+    for key, values in ((_schema.tokens_key(name), tokens), (_schema.restained_key(name), changes)):
+        if values is not None or key in study.table.obsm:
+            obsm[key] = values
     encoder = {**study.record("encoder", {}), name: identity}
     return {"obsm": obsm, "uns": {"encoder": encoder, "patches": embedded_patches(study, name)}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -26,9 +26,11 @@ from img2gene._study.splits import Split
 from img2gene._study.spots import spot_sample
 from img2gene._study.study import Study
 from img2gene.models import Calibration, Model, Predictor, TrainingData, UsesPathways
+from img2gene.models.bias.debiasing import Debiasing
 from img2gene.models.depth_scale import DepthScale
 from img2gene.models.uncertainty.held_out import fit_held_out, predict_spread
 from img2gene.tl._arguments import as_plain
+from img2gene.tl._debias import DebiasChoice
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class TrainingRun:
     division: Split
     min_depth: float
     seed: int
+    debias: DebiasChoice = DebiasChoice((), named=True)
 
     def train(self, predictor: Predictor, inputs: Inputs | StudyFineTuning, genes: Genes, level: float | None) -> Model:
         """Choose genes, fit, calibrate at ``level`` unless it is None, and wrap up the model with its report."""
@@ -67,32 +70,44 @@ class TrainingRun:
             # Labels of a layer need not come from counts, so no library size belongs to them.
             library=library_size(study.table)[rows] if self.layer is None else None,
         )
-        calibration, facts = self._fit(predictor, data, level, one_patient=self._is_one_patient(rows))
-        # A model that cannot predict the spots it was trained on is of no use, and would be stored.
-        predict_spread(
-            predictor, data.features, sections, len(choice.genes), positions=data.positions, tokens=data.tokens
-        )
-        report = self._report(choice, predictor, inputs.features) | facts
+        debiasing, debiased = self.debias.fit(study, rows, inputs.identity, predictor, data, self.seed)
+        calibration, facts = self._fit(predictor, data, debiasing, level, one_patient=self._is_one_patient(rows))
+        report = self._report(choice, predictor, inputs.features) | facts | {"debias": debiased}
+        depth = {"depth": debiased["depth"]["predicted_at"]} if "depth" in debiased else {}
         return Model(
             predictor,
             choice.genes,
             choice.statistics(study),
             inputs.identity,
-            {"layer": self.layer, "target_sum": TARGET_SUM if self.layer is None else None},
+            {"layer": self.layer, "target_sum": TARGET_SUM if self.layer is None else None, **depth},
             report if inputs.report is None else {**report, "finetune": inputs.report},
             inputs.weights,
             calibration,
             None if data.library is None else DepthScale.fit(data.labels, data.library, sections),
+            debiasing,
         )
 
     def _fit(
-        self, predictor: Predictor, data: TrainingData, level: float | None, *, one_patient: bool
+        self,
+        predictor: Predictor,
+        data: TrainingData,
+        debiasing: Debiasing | None,
+        level: float | None,
+        *,
+        one_patient: bool,
     ) -> tuple[Calibration | None, dict[str, Any]]:
         """Fit, and calibrate if a level is given and a part of the training data can be held out."""
+        seen = data if debiasing is None else replace(data, features=debiasing.features(data.features))
+        held_out = None
         if level is None:
-            predictor.fit(data, seed=self.seed)
+            predictor.fit(seen, seed=self.seed)
+        else:
+            held_out = fit_held_out(predictor, seen, seed=self.seed)
+        # A model that cannot predict the spots it was trained on is of no use, and would be stored.
+        inputs = {"positions": data.positions, "tokens": data.tokens}
+        predict_spread(predictor, seen.features, data.sections, data.labels.shape[1], **inputs)
+        if level is None:
             return None, {}
-        held_out = fit_held_out(predictor, data, seed=self.seed)
         if held_out is None:
             return None, {"uncertainty": None}
         if held_out.kind != "group" or one_patient:

@@ -93,7 +93,9 @@ def pathway_contributions(
     inputs = model_inputs(study, trained).take(rows)
     positions, tokens = np.asarray(inputs.extra["positions"]), inputs.extra.get("tokens")
     values = np.full((study.n_obs, len(names)), np.nan, dtype=np.float32)
-    values[rows] = fitted.pathway_contributions(inputs.features, inputs.sections, positions, tokens, column)
+    values[rows] = fitted.pathway_contributions(
+        trained.seen(inputs.features), inputs.sections, positions, tokens, column
+    )
     return pd.DataFrame(values, index=study.table.obs_names.copy(), columns=pd.Index(names, name="pathway"))
 
 

@@ -38,6 +38,7 @@ from img2gene.tl._arguments import (
     create_predictor,
     later_step,
 )
+from img2gene.tl._debias import DEFAULT, checked_debias
 from img2gene.tl._training import TrainingRun
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def fit(
     allow_leakage: bool = False,
     allow_single_section: bool = False,
     min_depth: float = MIN_DEPTH,
+    debias: str | Iterable[str] | None = DEFAULT,
     finetune: str | None = None,
     finetune_epochs: int = 10,
     finetune_learning_rate: float = 1e-5,
@@ -107,6 +109,14 @@ def fit(
     allow_single_section
         Train although the study has only one section, so that nothing can be held out.
     %(min_depth)s
+    debias
+        What is done against bias: one or several of ``"stain"`` (features are shrunk along the directions in which restained
+        patches move; needs the restained patches of :func:`img2gene.pp.embed_patches`), ``"level"`` (levels of sections are
+        read off their mean features, as far as left-out groups support it), ``"depth"`` (predictions are log1p(1e4 · share of
+        the gene), without the noise of counting, unless :func:`img2gene.tl.predict` is told otherwise), and one effect of the
+        publication (``"TE"``, ``"TDE"``, ``"TIE"``, ``"NDE"``, ``"NIE"``). ``"default"`` is what the model declares, where the
+        study has what it needs: ``"stain"`` for ``img2gene`` and ``ridge``, nothing for other models. None does nothing. What
+        was done, and its measured effect, is in ``report["debias"]`` of the model.
     finetune
         Adapt the encoder to the training sections first: ``"last"`` trains the last stage of its network, ``"all"`` the
         whole of it; None leaves it as it is. The model keeps the weights that changed, and is fitted to features of the
@@ -162,6 +172,7 @@ def fit(
     seed = check_seed(check, seed)
     trained, held_out = check.labels("train_on", train_on), check.labels("validate_on", validate_on)
     options = _options(check, finetune, finetune_epochs, finetune_learning_rate, finetune_batch_size)
+    debiased = checked_debias(check, debias, model, params)
     predictor = _predictor(check, model, params)
     study = open_study(check, sdata, table_key)
     with later_step(check):
@@ -185,7 +196,7 @@ def fit(
     check.raise_all()
     if genes is None:
         check_panel(study, division.held_out, allow_leakage=allow_leakage)
-    run = TrainingRun(study, layer, groups, division, min_depth, seed)
+    run = TrainingRun(study, layer, groups, division, min_depth, seed, debiased)
     result = run.train(predictor, inputs, genes, level if uncertainty else None)
     if not inplace:
         return result

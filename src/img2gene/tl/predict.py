@@ -20,7 +20,7 @@ from img2gene._study.replaced import foreign_predictions, remove_scores
 from img2gene._study.sections import folded, region_column
 from img2gene._study.study import Study
 from img2gene.models import Calibration, Model
-from img2gene.models.depth_scale import DepthScale
+from img2gene.models.depth_scale import TRAINING, DepthScale
 from img2gene.tl._arguments import check_flags, check_model, check_name
 from img2gene.tl._scoring.depth import required_scale
 
@@ -61,8 +61,9 @@ def predict(
         Write SD, interval and percentile, too, where the model was fitted with `uncertainty=True`.
     depth
         Counts per spot at which expression is predicted. At few counts most genes are not seen, so log1p(1e4 · counts / library
-        size) is lower. None takes the depths of the training spots; ``"unlimited"`` gives log1p(1e4 · share of the gene),
-        which sections and models of different depth have in common. Counts are taken to be negative binomial.
+        size) is lower. ``"training"`` takes the depths of the training spots; ``"unlimited"`` gives log1p(1e4 · share of the
+        gene), which sections and models of different depth have in common. Counts are taken to be negative binomial. None is
+        ``"training"``, but ``"unlimited"`` for a model that was fitted with ``debias="depth"``.
     inplace
         If False, nothing is written and a table of the predictions is returned.
 
@@ -107,7 +108,7 @@ def predict(
     check = Arguments()
     check_name(check, "key_added", key_added)
     check_flags(check, uncertainty=uncertainty, inplace=inplace)
-    if not (isinstance(depth, str) and depth == _schema.UNLIMITED):
+    if not (isinstance(depth, str) and depth in (_schema.UNLIMITED, TRAINING)):
         depth = check.number("depth", depth, above=0, optional=True)
     model = check_model(check, model)
     check.raise_all()
@@ -118,6 +119,7 @@ def predict(
         check.messages += foreign_predictions(study.table, key_added)
     check.raise_all()
     trained = resolve_model(study, model, key_added)
+    depth = _chosen_depth(trained, depth)
     inputs, table = model_inputs(study, trained), study.stored_table
     columns = table.var_names.get_indexer(trained.genes)
     # A layer is dense and has all genes of the table, however few the model predicts.
@@ -142,6 +144,12 @@ def predict(
     if calibration is not None and ood is not None:
         _warn_of_ood_sections(study, ood > calibration.threshold)
     return None
+
+
+def _chosen_depth(model: Model, depth: float | str | None) -> float | str | None:
+    """The depth to predict at; None for the depths of the training spots."""
+    chosen = model.labels.get("depth") if depth is None else depth
+    return None if chosen == TRAINING else chosen
 
 
 def _check_target(study: Study, key_added: str) -> None:

@@ -105,7 +105,7 @@ def retrieve(
     chosen = np.isin(inputs.sections, inputs.sections[rows]) & in_tissue(study.table)
     part = inputs.take(chosen)
     neighbors = predictor.neighbors(
-        part.features,
+        trained.seen(part.features),
         part.sections,
         k=n,
         excluded=None if excluded is None else excluded[chosen],

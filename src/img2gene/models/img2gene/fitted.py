@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from img2gene.models.components import Components, project_tokens, stored_compon
 from img2gene.models.data import TARGET_SUM, with_prefix
 from img2gene.models.img2gene.inference import SpotArrays, embed, predictions, section_views
 from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
+from img2gene.models.img2gene.responses import Responses
 from img2gene.models.img2gene.validated_range import ValidatedRange
 from img2gene.models.networks.batches import split_sections
 from img2gene.models.networks.debiasing import Views, calibrate
@@ -38,7 +39,7 @@ class Readout:
     log_rate
         float32 (G,): log of each gene's share of the training counts, for networks of counts; else empty.
     reference_genes, reference_own
-        float32 (n_models, G): what calibration subtracts, of the full network and of the own view: the mean output over the
+        float32 (n_models, outputs): what calibration subtracts, of the full network and of the own view: the mean output over the
         training spots, for counts of the labels that outputs stand for; 0 for plain least squares, which keeps the mean.
     """
 
@@ -47,24 +48,30 @@ class Readout:
     log_rate: np.ndarray
     reference_genes: np.ndarray
     reference_own: np.ndarray
+    responses: Responses = field(default_factory=Responses)
 
     def __call__(self, outputs: Tensor, own: bool) -> np.ndarray:
-        """Mean over members (B, G) of their outputs (n_models, B, G)."""
-        return self.members(outputs, own).mean(dim=0).numpy()
+        """Mean over members (B, G) of their outputs (n_models, B, …)."""
+        if self.responses.directions is None:
+            return self.members(outputs, own).mean(dim=0).numpy()
+        # Components are averaged before they are expanded, which saves arrays of all genes.
+        reference = torch.tensor(self.reference_own if own else self.reference_genes).unsqueeze(1)
+        mean = (outputs.float().cpu() - reference).mean(dim=0)
+        return self.responses.expand(self.scale * mean).numpy()
 
     def spread(self, outputs: Tensor, own: bool) -> np.ndarray:
-        """SD over members (B, G) of their outputs (n_models, B, G); NaN for a single one."""
+        """SD over members (B, G) of their outputs (n_models, B, …); NaN for a single one."""
         labels = self.members(outputs, own).numpy()
         return labels.std(axis=0, ddof=1) if len(labels) > 1 else np.full(labels.shape[1:], np.nan, dtype=np.float32)
 
     def members(self, outputs: Tensor, own: bool) -> Tensor:
         """Labels (n_models, B, G) that the members stand for."""
         outputs = outputs.float().cpu()
-        values = count_labels(outputs, self.log_rate) if len(self.log_rate) else self.scale * outputs
         # Stored arrays are read-only, which PyTorch warns about.
-        reference = torch.tensor(self.reference_own if own else self.reference_genes)
-        reference = reference if len(self.log_rate) else self.scale * reference
-        return calibrate(values, reference.unsqueeze(1), torch.zeros(()))
+        reference = torch.tensor(self.reference_own if own else self.reference_genes).unsqueeze(1)
+        if len(self.log_rate):
+            return calibrate(count_labels(outputs, self.log_rate), reference, torch.zeros(()))
+        return self.responses.expand(self.scale * calibrate(outputs, reference, torch.zeros(())))
 
 
 def count_labels(outputs: Tensor, log_rate: np.ndarray) -> Tensor:
@@ -197,13 +204,14 @@ class FittedImg2Gene:
         if self.architecture.counts:
             raise Img2GeneError("Networks of counts predict log rates; pathways add nothing in units of the labels.")
         arrays = self.inputs(features, sections, positions, tokens)
+        direction = self.readout.responses.of_gene(gene, self.architecture.n_genes).to(_device())
         factors = self._shares(features, sections) * (self.weights[2] * self.readout.scale)
         out = np.zeros((len(features), self.architecture.n_pathways), dtype=np.float32)
         with self.ensemble.placed(_device()):
             for section in arrays.sections:
                 for rows, views in section_views(self.ensemble, arrays, section):
                     contributions = self.ensemble.call(
-                        lambda net, *x: net.pathway_contributions(Views(*x), gene), paired=tuple(views)
+                        lambda net, *x: net.pathway_contributions(Views(*x), direction), paired=tuple(views)
                     )
                     out[rows] = contributions.mean(dim=0).float().cpu().numpy() * factors[rows, None]
         return out
@@ -217,6 +225,9 @@ class FittedImg2Gene:
         arrays["weights"] = self.weights
         for key in ("label_mean", "log_rate", "reference_genes", "reference_own"):
             arrays[f"readout.{key}"] = getattr(self.readout, key)
+        directions = self.readout.responses.directions
+        if directions is not None:
+            arrays["responses.directions"] = directions
         names, bank = (None, {}) if self.retrieval is None else self.retrieval.bank.state()
         arrays |= {f"bank.{name}": value for name, value in bank.items()}
         config = {
@@ -228,6 +239,9 @@ class FittedImg2Gene:
             "bank": names,
             "k": None if self.retrieval is None else self.retrieval.k,
         }
+        if directions is not None:
+            # Without components, outputs are the genes, and models store no number of them.
+            config["n_responses"] = directions.shape[1]
         facts, more = self.validated.state(self.ridge)
         return config | facts, arrays | more
 
@@ -245,7 +259,10 @@ class FittedImg2Gene:
             shapes |= Components.array_shapes("tokens", w, "token")
         shapes["weights"] = (len(PARTS),)
         shapes |= {"readout.label_mean": ("genes",), "readout.log_rate": ("genes",) if architecture.counts else (0,)}
-        shapes |= {"readout.reference_genes": (members, "genes"), "readout.reference_own": (members, "genes")}
+        outputs: str | int = architecture.n_genes if "n_responses" in config else "genes"
+        shapes |= {"readout.reference_genes": (members, outputs), "readout.reference_own": (members, outputs)}
+        if "n_responses" in config:
+            shapes["responses.directions"] = ("genes", outputs)
         if config["bank"] is not None:
             shapes |= {f"bank.{name}": axes for name, axes in ReferenceBank.shapes.items()}
             shapes["bank.keys"] = ("references", members * architecture.dim)
@@ -269,7 +286,11 @@ class FittedImg2Gene:
             Components(**with_prefix(arrays, "components"), center=center),
             Components(**tokens, center=center) if tokens else None,
             ridge,
-            Readout(scale=config["scale"], **with_prefix(arrays, "readout")),
+            Readout(
+                scale=config["scale"],
+                **with_prefix(arrays, "readout"),
+                responses=Responses(**with_prefix(arrays, "responses")),
+            ),
             _stored_retrieval(config, with_prefix(arrays, "bank")),
             arrays["weights"],
             ValidatedRange.from_state(config, arrays, ridge),

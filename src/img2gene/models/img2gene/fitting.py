@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from img2gene._files.folders import ResumableFolder
+from img2gene.models.centring import section_means
 from img2gene.models.components import project_tokens
+from img2gene.models.depth import depth_weights
 from img2gene.models.img2gene.fitted import (
     PARTS,
     FittedImg2Gene,
@@ -27,6 +29,7 @@ from img2gene.models.img2gene.inference import SpotArrays, embed, predictions, u
 from img2gene.models.img2gene.network import Architecture
 from img2gene.models.img2gene.objective import Objective, Targets
 from img2gene.models.img2gene.parameters import Img2GeneParameters
+from img2gene.models.img2gene.responses import Responses
 from img2gene.models.img2gene.targets import TargetArrays
 from img2gene.models.img2gene.validated_range import ValidatedRange
 from img2gene.models.networks.batches import Batch, SectionSpots, gather, split_sections, training_chunks
@@ -80,7 +83,7 @@ class Img2GeneFitting(NetworkFitting):
         runs = {f"validation {number + 1}": trial.run for number, trial in enumerate(trials)}
         if self.parameters.refit or not trials:
             ensemble, runs["fit"] = self._refit(dataclasses.replace(planned, max_epochs=epochs), progress)
-            readout = self._readout(ensemble, self.arrays, self.targets.log_rate_mean)
+            readout = self._readout(ensemble, self.arrays)
         else:
             ensemble, readout = trials[0].ensemble, trials[0].readout
         ridge = copy.copy(self.ridge)
@@ -122,11 +125,11 @@ class Img2GeneFitting(NetworkFitting):
         n_tokens, token_width = self.token_shape
         return Architecture(
             n_components=len(self.components.axes),
-            n_genes=data.labels.shape[1],
+            n_genes=self.targets.n_outputs(p),
             n_pathways=0 if data.pathways is None else data.pathways.shape[1],
             n_tokens=n_tokens,
             token_width=token_width,
-            n_confounders=p.n_confounders,
+            n_confounders=min(p.n_confounders, len(np.unique(data.sections))),
             dim=p.dim,
             heads=p.heads,
             n_neighbors=p.n_neighbors,
@@ -140,23 +143,32 @@ class Img2GeneFitting(NetworkFitting):
 
     def _new_ensemble(self) -> Ensemble:
         ensemble = build_ensemble(self.architecture, self.parameters.n_models, self.seed)
-        if self.parameters.n_confounders:
-            dictionary = confounder_dictionary(self.arrays.features, self.parameters.n_confounders, seed=self.seed)
+        if self.architecture.n_confounders:
+            # Centred features hold no trace of the slide, so centroids come from the means of the sections.
+            means = section_means(self.data.features, self.data.sections)[1]
+            means = ((means - self.components.mean) / self.components.scale) @ self.components.axes.T
+            dictionary = confounder_dictionary(means, self.architecture.n_confounders, seed=self.seed)
             for name, values in zip(("centroids", "frequency"), dictionary, strict=True):
                 buffer = ensemble.get_buffer(f"backdoor/{name}")
                 buffer.copy_(torch.from_numpy(values).expand_as(buffer))
         return ensemble
 
+    def _responses(self, arrays: SpotArrays) -> Responses:
+        """What networks that are trained on the sections of ``arrays`` predict."""
+        rows = np.sort(np.concatenate([section.rows for section in arrays.sections]))
+        weights = depth_weights(self.data.library, self.data.sections)
+        return self.targets.responses(self.architecture.n_genes, rows, weights)
+
     def _task(self, arrays: SpotArrays, ensemble: Ensemble) -> TrainingTask:
         """Training on the sections of ``arrays``."""
-        p = self.parameters
+        p, responses = self.parameters, self._responses(arrays)
         objective = Objective(p.objective, p.distillation, p.pathway, p.pathway_coherence, p.coherence)
 
         def batches(epoch: int) -> Iterator[tuple[Batch, Targets]]:
             rng = np.random.default_rng([self.seed, epoch])
             for section, spots, anchors in training_chunks(arrays.sections, p.batch_size, _ANCHORS, rng):
                 spot_batch = gather(section, spots, anchors, arrays.features, arrays.tokens)
-                yield spot_batch, self.targets.batch(section, section.rows[spots])
+                yield spot_batch, self.targets.batch(section, section.rows[spots], responses)
 
         prepare = None if p.effect == "none" else lambda trained: update_references(trained, arrays)
         return TrainingTask(ensemble, batches, objective, prepare=prepare, describe=self._describe)
@@ -180,13 +192,14 @@ class Img2GeneFitting(NetworkFitting):
         task = self._task(inside, ensemble)
         genes = scored_genes(self.data.labels)
         schedule = self.schedule(n_batches(inside.sections, self.parameters.batch_size), _STEPS)
-        task.validate = lambda trained: self._score(trained, outside, genes)
+        responses = self._responses(inside)
+        task.validate = lambda trained: self._score(trained, outside, genes, responses)
         if epochs is not None:
             schedule = dataclasses.replace(schedule, max_epochs=epochs, validate_every=epochs)
         run = train_stage(name, task, schedule, progress)
         if self.parameters.effect != "none":
             update_references(ensemble, inside)
-        readout = self._readout(ensemble, inside, self.targets.log_rate_mean)
+        readout = self._readout(ensemble, inside)
         retrieval = self._retrieval(ensemble, inside) if self.parameters.retrieval else None
         blocks = [
             (
@@ -220,11 +233,11 @@ class Img2GeneFitting(NetworkFitting):
         moved = [dataclasses.replace(section, rows=index[section.rows]) for section in spots]
         return SpotArrays(moved, self.arrays.features, self.arrays.tokens)
 
-    def _score(self, ensemble: Ensemble, arrays: SpotArrays, genes: np.ndarray) -> float:
+    def _score(self, ensemble: Ensemble, arrays: SpotArrays, genes: np.ndarray, responses: Responses) -> float:
         """Mean correlation over genes and sections of the members' mean prediction."""
         predicted = np.full((len(self.data.labels), len(genes)), np.nan, dtype=np.float32)
         for rows, outputs in predictions(ensemble, arrays):
-            predicted[rows] = outputs.genes.mean(dim=0)[:, genes].float().cpu().numpy()
+            predicted[rows] = responses.expand(outputs.genes.mean(dim=0).float().cpu())[:, genes].numpy()
         rows = np.concatenate([section.rows for section in arrays.sections])
         names = np.repeat([section.name for section in arrays.sections], [len(s.rows) for s in arrays.sections])
         return mean_correlation(self.data.labels[rows][:, genes], predicted[rows], names)
@@ -236,15 +249,15 @@ class Img2GeneFitting(NetworkFitting):
             update_references(ensemble, self.arrays)
         return ensemble, run
 
-    def _readout(self, ensemble: Ensemble, arrays: SpotArrays, log_rate: np.ndarray) -> Readout:
-        p = self.parameters
-        shape = (p.n_models, self.data.labels.shape[1])
+    def _readout(self, ensemble: Ensemble, arrays: SpotArrays) -> Readout:
+        p, log_rate, responses = self.parameters, self.targets.log_rate_mean, self._responses(arrays)
+        shape = (p.n_models, self.architecture.n_genes)
         genes = own = np.zeros(shape, dtype=np.float32)
         # Labels are centred, and so are their least-squares predictions.
-        if (p.objective, p.effect, p.weighting) != ("gaussian", "none", "none"):
+        if (p.objective, p.effect, p.weighting, p.depth_weights) != ("gaussian", "none", "none", False):
             genes, own = _mean_outputs(ensemble, arrays, log_rate)
         mean = self.data.labels.mean(axis=0, dtype=np.float64).astype(np.float32)
-        return Readout(self.targets.scale, mean, log_rate, genes, own)
+        return Readout(self.targets.scale, mean, log_rate, genes, own, responses)
 
     def _weigh(self, trials: list[_Trial]) -> np.ndarray:
         """Weights of ridge, own view, full network and retrieval."""

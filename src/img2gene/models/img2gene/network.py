@@ -21,7 +21,7 @@ from img2gene.models.networks.layers import (
 from img2gene.models.stored import StoredConfig
 
 # Entries of the architecture that repeat a parameter of the model.
-_SAME = ("n_confounders", "dim", "heads", "n_neighbors", "n_latents", "dropout", "effect", "neighborhood")
+_SAME = ("dim", "heads", "n_neighbors", "n_latents", "dropout", "effect", "neighborhood")
 VIEWS = ("own", "around", "section")
 
 
@@ -32,7 +32,8 @@ class Architecture:
     Attributes
     ----------
     n_components, n_genes, n_pathways
-        Widths of input, of labels, and of pathway scores (0: no pathway context).
+        Widths of input, of what is predicted (genes, or components of the labels), and of pathway scores (0: no pathway
+        context).
     n_tokens, token_width
         Patch tokens of a spot in addition to its embedding (0: none).
     n_confounders
@@ -220,11 +221,14 @@ class Img2GeneNetwork(nn.Module):
         """Everything that is predicted for a batch."""
         return self.predict(self.batch_views(batch))
 
-    def pathway_contributions(self, views: Views, gene: int) -> Tensor:
-        """Contribution of each pathway to the output for a gene, (B, P); the sum is that of the whole context."""
+    def pathway_contributions(self, views: Views, direction: Tensor) -> Tensor:
+        """Contribution of each pathway to a sum of outputs, (B, P), with the weights ``direction`` (G,).
+
+        The sum over pathways is that of the whole context.
+        """
         z = self.embed(views)
         shares = self.pathway_context.shares(z, self.pathway_head(z))
-        return shares * (self.pathway_context.value(self.pathway_context.tokens) @ self.head.weight[gene])
+        return shares * (self.pathway_context.value(self.pathway_context.tokens) @ (self.head.weight.mT @ direction))
 
 
 def _zero_linear(width: int, n_outputs: int) -> Linear:
@@ -239,13 +243,19 @@ def check_stored(config: dict[str, Any], parameters: Any) -> None:
     """Check the configuration of a stored model against its own parameters."""
     check = StoredConfig()
     required = ("architecture", "n_models", "center", "ridge", "scale", "bank", "k", "parameters", "report", "context")
-    if check.entries("predictor", config, (*required, "shift", "smoothing")):
+    if check.entries("predictor", config, (*required, "shift", "smoothing"), ("n_responses",)):
         shape, context = config["architecture"], config["context"]
         if check.entries("architecture", shape, [part.name for part in fields(Architecture)]):
             same = {name: name for name in _SAME} | {"section": "section_view"}
             check.same("architecture", shape, parameters, same)
             for name in ("n_components", "n_genes", "n_pathways", "n_tokens", "token_width"):
                 check.whole(f"architecture.{name}", shape[name], 0)
+            # There are no more centroids than training sections.
+            n_confounders = check.whole("architecture.n_confounders", shape["n_confounders"], 0)
+            if isinstance(n_confounders, int) and n_confounders > parameters.n_confounders:
+                check.messages.append("architecture.n_confounders is above the number of the parameters.")
+            if config.get("n_responses", shape["n_genes"]) != shape["n_genes"]:
+                check.messages.append("n_responses is not the number of outputs of the networks.")
             if shape["counts"] is not (parameters.objective == "negative_binomial"):
                 check.messages.append("architecture.counts does not belong to the objective.")
             if check.record("context", context) and shape["n_pathways"]:

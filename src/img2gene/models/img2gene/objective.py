@@ -21,7 +21,7 @@ class Targets(NamedTuple):
     Attributes
     ----------
     labels
-        (B, G): labels, centred, in units of their typical SD.
+        (B, G): labels, centred, in units of their typical SD; or their leading components.
     weights
         (B, G or 0): weights against the imbalance of labels.
     pathways

@@ -32,6 +32,7 @@ class Img2GeneParameters(NetworkParameters):
     n_confounders: int = 0
     objective: str = "gaussian"
     weighting: str = "none"
+    depth_weights: bool = False
     pathways: bool = True
     neighborhood: bool = True
     section_view: bool = True
@@ -44,6 +45,7 @@ class Img2GeneParameters(NetworkParameters):
     distillation: float = 0.3
     n_neighbors: int = 6
     n_latents: int = 16
+    n_responses: int = 128
     refit: bool = True
     n_models: int = field(default=5, kw_only=True)
     n_validations: int = field(default=3, kw_only=True)
@@ -64,15 +66,17 @@ class Img2GeneParameters(NetworkParameters):
         check.one_of(effect=EFFECTS, objective=OBJECTIVES, weighting=WEIGHTINGS, ridge=RIDGE_ROLES)
         check.wholes(1, ("n_neighbors", "n_latents"), most=LARGEST_WIDTH)
         check.wholes(0, ("n_confounders",), most=LARGEST_WIDTH)
-        check.wholes(1, ("k",))
+        check.wholes(1, ("k", "n_responses"))
         check.numbers(("coherence", "pathway", "pathway_coherence"), 0)
         check.numbers(("distillation",), 0, 1)
-        check.flags(("pathways", "neighborhood", "section_view", "retrieval", "refit"))
+        check.flags(("pathways", "neighborhood", "section_view", "retrieval", "refit", "depth_weights"))
 
     def _combinations(self, valid: Callable[..., bool]) -> list[str]:
         problems = super()._combinations(valid)
         if valid("objective", "weighting") and self.objective != "gaussian" and self.weighting != "none":
             problems.append(f"weighting={self.weighting!r} goes with objective='gaussian' only.")
+        if valid("objective", "depth_weights") and self.objective != "gaussian" and self.depth_weights:
+            problems.append("depth_weights=True goes with objective='gaussian' only.")
         if valid("objective", "ridge") and self.objective == "negative_binomial" and self.ridge == "residual":
             problems.append("ridge='residual' has no counts to predict: choose 'mixture' or 'none'.")
         if valid("refit", "n_validations") and not self.refit and self.n_validations < 1:

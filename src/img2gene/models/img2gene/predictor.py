@@ -22,6 +22,8 @@ from img2gene.models.stored import plain_parameters
 from img2gene.models.uncertainty.held_out import HeldOut
 
 logger = logging.getLogger(__name__)
+# Parameters that the first models lack; their values then do not matter.
+_LATER = ("n_responses", "depth_weights")
 
 
 class Img2Gene(NetworkPredictor):
@@ -43,12 +45,16 @@ class Img2Gene(NetworkPredictor):
     effect
         Debiasing: ``"none"``, ``"TE"``, ``"TDE"``, ``"TIE"``, ``"NDE"``, ``"NIE"``.
     n_confounders
-        Centroids of the backdoor adjustment; 0 for none.
+        Centroids of the backdoor adjustment, found among the mean features of the training sections: at most one for each
+        section; 0 for none.
     objective
         ``"gaussian"`` (squared error), ``"balanced"`` (Balanced MSE) or ``"negative_binomial"`` (counts, with the library
         size as offset; needs count labels).
     weighting
         ``"density"`` weighs rare labels of each gene up.
+    depth_weights
+        Whether spots weigh in the loss of the networks by their library size, as they do in the ridge
+        (:func:`img2gene.models.depth.depth_weights`).
     pathways
         Use the pathway context where the study has one (:func:`img2gene.pp.score_pathways`).
     neighborhood, section_view
@@ -62,7 +68,7 @@ class Img2Gene(NetworkPredictor):
     k
         Training spots that retrieval averages; all that the model keeps where these are fewer.
     center
-        ``"section"`` refers features and labels to the mean of their section; ``"none"`` to that of the training data.
+        ``"section"`` refers features, labels and pathway scores to the mean of their section; ``"none"`` to that of the training data.
     coherence, pathway, pathway_coherence, distillation
         λ_ig, λ_p, λ_ip and α of the loss (:class:`~img2gene.models.img2gene.objective.Objective`).
     n_models
@@ -71,6 +77,9 @@ class Img2Gene(NetworkPredictor):
         Spots around a spot that are looked at.
     n_components
         Principal components of the embedding that the network sees.
+    n_responses
+        Leading components of the labels that the networks predict, which carry what an image shows; more than the genes, or
+        counts and weights of labels, and they predict each gene. The ridge predicts all components.
     n_latents, dim, heads, dropout
         Latent tokens of the section, hidden width, attention heads, dropout.
     batch_size, learning_rate, weight_decay, max_epochs, patience
@@ -95,6 +104,7 @@ class Img2Gene(NetworkPredictor):
     """
 
     name: ClassVar[str] = "img2gene"
+    debias: ClassVar[tuple[str, ...]] = ("stain",)
     inputs: ClassVar[tuple[str, ...]] = ("positions", "tokens")
     dtypes: ClassVar[dict[str, str]] = FittedImg2Gene.dtypes
 
@@ -201,7 +211,7 @@ class Img2Gene(NetworkPredictor):
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Img2Gene:
         """Restore a fitted predictor."""
-        model = cls(**plain_parameters(config["parameters"], Img2GeneParameters.names()))
+        model = cls(**plain_parameters(config["parameters"], Img2GeneParameters.names(), _LATER))
         check_stored(config, model.parameters)
         model.context, model.report = config["context"], config["report"]
         model.fitted = FittedImg2Gene.from_state(config, arrays)

@@ -9,8 +9,10 @@ import torch
 
 from img2gene.models.centring import centre
 from img2gene.models.data import TARGET_SUM, TrainingData
+from img2gene.models.depth import depth_weights
 from img2gene.models.img2gene.objective import Targets
 from img2gene.models.img2gene.parameters import Img2GeneParameters
+from img2gene.models.img2gene.responses import Responses
 from img2gene.models.networks.batches import SectionSpots
 from img2gene.models.networks.imbalance import density_weights
 
@@ -23,8 +25,8 @@ class TargetArrays:
     ----------
     labels
         float32 (n, G): centred, in units of ``scale``.
-    weights, pathways, counts
-        float32 (n, G or 0), (n, P or 0), (n, G or 0).
+    weights, spot_weights, pathways, counts
+        float32 (n, G or 0), (n, 1 or 0), (n, P or 0), (n, G or 0).
     scored
         bool (n, 1 or 0): spots that have pathway scores; empty where all have.
     library
@@ -37,6 +39,7 @@ class TargetArrays:
 
     labels: np.ndarray
     weights: np.ndarray
+    spot_weights: np.ndarray
     pathways: np.ndarray
     scored: np.ndarray
     counts: np.ndarray
@@ -54,7 +57,7 @@ class TargetArrays:
         centred = centre(left, data.sections, mean)
         scale = float(np.sqrt(max(np.square(centred).mean(), 1e-12)))
         none = np.zeros((len(centred), 0), dtype=np.float32)
-        pathways = none if data.pathways is None else data.pathways.astype(np.float32)
+        pathways = none if data.pathways is None else _pathway_targets(data, mean is None)
         scored = np.asarray(np.isfinite(pathways).all(axis=1)).reshape(-1, 1)
         counts, library, log_rates, log_rate_mean = none, np.ones(len(centred), dtype=np.float32), {}, none[0]
         if parameters.objective == "negative_binomial":
@@ -72,6 +75,9 @@ class TargetArrays:
             (centred / scale).astype(np.float32),
             # Rarity is that of the labels themselves: centred labels have no zeros.
             density_weights(data.labels) if parameters.weighting == "density" else none,
+            depth_weights(data.library, data.sections).astype(np.float32)[:, None]
+            if parameters.depth_weights
+            else none,
             pathways,
             scored[:, :0] if scored.all() else scored,
             counts,
@@ -81,13 +87,41 @@ class TargetArrays:
             scale,
         )
 
-    def batch(self, section: SectionSpots, rows: np.ndarray) -> Targets:
+    def n_outputs(self, parameters: Img2GeneParameters) -> int:
+        """Number of outputs of the networks: of the genes for counts and weighted labels, else of components of the labels."""
+        n_genes = self.labels.shape[1]
+        squares = parameters.objective == "gaussian" and parameters.weighting == "none"
+        return min(parameters.n_responses, n_genes) if squares else n_genes
+
+    def responses(self, n: int, rows: np.ndarray, spot_weights: np.ndarray) -> Responses:
+        """Find the ``n`` outputs of networks from the labels of the spots that they are trained on."""
+        return Responses.of(self.labels[rows], spot_weights[rows], n, seed=0)
+
+    def batch(self, section: SectionSpots, rows: np.ndarray, responses: Responses) -> Targets:
         """The targets of some spots of a section."""
         rate = self.log_rates.get(section.name, self.log_rate_mean)
         parts = (self.labels, self.weights, self.pathways, self.scored, self.counts, self.library)
         labels, weights, pathways, scored, counts, library = (torch.from_numpy(part[rows]) for part in parts)
+        labels = responses.reduce(labels)
+        if self.spot_weights.shape[1]:
+            spots = torch.from_numpy(self.spot_weights[rows]).expand(labels.shape)
+            weights = spots * weights if weights.shape[1] else spots
         log_rate = torch.from_numpy(rate).expand(len(rows), len(rate))
         return Targets(labels, weights, pathways, scored, counts, library, log_rate, torch.from_numpy(rows))
+
+
+def _pathway_targets(data: TrainingData, centred: bool) -> np.ndarray:
+    """Pathway scores, relative to the mean of their section if labels are; NaN where spots have no counts.
+
+    Most of a score is the profile of the tissue, which all spots of a section share: without centring, spots would look alike
+    by their pathways and not by their expression.
+    """
+    scores = np.array(data.pathways, dtype=np.float32)
+    if centred:
+        for name in np.unique(data.sections):
+            rows = (data.sections == name) & np.isfinite(scores).all(axis=1)
+            scores[rows] -= scores[rows].mean(axis=0, dtype=np.float64).astype(np.float32) if rows.any() else 0
+    return scores
 
 
 def _log_rate(counts: np.ndarray, library: np.ndarray) -> np.ndarray:

@@ -1,0 +1,82 @@
+"""How an encoder's features change with the stain, on a few patches of a study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene import _schema
+from img2gene._study.embedding import encode, progress
+from img2gene._study.expression import in_tissue
+from img2gene._study.patches import stream_patches
+from img2gene._study.study import Study
+from img2gene.encoders.base import resize
+from img2gene.encoders.restain import FACTOR, STAINS, restained
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+    from img2gene.encoders import Encoder
+
+# Spots of each section that are restained at least, so that every split of the study has some.
+_PER_SECTION = 2
+_N_COPIES = len(STAINS)
+
+
+def restained_rows(study: Study, n: int, seed: int) -> np.ndarray:
+    """Draw about ``n`` spots evenly from all sections, whatever the order of the rows."""
+    rng = np.random.default_rng(seed)
+    names, tissue = sorted(study.section_names()), in_tissue(study.table)
+    each = max(-(-n // max(len(names), 1)), _PER_SECTION)
+    drawn = []
+    for name in names:
+        rows = study.ordered(study.section_rows(name))
+        rows = rows[tissue[rows]]
+        drawn.append(rng.permutation(rows)[:each])
+    return np.concatenate(drawn) if drawn else np.empty(0, dtype=np.int64)
+
+
+def stain_changes(
+    study: Study, model: Encoder, identity: dict[str, Any], batch_size: int, num_workers: int, n: int, seed: int
+) -> csr_matrix:
+    """Change of the features under restaining, float32 (n_obs, 2 · width); rows of other spots are empty.
+
+    Every other patch has 1.2 times as much of a stain, the others that much less.
+    """
+    from scipy.sparse import csr_matrix
+
+    rows, width = restained_rows(study, n, seed), identity["width"]
+    changes = np.zeros((len(rows), _N_COPIES, width), dtype=np.float32)
+    number_of = {row: number for number, row in enumerate(rows.tolist())}
+    batches = stream_patches(study, batch_size, num_workers, rows)
+    for index, windows in progress(batches, len(rows), f"restain ({identity['name']})"):
+        place, side = np.array([number_of[row] for row in index.tolist()]), identity["input_px"]
+        factors = np.where(place % 2, 1 / FACTOR, FACTOR)
+        # Large fields are reduced first, as the encoder would do: restaining them would take longer than encoding them.
+        fields = [_reduced(pixels, side) for pixels in windows.fields]
+        before, copies = encode(model, fields, side, 1)[0], [restained(pixels, factors) for pixels in fields]
+        for number in range(_N_COPIES):
+            changes[place, number] = encode(model, [copy[number] for copy in copies], side, 1)[0] - before
+    changes, rows = changes[np.argsort(rows)], np.sort(rows)
+    counts = np.zeros(study.n_obs + 1, dtype=np.int64)
+    counts[rows + 1] = _N_COPIES * width
+    columns = np.tile(np.arange(_N_COPIES * width), len(rows))
+    return csr_matrix((changes.ravel(), columns, np.cumsum(counts)), shape=(study.n_obs, _N_COPIES * width))
+
+
+def _reduced(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Patches uint8 (n, h, h, 3) of at most ``side`` pixels."""
+    return pixels if pixels.shape[1] <= side else resize(pixels, side).permute(0, 2, 3, 1).numpy()
+
+
+def stored_changes(study: Study, name: str, width: int, rows: np.ndarray) -> np.ndarray | None:
+    """Stored changes of the features of chosen spots, float32 (n, width); None where there are none."""
+    from scipy.sparse import csr_matrix, issparse
+
+    values = study.table.obsm.get(_schema.restained_key(name))
+    if not issparse(values) or values.shape[1] != _N_COPIES * width:
+        return None
+    part = csr_matrix(values)[rows]
+    known = part[np.diff(part.indptr) > 0].toarray().reshape(-1, width).astype(np.float32)
+    return known if len(known) and np.isfinite(known).all() else None

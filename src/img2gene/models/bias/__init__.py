@@ -1,0 +1,1 @@
+"""Debiasing of a model's inputs and outputs, whatever the predictor: stain, level of sections, depth."""

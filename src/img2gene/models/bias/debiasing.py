@@ -1,0 +1,72 @@
+"""What was done against bias in a trained model, and its stored form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from img2gene.models.bias.level import SectionLevel
+from img2gene.models.bias.stain import StainShrinkage
+from img2gene.models.data import with_prefix
+
+
+@dataclass(frozen=True)
+class Debiasing:
+    """Parts that change what a predictor sees, and what it predicts.
+
+    Attributes
+    ----------
+    stain
+        Applied to the features before the predictor sees them, in training and prediction.
+    level
+        Added to the predictions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene.models.bias.debiasing import Debiasing
+    >>> Debiasing().features(np.ones((2, 3), dtype="f4")).sum()
+    np.float32(6.0)
+    """
+
+    stain: StainShrinkage | None = None
+    level: SectionLevel | None = None
+
+    def features(self, features: np.ndarray) -> np.ndarray:
+        """What the predictor sees of features (n, width)."""
+        return features if self.stain is None else self.stain(features)
+
+    def add_levels(self, values: np.ndarray, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """Add the levels of sections to predictions; ``features`` are those that the predictor saw."""
+        if self.level is not None:
+            # A predictor may return an array that it keeps.
+            values = values.copy()
+            self.level.add(values, features, sections)
+        return values
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Sizes by part (JSON), and the arrays."""
+        facts: dict[str, Any] = {}
+        arrays: dict[str, np.ndarray] = {}
+        for name, part in (("stain", self.stain), ("level", self.level)):
+            if part is not None:
+                facts[name] = {}
+                arrays |= {f"{name}.{key}": getattr(part, key) for key in part.shapes}
+        return facts, arrays
+
+    @staticmethod
+    def array_shapes(facts: dict[str, Any]) -> dict[str, tuple[str | int, ...]]:
+        """Shapes of the arrays of the parts that ``facts`` names."""
+        kinds = {name: kind for name, kind in _KINDS.items() if name in facts}
+        return {f"{name}.{key}": axes for name, kind in kinds.items() for key, axes in kind.shapes.items()}
+
+    @classmethod
+    def from_state(cls, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Debiasing:
+        """Restore it."""
+        stain = StainShrinkage(**with_prefix(arrays, "stain")) if "stain" in facts else None
+        return cls(stain, SectionLevel(**with_prefix(arrays, "level")) if "level" in facts else None)
+
+
+_KINDS: dict[str, type[StainShrinkage] | type[SectionLevel]] = {"stain": StainShrinkage, "level": SectionLevel}

@@ -1,0 +1,70 @@
+"""What networks predict in place of single genes: leading components of the labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from img2gene.models.decomposition import leading_directions
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Leading components of the labels, in which squared error is that of the genes but for what the components leave out.
+
+    Few components carry what an image can show, and outputs are most of the cost of a network: with components the cost does
+    not grow with the number of genes.
+
+    Attributes
+    ----------
+    directions
+        float32 (G, r), orthonormal, with zeros where the labels have fewer components; None where outputs are the genes themselves.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from img2gene.models.img2gene.responses import Responses
+    >>> labels = np.outer([1.0, -1.0, 2.0, -2.0], [1.0, 2.0, 0.5])
+    >>> responses = Responses.of(labels, np.ones(4), 1, seed=0)
+    >>> reduced = responses.reduce(torch.tensor(labels, dtype=torch.float32))
+    >>> reduced.shape, np.allclose(responses.expand(reduced), labels, atol=1e-5)
+    (torch.Size([4, 1]), True)
+    """
+
+    directions: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, labels: np.ndarray, weights: np.ndarray, n: int, *, seed: int) -> Responses:
+        """Components of centred labels (n_spots, G) of training spots with ``weights`` (n_spots,)."""
+        if n >= labels.shape[1]:
+            return cls()
+        found = leading_directions(labels * np.sqrt(weights)[:, None], n, seed)
+        directions = np.zeros((labels.shape[1], n), dtype=np.float32)
+        # Few spots have fewer components; the outputs of the others count nothing.
+        directions[:, : found.shape[1]] = found
+        return cls(directions)
+
+    def _scaled(self, like: Tensor) -> Tensor:
+        """(G, r): in these units the mean squared component is the mean squared label, so that losses keep their weights."""
+        assert self.directions is not None
+        n_genes, n = self.directions.shape
+        # Stored arrays are read-only, which PyTorch warns about.
+        return torch.tensor(self.directions, dtype=like.dtype, device=like.device) * (n / n_genes) ** 0.5
+
+    def reduce(self, labels: Tensor) -> Tensor:
+        """Components (…, r) of labels (…, G)."""
+        return labels if self.directions is None else labels @ self._scaled(labels)
+
+    def expand(self, outputs: Tensor) -> Tensor:
+        """Labels (…, G) of components (…, r)."""
+        if self.directions is None:
+            return outputs
+        n_genes, n = self.directions.shape
+        return outputs @ (self._scaled(outputs).mT * (n_genes / n))
+
+    def of_gene(self, gene: int, n_outputs: int) -> Tensor:
+        """What each output (r,) counts in the label of a gene."""
+        return self.expand(torch.eye(n_outputs))[:, gene]

@@ -1,0 +1,149 @@
+"""The argument ``debias=`` of a fit: which parts it names, and what they are fitted to."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from img2gene import _schema, models
+from img2gene._checks import Arguments, several, shown
+from img2gene._errors import Img2GeneError, listing
+from img2gene._study.restaining import stored_changes
+from img2gene._study.study import Study
+from img2gene.models import Predictor, TrainingData
+from img2gene.models.bias.debiasing import Debiasing
+from img2gene.models.bias.level import FEWEST_UNITS, SectionLevel
+from img2gene.models.bias.stain import StainShrinkage
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = "default"
+PARTS = ("stain", "level", "depth")
+
+
+@dataclass(frozen=True)
+class DebiasChoice:
+    """Parts of the debiasing; ``named`` says that the user named them, so that one that cannot be done is an error."""
+
+    parts: tuple[str, ...]
+    named: bool
+
+    def fit(
+        self,
+        study: Study,
+        rows: np.ndarray,
+        identity: dict[str, Any],
+        predictor: Predictor,
+        data: TrainingData,
+        seed: int,
+    ) -> tuple[Debiasing | None, dict[str, Any]]:
+        """Fit the parts to the training data; return them and a report of what was done and its measured effect."""
+        report: dict[str, Any] = {"parts": []}
+        stain = level = None
+        if "stain" in self.parts:
+            stain, report["stain"] = self._stain(study, rows, identity, data)
+        if "level" in self.parts:
+            seen = data if stain is None else dataclasses.replace(data, features=stain(data.features))
+            level, report["level"] = _level(predictor, seen, seed)
+        if "depth" in self.parts:
+            if data.library is None:
+                raise Img2GeneError(
+                    "debias='depth' needs counts, which labels from `layer=` do not have. Leave `layer` out."
+                )
+            report["depth"] = {"predicted_at": _schema.UNLIMITED}
+        done = {"stain": stain is not None, "level": level is not None, "depth": "depth" in report}
+        report["parts"] = [part for part in PARTS if done[part]]
+        return None if stain is None and level is None else Debiasing(stain, level), report
+
+    def _stain(
+        self, study: Study, rows: np.ndarray, identity: dict[str, Any], data: TrainingData
+    ) -> tuple[StainShrinkage | None, dict[str, Any]]:
+        name, width = identity["name"], identity["width"]
+        changes = None if "finetuned" in identity else stored_changes(study, name, width, rows)
+        if changes is None:
+            reason = (
+                "a fine-tuned encoder has no restained patches"
+                if "finetuned" in identity
+                else f"`{study.name}.obsm` has no restained patches of the training sections. Run "
+                f"`img2gene.pp.embed_patches(sdata, {name!r}{study.table_argument})`"
+            )
+            if self.named:
+                raise Img2GeneError(f"debias='stain': {reason}.")
+            logger.info("not debiased for stain: %s", reason)
+            return None, {"left_out": reason}
+        stain = StainShrinkage.fit(data.features, data.sections, changes)
+        return stain, stain.effect(changes)
+
+
+def checked_debias(check: Arguments, debias: Any, model: Any, params: dict[str, Any]) -> DebiasChoice:
+    """Check ``debias``; an effect that it names becomes the parameter ``effect`` of the model, in ``params``."""
+    if debias is None:
+        return DebiasChoice((), named=True)
+    names = [debias] if isinstance(debias, str) else several(debias)
+    effects = _effects()
+    known = (*PARTS, *effects)
+    if names is None or not all(isinstance(name, str) and (name in known or name == DEFAULT) for name in names):
+        check.messages.append(
+            f"debias={shown(debias)}: choose from {listing(known)}, {DEFAULT!r}, or None for nothing."
+        )
+        return DebiasChoice((), named=True)
+    chosen = [name for name in dict.fromkeys(names) if name in effects]
+    if chosen:
+        _take_effect(check, chosen, model, params)
+    parts = tuple(name for name in PARTS if name in names)
+    if DEFAULT in names:
+        return DebiasChoice(tuple(dict.fromkeys((*parts, *_default_parts(model)))), named=False)
+    return DebiasChoice(parts, named=True)
+
+
+def _effects() -> tuple[str, ...]:
+    from img2gene.models.networks.debiasing import EFFECTS
+
+    return tuple(effect for effect in EFFECTS if effect != "none")
+
+
+def _default_parts(model: Any) -> tuple[str, ...]:
+    """Parts that a registered model is debiased by unless the user says otherwise."""
+    if not isinstance(model, str) or model not in models.list():
+        return ()
+    return tuple(getattr(models.get(model), "debias", ()))
+
+
+def _take_effect(check: Arguments, chosen: list[str], model: Any, params: dict[str, Any]) -> None:
+    """Set the effect as a parameter of the model; refuse several, and models without effects."""
+    import inspect
+
+    takes = (
+        isinstance(model, str)
+        and model in models.list()
+        and "effect" in inspect.signature(models.get(model)).parameters
+    )
+    if len(chosen) > 1:
+        check.messages.append(f"debias: {listing(chosen)} are alternatives, choose one of them.")
+    elif not takes:
+        check.messages.append(f"debias={chosen[0]!r}: the model {shown(model)} has no causal effects, 'img2gene' has.")
+    elif params.get("effect", chosen[0]) != chosen[0]:
+        check.messages.append(f"debias={chosen[0]!r} contradicts effect={params['effect']!r}: pass one of them.")
+    else:
+        params["effect"] = chosen[0]
+
+
+def _level(predictor: Predictor, data: TrainingData, seed: int) -> tuple[SectionLevel, dict[str, Any]]:
+    """Fit levels of sections; refuse a model that predicts levels itself."""
+    center = getattr(predictor, "center", getattr(getattr(predictor, "parameters", None), "center", "none"))
+    if center != "section":
+        raise Img2GeneError(
+            f"debias='level': the model `{predictor.name}` does not centre by section, so it predicts levels itself. Leave it out."
+        )
+    level, report = SectionLevel.fit(data, seed=seed)
+    if report["validated_on"] != "group":
+        logger.warning(
+            "fewer than %d training groups: levels were validated on left-out %ss, so levels of new patients are unknown",
+            FEWEST_UNITS,
+            report["validated_on"],
+        )
+    return level, report
