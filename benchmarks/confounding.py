@@ -27,9 +27,7 @@ COHORTS = {"confounded": 1.0, "control": 0.0}
 def scored(sdata: SpatialData, model: str, debias: str | None, seed: int) -> dict[str, float]:
     """PCC with the noise-free truth on the held-out patient, for each set of genes."""
     table = sdata["table"]
-    fitted = ig.tl.fit(
-        sdata, model, validate_on=[HELD_OUT], debias=debias, seed=seed, uncertainty=False, inplace=False
-    )
+    fitted = ig.tl.fit(sdata, model, validate_on=[HELD_OUT], debias=debias, seed=seed, uncertainty=False, inplace=False)
     found = ig.tl.predict(sdata, fitted, inplace=False)
     held = (table.obs["patient"] == HELD_OUT).to_numpy()
     genes = table.var_names.get_indexer(found.var_names)

@@ -222,7 +222,7 @@ def test_depth_is_the_scale_of_predictions_unless_told_otherwise(cohort):
 
 def test_an_effect_becomes_the_parameter_of_the_model(cohort):
     options = {"validate_on": ["P4"], "inplace": False, "max_epochs": 1, "n_models": 1, "n_validations": 0}
-    model = ig.tl.fit(cohort, debias=["TDE", "default"], uncertainty=False, **options)
+    model = ig.tl.fit(cohort, debias=["TDE", "stain"], uncertainty=False, **options)
     assert model.predictor.parameters.effect == "TDE"
     assert model.report["debias"]["parts"] == ["stain"]
 

@@ -115,7 +115,7 @@ def fit(
         read off their mean features, as far as left-out groups support it), ``"depth"`` (predictions are log1p(1e4 · share of
         the gene), without the noise of counting, unless :func:`img2gene.tl.predict` is told otherwise), and one effect of the
         publication (``"TE"``, ``"TDE"``, ``"TIE"``, ``"NDE"``, ``"NIE"``). ``"default"`` is what the model declares, where the
-        study has what it needs: ``"stain"`` for ``img2gene`` and ``ridge``, nothing for other models. None does nothing. What
+        study has what it needs: ``"stain"`` for ``ridge``, nothing for other models. None does nothing. What
         was done, and its measured effect, is in ``report["debias"]`` of the model.
     finetune
         Adapt the encoder to the training sections first: ``"last"`` trains the last stage of its network, ``"all"`` the

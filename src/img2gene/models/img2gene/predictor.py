@@ -104,7 +104,6 @@ class Img2Gene(NetworkPredictor):
     """
 
     name: ClassVar[str] = "img2gene"
-    debias: ClassVar[tuple[str, ...]] = ("stain",)
     inputs: ClassVar[tuple[str, ...]] = ("positions", "tokens")
     dtypes: ClassVar[dict[str, str]] = FittedImg2Gene.dtypes
 
