@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +34,7 @@ _SKELETON = "table"
 _RUN = "stored_run"
 # A part is what a kill can lose, and what has to fit into memory.
 _PART_BYTES = 2**25
-_MOST_ROWS = 8192
+_MOST_ROWS = 4096
 _CHUNK_BYTES = 2**22
 _LAZY_GROUPS = ("layers", "obsm")
 _EMBEDDING = _schema.embedding_key("")
@@ -118,7 +118,7 @@ def part_rows(n_values: int, itemsize: int) -> int:
     --------
     >>> from img2gene.io.table_store import part_rows
     >>> part_rows(1000, 4)
-    8192
+    4096
     """
     return int(min(max(_PART_BYTES // max(n_values * itemsize, 1), 1), _MOST_ROWS))
 
@@ -238,6 +238,11 @@ class TableWriter:
         with self._writing():
             facts = {"part": number}
             self.parts.write(f"part{number}", facts, lambda folder: _write_part(folder, number, self.rows, values))
+
+    def keep(self, name: str, facts: dict[str, Any], writer: Callable[[Path], list[Path]]) -> None:
+        """Keep files next to the table until it is finished, as :meth:`ResumableFolder.write` does."""
+        with self._writing():
+            self.parts.write(name, facts, writer)
 
     def finish(self) -> AnnData:
         """Put the store in its place, and open it."""

@@ -10,7 +10,7 @@ import numpy as np
 # Labels of a block, float32 (n, n_genes), and their SD over members, or None.
 Block = tuple[np.ndarray, np.ndarray | None]
 Rows = Callable[[slice], Block]
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 2048
 
 
 @runtime_checkable

@@ -10,26 +10,18 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._checks import Arguments
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing
 from img2gene._study.entrance import open_study, report_off_tissue
-from img2gene._study.expression import in_tissue
-from img2gene._study.model_inputs import ModelInputs, model_inputs
+from img2gene._study.model_inputs import model_inputs
 from img2gene._study.predictions import no_shared_genes
 from img2gene._study.replaced import foreign_predictions, remove_scores
 from img2gene._study.sections import region_column
 from img2gene._study.study import Study
-from img2gene.models import Calibration, Model
-from img2gene.tl._arguments import check_flags, check_model, check_name
-from img2gene.tl._prediction.streaming import StreamedPrediction
-from img2gene.tl._prediction.values import (
-    at_depth,
-    new_patients,
-    predicted_table,
-    prediction_record,
-    resolve_model,
-    spread,
-)
-from img2gene.tl._scoring.depth import required_scale
+from img2gene.models import Model
+from img2gene.tl._arguments import check_flags, check_model
+from img2gene.tl._prediction.study import Request, StudyPrediction
+from img2gene.tl._prediction.values import resolve_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,6 +32,7 @@ logger = logging.getLogger(__name__)
 _MAX_LAYER_BYTES = 4 * 2**30
 
 
+@fill_parameters
 def predict(
     sdata: SpatialData,
     model: Model | str | Path | None = None,
@@ -50,6 +43,7 @@ def predict(
     depth: float | str | None = None,
     out: str | Path | None = None,
     dtype: str = "float32",
+    client: Any = None,
     inplace: bool = True,
 ) -> AnnData | None:
     """Predict expression from embedded patches.
@@ -78,6 +72,7 @@ def predict(
         :func:`img2gene.pp.embed_patches` wrote to a store is read from it chunk by chunk.
     dtype
         Type of the numbers in ``out``: ``"float32"``, or ``"float16"``, which halves the store and keeps three digits.
+    %(client)s
     inplace
         If False, nothing is written to the study and a table of the predictions is returned.
 
@@ -122,13 +117,8 @@ def predict(
     True
     """
     check = Arguments()
-    check_name(check, "key_added", key_added)
-    check_flags(check, uncertainty=uncertainty, inplace=inplace)
-    if not (isinstance(depth, str) and depth == _schema.UNLIMITED):
-        depth = check.number("depth", depth, above=0, optional=True)
-    target, dtype = check.path("out", out, optional=True), check.choice("dtype", dtype, ("float32", "float16"))
-    if out is None and dtype == "float16":
-        check.messages.append('dtype="float16" needs `out=`: predictions in the study are float32.')
+    request = Request.of(check, key_added, uncertainty, depth, out, dtype, client)
+    check_flags(check, inplace=inplace)
     model = check_model(check, model)
     check.raise_all()
     study = open_study(check, sdata, table_key)
@@ -145,27 +135,25 @@ def predict(
     if inplace and not ((columns >= 0).all() and fits):
         _check_regions(study, key_added)
     report_off_tissue(study)
-    calibration = trained.calibration if uncertainty else None
     _report_genes(study, trained, columns, key_added)
+    prediction = StudyPrediction(study, trained, inputs, request)
     predicted: AnnData | None = None
     layers: dict[str, np.ndarray] = {}
-    if out is None:
-        layers, ood = _predicted(study, trained, calibration, inputs, key_added, depth)
+    if request.out is None:
+        layers, ood = prediction.layers()
     else:
-        predicted, ood = StreamedPrediction(study, trained, calibration, inputs, key_added, depth, dtype).write(target)
-    record = prediction_record(table, trained, calibration, key_added, depth)
+        predicted, ood = prediction.write(request.out)
     if predicted is None and not (inplace and (columns >= 0).all() and fits):
-        predicted = predicted_table(study, trained, layers, ood, key_added)
-        _schema.apply(predicted, {"uns": prediction_record(predicted, trained, calibration, key_added, depth)})
+        predicted = prediction.table(layers, ood)
     if not inplace:
         return predicted
     update: dict[str, dict[str, Any]] = {"layers": {}, "obs": {} if ood is None else {_schema.ood_key(key_added): ood}}
     if (columns >= 0).any() and fits:
         update["layers"] = {name: _layer(table, values, columns) for name, values in layers.items()}
-    update |= _stale(table, update, key_added) | {"uns": record}
+    update |= _stale(table, update, key_added) | {"uns": prediction.record(table)}
     _write(study, update, predicted, key_added, trained)
-    if calibration is not None and ood is not None:
-        _warn_of_ood_sections(study, ood > calibration.threshold)
+    if prediction.calibration is not None and ood is not None:
+        _warn_of_ood_sections(study, ood > prediction.calibration.threshold)
     return None
 
 
@@ -190,32 +178,6 @@ def _check_regions(study: Study, key_added: str) -> None:
             f"tables[{key_added!r}] holds predictions of other regions ({listing(others)}), which would be lost. Pass another "
             f"`key_added` (and the model), or delete the table: `del sdata.tables[{key_added!r}]`."
         )
-
-
-def _predicted(
-    study: Study,
-    model: Model,
-    calibration: Calibration | None,
-    inputs: ModelInputs,
-    key: str,
-    depth: float | str | None,
-) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Layers by name, the prediction first, and the percentile of each spot; NaN off the tissue."""
-    scale, rows = None if depth is None else required_scale(model), in_tissue(study.table)
-    # Features are centred by section, so spots off the tissue would change the predictions of all others.
-    part = inputs if rows.all() else inputs.take(rows)
-    if not rows.any():
-        raise Img2GeneError("No spot lies on tissue (`obs['in_tissue']`), so there is nothing to predict.")
-    if calibration is None:
-        layers = {key: model.predict(part.features, part.sections, **part.extra)}
-        return {name: spread(values, rows) for name, values in at_depth(scale, layers, depth, key).items()}, None
-    prediction = model.predict_intervals(
-        part.features, part.sections, **part.extra, new_patient=new_patients(study, model)[rows]
-    )
-    names = _schema.uncertainty_keys(key)
-    layers = {key: prediction.values} | {name: getattr(prediction, part) for part, name in names.items()}
-    layers = at_depth(scale, layers, depth, key)
-    return {name: spread(values, rows) for name, values in layers.items()}, spread(prediction.ood, rows)
 
 
 def _report_genes(study: Study, model: Model, columns: np.ndarray, key: str) -> None:
