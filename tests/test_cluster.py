@@ -1,12 +1,16 @@
 """Work that dask's workers share: results are those of one process, and a worker that dies loses nothing."""
 
 import importlib.metadata
+import logging
+import operator
 import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,13 +27,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+# Workers cannot import the tests.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 SMALL = {"n_models": 2, "max_epochs": 1, "n_components": 4, "dim": 8, "heads": 1, "n_validations": 1}
 
 
 @pytest.fixture(scope="module")
 def client():
     """Two workers of one thread each, in processes of their own."""
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": "critical"}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster, set_as_default=False) as client:
         yield client
 
@@ -76,7 +82,7 @@ def test_every_part_comes_once(client):
 
 def test_an_error_of_a_part_keeps_its_kind(client):
     with pytest.raises(ig.MissingKeyError, match="no such spot"):
-        list(run_parts(client, refuse, None, [1, 2]))
+        list(run_parts(client, operator.call, partial(refuse, None), [1, 2]))
 
 
 @pytest.mark.parametrize("tokens", [None, 9])
@@ -95,9 +101,9 @@ def test_the_default_encoder_is_loaded_once_per_worker_and_agrees(client, embedd
     expected = ig.pp.embed_patches(sdata, client=False, inplace=False)["obsm"]["X_efficientnet-lite0"]
     found = ig.pp.embed_patches(sdata, client=client, inplace=False)["obsm"]["X_efficientnet-lite0"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    before = {result for _, result in run_parts(client, _first, None, range(40))}
+    before = {result for _, result in run_parts(client, operator.call, partial(_first, None), range(40))}
     ig.pp.embed_patches(sdata, client=client, inplace=False)
-    assert {result for _, result in run_parts(client, _first, None, range(40))} == before
+    assert {result for _, result in run_parts(client, operator.call, partial(_first, None), range(40))} == before
     assert 1 <= len(before) <= 2
 
 
@@ -137,7 +143,7 @@ def test_cross_validation_is_that_of_one_process_and_resumes_from_its_folder(cli
 
 def test_a_worker_that_is_killed_loses_nothing(client, tmp_path):
     workers = set(client.scheduler_info()["workers"])
-    found = dict(run_parts(client, die_once, str(tmp_path / "killed"), list(range(12))))
+    found = dict(run_parts(client, operator.call, partial(die_once, str(tmp_path / "killed")), list(range(12))))
     assert found == {n: n**2 for n in range(12)} and (tmp_path / "killed").exists()
     client.wait_for_workers(2)
     assert set(client.scheduler_info()["workers"]) != workers
@@ -145,7 +151,7 @@ def test_a_worker_that_is_killed_loses_nothing(client, tmp_path):
 
 def test_work_that_kills_every_worker_is_given_up(client):
     with pytest.raises(ig.Img2GeneError, match="died again and again"):
-        list(run_parts(client, always_die, None, [1]))
+        list(run_parts(client, operator.call, partial(always_die, None), [1]))
     client.wait_for_workers(2)
 
 
@@ -177,7 +183,9 @@ def test_the_current_client_is_taken_and_false_takes_none(client, embedded, monk
 
 
 def test_workers_do_not_ask_the_cluster_again(client):
-    assert {result for _, result in run_parts(client, _client_in_worker, None, range(4))} == {None}
+    assert {result for _, result in run_parts(client, operator.call, partial(_client_in_worker, None), range(4))} == {
+        None
+    }
 
 
 def _client_in_worker(shared, part):
@@ -208,7 +216,7 @@ def test_a_worker_with_another_version_is_refused_by_name(tmp_path, embedded):
     info = tmp_path / "img2gene-0.0.7.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: img2gene\nVersion: 0.0.7\n")
-    options = {"dashboard_address": None, "silence_logs": "critical", "threads_per_worker": 1}
+    options = {"dashboard_address": None, "silence_logs": logging.CRITICAL, "threads_per_worker": 1}
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     with (
         distributed.LocalCluster(n_workers=1, env={"PYTHONPATH": path}, **options) as cluster,

@@ -133,7 +133,7 @@ def _on_workers(
             pending[futures[-1]] = number
         return futures
 
-    running = as_completed(submitted(_AHEAD * n_threads(client)))
+    running = as_completed(submitted(_AHEAD * n_threads(client)), loop=client.loop)
     try:
         for future in running:
             number, result = pending.pop(future), _result(future)

@@ -11,7 +11,7 @@ import numpy as np
 from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
-from img2gene._errors import Img2GeneError, listing
+from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.model_inputs import model_inputs
 from img2gene._study.predictions import no_shared_genes
@@ -20,6 +20,7 @@ from img2gene._study.sections import region_column
 from img2gene._study.study import Study
 from img2gene.models import Model
 from img2gene.tl._arguments import check_flags, check_model
+from img2gene.tl._prediction.finer import FinerPrediction, check_resolution, store, target_problems
 from img2gene.tl._prediction.study import Request, StudyPrediction
 from img2gene.tl._prediction.values import resolve_model
 
@@ -44,6 +45,8 @@ def predict(
     out: str | Path | None = None,
     dtype: str = "float32",
     client: Any = None,
+    resolution_um: float | None = None,
+    totals: str = "predicted",
     inplace: bool = True,
 ) -> AnnData | None:
     """Predict expression from embedded patches.
@@ -73,6 +76,14 @@ def predict(
     dtype
         Type of the numbers in ``out``: ``"float32"``, or ``"float16"``, which halves the store and keeps three digits.
     %(client)s
+    resolution_um
+        Predict square tiles of this side in µm instead of spots. Their patches have the fields of view of the training, so
+        they overlap; they are read and embedded here. Where labels are made of counts, expm1 of the tiles whose centre lies in
+        a spot has the mean that the spot has, gene by gene; labels of a layer have it themselves. Tiles between the spots
+        follow the correction of the nearest four.
+    totals
+        What the tiles of a spot add up to with ``resolution_um``: the ``"predicted"`` expression of the spot, or, where it
+        was measured, the ``"measured"`` one.
     inplace
         If False, nothing is written to the study and a table of the predictions is returned.
 
@@ -84,6 +95,10 @@ def predict(
     NaN) for the genes that the table has. Where it lacks genes of the model (tiles have none at all), or a layer would
     exceed 4 GiB, the whole prediction is written to ``tables[key_added]``, annotating the same regions. With ``out`` it always
     is, and its ``X`` and layers are dask arrays that stay in the store; :func:`img2gene.io.open_table` opens it later.
+
+    With ``resolution_um``, nothing is written for the spots, but ``tables["<key_added>_<resolution>um"]`` and the squares
+    ``shapes["<key_added>_<resolution>um_squares"]`` (with the region's name for several regions). ``obs["spot"]`` names the
+    spot that a tile lies in. Intervals hold for spots alone, so tiles have none.
 
     With uncertainty, further layers of the same shape are written: ``<key_added>_std``, the predictive SD, and
     ``<key_added>_lower`` and ``<key_added>_upper``, the interval that holds the stated share of measured labels in the mean over
@@ -119,6 +134,7 @@ def predict(
     check = Arguments()
     request = Request.of(check, key_added, uncertainty, depth, out, dtype, client)
     check_flags(check, inplace=inplace)
+    resolution_um, totals = check_resolution(check, resolution_um, totals, out)
     model = check_model(check, model)
     check.raise_all()
     study = open_study(check, sdata, table_key)
@@ -137,6 +153,8 @@ def predict(
     report_off_tissue(study)
     _report_genes(study, trained, columns, key_added)
     prediction = StudyPrediction(study, trained, inputs, request)
+    if resolution_um is not None:
+        return _predicted_finer(FinerPrediction(study, trained, request, prediction, resolution_um, totals), inplace)
     predicted: AnnData | None = None
     layers: dict[str, np.ndarray] = {}
     if request.out is None:
@@ -154,6 +172,18 @@ def predict(
     _write(study, update, predicted, key_added, trained)
     if prediction.calibration is not None and ood is not None:
         _warn_of_ood_sections(study, ood > prediction.calibration.threshold)
+    return None
+
+
+def _predicted_finer(finer: FinerPrediction, inplace: bool) -> AnnData | None:
+    """Predict tiles smaller than spots, and write their table with its squares, or return the table."""
+    if inplace:
+        raise_problems(target_problems(finer.study, finer.key))
+    fine = finer.run()
+    if not inplace:
+        return fine.tables[finer.key]
+    store(finer.study, fine, finer.key)
+    logger.info("wrote tables[%r] and %s", finer.key, listing(fine.shapes))
     return None
 
 
