@@ -5,6 +5,7 @@ import logging
 import operator
 import os
 import signal
+import subprocess
 import sys
 import time
 from functools import partial
@@ -216,20 +217,29 @@ def test_a_worker_with_another_version_is_refused_by_name(tmp_path, embedded):
     info = tmp_path / "img2gene-0.0.7.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: img2gene\nVersion: 0.0.7\n")
-    options = {"dashboard_address": None, "silence_logs": logging.CRITICAL, "threads_per_worker": 1}
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     with (
-        distributed.LocalCluster(n_workers=1, env={"PYTHONPATH": path}, **options) as cluster,
+        distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=logging.CRITICAL) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
-        own = importlib.metadata.version("img2gene")
-        with pytest.raises(
-            ig.Img2GeneError, match=rf"other versions of img2gene \(tcp.*: 0\.0\.7\) than this process \({own}\)"
-        ):
-            ig.pp.embed_patches(embedded, "color-texture", client=client)
-        # A worker that joins later is noticed by itself.
-        with pytest.raises(ig.Img2GeneError, match=r"A worker has img2gene 0\.0\.7"):
-            list(run_parts(client, pow, 2, [3]))
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address]
+        worker = subprocess.Popen(
+            [*command, "--no-nanny", "--nthreads", "1", "--no-dashboard"],
+            env={**os.environ, "PYTHONPATH": path},
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            client.wait_for_workers(1, timeout=60)
+            own = importlib.metadata.version("img2gene")
+            message = rf"other versions of img2gene \(tcp.*: 0\.0\.7\) than this process \({own}\)"
+            with pytest.raises(ig.Img2GeneError, match=message):
+                ig.pp.embed_patches(embedded, "color-texture", client=client)
+            # A worker that joins later is noticed by itself.
+            with pytest.raises(ig.Img2GeneError, match=r"A worker has img2gene 0\.0\.7"):
+                list(run_parts(client, pow, 2, [3]))
+        finally:
+            worker.kill()
+            worker.wait()
 
 
 def test_importing_the_package_starts_no_cluster():
