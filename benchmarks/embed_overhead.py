@@ -15,6 +15,7 @@ from spatialdata import SpatialData
 
 import img2gene as ig
 from img2gene import encoders
+from img2gene.encoders import registry
 from img2gene.pp.patches import DEFAULT_FIELDS_UM
 
 
@@ -37,7 +38,7 @@ def embed(sdata: SpatialData, encoder: encoders.Encoder, orientations: int, num_
     watch = Stopwatch(type(encoder).forward.__get__(encoder))
     encoder.forward = watch  # type: ignore[attr-defined]
     start = time.perf_counter()
-    with mock.patch.object(encoders, "load", lambda *args, **kwargs: encoder):
+    with mock.patch.object(registry, "load_spec", lambda *args, **kwargs: encoder):
         ig.pp.embed_patches(sdata, orientations=orientations, num_workers=num_workers)
     return time.perf_counter() - start, watch.seconds
 

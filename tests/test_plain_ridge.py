@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from img2gene import models
 from img2gene._errors import Img2GeneError
 from img2gene.metrics import pearson
-from img2gene.models import TrainingData, linear
+from img2gene.models import TrainingData, row_blocks
 from img2gene.models.decomposition import decompose
 from img2gene.models.plain_ridge import PlainRidge, _gene_bins, _inverse_sd
 from img2gene.models.uncertainty.inner_folds import deal, inner_folds
@@ -353,7 +353,7 @@ def test_the_report_says_how_the_penalty_was_chosen(n_sections):
 def test_predictions_do_not_depend_on_the_blocks_they_are_made_in(monkeypatch, center, n_rows):
     data, new = linear_data(shift=3.0), linear_data(90, n_sections=3, shift=20.0, seed=2)
     model, values = fitted(data, center=center), new.features.astype(np.float64)
-    monkeypatch.setattr(linear, "_BLOCK_ROWS", n_rows)
+    monkeypatch.setattr(row_blocks, "BLOCK_ROWS", n_rows)
     means = np.array([values[new.sections == name].mean(axis=0) for name in new.sections])
     centred = values - (means if center == "section" else model.arrays["feature_mean"])
     scores = centred / model.arrays["scale"] @ model.arrays["components"].T

@@ -166,7 +166,7 @@ FLOORS = (
     ("_errors",),
     ("_checks",),
     ("_schema", "_files", "_docs", "_versions", "settings"),
-    ("metrics", "encoders"),
+    ("metrics", "encoders", "_cluster"),
     ("models",),
     ("pathways", "testing"),
     ("_study",),

@@ -36,7 +36,8 @@ class Settings:
     seed
         Seed of every call whose ``seed`` is None.
     cache_dir
-        Folder for downloads.
+        Folder for downloads. Once you set it, :func:`img2gene.pp.embed_patches` also keeps embeddings there, by the pixels
+        of each patch and the revision of the encoder, and never encodes a patch twice.
 
     Raises
     ------
@@ -64,6 +65,11 @@ class Settings:
         if name == "cache_dir" and isinstance(value, Path):
             default = value
         super().__setattr__(name, value if value is default else _checked(name, value))
+
+    @property
+    def caches_embeddings(self) -> bool:
+        """Whether embeddings are kept in :attr:`cache_dir`: once it is set, because they take gigabytes."""
+        return Path(self.cache_dir) != _default_cache()
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -176,6 +176,11 @@ def _table(folder: Path) -> Path:
     return folder / "scores.csv"
 
 
+def _stored_table(folder: Path) -> Path:
+    ig.tl.predict(_study(), studies.trained("ridge"), out=folder / "predicted.zarr", inplace=False)
+    return folder / "predicted.zarr"
+
+
 def _truth_and_positions() -> Arguments:
     return {**_values(), "positions": _lattice()}
 
@@ -205,6 +210,7 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
         "patient_key": "patient",
     },
     "io.load_model": lambda folder: {"path": _saved(folder)},
+    "io.open_table": lambda folder: {"path": _stored_table(folder)},
     "io.read_csv": lambda folder: {"path": _table(folder)},
     "io.read_legacy_st": _legacy,
     "io.save_model": lambda folder: {"model": _study(), "path": folder / "model.img2gene", "overwrite": True},

@@ -17,6 +17,7 @@ from spatialdata import SpatialData, read_zarr
 import img2gene as ig
 from img2gene.benchmark import cohorts
 from img2gene.benchmark.__main__ import main
+from img2gene.io import table_store
 from img2gene.io.study_store import write_study
 from reliability import studies
 from reliability.content import content, text_of
@@ -140,6 +141,14 @@ def _cross_validate(folder: Path, number: int) -> str:
     return text_of(result.scores)
 
 
+def _predict(folder: Path, number: int) -> str:
+    sdata = studies.copy_of(studies.embedded())
+    model = studies.trained("ridge")
+    with mock.patch.object(table_store, "_MOST_ROWS", 7):
+        table = ig.tl.predict(sdata, model, out=folder / "predicted.zarr", inplace=False)
+    return summary(table.to_memory())
+
+
 def _learning_curve(folder: Path, number: int) -> str:
     sdata = studies.copy_of(studies.embedded())
     curve = ig.tl.learning_curve(sdata, fractions=[0.5, 1.0], n_repeats=1, folder=folder / "curve", **_CHEAP)
@@ -172,6 +181,7 @@ JOBS = (
     Job("embed_patches on a backed study", _copy_store, _embed, _stored),
     Job("fit(checkpoint_dir=)", nothing, _fit),
     Job("cross_validate(folder=)", nothing, _cross_validate, share=3),
+    Job("predict(out=)", nothing, _predict, share=3),
     Job("learning_curve(folder=)", nothing, _learning_curve),
     Job("benchmark", _draw_cohort, _benchmark, share=0.1),
 )

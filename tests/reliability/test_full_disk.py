@@ -12,7 +12,7 @@ from reliability.tally import Tally
 # Warnings of other packages would end trials with errors that no user sees.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("prepared_jobs")]
 N_EACH, SEED = 8, 0
-SHORT = ("save_model", "gene-set cache")
+SHORT = ("save_model", "gene-set cache", "predict(out=)")
 
 
 @pytest.mark.parametrize("job", [job for job in full_disk.JOBS if job.name in SHORT], ids=lambda job: job.name)

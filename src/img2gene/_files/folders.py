@@ -208,7 +208,8 @@ class ResumableFolder:
         A digest of each file and of the facts is kept, by which :meth:`read` notices changes.
         """
         if self.folder is not None:
-            digests = {path.name: _file_digest(path) for path in writer(self.folder) or ()}
+            paths = [Path(path) for path in writer(self.folder) or ()]
+            digests = {path.relative_to(self.folder).as_posix(): _file_digest(path) for path in paths}
             stored: dict[str, Any] = {"facts": facts, "files": digests}
             stored["digest"] = _text_digest(name, stored)
             write_bytes(self.folder / f"{name}.json", json.dumps(stored).encode())

@@ -35,7 +35,7 @@ class ReportedStudy(Study):
     @classmethod
     def read(cls, sdata: SpatialData, model: Model | str | Path | None, key: str, table_key: str) -> ReportedStudy:
         """Open a study; a model that was named must exist, the default one need not."""
-        from img2gene.tl.predict import resolve_model
+        from img2gene.tl._prediction.values import resolve_model
 
         # Opened first, so that a missing table is not taken for a missing model.
         study = Study.of(sdata, table_key)

@@ -154,8 +154,7 @@ def stream_windows(image: RGBImage, boxes: np.ndarray, batch_size: int, num_work
     Batches in the order of the image's chunks; ``index`` says which spots they hold.
     """
     spans = _chunk_spans(image, boxes)
-    # Spots on the same chunks come one after the other, so few chunks are in memory at a time.
-    order = np.lexsort((spans[:, 2], spans[:, 0]))
+    order = _by_chunk(spans)
     uses = _chunk_uses(spans, (len(image.y_edges) - 1, len(image.x_edges) - 1))
     cache: Blocks = {}
     sides = boxes[0, :, 2] - boxes[0, :, 0] if len(boxes) else []
@@ -171,6 +170,16 @@ def stream_windows(image: RGBImage, boxes: np.ndarray, batch_size: int, num_work
                     _fill(field[place], box, {key: cache[key] for key in keys}, image)
                 _release(keys, uses, cache)
             yield Windows(index, fields)
+
+
+def chunk_order(image: RGBImage, boxes: np.ndarray) -> np.ndarray:
+    """Order of spots, int (n,), in which :func:`stream_windows` reads their windows."""
+    return _by_chunk(_chunk_spans(image, boxes))
+
+
+def _by_chunk(spans: np.ndarray) -> np.ndarray:
+    # Spots on the same chunks come one after the other, so few chunks are in memory at a time.
+    return np.lexsort((spans[:, 2], spans[:, 0]))
 
 
 def _keys(span: np.ndarray) -> list[tuple[int, int]]:

@@ -12,12 +12,11 @@ from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._study.matrices import in_memory
 from img2gene._study.origins import check_embedding
+from img2gene._study.stored_rows import StoredRows
 from img2gene._study.study import Study
-from img2gene.models.data import n_faulty
+from img2gene.models.data import LARGEST, n_extreme, n_faulty
 
 logger = logging.getLogger(__name__)
-# Models square features in float32, which holds no number above 3e38.
-_LARGEST = 1e15
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Inputs:
     identity
         Encoder and settings of the embedding, as in :attr:`img2gene.models.Model.inputs`.
     features
-        float32 (n_obs, width).
+        float32 (n_obs, width), in memory or in a store.
     tokens
         float16 (n_obs, m, token_width), for predictors that use them.
     weights
@@ -39,7 +38,7 @@ class Inputs:
     """
 
     identity: dict[str, Any]
-    features: np.ndarray
+    features: Any
     tokens: np.ndarray | None
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     report: dict[str, Any] | None = None
@@ -75,22 +74,37 @@ def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
     check_embedding(study, identity["name"])
     key = _schema.embedding_key(identity["name"])
     values = _stored_array(study, key)
-    if values.ndim != 2 or values.shape[1] != identity["width"]:
-        raise Img2GeneError(
-            f"`{study.name}.obsm['{key}']` has shape {values.shape}, its record says width {identity['width']}. "
-            "Run `img2gene.pp.embed_patches` again."
-        )
+    _check_width(study, key, values.shape, identity)
     bad = n_faulty(values)
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN in {bad} rows: run `img2gene.pp.embed_patches` again.")
-    large = int((np.abs(values) > _LARGEST).any(axis=1).sum())
+    large = n_extreme(values)
     if large:
         raise Img2GeneError(
-            f"`obsm['{key}']` holds values beyond ±{_LARGEST:.0e} in {large} rows: run `img2gene.pp.embed_patches` again."
+            f"`obsm['{key}']` holds values beyond ±{LARGEST:.0e} in {large} rows: run `img2gene.pp.embed_patches` again."
         )
     if len(values) > 1 and (values == values[0]).all():
         logger.warning("`obsm['%s']` does not vary: all spots have one embedding, and get one prediction", key)
     return values.astype(np.float32, copy=False)
+
+
+def embedding_rows(study: Study, identity: dict[str, Any]) -> np.ndarray | StoredRows:
+    """Read the stored embedding as :func:`embedding` does, or leave one that is in a store of its own there."""
+    key = _schema.embedding_key(identity["name"])
+    stored = study.table.obsm[key]
+    if not hasattr(stored, "compute"):
+        return embedding(study, identity)
+    check_embedding(study, identity["name"])
+    _check_width(study, key, stored.shape, identity)
+    return StoredRows(stored, f"{study.name}.obsm['{key}']")
+
+
+def _check_width(study: Study, key: str, shape: tuple[int, ...], identity: dict[str, Any]) -> None:
+    if len(shape) != 2 or shape[1] != identity["width"]:
+        raise Img2GeneError(
+            f"`{study.name}.obsm['{key}']` has shape {shape}, its record says width {identity['width']}. "
+            "Run `img2gene.pp.embed_patches` again."
+        )
 
 
 def _stored_array(study: Study, key: str) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 from img2gene import _schema
 from img2gene._errors import MissingKeyError, missing, raise_problems
 from img2gene._study import finetuning
-from img2gene._study.inputs import Inputs, embedding, tokens
+from img2gene._study.inputs import Inputs, embedding, embedding_rows, tokens
+from img2gene._study.stored_rows import StoredRows
 from img2gene._study.study import Study
 from img2gene.models import Model
 from img2gene.models.stored_model import input_problems
@@ -23,26 +24,27 @@ class ModelInputs:
     Attributes
     ----------
     features
-        float32 (n_obs, width).
+        float32 (n_obs, width): an array, or :class:`~img2gene._study.stored_rows.StoredRows`.
     sections
         str (n_obs,).
     extra
         Further keyword inputs of the model: ``positions``, ``tokens``.
     """
 
-    features: np.ndarray
+    features: Any
     sections: np.ndarray
     extra: dict[str, np.ndarray | None]
 
     def take(self, rows: np.ndarray) -> ModelInputs:
         """The inputs of chosen rows."""
         extra = {name: None if values is None else values[rows] for name, values in self.extra.items()}
-        return ModelInputs(self.features[rows], self.sections[rows], extra)
+        features = self.features.take(rows) if isinstance(self.features, StoredRows) else self.features[rows]
+        return ModelInputs(features, self.sections[rows], extra)
 
 
-def model_inputs(study: Study, model: Model) -> ModelInputs:
-    """Read the embedding, the sections and the extra inputs of a model."""
-    inputs = _inputs(study, model)
+def model_inputs(study: Study, model: Model, *, lazy: bool = False) -> ModelInputs:
+    """Read the embedding, the sections and the extra inputs of a model; ``lazy`` leaves a stored embedding in its store."""
+    inputs = _inputs(study, model, lazy)
     extra: dict[str, np.ndarray | None] = {}
     if "positions" in model.extra_inputs:
         extra["positions"] = study.positions
@@ -51,7 +53,7 @@ def model_inputs(study: Study, model: Model) -> ModelInputs:
     return ModelInputs(inputs.features, study.sections, extra)
 
 
-def _inputs(study: Study, model: Model) -> Inputs:
+def _inputs(study: Study, model: Model, lazy: bool) -> Inputs:
     """Read the stored embedding, or embed the patches with the model's fine-tuned encoder."""
     raise_problems(input_problems(model.inputs))
     if "finetuned" in model.inputs:
@@ -61,7 +63,7 @@ def _inputs(study: Study, model: Model) -> Inputs:
         return finetuning.embed_adapted(study, identity, model.encoder)
     identity = matching_identity(study, model)
     values = tokens(study, identity) if "tokens" in model.extra_inputs else None
-    return Inputs(identity, embedding(study, identity), values)
+    return Inputs(identity, embedding_rows(study, identity) if lazy else embedding(study, identity), values)
 
 
 def matching_identity(study: Study, model: Model) -> dict[str, Any]:

@@ -97,6 +97,9 @@ def predicted_values(study: Study, genes: list[str], key: str, *, part: str | No
         raise MissingKeyError(missing(layer, f"{study.name}.layers", table.layers, hint))
     for names, values in sources.values():
         if genes and names.isin(genes).sum() == len(set(genes)):
-            return dense(in_memory(values)[:, names.get_indexer(genes)]).astype(float)
+            columns = names.get_indexer(genes)
+            # Of a table in a store, only the chosen genes are read.
+            chosen = values[:, columns] if hasattr(values, "compute") else in_memory(values)[:, columns]
+            return dense(in_memory(chosen)).astype(float)
     where, (names, _) = next(iter(sources.items()))
     raise MissingKeyError(missing(listing(gene for gene in genes if gene not in names), where, names))

@@ -144,8 +144,8 @@ def load(name: str, *, device: str | None = None, amp: bool | str | None = None,
         Whether to compute in bfloat16: True, False, or ``"auto"`` (on CUDA devices that support it). None takes
         ``img2gene.settings.amp``.
     backend
-        ``"torch"``, ``"onnx"`` (needs ``pip install img2gene[onnx]``), or ``"auto"``, which runs onnxruntime on the CPU
-        if it is installed, and torch otherwise.
+        ``"torch"``, ``"onnx"``, or ``"auto"``: onnxruntime on the CPU for encoders that have it, as the default one, and torch
+        otherwise. Features of both agree to 1e-4.
 
     Returns
     -------
@@ -176,6 +176,11 @@ def load(name: str, *, device: str | None = None, amp: bool | str | None = None,
     with check.collect():
         spec = get(name)
     check.raise_all()
+    return load_spec(spec, device=device, amp=amp, backend=backend)
+
+
+def load_spec(spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str) -> CheckedEncoder:
+    """Load the encoder of a specification, registered here or not."""
     encoder = build(spec, device=device, amp=amp, backend=backend)
     return CheckedEncoder(encoder, spec.name, spec.width, spec.token_width)
 

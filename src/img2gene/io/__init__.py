@@ -7,12 +7,14 @@ from img2gene.io.legacy_st import read_legacy_st
 from img2gene.io.model_store import load_model, save_model
 from img2gene.io.sections import build_section
 from img2gene.io.study_store import write_study
+from img2gene.io.table_store import open_table
 
 __all__ = [
     "build_section",
     "concat_sections",
     "from_anndata",
     "load_model",
+    "open_table",
     "read_csv",
     "read_legacy_st",
     "save_model",

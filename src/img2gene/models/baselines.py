@@ -9,6 +9,7 @@ import numpy as np
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
 from img2gene.models.data import TrainingData
+from img2gene.models.row_blocks import Rows
 from img2gene.models.stored import StoredConfig
 
 # References beyond the k nearest that are looked at for ties in distance: a ring of a lattice has 4 to 12 spots.
@@ -32,6 +33,10 @@ class TrainingMean:
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """Predict the same row for every spot."""
         return np.tile(self.mean, (len(features), 1))
+
+    def prepare(self, features: np.ndarray, sections: np.ndarray, *, with_spread: bool = False) -> Rows:
+        """Return a function that predicts a slice of rows."""
+        return lambda rows: (np.tile(self.mean, (rows.stop - rows.start, 1)), None)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The means."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
-from img2gene._errors import raise_problems
+from img2gene._checks import as_array
+from img2gene._errors import Img2GeneError, raise_problems
 
 # Counts of a spot are scaled to this sum before the logarithm.
 TARGET_SUM = 1e4
@@ -90,6 +93,42 @@ class TrainingData:
         """The spots in their canonical order, without a copy where they are in it already."""
         order = self.canonical_order()
         return self if np.array_equal(order, np.arange(len(order))) else self.take(order)
+
+
+class RowSource(ABC):
+    """An array in a store, read a block of rows at a time; it checks what it reads.
+
+    Attributes
+    ----------
+    shape, dtype, ndim
+        As of an array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Read a slice of rows, or rows of ascending numbers."""
+
+
+def float_array(name: str, values: Any) -> Any:
+    """Convert to float32; values beyond single precision become infinite, and are refused later."""
+    if isinstance(values, RowSource):
+        return values
+    array = as_array(name, values)
+    if array.dtype.kind not in "biuf":
+        raise Img2GeneError(f"{name}: expected numbers, got {array.dtype} values.")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False)
 
 
 def n_faulty(values: np.ndarray) -> int:

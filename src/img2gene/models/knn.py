@@ -12,6 +12,7 @@ from img2gene.models.centring import CENTRES, centre, check_centring
 from img2gene.models.components import Components, stored_components
 from img2gene.models.data import TrainingData, with_prefix
 from img2gene.models.reference_bank import WEIGHTINGS, Neighbors, ReferenceBank, check_size, unit_rows
+from img2gene.models.row_blocks import Block, Rows, joined
 from img2gene.models.stored import StoredConfig
 from img2gene.models.uncertainty.inner_folds import inner_folds
 from img2gene.models.validation import mean_correlation, scored_genes
@@ -111,17 +112,29 @@ class FeatureKNN:
         by: str = "group",
     ) -> Neighbors:
         """The ``k`` training spots nearest to each spot, outside the groups or sections in ``excluded``."""
-        bank, components = self.reference_bank(), self.components
-        if components is None:
+        bank = self.reference_bank()
+        return bank.nearest(self._queries(features, sections), k, excluded=excluded, by=by)
+
+    def _queries(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """Components of spots, float32 (n_spots, n_components)."""
+        if self.components is None:
             raise Img2GeneError("This model is not fitted yet; call `fit` first.")
         check_centring(sections, self.center)
-        return bank.nearest(components(features, sections), k, excluded=excluded, by=by)
+        return self.components(features, sections)
 
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
-        bank = self.reference_bank()
-        near = self.neighbors(features, sections, k=self.report["k"])
-        return bank.average(near, self.weighting) + self.label_mean
+        return joined(self.prepare(features, sections), len(features), len(self.label_mean))
+
+    def prepare(self, features: np.ndarray, sections: np.ndarray, *, with_spread: bool = False) -> Rows:
+        """Project all features; return a function that predicts a slice of rows."""
+        bank, queries = self.reference_bank(), self._queries(features, sections)
+
+        def predict(rows: slice) -> Block:
+            near = bank.nearest(queries[rows], self.report["k"])
+            return bank.average(near, self.weighting) + self.label_mean, None
+
+        return predict
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Settings and fitted arrays."""

@@ -11,10 +11,10 @@ from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError
 from img2gene.models.centring import CENTRES, centre, check_centring, section_means
 from img2gene.models.data import TrainingData
+from img2gene.models.row_blocks import Block, Rows, joined
 from img2gene.models.stored import StoredConfig
 
 PENALTIES = tuple(float(value) for value in np.geomspace(0.1, 3000, 28).round(4))
-_BLOCK_ROWS = 2048
 
 
 class LinearPredictor(ABC):
@@ -59,6 +59,11 @@ class LinearPredictor(ABC):
 
     def predict(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """Predict labels float32 (n_spots, n_genes), in blocks of spots to save memory."""
+        rows = self.prepare(features, sections)
+        return joined(rows, len(features), len(self.arrays["label_mean"]))
+
+    def prepare(self, features: np.ndarray, sections: np.ndarray, *, with_spread: bool = False) -> Rows:
+        """Find the means that features are centred by; return a function that predicts a slice of rows."""
         if not self.arrays:
             raise Img2GeneError("This ridge is not fitted yet; call `fit` first.")
         check_centring(sections, self.center)
@@ -68,13 +73,15 @@ class LinearPredictor(ABC):
         else:
             means, number = self.arrays["feature_mean"][None].astype(np.float64), np.zeros(len(features), dtype=int)
         projection = (self.arrays["components"] / self.arrays["scale"].astype(np.float64)).T
-        predicted = np.empty((len(features), len(self.arrays["label_mean"])), dtype=np.float32)
-        for start in range(0, len(features), _BLOCK_ROWS):
-            rows = slice(start, start + _BLOCK_ROWS)
+        coefficients, label_mean = self.arrays["coefficients"], self.arrays["label_mean"]
+
+        def predict(rows: slice) -> Block:
             scores = _project(features[rows], means[number[rows]], projection)
-            np.matmul(scores, self.arrays["coefficients"], out=predicted[rows])
-            predicted[rows] += self.arrays["label_mean"]
-        return predicted
+            predicted = scores @ coefficients
+            predicted += label_mean
+            return predicted, None
+
+        return predict
 
     def deviations(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """Predict labels relative to the model's mean label, float32 (n_spots, n_genes)."""

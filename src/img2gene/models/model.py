@@ -14,7 +14,7 @@ from img2gene._checks import as_array
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene.models.bias.debiasing import Debiasing
 from img2gene.models.checked import checked_prediction, checked_state
-from img2gene.models.data import LARGEST, n_extreme, n_faulty, with_prefix
+from img2gene.models.data import LARGEST, RowSource, float_array, n_extreme, n_faulty, with_prefix
 from img2gene.models.depth_scale import DepthScale
 from img2gene.models.genes import FIXED, GeneNames, top_genes
 from img2gene.models.predictor import Predictor, declared_inputs
@@ -123,7 +123,7 @@ class Model:
         tokens
             float16 (n_spots, m, token_width); used only by models that list it in :attr:`extra_inputs`.
         """
-        features, extra = self._checked(features, sections, {"positions": positions, "tokens": tokens})
+        features, extra = self.checked_inputs(features, sections, {"positions": positions, "tokens": tokens})
         seen, names = self.seen(features), np.asarray(sections)
         values = checked_prediction(self.predictor, seen, names, extra, len(self.genes))
         return values if self.debiasing is None else self.debiasing.add_levels(values, seen, names)
@@ -151,7 +151,7 @@ class Model:
 
         if self.calibration is None:
             raise Img2GeneError("The model has no calibration: fit it with `uncertainty=True`.")
-        features, extra = self._checked(features, sections, {"positions": positions, "tokens": tokens})
+        features, extra = self.checked_inputs(features, sections, {"positions": positions, "tokens": tokens})
         seen, names = self.seen(features), np.asarray(sections)
         values, spread = predict_spread(self.predictor, seen, names, len(self.genes), **extra)
         if self.debiasing is not None:
@@ -159,19 +159,22 @@ class Model:
         bounds = self.calibration.bounds(values, spread, new_patient)
         return Prediction(values, *bounds, self.calibration.novelty.percentile(features, names))
 
-    def _checked(
+    def checked_inputs(
         self, features: np.ndarray, sections: np.ndarray, extra_inputs: dict[str, np.ndarray | None]
     ) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
         """Convert and check the inputs of a prediction; all problems are raised together."""
-        features = _float_array("features", features)
+        features = float_array("features", features)
         sections = as_array("sections", sections)
-        extra_inputs = {name: None if x is None else _float_array(name, x) for name, x in extra_inputs.items()}
+        extra_inputs = {name: None if x is None else float_array(name, x) for name, x in extra_inputs.items()}
         problems = input_problems(self.inputs)
         raise_problems(problems)
         if features.ndim != 2 or features.shape[1] != self.inputs["width"]:
             raise_problems(
                 [f"Features have shape {features.shape}; the model takes (n_spots, {self.inputs['width']})."]
             )
+        elif isinstance(features, RowSource):
+            # Blocks are checked when they are read.
+            pass
         elif bad := n_faulty(features):
             problems.append(f"{bad} spots have NaN or infinite features.")
         elif large := n_extreme(features):
@@ -266,15 +269,6 @@ class Model:
         """Return all facts as indented JSON."""
         facts = {"model": self.name, "n_genes": len(self.genes), "inputs": self.inputs, "labels": self.labels}
         return json.dumps({**facts, "report": self.report}, indent=2)
-
-
-def _float_array(name: str, values: Any) -> np.ndarray:
-    """Convert to float32; values beyond single precision become infinite, and are refused later."""
-    array = as_array(name, values)
-    if array.dtype.kind not in "biuf":
-        raise Img2GeneError(f"{name}: expected numbers, got {array.dtype} values.")
-    with np.errstate(over="ignore"):
-        return array.astype(np.float32, copy=False)
 
 
 def _fingerprint(config: dict[str, Any]) -> str:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene import _schema, encoders
 from img2gene._checks import Arguments, shown
+from img2gene._cluster import check_client
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing, raise_problems
-from img2gene._study.embedding import checked_orientations, embedding_identity, input_side, stream_embedding
+from img2gene._study.embedding import (
+    EmbeddingPlan,
+    checked_orientations,
+    collected,
+    embedding_identity,
+    input_side,
+    runtime,
+)
 from img2gene._study.entrance import open_table
 from img2gene._study.origins import embedded_patches
 from img2gene._study.restaining import stain_changes
 from img2gene._study.study import Study
 from img2gene.encoders.base import checked_amp
+from img2gene.pp._stored_embedding import StoredEmbedding
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
@@ -44,6 +54,8 @@ def embed_patches(
     device: str | None = None,
     amp: bool | str | None = None,
     backend: str = "auto",
+    out: str | Path | None = None,
+    client: Any = None,
     inplace: bool = True,
 ) -> dict[str, dict[str, Any]] | None:
     """Embed the image patch of every spot.
@@ -78,6 +90,10 @@ def embed_patches(
         Threads that decode pixels ahead; None takes ``img2gene.settings.num_workers``, 0 decodes in this thread.
     device, amp, backend
         As in :func:`img2gene.encoders.load`.
+    out
+        Zarr store to write the embedding to, so that it need not fit into memory. A call that was killed leaves
+        ``<out>.unfinished``; the same call goes on from there.
+    %(client)s
     %(inplace_update)s
 
     Returns
@@ -90,6 +106,11 @@ def embed_patches(
     also notes in ``uns["img2gene"]["patches"]`` which patches were embedded, so that an embedding of other patches is
     refused later.
 
+    With ``out`` these arrays are dask arrays that stay in the store, which :func:`img2gene.io.open_table` opens later.
+
+    Once ``img2gene.settings.cache_dir`` is set, embeddings are kept there by the pixels of each patch, the encoder's revision and
+    the settings: patches that were embedded before are read, but not encoded again.
+
     A token averages the encoder's feature maps over its cell and over the orientations. Each orientation is turned back
     first, because the cells of a turned patch change places. ``color-texture`` describes each cell separately.
 
@@ -100,7 +121,8 @@ def embed_patches(
     Img2GeneError
         An image or its transformation has changed since :func:`img2gene.pp.extract_patches`, an argument is invalid, an
         array of the same name is not an embedding of this encoder, the
-        encoder's weights cannot be loaded, it gives no tokens, or ``tokens`` is not a square number.
+        encoder's weights cannot be loaded, it gives no tokens, or ``tokens`` is not a square number. Or ``out`` holds
+        something else, or cannot be written; finished parts are kept.
 
     Examples
     --------
@@ -123,6 +145,7 @@ def embed_patches(
     checked_amp(check, amp)
     check.choice("backend", backend, ("auto", "torch", "onnx"))
     restained = check.whole("restained", restained, 0)
+    target, client = check.path("out", out, optional=True), check_client(check, client)
     check.flag("inplace", inplace)
     study = open_table(check, sdata, table_key)
     check.raise_all()
@@ -132,12 +155,19 @@ def embed_patches(
     # Tokens are checked before weights are loaded, which can mean a download.
     if tokens is not None:
         _check_grid(spec, tokens, input_side(spec, patches))
-    model = encoders.load(encoder, device=device, amp=amp, backend=backend)
     identity = embedding_identity(spec, patches, orientations, None if tokens is None else int(tokens))
-    features, cells = stream_embedding(study, model, identity, size, workers)
+    plan = EmbeddingPlan(spec, {"device": device, "amp": amp, "backend": backend}, identity, size, workers)
+    embed = plan.embedder()
+    if target is None:
+        features, cells = collected(plan.batches(study, embed, client), study.n_obs, identity)
+    else:
+        records = {"encoder": {spec.name: identity}, "patches": embedded_patches(study, spec.name)}
+        stored = StoredEmbedding(study, identity, records, runtime(embed.model))
+        table = stored.write(target, lambda rows: plan.batches(study, embed, client, rows))
+        features, cells = table.obsm[_schema.embedding_key(spec.name)], table.obsm.get(_schema.tokens_key(spec.name))
     changes = None
     if restained and study.table.n_vars:
-        changes = stain_changes(study, model, identity, size, workers, restained, settings.seed)
+        changes = stain_changes(study, embed.model, identity, size, workers, restained, settings.seed)
     update = _update(study, identity, features, cells, changes)
     if not inplace:
         return update
@@ -179,7 +209,7 @@ def _check_grid(spec: EncoderSpec, tokens: int, side: int) -> None:
 
 
 def _update(
-    study: Study, identity: dict[str, Any], features: np.ndarray, tokens: np.ndarray | None, changes: csr_matrix | None
+    study: Study, identity: dict[str, Any], features: Any, tokens: Any, changes: csr_matrix | None
 ) -> dict[str, dict[str, Any]]:
     """Build the update of the table; without new tokens or restained patches, stored ones are removed."""
     name = identity["name"]

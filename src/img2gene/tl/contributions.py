@@ -17,7 +17,7 @@ from img2gene._study.expression import in_tissue
 from img2gene._study.model_inputs import model_inputs
 from img2gene.models import Model
 from img2gene.tl._arguments import check_model
-from img2gene.tl.predict import resolve_model
+from img2gene.tl._prediction.values import resolve_model
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -22,6 +22,7 @@ from img2gene._study.entrance import open_study
 from img2gene.models import Model
 from img2gene.tl._arguments import check_flags, check_model, check_store, gene_rule
 from img2gene.tl._gene_modules import cluster_genes, module_table
+from img2gene.tl._prediction.values import resolve_model
 from img2gene.tl._scoring.selection import (
     check_leakage,
     check_scorable,
@@ -30,7 +31,6 @@ from img2gene.tl._scoring.selection import (
     report_unlabelled,
     scored_values,
 )
-from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene._checks import Arguments, several, shown
+from img2gene._cluster import check_client
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._study.depth import MIN_DEPTH
@@ -73,6 +74,7 @@ def cross_validate(
     n_jobs: int = 1,
     n_threads: int = 1,
     folder: str | Path | None = None,
+    client: Any = None,
     table_key: str = "table",
     allow_leakage: bool = False,
     min_depth: float = MIN_DEPTH,
@@ -125,13 +127,14 @@ def cross_validate(
     seed
         Seed of folds and models; None takes ``img2gene.settings.seed``.
     n_jobs
-        Processes that work on folds and models at the same time; −1 for one per core. Each holds the study in memory. The
+        Processes of this computer that work on folds and models at the same time; −1 for one per core. Each holds the study in memory. The
         result does not depend on it.
     n_threads
         Threads of each of them; their number may change last digits.
     folder
         Keep finished parts there, and go on from them when called again with the same study and arguments. What was
         computed with others, or by another version, is refused.
+    %(client)s
     %(table_key_embedding)s
     allow_leakage
         Continue although a patient is on both sides of a fold, or a leak was detected (:func:`img2gene.tl.check_leaks`); the
@@ -179,6 +182,7 @@ def cross_validate(
     n_folds, seed = check.whole("n_folds", n_folds, 2, optional=True), check_seed(check, seed)
     n_jobs, n_threads = check_workers(check, n_jobs, n_threads)
     folder, min_depth = check.path("folder", folder, optional=True), check.number("min_depth", min_depth, 0, 1)
+    client = check_client(check, client)
     check_flags(check, baselines=baselines, allow_leakage=allow_leakage)
     whole = open_study(check, sdata, table_key)
     with later_step(check):
@@ -205,7 +209,7 @@ def cross_validate(
     least = 0.0 if outer.divides_sections(study) else min_depth
     options = TaskOptions(inner or outer.groups, layer, smooth, seed, n_permutations, level, n_threads, least)
     run = CrossValidationRun(study, outer, candidates, options, kept, allow_leakage)
-    return run.run(genes, gene_sets, n_jobs, folder)
+    return run.run(genes, gene_sets, n_jobs, folder, client)
 
 
 def _check_table(check: Arguments, study: Study, layer: Any, genes: Any, columns: Iterable[Any]) -> None:

@@ -28,6 +28,7 @@ from img2gene.tl._arguments import (
     check_seed,
     check_store,
 )
+from img2gene.tl._prediction.values import resolve_model
 from img2gene.tl._scoring.depth import MeasuredDepth
 from img2gene.tl._scoring.section import MEAN, NULL, ORACLE, SectionValues, pool
 from img2gene.tl._scoring.selection import (
@@ -38,7 +39,6 @@ from img2gene.tl._scoring.selection import (
     measured_sections,
     report_unlabelled,
 )
-from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -35,8 +35,8 @@ from img2gene._study.predictions import check_predictor, predicted_values
 from img2gene._study.study import Study
 from img2gene.models import Model
 from img2gene.tl._arguments import check_flags, check_model, check_name, later_step
+from img2gene.tl._prediction.values import resolve_model
 from img2gene.tl._scoring.selection import check_leakage, choose_sections
-from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
     from anndata import AnnData

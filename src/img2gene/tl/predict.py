@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from img2gene import _schema
 from img2gene._checks import Arguments
-from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._docs import fill_parameters
+from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._study.entrance import open_study, report_off_tissue
-from img2gene._study.expression import in_tissue
-from img2gene._study.model_inputs import ModelInputs, model_inputs
+from img2gene._study.model_inputs import model_inputs
 from img2gene._study.predictions import no_shared_genes
 from img2gene._study.replaced import foreign_predictions, remove_scores
-from img2gene._study.sections import folded, region_column
+from img2gene._study.sections import region_column
 from img2gene._study.study import Study
-from img2gene.models import Calibration, Model
-from img2gene.models.depth_scale import TRAINING, DepthScale
-from img2gene.tl._arguments import check_flags, check_model, check_name
-from img2gene.tl._scoring.depth import required_scale
+from img2gene.models import Model
+from img2gene.tl._arguments import check_flags, check_model
+from img2gene.tl._prediction.finer import FinerPrediction, check_resolution, store, target_problems
+from img2gene.tl._prediction.study import Request, StudyPrediction
+from img2gene.tl._prediction.values import resolve_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _MAX_LAYER_BYTES = 4 * 2**30
 
 
+@fill_parameters
 def predict(
     sdata: SpatialData,
     model: Model | str | Path | None = None,
@@ -41,6 +42,11 @@ def predict(
     key_added: str = "img2gene",
     uncertainty: bool = True,
     depth: float | str | None = None,
+    out: str | Path | None = None,
+    dtype: str = "float32",
+    client: Any = None,
+    resolution_um: float | None = None,
+    totals: str = "predicted",
     inplace: bool = True,
 ) -> AnnData | None:
     """Predict expression from embedded patches.
@@ -64,8 +70,23 @@ def predict(
         size) is lower. ``"training"`` takes the depths of the training spots; ``"unlimited"`` gives log1p(1e4 · share of the
         gene), which sections and models of different depth have in common. Counts are taken to be negative binomial. None is
         ``"training"``, but ``"unlimited"`` for a model that was fitted with ``debias="depth"``.
+    out
+        Zarr store to write the predictions to, chunk by chunk, so that they need not fit into memory. A call that was
+        killed leaves ``<out>.unfinished``; the same call goes on from there. An embedding that
+        :func:`img2gene.pp.embed_patches` wrote to a store is read from it chunk by chunk.
+    dtype
+        Type of the numbers in ``out``: ``"float32"``, or ``"float16"``, which halves the store and keeps three digits.
+    %(client)s
+    resolution_um
+        Predict square tiles of this side in µm instead of spots. Their patches have the fields of view of the training, so
+        they overlap; they are read and embedded here. Where labels are made of counts, expm1 of the tiles whose centre lies in
+        a spot has the mean that the spot has, gene by gene; labels of a layer have it themselves. Tiles between the spots
+        follow the correction of the nearest four.
+    totals
+        What the tiles of a spot add up to with ``resolution_um``: the ``"predicted"`` expression of the spot, or, where it
+        was measured, the ``"measured"`` one.
     inplace
-        If False, nothing is written and a table of the predictions is returned.
+        If False, nothing is written to the study and a table of the predictions is returned.
 
     Returns
     -------
@@ -73,7 +94,12 @@ def predict(
 
     Written is ``layers[key_added]`` (float32, on the scale of the training labels; genes that the model does not know are
     NaN) for the genes that the table has. Where it lacks genes of the model (tiles have none at all), or a layer would
-    exceed 4 GiB, the whole prediction is written to ``tables[key_added]``, annotating the same regions.
+    exceed 4 GiB, the whole prediction is written to ``tables[key_added]``, annotating the same regions. With ``out`` it always
+    is, and its ``X`` and layers are dask arrays that stay in the store; :func:`img2gene.io.open_table` opens it later.
+
+    With ``resolution_um``, nothing is written for the spots, but ``tables["<key_added>_<resolution>um"]`` and the squares
+    ``shapes["<key_added>_<resolution>um_squares"]`` (with the region's name for several regions). ``obs["spot"]`` names the
+    spot that a tile lies in. Intervals hold for spots alone, so tiles have none.
 
     With uncertainty, further layers of the same shape are written: ``<key_added>_std``, the predictive SD, and
     ``<key_added>_lower`` and ``<key_added>_upper``, the interval that holds the stated share of measured labels in the mean over
@@ -87,7 +113,8 @@ def predict(
     Img2GeneError
         The embedding (or, for a fine-tuned encoder, the patches) is not what the model was trained on; all differences are
         named. An image has changed since it was embedded, or one that a fine-tuned encoder needs is gone. Or the result
-        would replace layers or columns that no prediction wrote.
+        would replace layers or columns that no prediction wrote. Or ``out`` holds something else, or cannot be written; the
+        study then is as it was, and finished parts are kept.
 
     Notes
     -----
@@ -106,10 +133,9 @@ def predict(
     True
     """
     check = Arguments()
-    check_name(check, "key_added", key_added)
-    check_flags(check, uncertainty=uncertainty, inplace=inplace)
-    if not (isinstance(depth, str) and depth in (_schema.UNLIMITED, TRAINING)):
-        depth = check.number("depth", depth, above=0, optional=True)
+    request = Request.of(check, key_added, uncertainty, depth, out, dtype, client)
+    check_flags(check, inplace=inplace)
+    resolution_um, totals = check_resolution(check, resolution_um, totals, out)
     model = check_model(check, model)
     check.raise_all()
     study = open_study(check, sdata, table_key)
@@ -119,37 +145,48 @@ def predict(
         check.messages += foreign_predictions(study.table, key_added)
     check.raise_all()
     trained = resolve_model(study, model, key_added)
-    depth = _chosen_depth(trained, depth)
-    inputs, table = model_inputs(study, trained), study.stored_table
+    request = request.of_model(trained)
+    inputs, table = model_inputs(study, trained, lazy=out is not None), study.stored_table
     columns = table.var_names.get_indexer(trained.genes)
     # A layer is dense and has all genes of the table, however few the model predicts.
-    fits = table.n_obs * table.n_vars * 4 <= _MAX_LAYER_BYTES
+    fits = out is None and table.n_obs * table.n_vars * 4 <= _MAX_LAYER_BYTES
     if inplace and not ((columns >= 0).all() and fits):
         _check_regions(study, key_added)
     report_off_tissue(study)
-    calibration = trained.calibration if uncertainty else None
-    layers, ood = _predicted(study, trained, calibration, inputs, key_added, depth)
     _report_genes(study, trained, columns, key_added)
-    predicted, record = None, _record(table, trained, calibration, key_added, depth)
-    if not (inplace and (columns >= 0).all() and fits):
-        predicted = _predicted_table(study, trained, layers, ood, key_added)
-        _schema.apply(predicted, {"uns": _record(predicted, trained, calibration, key_added, depth)})
+    prediction = StudyPrediction(study, trained, inputs, request)
+    if resolution_um is not None:
+        return _predicted_finer(FinerPrediction(study, trained, request, prediction, resolution_um, totals), inplace)
+    predicted: AnnData | None = None
+    layers: dict[str, np.ndarray] = {}
+    if request.out is None:
+        layers, ood = prediction.layers()
+    else:
+        predicted, ood = prediction.write(request.out)
+    if predicted is None and not (inplace and (columns >= 0).all() and fits):
+        predicted = prediction.table(layers, ood)
     if not inplace:
         return predicted
     update: dict[str, dict[str, Any]] = {"layers": {}, "obs": {} if ood is None else {_schema.ood_key(key_added): ood}}
     if (columns >= 0).any() and fits:
         update["layers"] = {name: _layer(table, values, columns) for name, values in layers.items()}
-    update |= _stale(table, update, key_added) | {"uns": record}
+    update |= _stale(table, update, key_added) | {"uns": prediction.record(table)}
     _write(study, update, predicted, key_added, trained)
-    if calibration is not None and ood is not None:
-        _warn_of_ood_sections(study, ood > calibration.threshold)
+    if prediction.calibration is not None and ood is not None:
+        _warn_of_ood_sections(study, ood > prediction.calibration.threshold)
     return None
 
 
-def _chosen_depth(model: Model, depth: float | str | None) -> float | str | None:
-    """The depth to predict at; None for the depths of the training spots."""
-    chosen = model.labels.get("depth") if depth is None else depth
-    return None if chosen == TRAINING else chosen
+def _predicted_finer(finer: FinerPrediction, inplace: bool) -> AnnData | None:
+    """Predict tiles smaller than spots, and write their table with its squares, or return the table."""
+    if inplace:
+        raise_problems(target_problems(finer.study, finer.key))
+    fine = finer.run()
+    if not inplace:
+        return fine.tables[finer.key]
+    store(finer.study, fine, finer.key)
+    logger.info("wrote tables[%r] and %s", finer.key, listing(fine.shapes))
+    return None
 
 
 def _check_target(study: Study, key_added: str) -> None:
@@ -173,64 +210,6 @@ def _check_regions(study: Study, key_added: str) -> None:
             f"tables[{key_added!r}] holds predictions of other regions ({listing(others)}), which would be lost. Pass another "
             f"`key_added` (and the model), or delete the table: `del sdata.tables[{key_added!r}]`."
         )
-
-
-def _predicted(
-    study: Study,
-    model: Model,
-    calibration: Calibration | None,
-    inputs: ModelInputs,
-    key: str,
-    depth: float | str | None,
-) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Layers by name, the prediction first, and the percentile of each spot; NaN off the tissue."""
-    scale, rows = None if depth is None else required_scale(model), in_tissue(study.table)
-    # Features are centred by section, so spots off the tissue would change the predictions of all others.
-    part = inputs if rows.all() else inputs.take(rows)
-    if not rows.any():
-        raise Img2GeneError("No spot lies on tissue (`obs['in_tissue']`), so there is nothing to predict.")
-    if calibration is None:
-        layers = {key: model.predict(part.features, part.sections, **part.extra)}
-        return {name: _spread(values, rows) for name, values in _at_depth(scale, layers, depth, key).items()}, None
-    prediction = model.predict_intervals(
-        part.features, part.sections, **part.extra, new_patient=_new_patients(study, model)[rows]
-    )
-    names = _schema.uncertainty_keys(key)
-    layers = {key: prediction.values} | {name: getattr(prediction, part) for part, name in names.items()}
-    layers = _at_depth(scale, layers, depth, key)
-    return {name: _spread(values, rows) for name, values in layers.items()}, _spread(prediction.ood, rows)
-
-
-def _at_depth(
-    scale: DepthScale | None, layers: dict[str, np.ndarray], depth: float | str | None, key: str
-) -> dict[str, np.ndarray]:
-    """Convert layers to another depth; the SD changes as the width of the interval does."""
-    if scale is None or depth is None:
-        return layers
-    names, target = _schema.uncertainty_keys(key), np.inf if isinstance(depth, str) else depth
-    converted = {name: scale.convert(values, target) for name, values in layers.items() if name != names["std"]}
-    if names["std"] in layers:
-        before, after = (each[names["upper"]] - each[names["lower"]] for each in (layers, converted))
-        ratio = np.divide(after, before, out=np.zeros_like(before), where=before > 0)
-        converted[names["std"]] = layers[names["std"]] * ratio
-    return converted
-
-
-def _new_patients(study: Study, model: Model) -> np.ndarray:
-    """Mark spots of patients that the model was not trained on, bool (n_obs,); all where patients are not known."""
-    trained = {folded(name) for name in model.report.get("patients") or []}
-    if study.patients is None:
-        return np.ones(study.n_obs, dtype=bool)
-    return np.array([folded(name) not in trained for name in study.patients.tolist()], dtype=bool)
-
-
-def _spread(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Values of some rows in an array of all rows; the others are NaN."""
-    if rows.all():
-        return values
-    out = np.full((len(rows), *values.shape[1:]), np.nan, dtype=values.dtype)
-    out[rows] = values
-    return out
 
 
 def _report_genes(study: Study, model: Model, columns: np.ndarray, key: str) -> None:
@@ -292,21 +271,6 @@ def _predicts(table: AnnData, study: Study) -> bool:
     return bool(set(region_column(table, "prediction").astype(str)) & set(study.regions))
 
 
-def _record(
-    table: AnnData, model: Model, calibration: Calibration | None, key: str, depth: float | str | None
-) -> dict[str, Any]:
-    """Name the model that predicted and the depth, the level of the intervals and the threshold of the percentile."""
-    facts = {"level": calibration.level, "ood_threshold": calibration.threshold} if calibration is not None else None
-    by = {"model": model.name, "fingerprint": model.fingerprint} | ({} if depth is None else {"depth": depth})
-    records = {}
-    for record, value in ((_schema.UNCERTAINTY, facts), (_schema.PREDICTED_BY, by)):
-        known = _schema.read_json(table, record, default={})
-        kept = {name: other for name, other in known.items() if name != key} | ({} if value is None else {key: value})
-        if kept != known:
-            records[record] = kept
-    return records
-
-
 def _warn_of_ood_sections(study: Study, beyond: np.ndarray) -> None:
     names = [str(name) for name in np.unique(study.sections) if beyond[study.sections == name].mean() > 0.5]
     if names:
@@ -315,51 +279,3 @@ def _warn_of_ood_sections(study: Study, beyond: np.ndarray) -> None:
             "predictions and intervals should not be trusted",
             listing(names),
         )
-
-
-def resolve_model(study: Study, model: Model | str | Path | None, key: str) -> Model:
-    """Find the model: the object itself, a file, or the one stored under a key of this table or of the only other one."""
-    from img2gene.io.model_store import load_model, model_file, read_model, stored_models
-
-    if isinstance(model, Model):
-        return model
-    table, name = study.table, str(model or key)
-    # Tiles of a slide are a table of their own; the model that predicts them was trained on the table of the spots.
-    tables = [other for key_, other in study.sdata.tables.items() if key_ != study.table_key]
-    others = [other for other in tables if name in stored_models(other)]
-    holder = others[0] if name not in stored_models(table) and len(others) == 1 else table
-    if model is None or name in stored_models(holder):
-        # A stored model comes before a file of the same name.
-        return read_model(holder, name)
-    file = model_file(model)
-    if file is None:
-        raise MissingKeyError(missing(name, "the trained models of the table, nor a file", stored_models(table)))
-    return load_model(file)
-
-
-def _predicted_table(
-    study: Study, model: Model, layers: dict[str, np.ndarray], ood: np.ndarray | None, key: str
-) -> AnnData:
-    """Make a separate table of predictions that annotates the same regions."""
-    import anndata as ad
-    from spatialdata.models import TableModel
-
-    table = study.stored_table
-    attrs = table.uns["spatialdata_attrs"]
-    kept = [attrs["region_key"], attrs["instance_key"], _schema.SECTION, _schema.PATIENT, _schema.PATCH_TISSUE]
-    obs = table.obs[[name for name in dict.fromkeys(kept) if name in table.obs]].copy()
-    if ood is not None:
-        obs[_schema.ood_key(key)] = ood
-    others = {name: values for name, values in layers.items() if name != key}
-    out = ad.AnnData(layers[key], obs=obs, var=pd.DataFrame(index=pd.Index(model.genes)), layers=others)
-    if "spatial" in table.obsm:
-        out.obsm["spatial"] = np.asarray(table.obsm["spatial"]).copy()
-    if "spatial" in table.uns:
-        # squidpy looks up the picture of a section here.
-        out.uns["spatial"] = table.uns["spatial"]
-    _schema.write_json(out, "prediction", {"model": model.name, "report": model.report})
-    # A table that was filtered in place still lists regions, and categories, that no row has.
-    out.obs[attrs["region_key"]] = out.obs[attrs["region_key"]].astype(str).astype("category")
-    return TableModel.parse(
-        out, region=list(study.regions), region_key=attrs["region_key"], instance_key=attrs["instance_key"]
-    )

@@ -26,6 +26,7 @@ from img2gene.tl._arguments import (
     check_model,
     check_seed,
 )
+from img2gene.tl._prediction.values import resolve_model
 from img2gene.tl._scoring.selection import (
     check_leakage,
     check_scorable,
@@ -35,7 +36,6 @@ from img2gene.tl._scoring.selection import (
     report_unlabelled,
     scored_values,
 )
-from img2gene.tl.predict import resolve_model
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -20,7 +20,7 @@ from img2gene._study.study import Study
 from img2gene.models import Model
 from img2gene.models.reference_bank import ReferenceBank, Retrieves
 from img2gene.tl._arguments import check_model
-from img2gene.tl.predict import resolve_model
+from img2gene.tl._prediction.values import resolve_model
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +17,25 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+logger = logging.getLogger(__name__)
+
 # The first opset in which ReduceMean takes its axes as an input; a later one would shut out older onnxruntimes.
 _OPSET, _IR_VERSION = 18, 10
 
 
 def runs_in_onnx(backend: str, device: str) -> bool:
-    """Return whether ``backend`` means onnxruntime: ``"onnx"``, or ``"auto"`` on the CPU if it is installed."""
+    """Return whether ``backend`` means onnxruntime: ``"onnx"``, or ``"auto"`` on the CPU."""
     installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
     if backend == "onnx" and not installed:
-        raise Img2GeneError('backend="onnx" needs onnxruntime: `pip install "img2gene[onnx]"`.')
+        raise Img2GeneError(
+            'backend="onnx" needs onnx and onnxruntime, which are installed with img2gene and are gone: '
+            "`pip install onnx onnxruntime`."
+        )
+    if backend == "auto" and device == "cpu" and not installed:
+        logger.warning(
+            "onnx and onnxruntime, which are installed with img2gene, are gone: torch embeds instead, in two to three times "
+            "the time. Run `pip install onnx onnxruntime`"
+        )
     if backend == "onnx" and device != "cpu":
         raise Img2GeneError(
             f'backend="onnx" runs on the CPU, not on {device!r}; pass `device="cpu"` or `backend="torch"`.'

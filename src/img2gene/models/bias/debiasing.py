@@ -9,7 +9,9 @@ import numpy as np
 
 from img2gene.models.bias.level import SectionLevel
 from img2gene.models.bias.stain import StainShrinkage
-from img2gene.models.data import with_prefix
+from img2gene.models.centring import section_means
+from img2gene.models.data import RowSource, with_prefix
+from img2gene.models.row_blocks import Block, Rows
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,29 @@ class Debiasing:
     stain: StainShrinkage | None = None
     level: SectionLevel | None = None
 
-    def features(self, features: np.ndarray) -> np.ndarray:
-        """What the predictor sees of features (n, width)."""
-        return features if self.stain is None else self.stain(features)
+    def features(self, features: np.ndarray | RowSource) -> Any:
+        """What the predictor sees of features (n, width); those in a store are read when they are needed."""
+        if self.stain is None:
+            return features
+        return _Shrunken(features, self.stain) if isinstance(features, RowSource) else self.stain(features)
+
+    def levelled(self, predict: Rows, features: Any, sections: np.ndarray) -> Rows:
+        """A function that predicts rows with the levels of their sections; ``features`` are those that the predictor saw."""
+        if self.level is None:
+            return predict
+        names, means = section_means(features, sections)
+        number, levels = np.searchsorted(names, sections), self.level.levels(means)
+
+        def with_levels(rows: slice) -> Block:
+            values, spread = predict(rows)
+            # A predictor may return an array that it keeps, so nothing is added in place.
+            return values + levels[number[rows]], spread
+
+        return with_levels
 
     def add_levels(self, values: np.ndarray, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
-        """Add the levels of sections to predictions; ``features`` are those that the predictor saw."""
-        if self.level is not None:
-            # A predictor may return an array that it keeps.
-            values = values.copy()
-            self.level.add(values, features, sections)
-        return values
+        """Add the levels of sections to predictions of all of their spots."""
+        return self.levelled(lambda rows: (values[rows], None), features, sections)(slice(0, len(values)))[0]
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Sizes by part (JSON), and the arrays."""
@@ -67,6 +81,16 @@ class Debiasing:
         """Restore it."""
         stain = StainShrinkage(**with_prefix(arrays, "stain")) if "stain" in facts else None
         return cls(stain, SectionLevel(**with_prefix(arrays, "level")) if "level" in facts else None)
+
+
+class _Shrunken(RowSource):
+    """Features in a store, shrunken for stain as they are read."""
+
+    def __init__(self, source: RowSource, stain: StainShrinkage) -> None:
+        self.source, self.stain, self.shape, self.dtype = source, stain, source.shape, np.dtype(np.float32)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self.stain(np.asarray(self.source[rows]))
 
 
 _KINDS: dict[str, type[StainShrinkage] | type[SectionLevel]] = {"stain": StainShrinkage, "level": SectionLevel}

@@ -94,13 +94,6 @@ class SectionLevel:
         }
         return cls(**arrays, **ends, share=np.array([share], dtype=np.float32)), report
 
-    def add(self, values: np.ndarray, features: np.ndarray, sections: np.ndarray) -> None:
-        """Add the levels of the sections to predictions (n_spots, n_genes), in place."""
-        names, means = section_means(features, sections)
-        levels = self.levels(means)
-        for name, level in zip(names, levels, strict=True):
-            values[sections == name] += level
-
     def levels(self, means: np.ndarray) -> np.ndarray:
         """Levels float32 (n_sections, n_genes) of mean features (n_sections, width)."""
         scores = ((means - self.feature_mean) / self.scale) @ self.components.T.astype(np.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from img2gene.models.data import with_prefix
 from img2gene.models.networks.ensemble import Ensemble, outline, stacked_shapes, unit_members
 from img2gene.models.reference_bank import ReferenceBank, unit_rows
 from img2gene.models.ridge import Ridge
+from img2gene.models.row_blocks import Block, Rows, joined
 from img2gene.models.stored import StoredConfig
 
 PARTS = ("ridge", "retrieval", "regression")
@@ -31,7 +32,7 @@ class SpotArrays:
     features: np.ndarray
     tokens: np.ndarray
 
-    def take(self, rows: np.ndarray) -> SpotArrays:
+    def take(self, rows: np.ndarray | slice) -> SpotArrays:
         """Inputs of the chosen spots."""
         return SpotArrays(self.features[rows], self.tokens[rows])
 
@@ -77,29 +78,54 @@ class FittedCMRCNet:
 
     def parts(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> dict[str, np.ndarray]:
         """Labels relative to the training mean, float32 (n, G), of each part that has a weight."""
+        return self._prepared_parts(features, sections, tokens)(slice(0, len(features)))
+
+    def prepare(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> Rows:
+        """Project all features; return a function that predicts a slice of rows."""
+        weights = dict(zip(PARTS, self.weights.astype(np.float32), strict=True))
+        parts = self._prepared_parts(features, sections, tokens)
+
+        def predict(rows: slice) -> Block:
+            out = np.tile(self.label_mean, (rows.stop - rows.start, 1))
+            for name, part in parts(rows).items():
+                out += weights[name] * part
+            return out, None
+
+        return predict
+
+    def _prepared_parts(
+        self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None
+    ) -> Callable[[slice], dict[str, np.ndarray]]:
         # Parts without a weight are not computed, to save their time.
         used = {name for name, weight in zip(PARTS, self.weights, strict=True) if weight > 0}
+        ridge = self.ridge.prepare(features, sections) if self.ridge is not None and "ridge" in used else None
+        inputs = self.inputs(features, sections, tokens) if used & {"retrieval", "regression"} else None
+
+        def parts(rows: slice) -> dict[str, np.ndarray]:
+            values: dict[str, np.ndarray] = {}
+            if ridge is not None and self.ridge is not None:
+                values["ridge"] = ridge(rows)[0] - self.ridge.arrays["label_mean"]
+            return values | ({} if inputs is None else self._network_parts(inputs.take(rows), sections[rows], used))
+
+        return parts
+
+    def _network_parts(self, inputs: SpotArrays, sections: np.ndarray, used: set[str]) -> dict[str, np.ndarray]:
+        """Labels relative to the training mean, float32 (n, G), by retrieval and regression."""
         parts: dict[str, np.ndarray] = {}
-        if self.ridge is not None and "ridge" in used:
-            parts["ridge"] = self.ridge.deviations(features, sections)
-        if used & {"retrieval", "regression"}:
-            queries, labels = self.embed(features, sections, tokens, regress="regression" in used)
-            if "retrieval" in used:
-                # Spots of a training section would otherwise retrieve themselves.
-                own = self.bank.own(sections, self.exclude)
-                near = self.bank.nearest(queries, self.k, excluded=own, by=self.exclude)
-                parts["retrieval"] = self.bank.average(near, self.weighting)
-            if "regression" in used:
-                parts["regression"] = self.scale * labels
+        with self.ensemble.placed(resolve_device(None)):
+            queries, labels = embed(self.ensemble, inputs, regress="regression" in used)
+        if "retrieval" in used:
+            # Spots of a training section would otherwise retrieve themselves.
+            own = self.bank.own(sections, self.exclude)
+            near = self.bank.nearest(queries, self.k, excluded=own, by=self.exclude)
+            parts["retrieval"] = self.bank.average(near, self.weighting)
+        if "regression" in used:
+            parts["regression"] = self.scale * labels
         return parts
 
     def predict(self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
-        weights = dict(zip(PARTS, self.weights.astype(np.float32), strict=True))
-        out = np.tile(self.label_mean, (len(features), 1))
-        for name, values in self.parts(features, sections, tokens).items():
-            out += weights[name] * values
-        return out
+        return joined(self.prepare(features, sections, tokens), len(features), len(self.label_mean))
 
     def embed(
         self, features: np.ndarray, sections: np.ndarray, tokens: np.ndarray | None, *, regress: bool

@@ -16,6 +16,7 @@ from img2gene.models.cmrcnet.parameters import CMRCNetParameters
 from img2gene.models.data import TrainingData
 from img2gene.models.networks.fitting import NetworkPredictor
 from img2gene.models.reference_bank import Neighbors, ReferenceBank, check_size
+from img2gene.models.row_blocks import Rows
 from img2gene.models.stored import plain_parameters
 from img2gene.models.uncertainty.held_out import HeldOut
 
@@ -142,6 +143,17 @@ class CMRCNet(NetworkPredictor):
     def predict(self, features: np.ndarray, sections: np.ndarray, *, tokens: np.ndarray | None = None) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
         return self.trained.predict(features, sections, tokens)
+
+    def prepare(
+        self,
+        features: np.ndarray,
+        sections: np.ndarray,
+        *,
+        tokens: np.ndarray | None = None,
+        with_spread: bool = False,
+    ) -> Rows:
+        """Project all features; return a function that predicts a slice of rows."""
+        return self.trained.prepare(features, sections, tokens)
 
     def reference_bank(self) -> ReferenceBank:
         """The training spots that predictions are retrieved from."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from img2gene._errors import Img2GeneError
 from img2gene.models.components import Components, project_tokens, stored_components
 from img2gene.models.data import TARGET_SUM, with_prefix
-from img2gene.models.img2gene.inference import SpotArrays, embed, predictions, section_views
-from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork
+from img2gene.models.img2gene.inference import SpotArrays, embed, section_views
+from img2gene.models.img2gene.network import Architecture, Img2GeneNetwork, Outputs
 from img2gene.models.img2gene.responses import Responses
 from img2gene.models.img2gene.validated_range import ValidatedRange
 from img2gene.models.networks.batches import split_sections
@@ -128,26 +128,7 @@ class FittedImg2Gene:
             project_tokens(self.token_components, tokens, sections),
         )
 
-    def predict(
-        self,
-        features: np.ndarray,
-        sections: np.ndarray,
-        positions: np.ndarray,
-        tokens: np.ndarray | None,
-        spread: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Labels float32 (n_spots, n_genes); the SD over the networks is written to ``spread``, of the same shape."""
-        arrays = self.inputs(features, sections, positions, tokens)
-        shares = self._shares(features, sections)
-        out = self.ridge.deviations(features, sections)
-        out *= (shares * self.weights[0])[:, None]
-        self._add_networks(out, arrays, shares, spread)
-        for section in (s for s in arrays.sections if shares[s.rows[0]] < 1):
-            out[section.rows] += (1 - shares[section.rows, None]) * self.validated.deviations(features, section)
-        out += self.readout.label_mean
-        return out
-
-    def _shares(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    def shares(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """Share of the weighted parts in the prediction of each spot, float32 (n_spots,); the ridge has the rest."""
         shares = np.empty(len(features), dtype=np.float32)
         # All spots of a section share one weight, so that no seam appears inside it.
@@ -155,23 +136,18 @@ class FittedImg2Gene:
             shares[sections == name] = 1 - share
         return shares
 
-    def _add_networks(
-        self, out: np.ndarray, arrays: SpotArrays, shares: np.ndarray, spread: np.ndarray | None = None
-    ) -> None:
-        """Add the predictions of the networks to ``out``, in place, and write the SD over members to ``spread``."""
-        # Sections in which the networks have no share need no pass.
-        known = SpotArrays([s for s in arrays.sections if shares[s.rows[0]] > 0], arrays.features, arrays.tokens)
-        with self.ensemble.placed(_device()):
-            for rows, outputs in predictions(self.ensemble, known):
-                mixed = self.weights[2] * self.readout(outputs.genes, own=False)
-                mixed += self.weights[1] * self.readout(outputs.views[:, 0], own=True)
-                if self.retrieval is not None:
-                    mixed += self.weights[3] * self.retrieval(outputs.embedding)
-                out[rows] += mixed * shares[rows, None]
-                if spread is not None:
-                    sd = self.weights[2] * self.readout.spread(outputs.genes, own=False)
-                    sd += self.weights[1] * self.readout.spread(outputs.views[:, 0], own=True)
-                    spread[rows] = sd * shares[rows, None]
+    def mixed(self, outputs: Outputs) -> np.ndarray:
+        """Weighted labels of the networks and of what they retrieve, relative to the training mean, float32 (B, G)."""
+        values = self.weights[2] * self.readout(outputs.genes, own=False)
+        values += self.weights[1] * self.readout(outputs.views[:, 0], own=True)
+        if self.retrieval is not None:
+            values += self.weights[3] * self.retrieval(outputs.embedding)
+        return values
+
+    def network_spread(self, outputs: Outputs) -> np.ndarray:
+        """SD over the networks, of own view and full network, times their weights, (B, G)."""
+        sd = self.weights[2] * self.readout.spread(outputs.genes, own=False)
+        return sd + self.weights[1] * self.readout.spread(outputs.views[:, 0], own=True)
 
     @property
     def bank(self) -> ReferenceBank:
@@ -205,7 +181,7 @@ class FittedImg2Gene:
             raise Img2GeneError("Networks of counts predict log rates; pathways add nothing in units of the labels.")
         arrays = self.inputs(features, sections, positions, tokens)
         direction = self.readout.responses.of_gene(gene, self.architecture.n_genes).to(_device())
-        factors = self._shares(features, sections) * (self.weights[2] * self.readout.scale)
+        factors = self.shares(features, sections) * (self.weights[2] * self.readout.scale)
         out = np.zeros((len(features), self.architecture.n_pathways), dtype=np.float32)
         with self.ensemble.placed(_device()):
             for section in arrays.sections:

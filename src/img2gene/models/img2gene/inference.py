@@ -36,37 +36,61 @@ class SpotArrays:
     tokens: np.ndarray
 
 
-def section_views(ensemble: Ensemble, arrays: SpotArrays, section: SectionSpots) -> Iterator[tuple[np.ndarray, Views]]:
-    """Views of all spots of a section, in blocks: (rows of the study, views with the members first).
+class SectionPass:
+    """The spots of a section as the networks see them: encoded once, and their views in blocks.
 
     The section's latents come from all of its spots, so a prediction does not depend on the blocks.
     """
-    device = next(ensemble.parameters()).device
-    features = torch.from_numpy(arrays.features[section.rows]).to(device)
-    parts = [ensemble.call(lambda net, x: net.encode(x), part) for part in features.split(8 * _BLOCK)]
-    hidden = torch.cat(parts, dim=1)
-    # Latents from single blocks would make predictions depend on how spots are divided.
-    latents = ensemble.call(lambda net, h: net.latents(h), paired=(hidden,))
-    for start in range(0, len(section.rows), _BLOCK):
-        spots = np.arange(start, min(start + _BLOCK, len(section.rows)))
-        tokens = torch.from_numpy(np.asarray(arrays.tokens[section.rows[spots]], dtype=np.float32)).to(device)
+
+    def __init__(self, ensemble: Ensemble, arrays: SpotArrays, section: SectionSpots) -> None:
+        self.ensemble, self.arrays, self.section = ensemble, arrays, section
+        features = torch.from_numpy(arrays.features[section.rows]).to(self._device)
+        parts = [ensemble.call(lambda net, x: net.encode(x), part) for part in features.split(8 * _BLOCK)]
+        self.hidden = torch.cat(parts, dim=1)
+        # Latents from single blocks would make predictions depend on how spots are divided.
+        self.latents = ensemble.call(lambda net, h: net.latents(h), paired=(self.hidden,))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.ensemble.parameters()).device
+
+    def views(self, spots: np.ndarray) -> Iterator[tuple[np.ndarray, Views]]:
+        """Views of chosen spots of the section, in blocks: (rows of the study, views with the members first)."""
+        for start in range(0, len(spots), _BLOCK):
+            part = spots[start : start + _BLOCK]
+            yield self.section.rows[part], self._views(part)
+
+    def _views(self, spots: np.ndarray) -> Views:
+        section, device = self.section, self._device
+        tokens = torch.from_numpy(np.asarray(self.arrays.tokens[section.rows[spots]], dtype=np.float32)).to(device)
         offsets = torch.from_numpy(section.offsets(spots)).to(device)
-        near = torch.from_numpy(section.neighbors[spots]).to(device)
-        views = ensemble.call(
+        own, near = torch.from_numpy(spots).to(device), torch.from_numpy(section.neighbors[spots]).to(device)
+        # The networks may have moved to the processor and back since the spots were encoded.
+        hidden, latents = self.hidden.to(device), self.latents.to(device)
+        return self.ensemble.call(
             lambda net, tok, off, own, around, lat: net.views(own, around, net.project(around), tok, off, lat),
             tokens,
             offsets,
-            paired=(hidden[:, start : start + _BLOCK], hidden[:, near], latents),
+            paired=(hidden[:, own], hidden[:, near], latents),
         )
-        yield section.rows[spots], views
+
+
+def section_views(ensemble: Ensemble, arrays: SpotArrays, section: SectionSpots) -> Iterator[tuple[np.ndarray, Views]]:
+    """Views of all spots of a section, in blocks: (rows of the study, views with the members first)."""
+    yield from SectionPass(ensemble, arrays, section).views(np.arange(len(section.rows)))
 
 
 @torch.no_grad()
 def predictions(ensemble: Ensemble, arrays: SpotArrays) -> Iterator[tuple[np.ndarray, Outputs]]:
     """Predict with all members, in blocks: rows of the study, and outputs with the members first."""
     for section in arrays.sections:
-        for rows, views in section_views(ensemble, arrays, section):
-            yield rows, ensemble.call(lambda net, *x: net.predict(Views(*x)), paired=tuple(views))
+        yield from section_predictions(SectionPass(ensemble, arrays, section), np.arange(len(section.rows)))
+
+
+def section_predictions(section: SectionPass, spots: np.ndarray) -> Iterator[tuple[np.ndarray, Outputs]]:
+    """Predict chosen spots of a section, as :func:`predictions` does."""
+    for rows, views in section.views(spots):
+        yield rows, section.ensemble.call(lambda net, *x: net.predict(Views(*x)), paired=tuple(views))
 
 
 @torch.no_grad()

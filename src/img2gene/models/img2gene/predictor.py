@@ -11,6 +11,7 @@ import numpy as np
 
 from img2gene._errors import raise_problems
 from img2gene.models.data import TrainingData
+from img2gene.models.img2gene.blocks import PreparedImg2Gene
 from img2gene.models.img2gene.fitted import FittedImg2Gene
 from img2gene.models.img2gene.fitting import Img2GeneFitting
 from img2gene.models.img2gene.network import check_stored
@@ -18,6 +19,7 @@ from img2gene.models.img2gene.parameters import Img2GeneParameters
 from img2gene.models.networks.batches import split_sections
 from img2gene.models.networks.fitting import NetworkPredictor
 from img2gene.models.reference_bank import Neighbors, ReferenceBank
+from img2gene.models.row_blocks import Rows, joined, joined_spread
 from img2gene.models.stored import plain_parameters
 from img2gene.models.uncertainty.held_out import HeldOut
 
@@ -169,7 +171,20 @@ class Img2Gene(NetworkPredictor):
         self, features: np.ndarray, sections: np.ndarray, *, positions: np.ndarray, tokens: np.ndarray | None = None
     ) -> np.ndarray:
         """Labels float32 (n_spots, n_genes)."""
-        return self.trained.predict(features, sections, positions, tokens)
+        rows = self.prepare(features, sections, positions=positions, tokens=tokens)
+        return joined(rows, len(features), len(self.trained.readout.label_mean))
+
+    def prepare(
+        self,
+        features: np.ndarray,
+        sections: np.ndarray,
+        *,
+        positions: np.ndarray,
+        tokens: np.ndarray | None = None,
+        with_spread: bool = False,
+    ) -> Rows:
+        """Project all features; return a function that predicts a slice of rows."""
+        return PreparedImg2Gene(self.trained, features, sections, positions, tokens, with_spread=with_spread)
 
     def reference_bank(self) -> ReferenceBank:
         """The training spots that predictions are retrieved from."""
@@ -193,9 +208,8 @@ class Img2Gene(NetworkPredictor):
         self, features: np.ndarray, sections: np.ndarray, *, positions: np.ndarray, tokens: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Labels, and the SD over the members: of own view and full network, times their weights; None for one member."""
-        spread = np.zeros((len(features), len(self.trained.readout.label_mean)), dtype=np.float32)
-        values = self.trained.predict(features, sections, positions, tokens, spread)
-        return values, spread if self.trained.ensemble.n_models > 1 else None
+        rows = self.prepare(features, sections, positions=positions, tokens=tokens, with_spread=True)
+        return joined_spread(rows, len(features), len(self.trained.readout.label_mean))
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Parameters, facts and pathways, and all arrays."""

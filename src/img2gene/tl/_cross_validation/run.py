@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
 
 from img2gene import _schema
 from img2gene import models as registry
+from img2gene._cluster import run_parts
 from img2gene._errors import Img2GeneError, LeakageError, listing, raise_problems
 from img2gene._files.folders import ResumableFolder, fingerprint
 from img2gene._leaks.find import Finding, find_leaks
@@ -26,12 +28,17 @@ from img2gene._versions import versions
 from img2gene.settings import settings
 from img2gene.tl._cross_validation.assemble import Assembly, Parts
 from img2gene.tl._cross_validation.candidates import Candidate
-from img2gene.tl._cross_validation.checkpoint import Part, load_part, open_results
+from img2gene.tl._cross_validation.checkpoint import Part, load_part, open_results, save_part
 from img2gene.tl._cross_validation.folds import OuterFolds
 from img2gene.tl._cross_validation.result import UNKNOWN, WITHIN, CrossValidation
 from img2gene.tl._cross_validation.task import Fold, Task, TaskOptions, run_and_keep
 from img2gene.tl._scoring.selection import is_rule
 from img2gene.tl.evaluate import GeneGroups, group_members
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from img2gene.models import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +68,14 @@ class CrossValidationRun:
     kept: list[str]
     allow_leakage: bool
 
-    def run(self, genes: Genes, groups: GeneGroups, n_jobs: int, folder: str | Path | None) -> CrossValidation:
+    def run(
+        self,
+        genes: Genes,
+        groups: GeneGroups,
+        n_jobs: int,
+        folder: str | Path | None,
+        client: Client | None = None,
+    ) -> CrossValidation:
         """Look for leaks, choose genes fold by fold, train and score, and put the parts together."""
         leaks = self._leaks(genes)
         # All folds first, so that none is refused after hours of training on the others.
@@ -76,7 +90,7 @@ class CrossValidationRun:
             for number, fold in enumerate(folds)
             for label, candidate in self.candidates.items()
         }
-        parts = run_tasks(tasks, results, n_jobs, "Cross-validation")
+        parts = run_tasks(tasks, results, n_jobs, "Cross-validation", client)
         warnings = [leak.message for leak in leaks]
         if self.options.smooth:
             warnings.append(
@@ -213,12 +227,15 @@ def study_fingerprint(
     return fingerprint(**arrays)
 
 
-def run_tasks(tasks: Mapping[Key, Task], results: ResumableFolder, n_jobs: int, title: str) -> dict[Key, Part]:
+def run_tasks(
+    tasks: Mapping[Key, Task], results: ResumableFolder, n_jobs: int, title: str, client: Client | None = None
+) -> dict[Key, Part]:
     """Run the tasks that the folder does not hold yet, and return the parts of all, in the order of the tasks.
+
+    They run on the workers of ``client``, or in ``n_jobs`` processes of this computer.
 
     The folder is closed at the end, also after an error.
     """
-    from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
     # A part that was stored without predictions does not serve a call that keeps them.
@@ -230,19 +247,47 @@ def run_tasks(tasks: Mapping[Key, Task], results: ResumableFolder, n_jobs: int, 
     if parts:
         logger.info("took %d of %d finished parts from %s", len(parts), len(tasks), results.folder)
     todo = {key: task for key, task in tasks.items() if key not in parts}
-    calls = (
-        # Worker processes import the package anew, so they get the settings and models of this process.
-        delayed(run_and_keep)(task, results, dataclasses.replace(settings), registry.get(task.candidate["model"]))
-        for task in todo.values()
-    )
-    # A generator lets the bar advance with every fit; a list would arrive at the end.
-    run = Parallel(n_jobs=n_jobs, return_as="generator")(calls)
+    run = _in_processes if client is None else partial(_on_cluster, client)
     with results, tqdm(total=len(todo), desc=title, unit="fit", disable=not settings.progress) as bar:
-        for key, part in zip(todo, run, strict=True):
-            parts[key] = part
+        for number, part in run(list(todo.values()), results, n_jobs):
+            parts[list(todo)[number]] = part
             bar.update()
     # Stored parts came first, so the order of the tasks is restored.
     return {key: parts[key] for key in tasks}
+
+
+def _in_processes(tasks: list[Task], results: ResumableFolder, n_jobs: int) -> Iterator[tuple[int, Part]]:
+    """Run tasks in processes of this computer, which keep their results."""
+    from joblib import Parallel, delayed
+
+    calls = (
+        # Worker processes import the package anew, so they get the settings and models of this process.
+        delayed(run_and_keep)(task, results, dataclasses.replace(settings), registry.get(task.candidate["model"]))
+        for task in tasks
+    )
+    # A generator lets the bar advance with every fit; a list would arrive at the end.
+    yield from enumerate(Parallel(n_jobs=n_jobs, return_as="generator")(calls))
+
+
+def _on_cluster(client: Client, tasks: list[Task], results: ResumableFolder, n_jobs: int) -> Iterator[tuple[int, Part]]:
+    """Run tasks on the workers of a cluster, and keep their results here: workers need not see the folder."""
+    if not tasks:
+        return
+    # The study is the same for all, and travels to each worker once.
+    study, bare = tasks[0].study, [dataclasses.replace(task, study=None) for task in tasks]  # type: ignore[arg-type]
+    kinds = {task.candidate["model"]: registry.get(task.candidate["model"]) for task in tasks}
+    for number, part in run_parts(client, _run_task, (study, kinds), bare):
+        save_part(results, tasks[number].key, part)
+        yield number, part
+
+
+def _run_task(shared: tuple[Study, dict[str, type[Predictor]]], task: Task) -> Part:
+    """Run a task in a worker, which may not know a model of the user yet."""
+    study, kinds = shared
+    kind = kinds[task.candidate["model"]]
+    if kind.name not in registry.list():
+        registry.register(kind)
+    return dataclasses.replace(task, study=study).run()
 
 
 def _dense(values: Any) -> np.ndarray:
