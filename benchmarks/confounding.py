@@ -42,6 +42,7 @@ def rows_of(seed: int, models: list[str], part: str) -> Iterator[dict[str, objec
     """All rows of one seed."""
     for cohort, confounding in COHORTS.items():
         sdata = make_cohort(seed, Size(), confounding)
+        ig.pp.embed_patches(sdata, "color-texture", orientations=1, restained=40)
         for model in models:
             for debias in (None, part):
                 facts = {"seed": seed, "cohort": cohort, "model": model, "part": debias or "nothing"}

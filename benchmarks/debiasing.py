@@ -81,7 +81,7 @@ def entries(size: Size, seed: int) -> Iterator[Entry]:
     """All rows; the control has those only that show what confounding costs."""
     small = {"n_models": size.n_models, "n_validations": 1, "max_epochs": size.max_epochs, "ridge": "none"}
     # Whether effects debias is asked of the network; labels that are looked up have confounding of their own.
-    small |= {"retrieval": False, "debias": None}
+    small |= {"retrieval": False}
     for cohort, center in (
         ("control", "none"),
         ("control", "section"),

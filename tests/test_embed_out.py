@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import functools
 
 import numpy as np
 import pytest
@@ -14,9 +13,6 @@ import img2gene as ig
 from img2gene._files import patch_cache
 from img2gene.io import table_store
 from img2gene.pp import _stored_embedding
-
-# Restained patches are not what is counted here.
-embed = functools.partial(ig.pp.embed_patches, restained=0)
 
 
 class Counting:
@@ -70,8 +66,8 @@ def shuffled(study):
 @pytest.mark.parametrize("tokens", [None, 9])
 def test_a_store_holds_what_the_study_would(study, counting, tmp_path, few_rows, tokens):
     shuffled(study)
-    expected = embed(study, "counting", tokens=tokens, inplace=False)["obsm"]
-    embed(study, "counting", tokens=tokens, out=tmp_path / "embedded.zarr")
+    expected = ig.pp.embed_patches(study, "counting", tokens=tokens, inplace=False)["obsm"]
+    ig.pp.embed_patches(study, "counting", tokens=tokens, out=tmp_path / "embedded.zarr")
     for key, values in expected.items():
         found = study["table"].obsm[key]
         assert hasattr(found, "compute") and found.dtype == values.dtype
@@ -83,10 +79,10 @@ def test_a_store_holds_what_the_study_would(study, counting, tmp_path, few_rows,
 
 def test_training_and_prediction_read_it_from_the_store(study, counting, tmp_path, few_rows):
     in_memory = shuffled(study)
-    embed(in_memory, "counting")
+    ig.pp.embed_patches(in_memory, "counting")
     ig.tl.fit(in_memory, "ridge", encoder="counting", validate_on=["C"])
     expected = ig.tl.predict(in_memory, inplace=False)
-    embed(study, "counting", out=tmp_path / "embedded.zarr")
+    ig.pp.embed_patches(study, "counting", out=tmp_path / "embedded.zarr")
     study["table"].obs["in_tissue"] = 1
     found = ig.tl.predict(study, out=tmp_path / "predicted.zarr", inplace=False)
     np.testing.assert_allclose(found.X.compute(), expected.X, atol=1e-5)
@@ -100,7 +96,7 @@ def test_training_and_prediction_read_it_from_the_store(study, counting, tmp_pat
 
 
 def test_off_the_tissue_rows_of_a_store_are_left_out(study, counting, tmp_path):
-    embed(study, "counting", out=tmp_path / "embedded.zarr")
+    ig.pp.embed_patches(study, "counting", out=tmp_path / "embedded.zarr")
     ig.tl.fit(study, "ridge", encoder="counting", validate_on=["C"])
     study["table"].obs["in_tissue"] = (np.arange(196) % 5 > 0).astype(int)
     expected = ig.tl.predict(study, inplace=False)
@@ -110,30 +106,30 @@ def test_off_the_tissue_rows_of_a_store_are_left_out(study, counting, tmp_path):
 
 def test_an_interrupted_call_encodes_only_what_is_left(study, counting, tmp_path, few_rows, snapshot):
     shuffled(study)
-    expected = embed(study, "counting", inplace=False)["obsm"]["X_counting"]
+    expected = ig.pp.embed_patches(study, "counting", inplace=False)["obsm"]["X_counting"]
     before, counting.n_encoded = snapshot(study["table"]), 0
     # Two orientations of 100 patches.
     counting.fails_after = 200
     with pytest.raises(KeyboardInterrupt):
-        embed(study, "counting", out=tmp_path / "embedded.zarr")
+        ig.pp.embed_patches(study, "counting", out=tmp_path / "embedded.zarr")
     assert snapshot(study["table"]) == before and not (tmp_path / "embedded.zarr").exists()
     counting.n_encoded, counting.fails_after = 0, None
-    embed(study, "counting", out=tmp_path / "embedded.zarr")
+    ig.pp.embed_patches(study, "counting", out=tmp_path / "embedded.zarr")
     # Three files of at least 30 patches were finished.
     assert counting.n_encoded <= 2 * (196 - 90)
     np.testing.assert_array_equal(study["table"].obsm["X_counting"].compute(), expected)
     counting.n_encoded = 0
-    embed(study, "counting", out=tmp_path / "embedded.zarr")
+    ig.pp.embed_patches(study, "counting", out=tmp_path / "embedded.zarr")
     assert counting.n_encoded == 0
 
 
 def test_an_embedding_of_other_patches_is_refused(study, counting, tmp_path):
-    embed(study, "counting", out=tmp_path / "embedded.zarr")
+    ig.pp.embed_patches(study, "counting", out=tmp_path / "embedded.zarr")
     with pytest.raises(ig.Img2GeneError, match="holds a embedding with other encoder|holds an embedding"):
-        embed(study, "counting", orientations=1, out=tmp_path / "embedded.zarr")
+        ig.pp.embed_patches(study, "counting", orientations=1, out=tmp_path / "embedded.zarr")
     ig.pp.extract_patches(study, patch_um=80, patch_px=32)
     with pytest.raises(ig.Img2GeneError, match="with other data, encoder, patches"):
-        embed(study, "counting", out=tmp_path / "embedded.zarr")
+        ig.pp.embed_patches(study, "counting", out=tmp_path / "embedded.zarr")
 
 
 def test_a_full_disk_is_named_and_what_is_finished_is_kept(study, counting, tmp_path, few_rows, snapshot):
@@ -145,16 +141,16 @@ def test_a_full_disk_is_named_and_what_is_finished_is_kept(study, counting, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_stored_embedding.np, "save", fails)
         with pytest.raises(ig.Img2GeneError, match=r"No space left on device.*make the same call again"):
-            embed(study, "counting", out=tmp_path / "embedded.zarr")
+            ig.pp.embed_patches(study, "counting", out=tmp_path / "embedded.zarr")
     assert snapshot(study["table"]) == before
-    embed(study, "counting", out=tmp_path / "embedded.zarr")
+    ig.pp.embed_patches(study, "counting", out=tmp_path / "embedded.zarr")
 
 
 @pytest.mark.parametrize("tokens", [None, 9])
 def test_a_second_call_encodes_nothing(study, counting, cache, tokens, copy_of):
-    first = embed(study, "counting", tokens=tokens, inplace=False)["obsm"]
+    first = ig.pp.embed_patches(study, "counting", tokens=tokens, inplace=False)["obsm"]
     assert counting.n_encoded == 2 * 196
-    again = embed(shuffled(copy_of(study)), "counting", tokens=tokens, inplace=False)["obsm"]
+    again = ig.pp.embed_patches(shuffled(copy_of(study)), "counting", tokens=tokens, inplace=False)["obsm"]
     assert counting.n_encoded == 2 * 196
     order = np.random.default_rng(0).permutation(196)
     for key, values in first.items():
@@ -162,7 +158,7 @@ def test_a_second_call_encodes_nothing(study, counting, cache, tokens, copy_of):
 
 
 def test_only_new_pixels_are_encoded(study, counting, cache):
-    embed(study, "counting")
+    ig.pp.embed_patches(study, "counting")
     counting.n_encoded = 0
     image = study.images["C1_image"]
     pixels = np.array(image.values)
@@ -170,33 +166,33 @@ def test_only_new_pixels_are_encoded(study, counting, cache):
     places = get_transformation(image, get_all=True)
     study.images["C1_image"] = Image2DModel.parse(pixels, dims=("c", "y", "x"), transformations=places)
     ig.pp.extract_patches(study, patch_um=60, patch_px=32)
-    changed = embed(study, "counting", inplace=False)["obsm"]["X_counting"]
+    changed = ig.pp.embed_patches(study, "counting", inplace=False)["obsm"]["X_counting"]
     assert 0 < counting.n_encoded < 2 * 49
     ig.settings.cache_dir = cache / "other"
-    np.testing.assert_array_equal(embed(study, "counting", inplace=False)["obsm"]["X_counting"], changed)
+    np.testing.assert_array_equal(ig.pp.embed_patches(study, "counting", inplace=False)["obsm"]["X_counting"], changed)
 
 
 @pytest.mark.parametrize("change", ["revision", "orientations", "patch_um"])
 def test_other_settings_share_nothing(study, counting, cache, monkeypatch, change):
-    embed(study, "counting")
+    ig.pp.embed_patches(study, "counting")
     counting.n_encoded, arguments = 0, {"orientations": 1} if change == "orientations" else {}
     if change == "revision":
         spec = dataclasses.replace(ig.encoders.get("counting"), revision="2")
         monkeypatch.setitem(ig.encoders.registry._REGISTRY, "counting", spec)
     elif change == "patch_um":
         ig.pp.extract_patches(study, patch_um=80, patch_px=32)
-    embed(study, "counting", **arguments)
+    ig.pp.embed_patches(study, "counting", **arguments)
     assert counting.n_encoded == 196 * (1 if change == "orientations" else 2)
 
 
 def test_a_file_that_changed_is_never_used(study, counting, cache, caplog):
-    expected = embed(study, "counting", inplace=False)["obsm"]["X_counting"]
+    expected = ig.pp.embed_patches(study, "counting", inplace=False)["obsm"]["X_counting"]
     counting.n_encoded = 0
     (path,) = cache.rglob("*.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    again = embed(study, "counting", inplace=False)["obsm"]["X_counting"]
+    again = ig.pp.embed_patches(study, "counting", inplace=False)["obsm"]["X_counting"]
     np.testing.assert_array_equal(again, expected)
     assert counting.n_encoded == 2 * 196 and "differs from its digest" in caplog.text
 
@@ -205,7 +201,7 @@ def test_no_cache_is_kept_until_a_folder_is_set(study, counting, tmp_path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     object.__setattr__(ig.settings, "cache_dir", tmp_path / "img2gene")
     assert not ig.settings.caches_embeddings
-    embed(study, "counting")
+    ig.pp.embed_patches(study, "counting")
     assert not list(tmp_path.iterdir())
 
 
@@ -214,14 +210,14 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_a_warning(study, coun
         raise ig.Img2GeneError("a read-only file system")
 
     monkeypatch.setattr(patch_cache, "write_bytes", fails)
-    embed(study, "counting")
+    ig.pp.embed_patches(study, "counting")
     assert "X_counting" in study["table"].obsm and caplog.text.count("are not kept") == 1
 
 
 def test_cache_and_store_go_together(study, counting, cache, tmp_path):
-    expected = embed(study, "counting", inplace=False)["obsm"]["X_counting"]
+    expected = ig.pp.embed_patches(study, "counting", inplace=False)["obsm"]["X_counting"]
     counting.n_encoded = 0
-    embed(study, "counting", out=tmp_path / "embedded.zarr")
+    ig.pp.embed_patches(study, "counting", out=tmp_path / "embedded.zarr")
     assert counting.n_encoded == 0
     np.testing.assert_array_equal(study["table"].obsm["X_counting"].compute(), expected)
 

@@ -23,9 +23,6 @@ class Predictor(Protocol):
     token_width), which :class:`TrainingData` then holds, too, where they are stored. One that was fitted without tokens
     is called without them. Without the attribute, ``predict`` is called with features and sections alone.
 
-    A predictor may also declare ``debias: ClassVar[tuple[str, ...]]``, the parts that ``debias="default"`` of
-    :func:`img2gene.tl.fit` stands for: ``"stain"``, ``"level"`` or ``"depth"``.
-
     Examples
     --------
     >>> import img2gene as ig

@@ -211,7 +211,6 @@ class Ridge(LinearPredictor):
     """
 
     name: ClassVar[str] = "ridge"
-    debias: ClassVar[tuple[str, ...]] = ("stain",)
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ def embed_patches(
     *,
     tokens: int | None = None,
     orientations: int = 2,
-    restained: int = 40,
+    restained: int = 0,
     table_key: str = "table",
     batch_size: int | None = None,
     num_workers: int | None = None,
@@ -78,10 +78,9 @@ def embed_patches(
         (quarter turns) or 8 (all). Each orientation costs one forward pass. Averaging helps most if patients or stains
         differ.
     restained
-        Also embed restained copies of about this many patches, the same number in each section, with more and with less
-        haematoxylin and eosin. Models learn from them which features the stain moves (``debias="stain"`` of
-        :func:`img2gene.tl.fit`). Each takes three forward passes. 0 embeds none. Tables without genes, such as tiles,
-        have none.
+        Also embed restained copies of about this many patches, the same number in each section, with more or less haematoxylin
+        and eosin. Models learn from them which features the stain moves (``debias="stain"`` of :func:`img2gene.tl.fit`); 40
+        are enough. Each takes three forward passes. Tables without genes, such as tiles, have none.
     table_key
         Table whose patches are embedded.
     batch_size

@@ -21,16 +21,14 @@ from img2gene.models.bias.stain import StainShrinkage
 
 logger = logging.getLogger(__name__)
 
-DEFAULT = "default"
 PARTS = ("stain", "level", "depth")
 
 
 @dataclass(frozen=True)
 class DebiasChoice:
-    """Parts of the debiasing; ``named`` says that the user named them, so that one that cannot be done is an error."""
+    """Parts of the debiasing that a fit uses."""
 
-    parts: tuple[str, ...]
-    named: bool
+    parts: tuple[str, ...] = ()
 
     def fit(
         self,
@@ -45,7 +43,7 @@ class DebiasChoice:
         report: dict[str, Any] = {"parts": []}
         stain = level = None
         if "stain" in self.parts:
-            stain, report["stain"] = self._stain(study, rows, identity, data)
+            stain, report["stain"] = _stain(study, rows, identity, data)
         if "level" in self.parts:
             seen = data if stain is None else dataclasses.replace(data, features=stain(data.features))
             level, report["level"] = _level(predictor, seen, seed)
@@ -59,58 +57,43 @@ class DebiasChoice:
         report["parts"] = [part for part in PARTS if done[part]]
         return None if stain is None and level is None else Debiasing(stain, level), report
 
-    def _stain(
-        self, study: Study, rows: np.ndarray, identity: dict[str, Any], data: TrainingData
-    ) -> tuple[StainShrinkage | None, dict[str, Any]]:
-        name, width = identity["name"], identity["width"]
-        changes = None if "finetuned" in identity else stored_changes(study, name, width, rows)
-        if changes is None:
-            reason = (
-                "a fine-tuned encoder has no restained patches"
-                if "finetuned" in identity
-                else f"`{study.name}.obsm` has no restained patches of the training sections. Run "
-                f"`img2gene.pp.embed_patches(sdata, {name!r}{study.table_argument})`"
-            )
-            if self.named:
-                raise Img2GeneError(f"debias='stain': {reason}.")
-            logger.info("not debiased for stain: %s", reason)
-            return None, {"left_out": reason}
-        stain = StainShrinkage.fit(data.features, data.sections, changes)
-        return stain, stain.effect(changes)
+
+def _stain(
+    study: Study, rows: np.ndarray, identity: dict[str, Any], data: TrainingData
+) -> tuple[StainShrinkage, dict[str, Any]]:
+    """Fit the shrinkage to the restained patches of the training sections."""
+    name = identity["name"]
+    if "finetuned" in identity:
+        raise Img2GeneError("debias='stain': a fine-tuned encoder has no restained patches. Leave one of both out.")
+    changes = stored_changes(study, name, identity["width"], rows)
+    if changes is None:
+        raise Img2GeneError(
+            f"debias='stain': `{study.name}.obsm` has no restained patches of the training sections. Run "
+            f"`img2gene.pp.embed_patches(sdata, {name!r}, restained=40{study.table_argument})`."
+        )
+    stain = StainShrinkage.fit(data.features, data.sections, changes)
+    return stain, stain.effect(changes)
 
 
 def checked_debias(check: Arguments, debias: Any, model: Any, params: dict[str, Any]) -> DebiasChoice:
     """Check ``debias``; an effect that it names becomes the parameter ``effect`` of the model, in ``params``."""
     if debias is None:
-        return DebiasChoice((), named=True)
+        return DebiasChoice()
     names = [debias] if isinstance(debias, str) else several(debias)
     effects = _effects()
     known = (*PARTS, *effects)
-    if names is None or not all(isinstance(name, str) and (name in known or name == DEFAULT) for name in names):
-        check.messages.append(
-            f"debias={shown(debias)}: choose from {listing(known)}, {DEFAULT!r}, or None for nothing."
-        )
-        return DebiasChoice((), named=True)
-    chosen = [name for name in dict.fromkeys(names) if name in effects]
-    if chosen:
+    if names is None or not all(isinstance(name, str) and name in known for name in names):
+        check.messages.append(f"debias={shown(debias)}: choose from {listing(known)}, or None for nothing.")
+        return DebiasChoice()
+    if chosen := [name for name in dict.fromkeys(names) if name in effects]:
         _take_effect(check, chosen, model, params)
-    parts = tuple(name for name in PARTS if name in names)
-    if DEFAULT in names:
-        return DebiasChoice(tuple(dict.fromkeys((*parts, *_default_parts(model)))), named=False)
-    return DebiasChoice(parts, named=True)
+    return DebiasChoice(tuple(name for name in PARTS if name in names))
 
 
 def _effects() -> tuple[str, ...]:
     from img2gene.models.networks.debiasing import EFFECTS
 
     return tuple(effect for effect in EFFECTS if effect != "none")
-
-
-def _default_parts(model: Any) -> tuple[str, ...]:
-    """Parts that a registered model is debiased by unless the user says otherwise."""
-    if not isinstance(model, str) or model not in models.list():
-        return ()
-    return tuple(getattr(models.get(model), "debias", ()))
 
 
 def _take_effect(check: Arguments, chosen: list[str], model: Any, params: dict[str, Any]) -> None:

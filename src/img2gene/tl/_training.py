@@ -45,7 +45,7 @@ class TrainingRun:
     division: Split
     min_depth: float
     seed: int
-    debias: DebiasChoice = DebiasChoice((), named=True)
+    debias: DebiasChoice = DebiasChoice()
 
     def train(self, predictor: Predictor, inputs: Inputs | StudyFineTuning, genes: Genes, level: float | None) -> Model:
         """Choose genes, fit, calibrate at ``level`` unless it is None, and wrap up the model with its report."""

@@ -38,7 +38,7 @@ from img2gene.tl._arguments import (
     create_predictor,
     later_step,
 )
-from img2gene.tl._debias import DEFAULT, checked_debias
+from img2gene.tl._debias import checked_debias
 from img2gene.tl._training import TrainingRun
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def fit(
     allow_leakage: bool = False,
     allow_single_section: bool = False,
     min_depth: float = MIN_DEPTH,
-    debias: str | Iterable[str] | None = DEFAULT,
+    debias: str | Iterable[str] | None = None,
     finetune: str | None = None,
     finetune_epochs: int = 10,
     finetune_learning_rate: float = 1e-5,
@@ -111,12 +111,11 @@ def fit(
     %(min_depth)s
     debias
         What is done against bias: one or several of ``"stain"`` (features are shrunk along the directions in which restained
-        patches move; needs the restained patches of :func:`img2gene.pp.embed_patches`), ``"level"`` (levels of sections are
+        patches move; needs ``restained=40`` of :func:`img2gene.pp.embed_patches`), ``"level"`` (levels of sections are
         read off their mean features, as far as left-out groups support it), ``"depth"`` (predictions are log1p(1e4 · share of
         the gene), without the noise of counting, unless :func:`img2gene.tl.predict` is told otherwise), and one effect of the
-        publication (``"TE"``, ``"TDE"``, ``"TIE"``, ``"NDE"``, ``"NIE"``). ``"default"`` is what the model declares, where the
-        study has what it needs: ``"stain"`` for ``ridge``, nothing for other models. None does nothing. What
-        was done, and its measured effect, is in ``report["debias"]`` of the model.
+        publication (``"TE"``, ``"TDE"``, ``"TIE"``, ``"NDE"``, ``"NIE"``). None does nothing, because no part passed the rules
+        for a default. What was done, and its measured effect, is in ``report["debias"]`` of the model.
     finetune
         Adapt the encoder to the training sections first: ``"last"`` trains the last stage of its network, ``"all"`` the
         whole of it; None leaves it as it is. The model keeps the weights that changed, and is fitted to features of the
