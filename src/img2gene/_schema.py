@@ -29,6 +29,7 @@ UNLIMITED = "unlimited"
 PATCH_BBOX = "patch_bbox"
 PATCH_TISSUE = "patch_tissue"
 PATCH_INSIDE = "patch_inside"
+PATCH_READABLE = "patch_readable"
 PANEL = "panel"
 PANELS = "panels"
 FORMER_ENCODERS = "former_encoders"
@@ -63,7 +64,7 @@ _FORMS: dict[str, Any] = {
     "sections": {
         _EACH: {"mpp?": _REAL_OR_NONE, "spot_um?": _REAL_OR_NONE, "image?": str, "region?": str, "counted_genes?": int}
     },
-    "patches": {"patch_um": [_REAL], "patch_px": int, "regions": {_EACH: _PATCH_FORM}},
+    "patches": {"patch_um": [_REAL], "patch_px": int, "resolution_um?": _REAL, "regions": {_EACH: _PATCH_FORM}},
     "encoder": {_EACH: {"name": str, "width": int, "patch_um": [_REAL], "input_px": int, "orientations": int}},
     PANELS: {_EACH: {"sections": list, "by": str}},
     PATHWAYS: {"names": list, "gene_sets": {_EACH: list}, "method": str, "n_top": int},

@@ -9,7 +9,7 @@ import numpy as np
 
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
-from img2gene._study.patches import stream_patches
+from img2gene._study.patches import Reading, stream_patches
 from img2gene._study.study import Study
 from img2gene.settings import settings
 
@@ -55,6 +55,7 @@ def embedding_identity(
         "input_px": input_side(spec, patches),
         "orientations": orientations,
         **grid,
+        **({"resolution_um": patches["resolution_um"]} if patches.get("resolution_um") else {}),
     }
 
 
@@ -65,24 +66,30 @@ def stream_embedding(
     batch_size: int,
     num_workers: int,
     rows: np.ndarray | None = None,
+    *,
+    skip_unreadable: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Embed the patches of a study.
 
     Returns features, float32 (n_obs, width), and tokens, float16 (n_obs, m, token_width), or None if the identity has
-    no tokens. Both are NaN outside ``rows``.
+    no tokens. Both are NaN outside ``rows``, and with ``skip_unreadable`` where pixels cannot be read.
     """
     n_obs = study.n_obs
     n_tokens = identity.get("tokens")
     grid = None if n_tokens is None else math.isqrt(n_tokens)
     features = np.full((n_obs, identity["width"]), np.nan, dtype=np.float32)
     tokens = None if grid is None else np.full((n_obs, grid**2, identity["token_width"]), np.nan, dtype=np.float16)
-    batches = stream_patches(study, batch_size, num_workers, rows)
+    batches = stream_patches(study, batch_size, num_workers, rows, Reading(identity["input_px"], skip_unreadable))
     for index, windows in progress(batches, n_obs if rows is None else len(rows), f"embed ({identity['name']})"):
+        if windows.unreadable.all():
+            continue
         features[index], batch_tokens = encode(
             model, windows.fields, identity["input_px"], identity["orientations"], grid
         )
+        features[index[windows.unreadable]] = np.nan
         if tokens is not None:
             tokens[index] = _half_precision(batch_tokens, identity["name"])
+            tokens[index[windows.unreadable]] = np.nan
     return features, tokens
 
 

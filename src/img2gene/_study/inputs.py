@@ -10,6 +10,7 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._study.expression import readable
 from img2gene._study.matrices import in_memory
 from img2gene._study.origins import check_embedding
 from img2gene._study.study import Study
@@ -80,7 +81,7 @@ def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
             f"`{study.name}.obsm['{key}']` has shape {values.shape}, its record says width {identity['width']}. "
             "Run `img2gene.pp.embed_patches` again."
         )
-    bad = n_faulty(values)
+    bad = n_faulty(values[readable(study.table)])
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN in {bad} rows: run `img2gene.pp.embed_patches` again.")
     large = int((np.abs(values) > _LARGEST).any(axis=1).sum())
@@ -120,7 +121,7 @@ def tokens(study: Study, identity: dict[str, Any]) -> np.ndarray | None:
         )
     with np.errstate(over="ignore"):
         values = values.astype(np.float16, copy=False)
-    bad = n_faulty(values)
+    bad = n_faulty(values[readable(study.table)])
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN or infinite in {bad} rows. {hint}")
     return values

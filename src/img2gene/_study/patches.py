@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from img2gene import _schema
 from img2gene._errors import Problems
-from img2gene._study.images import RGBImage, Windows, prefetch, stream_windows
+from img2gene._study.images import RGBImage, Windows, open_image, prefetch, stream_windows
 from img2gene._study.origins import open_region
+from img2gene._study.pyramids import scale_factors
+from img2gene._study.resolution import nearest_scale
 from img2gene._study.study import Study
 
 # Windows of large fields are read in smaller batches.
@@ -23,8 +27,25 @@ def field_boxes(centers: np.ndarray, sides: Sequence[int] | np.ndarray) -> np.nd
     return np.concatenate([corners, corners + lengths[None, :, None]], axis=2)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How pixels are read.
+
+    Attributes
+    ----------
+    input_px
+        Side in pixels that the encoder resizes patches to, by which the scale of the image is chosen; None reads full
+        resolution.
+    skip_unreadable
+        Mark spots whose pixels cannot be decoded, instead of raising.
+    """
+
+    input_px: int | None = None
+    skip_unreadable: bool = False
+
+
 def stream_patches(
-    study: Study, batch_size: int, num_workers: int, rows: np.ndarray | None = None
+    study: Study, batch_size: int, num_workers: int, rows: np.ndarray | None = None, reading: Reading = Reading()
 ) -> Iterator[tuple[np.ndarray, Windows]]:
     """Stream the pixels of all patches, or of ``rows``, in chunk order: rows of the table and their windows.
 
@@ -40,14 +61,61 @@ def stream_patches(
             images[region] = open_region(study, region)
     problems.raise_all()
     for region, image in images.items():
-        yield from _stream_region(study, region, image, chosen[region], batch_size, num_workers)
+        yield from _stream_region(study, region, image, chosen[region], batch_size, num_workers, reading)
 
 
 def _stream_region(
-    study: Study, region: str, image: RGBImage, rows: np.ndarray, batch_size: int, num_workers: int
+    study: Study, region: str, image: RGBImage, rows: np.ndarray, batch_size: int, num_workers: int, reading: Reading
 ) -> Iterator[tuple[np.ndarray, Windows]]:
     sides = np.array(study.patches["regions"][region]["side_px"], dtype=np.int64)
-    batch_size = min(batch_size, max(1, _BATCH_BYTES // int(3 * (sides**2).sum())))
-    batches = stream_windows(image, field_boxes(study.centers[rows], sides), batch_size, num_workers)
+    images, final = [image] * len(sides), sides
+    if reading.input_px is not None:
+        images, final = _scales_of_fields(study, region, image, reading.input_px)
+    boxes = _scaled_boxes(study.centers[rows], sides, images, image)
+    lengths = boxes[0, :, 2] - boxes[0, :, 0]
+    batch_size = min(batch_size, max(1, _BATCH_BYTES // int(3 * (lengths**2).sum())))
+    batches = stream_windows(images, boxes, batch_size, num_workers, skip_unreadable=reading.skip_unreadable)
     for windows in prefetch(batches) if num_workers else batches:
-        yield rows[windows.index], windows
+        fields = [_averaged(field, int(side)) for field, side in zip(windows.fields, final, strict=True)]
+        yield rows[windows.index], replace(windows, fields=fields)
+
+
+def _scales_of_fields(study: Study, region: str, image: RGBImage, input_px: int) -> tuple[list[RGBImage], np.ndarray]:
+    """Choose the scale of the image that is nearest to the encoder's µm per pixel in each field of view.
+
+    Also return the sides in pixels at ``resolution_um``, which larger windows are averaged to.
+    """
+    record, entry = study.patches, study.patches["regions"][region]
+    images, resolution = {0: image}, record.get("resolution_um") or 0.0
+    fields = np.array(record["patch_um"], dtype=float)
+    if not entry.get("mpp"):
+        # Patches from other programs may have no microns; then nothing can be compared.
+        return [image] * len(fields), np.array(entry["side_px"])
+    mpps = entry["mpp"] * scale_factors(study.sdata, entry["image"])
+    chosen = [nearest_scale(mpps, max(field / input_px, resolution)) for field in fields]
+    for scale in chosen:
+        if scale not in images:
+            images[scale] = open_image(study.sdata, entry["image"], scale=scale)
+    final = np.rint(fields / resolution) if resolution else np.full(len(fields), _schema.MAX_SIDE_PX)
+    return [images[scale] for scale in chosen], final.astype(np.int64)
+
+
+def _scaled_boxes(centers: np.ndarray, sides: np.ndarray, images: list[RGBImage], full: RGBImage) -> np.ndarray:
+    """Windows (n, n_fields, 4) in pixels of each field's image, for centres and sides in pixels of the full resolution."""
+    boxes = []
+    for side, image in zip(sides, images, strict=True):
+        factor = np.array([image.height / full.height, image.width / full.width])
+        length = max(1, round(float(side) * float(factor.mean())))
+        boxes.append(field_boxes(centers * factor, [length])[:, 0])
+    return np.stack(boxes, axis=1)
+
+
+def _averaged(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Average windows (n, h, h, 3) down to ``side`` pixels; smaller windows stay as they are."""
+    if side >= pixels.shape[1] or not len(pixels):
+        return pixels
+    from PIL import Image
+
+    # A coarser scanner averages over the area of its pixels, which other filters would blur.
+    parts = [Image.fromarray(window).resize((side, side), Image.Resampling.BOX) for window in pixels]
+    return np.stack([np.asarray(part) for part in parts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from img2gene.encoders import EncoderSpec
 
+logger = logging.getLogger(__name__)
+
 _MIN_GRID = 3
 # Each worker is a thread, and systems refuse to start tens of thousands.
 _MAX_WORKERS = 1024
@@ -41,6 +44,7 @@ def embed_patches(
     device: str | None = None,
     amp: bool | str | None = None,
     backend: str = "auto",
+    on_error: str = "nan",
     inplace: bool = True,
 ) -> dict[str, dict[str, Any]] | None:
     """Embed the image patch of every spot.
@@ -70,6 +74,9 @@ def embed_patches(
         Threads that decode pixels ahead; None takes ``img2gene.settings.num_workers``, 0 decodes in this thread.
     device, amp, backend
         As in :func:`img2gene.encoders.load`.
+    on_error
+        What to do about pixels that cannot be decoded, as in a file that was cut: ``"nan"`` embeds all other spots and
+        names those that touch such pixels, ``"raise"`` raises.
     %(inplace_update)s
 
     Returns
@@ -78,7 +85,8 @@ def embed_patches(
     one after the other), with ``tokens`` also ``obsm["X_<encoder>_tokens"]`` (float16 (n_obs, tokens, token_width), the
     cells row by row from the top left of the patch), and the encoder's identity in ``uns["img2gene"]["encoder"]``. It
     also notes in ``uns["img2gene"]["patches"]`` which patches were embedded, so that an embedding of other patches is
-    refused later.
+    refused later. Spots whose pixels cannot be read have NaN, and False in ``obs["patch_readable"]``, a column that is there
+    only if there are such spots; training, prediction and scores leave them out.
 
     A token averages the encoder's feature maps over its cell and over the orientations. Each orientation is turned back
     first, because the cells of a turned patch change places. ``color-texture`` describes each cell separately.
@@ -90,7 +98,7 @@ def embed_patches(
     Img2GeneError
         An image or its transformation has changed since :func:`img2gene.pp.extract_patches`, an argument is invalid, an
         array of the same name is not an embedding of this encoder, the
-        encoder's weights cannot be loaded, it gives no tokens, or ``tokens`` is not a square number.
+        encoder's weights cannot be loaded, no pixels (or, with ``on_error="raise"``, not all) can be read, it gives no tokens, or ``tokens`` is not a square number.
 
     Examples
     --------
@@ -112,6 +120,7 @@ def embed_patches(
         check.device("device", device)
     checked_amp(check, amp)
     check.choice("backend", backend, ("auto", "torch", "onnx"))
+    check.choice("on_error", on_error, ("nan", "raise"))
     check.flag("inplace", inplace)
     study = open_table(check, sdata, table_key)
     check.raise_all()
@@ -123,12 +132,34 @@ def embed_patches(
         _check_grid(spec, tokens, input_side(spec, patches))
     model = encoders.load(encoder, device=device, amp=amp, backend=backend)
     identity = embedding_identity(spec, patches, orientations, None if tokens is None else int(tokens))
-    features, cells = stream_embedding(study, model, identity, size, workers)
+    features, cells = stream_embedding(study, model, identity, size, workers, skip_unreadable=on_error == "nan")
     update = _update(study, identity, features, cells)
+    update["obs"] = _readable_column(study, features)
     if not inplace:
         return update
     _schema.apply(study.table, update)
     return None
+
+
+def _readable_column(study: Study, features: np.ndarray) -> dict[str, Any]:
+    """Mark and name the spots whose pixels could not be read; without any, remove the marks of an earlier call."""
+    lost = np.isnan(features).any(axis=1)
+    if not lost.any():
+        return {_schema.PATCH_READABLE: None} if _schema.PATCH_READABLE in study.table.obs else {}
+    if lost.all():
+        raise Img2GeneError(
+            f"The pixels of no spot of `{study.name}` can be read. Copy or export the image again; "
+            'on_error="raise" says what is wrong.'
+        )
+    logger.warning(
+        "the pixels of %d of %d spots cannot be read: %s. Their embedding is NaN, and obs['%s'] is False; pass "
+        'on_error="raise" to see why',
+        int(lost.sum()),
+        study.n_obs,
+        listing(study.table.obs_names[lost], 20),
+        _schema.PATCH_READABLE,
+    )
+    return {_schema.PATCH_READABLE: ~lost}
 
 
 def _foreign_arrays(study: Study, name: str) -> list[str]:

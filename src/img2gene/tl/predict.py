@@ -17,6 +17,7 @@ from img2gene._study.expression import in_tissue
 from img2gene._study.model_inputs import ModelInputs, model_inputs
 from img2gene._study.predictions import no_shared_genes
 from img2gene._study.replaced import foreign_predictions, remove_scores
+from img2gene._study.resolution import warn_of_other_resolution
 from img2gene._study.sections import folded, region_column
 from img2gene._study.study import Study
 from img2gene.models import Calibration, Model
@@ -125,6 +126,7 @@ def predict(
     if inplace and not ((columns >= 0).all() and fits):
         _check_regions(study, key_added)
     report_off_tissue(study)
+    warn_of_other_resolution(study, np.arange(study.n_obs), trained.report.get("resolution_um"))
     calibration = trained.calibration if uncertainty else None
     layers, ood = _predicted(study, trained, calibration, inputs, key_added, depth)
     _report_genes(study, trained, columns, key_added)
