@@ -40,6 +40,8 @@ PREDICTABLE = "predictable"
 UNCERTAINTY = "uncertainty"
 PREDICTED_BY = "predicted_by"
 PREDICTABILITY = "predictability"
+# Attribute of images that were drawn of predictions.
+RASTER = "img2gene_raster"
 SCORED_BY = "scored_by"
 
 # A window of this side takes .8 GB; no encoder sees anything in a larger field.
@@ -95,6 +97,11 @@ def uncertainty_keys(key: str) -> dict[str, str]:
 def ood_key(key: str) -> str:
     """Return the ``obs`` key of the out-of-distribution percentiles of a prediction stored as ``key``."""
     return f"{key}_ood"
+
+
+def micron_system(section: str) -> str:
+    """Name the coordinate system of a section in microns, whose scale gives microns per pixel of its image."""
+    return f"{section}_um"
 
 
 def check_name(name: str, what: str) -> None:

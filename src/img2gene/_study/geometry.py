@@ -229,6 +229,19 @@ def equivalent_diameter(geometry: Any) -> float:
     return float(np.sqrt(area)) if np.isclose(area, box, rtol=1e-3) else float(2 * np.sqrt(area / np.pi))
 
 
+def micron_scales(sdata: SpatialData, image_key: str) -> dict[str, float]:
+    """Read microns per pixel of an image from its coordinate systems in microns, which are called ``<section>_um``."""
+    found, axes = {}, ("x", "y")
+    for system, transformation in transformations(sdata, image_key).items():
+        if system == _schema.micron_system(system.removesuffix("_um")):
+            matrix = transformation.to_affine_matrix(axes, axes)
+            try:
+                found[f"the coordinate system `{system}`"] = isotropic_scale(matrix, system, image_key)
+            except Img2GeneError:
+                continue
+    return found
+
+
 def transformations(sdata: SpatialData, name: str) -> dict[str, Any]:
     """Return the transformations of an element to its coordinate systems."""
     from spatialdata.transformations import get_transformation

@@ -19,6 +19,7 @@ from img2gene._study.geometry import (
     largest_aligned,
     locate_element,
     locate_region,
+    micron_scales,
     reaches,
     recorded,
     region_matrix,
@@ -230,6 +231,7 @@ def image_mpp(
     recorded may have been wrong. ``exact`` is a source that the caller knows.
     """
     sources = {} if exact is None else {exact.source: exact.mpp}
+    sources |= micron_scales(sdata, image_key)
     sources |= _recorded_for_image(sdata, image_key, besides) or _derived_for_image(sdata, image_key)
     if not sources:
         return None

@@ -92,7 +92,8 @@ def _scales_of_fields(study: Study, region: str, image: RGBImage, input_px: int)
         # Patches from other programs may have no microns; then nothing can be compared.
         return [image] * len(fields), np.array(entry["side_px"])
     mpps = entry["mpp"] * scale_factors(study.sdata, entry["image"])
-    chosen = [nearest_scale(mpps, max(field / input_px, resolution)) for field in fields]
+    # At one resolution for all images, no field may be read from a coarser scale of one of them.
+    chosen = [nearest_scale(mpps, resolution or field / input_px) for field in fields]
     for scale in chosen:
         if scale not in images:
             images[scale] = open_image(study.sdata, entry["image"], scale=scale)
