@@ -76,9 +76,11 @@ def test_picture_is_stored_and_replaced_and_other_images_are_not(slide, trained,
     slide.write(tmp_path / "slide.zarr")
     back = read_zarr(tmp_path / "slide.zarr")
     np.testing.assert_array_equal(back["P1_S1_predicted"].values, slide["P1_S1_predicted"].values)
+    ig.tl.rasterize_prediction(back, trained.genes[0], **call)
     with pytest.raises(Img2GeneError, match="`P1_S1_image` is the name of an element"):
         ig.tl.rasterize_prediction(slide, trained.genes[0], key_added="P1_S1_image", **call)
-    slide.images["mine"] = Image2DModel.parse(np.zeros((1, 4, 4)), dims=("c", "y", "x"))
+    # An image of numbers of the user, as a prediction from elsewhere would be.
+    slide.images["mine"] = Image2DModel.parse(np.zeros((1, 4, 4), dtype=np.float32), dims=("c", "y", "x"))
     with pytest.raises(Img2GeneError, match="choose another `key_added`"):
         ig.tl.rasterize_prediction(slide, trained.genes[0], key_added="mine", **call)
 
@@ -128,6 +130,7 @@ def test_slide_is_drawn_in_microns_with_a_scale_bar(slide, trained):
     plt.close("all")
 
 
+@pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")
 def test_spatialdata_plot_shows_it(slide, trained):
     pytest.importorskip("spatialdata_plot")
     ig.tl.rasterize_prediction(slide, trained.genes[0], key="predicted", table_key="slide_tiles")

@@ -42,6 +42,7 @@ PREDICTED_BY = "predicted_by"
 PREDICTABILITY = "predictability"
 # Attribute of images that were drawn of predictions.
 RASTER = "img2gene_raster"
+RASTERS = "rasters"
 SCORED_BY = "scored_by"
 
 # A window of this side takes .8 GB; no encoder sees anything in a larger field.
@@ -72,6 +73,7 @@ _FORMS: dict[str, Any] = {
     PATHWAYS: {"names": list, "gene_sets": {_EACH: list}, "method": str, "n_top": int},
     UNCERTAINTY: {_EACH: {"level": (int, float), "ood_threshold": (int, float)}},
     PREDICTED_BY: {_EACH: {"model": str, "fingerprint": str, "depth?": (int, float, str)}},
+    RASTERS: {_EACH: {"um_per_px": _REAL, "section": str}},
     PREDICTABILITY: {"key": str, "fingerprint": str},
     SCORED_BY: {"key": str, "fingerprint": str},
     "localization": {_EACH: {"markers": {_EACH: list}, "thresholds": {}, "fingerprint?": str}},

@@ -63,8 +63,8 @@ def rasterize_prediction(
     Returns
     -------
     None, or the image: float32 (genes, y, x), with the genes as names of its channels. A pixel has the value of the spot that
-    is nearest to its centre, and NaN where none is nearer than the distance between neighbouring spots. Its coordinate
-    systems are those of the section's image, and ``<section>_um`` in microns. It is written to ``images[key_added]``.
+    is nearest to its centre, and NaN where none is nearer than three quarters of the distance between neighbouring spots (or
+    of the side of a pixel, if that is larger). Its coordinate systems are those of the section's image, and ``<section>_um`` in microns. It is written to ``images[key_added]``.
 
     Raises
     ------
@@ -96,15 +96,18 @@ def rasterize_prediction(
     name, geometry, mpp = _place(study, section)
     target = f"{name}_{key}" if key_added is None else key_added
     if inplace:
-        _check_target(sdata, target)
+        _check_target(study, target)
     values = predicted_values(study, names, key)[geometry.rows]
     image = _image(study, name, geometry, mpp, values, names, um_per_px)
     if not inplace:
         return image
-    with _schema.all_or_nothing(sdata):
+    with _schema.all_or_nothing(study.stored_table, sdata):
         # spatialdata warns of an element that is replaced without being removed.
         sdata.images.pop(target, None)
         sdata.images[target] = image
+        # Stores keep no attributes of images, so the table says which ones may be replaced.
+        records = study.record(_schema.RASTERS, {}) | {target: image.attrs[_schema.RASTER]}
+        _schema.write_json(study.stored_table, _schema.RASTERS, records)
     logger.info("wrote images[%r]", target)
     return None
 
@@ -132,24 +135,17 @@ def _place(study: Study, section: str | None) -> tuple[str, Geometry, float]:
     return name, locate_region(study, regions[0], rows, images), float(entry["mpp"])
 
 
-def _check_target(sdata: SpatialData, target: str) -> None:
+def _check_target(study: Study, target: str) -> None:
     """Refuse a name that cannot be stored, or that an element of the user has."""
     _schema.check_name(target, "key_added")
-    others = [*sdata.labels, *sdata.points, *sdata.shapes, *sdata.tables]
-    image = sdata.images.get(target)
-    written = image is not None and _schema.RASTER in getattr(image, "attrs", {})
-    same = [
-        name for name in others + [key for key in sdata.images if key != target] if name.casefold() == target.casefold()
-    ]
-    if same or (image is not None and not written and not _is_raster(image)):
+    sdata, written = study.sdata, target in study.record(_schema.RASTERS, {})
+    elements = [*sdata.images, *sdata.labels, *sdata.points, *sdata.shapes, *sdata.tables]
+    # spatialdata does not tell capitals apart.
+    same = [name for name in elements if name.casefold() == target.casefold()]
+    if same and not (written and same == [target] and target in sdata.images):
         raise Img2GeneError(
-            f"`{target}` is the name of an element that `rasterize_prediction` did not write; choose another `key_added`."
+            f"`{same[0]}` is the name of an element that `rasterize_prediction` did not write; choose another `key_added`."
         )
-
-
-def _is_raster(image: Any) -> bool:
-    """Recognise a picture of predictions that was read from a store, which keeps no attributes: by its values."""
-    return getattr(image, "dtype", None) == np.float32
 
 
 def _image(
