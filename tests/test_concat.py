@@ -295,16 +295,16 @@ def test_tables_without_genes_and_empty_tables_are_joined(make_section):
         )
     slides[1]["table"]._inplace_subset_obs(np.zeros(16, dtype=bool))
     for slide in slides:
-        slide.shapes[f"{slide['tiles'].obs['section'].iloc[0]}_tiles"] = slide.shapes.pop("tiles_squares")
+        slide.shapes[f"{slide['tiles'].obs['section'].iloc[0]}_tiles"] = slide.shapes.pop("slide_tiles_squares")
     for slide in slides:
         name = f"{slide['tiles'].obs['section'].iloc[0]}_tiles"
-        tiles = slide["tiles"].copy()
+        tiles = slide["slide_tiles"].copy()
         tiles.obs["region"] = pd.Categorical([name] * tiles.n_obs)
         del tiles.uns["spatialdata_attrs"]
-        slide.tables["tiles"] = TableModel.parse(tiles, region=name, region_key="region", instance_key="tile_id")
+        slide.tables["slide_tiles"] = TableModel.parse(tiles, region=name, region_key="region", instance_key="tile_id")
     joined = ig.io.concat_sections(slides)
     assert joined["table"].n_obs == 16
-    assert joined["tiles"].shape == (sum(slide["tiles"].n_obs for slide in slides), 0)
+    assert joined["slide_tiles"].shape == (sum(slide["slide_tiles"].n_obs for slide in slides), 0)
 
 
 @pytest.mark.parametrize("sections", [1, None, "study.zarr", b"x", float("nan"), [None], {"a": 1}, np.ones(2)])

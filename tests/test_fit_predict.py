@@ -381,15 +381,15 @@ def test_a_slide_without_expression_is_tiled_embedded_predicted_and_plotted(trai
     slide = make_section("D1", "D", seed=9)
     del slide.tables["table"]
     ig.pp.tile_slide(slide, "D1_image", tile_um=100, mpp=5, patch_um=60, patch_px=32, min_tissue=0, patient="D")
-    assert slide["tiles"].shape == (64, 0)
-    np.testing.assert_array_equal(slide["tiles"].obsm["patch_bbox"][0], [4, 4, 16, 16])
-    ig.pp.embed_patches(slide, "tiny", table_key="tiles")
-    ig.tl.predict(slide, model, table_key="tiles", key_added="expression")
+    assert slide["slide_tiles"].shape == (64, 0)
+    np.testing.assert_array_equal(slide["slide_tiles"].obsm["patch_bbox"][0], [4, 4, 16, 16])
+    ig.pp.embed_patches(slide, "tiny", table_key="slide_tiles")
+    ig.tl.predict(slide, model, table_key="slide_tiles", key_added="expression")
     found = slide["expression"]
     assert found.shape == (64, 12)
-    red = slide["tiles"].obsm["X_tiny"][:, 0]
+    red = slide["slide_tiles"].obsm["X_tiny"][:, 0]
     assert np.corrcoef(found[:, "G00"].X.ravel(), red)[0, 1] < -0.8
-    assert set(slide.subset(["D1_image", "tiles_squares"]).tables) == {"tiles", "expression"}
+    assert set(slide.subset(["D1_image", "slide_tiles_squares"]).tables) == {"slide_tiles", "expression"}
     plotted(ig.io.to_anndata(slide, table_key="expression"))
 
 
@@ -397,10 +397,10 @@ def test_tiles_are_predicted_by_the_model_of_the_spots(trained_study, copy_of):
     study = copy_of(trained_study)
     ig.pp.tile_slide(study, "A1_image", tile_um=100, mpp=5, patch_um=60, patch_px=32, min_tissue=0)
     with pytest.raises(Img2GeneError, match=r"embed_patches\(sdata, 'tiny', table_key='tiles'\)"):
-        ig.tl.predict(study, table_key="tiles", key_added="img2gene")
-    ig.pp.embed_patches(study, "tiny", table_key="tiles")
-    ig.tl.predict(study, table_key="tiles")
-    expected = ig.tl.predict(study, ig.get.model(study), table_key="tiles", inplace=False)
+        ig.tl.predict(study, table_key="slide_tiles", key_added="img2gene")
+    ig.pp.embed_patches(study, "tiny", table_key="slide_tiles")
+    ig.tl.predict(study, table_key="slide_tiles")
+    expected = ig.tl.predict(study, ig.get.model(study), table_key="slide_tiles", inplace=False)
     np.testing.assert_array_equal(study["img2gene"].X, expected.X)
 
 

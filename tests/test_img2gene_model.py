@@ -669,9 +669,9 @@ def test_tiles_without_expression_are_predicted(trained, make_section):
     slide = make_section("D1", "D", seed=9)
     del slide.tables["table"]
     ig.pp.tile_slide(slide, "D1_image", tile_um=100, mpp=5, patch_um=60, patch_px=32, min_tissue=0, patient="D")
-    ig.pp.embed_patches(slide, "tiny", table_key="tiles")
-    ig.tl.predict(slide, ig.get.model(trained), table_key="tiles", key_added="expression")
-    red = slide["tiles"].obsm["X_tiny"][:, 0]
+    ig.pp.embed_patches(slide, "tiny", table_key="slide_tiles")
+    ig.tl.predict(slide, ig.get.model(trained), table_key="slide_tiles", key_added="expression")
+    red = slide["slide_tiles"].obsm["X_tiny"][:, 0]
     assert np.corrcoef(slide["expression"][:, "G00"].X.ravel(), red)[0, 1] < -0.7
 
 

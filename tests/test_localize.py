@@ -286,13 +286,13 @@ def test_what_is_written_survives_a_store(study, tmp_path):
 def test_tiles_are_localised_by_a_prediction_of_their_own(study):
     model = ig.get.model(study)
     ig.pp.tile_slide(study, "C1_image", tile_um=100, patch_um=60, patch_px=32)
-    ig.pp.embed_patches(study, "tiny", table_key="tiles")
-    ig.tl.predict(study, model=model, table_key="tiles", key_added="slide")
-    result = ig.tl.localize(study, {"red": FIRST}, model=model, key="slide", table_key="tiles")
-    assert result["n_spots"].item() == study["tiles"].n_obs
-    assert study["tiles"].obs["localization_red"].notna().all()
+    ig.pp.embed_patches(study, "tiny", table_key="slide_tiles")
+    ig.tl.predict(study, model=model, table_key="slide_tiles", key_added="slide")
+    result = ig.tl.localize(study, {"red": FIRST}, model=model, key="slide", table_key="slide_tiles")
+    assert result["n_spots"].item() == study["slide_tiles"].n_obs
+    assert study["slide_tiles"].obs["localization_red"].notna().all()
     with pytest.raises(Img2GeneError, match="has not measured G00, G03, G06"):
-        ig.tl.localize(study, {"red": FIRST}, model=model, key="slide", table_key="tiles", use="measured")
+        ig.tl.localize(study, {"red": FIRST}, model=model, key="slide", table_key="slide_tiles", use="measured")
 
 
 def one_class(sdata):

@@ -63,10 +63,10 @@ def test_spots_are_drawn_where_they_lie(predicted):
 def test_a_prediction_without_measured_genes_has_one_column(predicted):
     model = ig.get.model(predicted)
     ig.pp.tile_slide(predicted, "C1_image", tile_um=100, patch_um=100, patch_px=32)
-    ig.pp.embed_patches(predicted, "tiny", table_key="tiles")
-    model.inputs = dict(_schema.read_json(predicted["tiles"], "encoder")["tiny"])
-    ig.tl.predict(predicted, model=model, table_key="tiles", key_added="slide")
-    titles = [ax.get_title() for ax in ig.pl.prediction(predicted, "G00", key="slide", table_key="tiles").axes]
+    ig.pp.embed_patches(predicted, "tiny", table_key="slide_tiles")
+    model.inputs = dict(_schema.read_json(predicted["slide_tiles"], "encoder")["tiny"])
+    ig.tl.predict(predicted, model=model, table_key="slide_tiles", key_added="slide")
+    titles = [ax.get_title() for ax in ig.pl.prediction(predicted, "G00", key="slide", table_key="slide_tiles").axes]
     assert [title for title in titles if title] == ["C1  G00 predicted"]
 
 

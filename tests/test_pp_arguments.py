@@ -32,7 +32,7 @@ FAULTS = [
     ("embed_patches", {"orientations": [2]}),
     ("embed_patches", {"amp": "yes", "backend": 3, "tokens": NAN}),
     ("tile_slide", {"patch_um": "y", "patch_px": "x", "min_tissue": NAN, "patient": 5}),
-    ("tile_slide", {"image_key": ["A1_image"], "key_added": ["tiles"]}),
+    ("tile_slide", {"image_key": ["A1_image"], "key_added": ["slide_tiles"]}),
     ("tile_slide", {"tile_um": 1e-300, "stride_um": 1e-300}),
     ("tile_slide", {"mpp": 1e300}),
     ("tile_slide", {"patch_um": 1e9}),
@@ -66,7 +66,7 @@ def test_numpy_scalars_are_numbers(study):
     CALLS["select_genes"](study, n_genes=np.int64(5), min_detection=np.float32(0.1))
     CALLS["score_pathways"](study, n_top=np.int64(5), seed=np.int64(3))
     CALLS["tile_slide"](study, tile_um=np.float32(100), mpp=np.float64(5), patch_px=np.int32(32))
-    assert study["tiles"].n_obs > 0
+    assert study["slide_tiles"].n_obs > 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
@@ -103,7 +103,7 @@ def test_a_slide_can_be_tiled_after_a_refused_call(study):
         with pytest.raises(Img2GeneError):
             CALLS["tile_slide"](study, **options)
     CALLS["tile_slide"](study)
-    assert "patch_bbox" in study["tiles"].obsm
+    assert "patch_bbox" in study["slide_tiles"].obsm
 
 
 @pytest.mark.parametrize("patch_um", [1e5, 1e9, 1e18, 1e300])

@@ -301,10 +301,10 @@ def test_more_tiles_than_can_be_stored_are_refused_with_a_stride(study, monkeypa
     monkeypatch.setattr(tiles, "_MAX_TILES", 200)
     with pytest.raises(Img2GeneError, match=r"tiles lie on tissue, and at most 200 .*`stride_um=") as caught:
         ig.pp.tile_slide(study, "A1_image", tile_um=50, stride_um=10, patch_um=60, min_tissue=0)
-    assert "tiles" not in study.tables
+    assert "slide_tiles" not in study.tables
     stride = float(str(caught.value).split("stride_um=")[1].split("`")[0])
     ig.pp.tile_slide(study, "A1_image", tile_um=50, stride_um=stride, patch_um=60, min_tissue=0)
-    assert 150 < study["tiles"].n_obs <= 200
+    assert 150 < study["slide_tiles"].n_obs <= 200
 
 
 def tile(study, image="A1_image", **options):
@@ -313,17 +313,17 @@ def tile(study, image="A1_image", **options):
 
 def test_tiles_of_an_earlier_call_are_replaced(study, copy_of):
     tile(study)
-    ig.pp.embed_patches(study, "tiny", table_key="tiles")
+    ig.pp.embed_patches(study, "tiny", table_key="slide_tiles")
     tile(study, tile_um=200)
     fresh = copy_of(study)
-    del fresh.tables["tiles"], fresh.shapes["tiles_squares"]
+    del fresh.tables["slide_tiles"], fresh.shapes["slide_tiles_squares"]
     tile(fresh, tile_um=200)
-    assert study["tiles_squares"].equals(fresh["tiles_squares"])
-    assert study["tiles"].n_obs == len(study["tiles_squares"]) == 16
-    assert study["tiles"].obs.equals(fresh["tiles"].obs)
+    assert study["slide_tiles_squares"].equals(fresh["slide_tiles_squares"])
+    assert study["slide_tiles"].n_obs == len(study["slide_tiles_squares"]) == 16
+    assert study["slide_tiles"].obs.equals(fresh["slide_tiles"].obs)
     # Embeddings of the earlier tiles do not describe the new ones.
-    assert set(study["tiles"].obsm) == {"spatial", "patch_bbox"}
-    np.testing.assert_array_equal(study["tiles"].obsm["patch_bbox"], fresh["tiles"].obsm["patch_bbox"])
+    assert set(study["slide_tiles"].obsm) == {"spatial", "patch_bbox"}
+    np.testing.assert_array_equal(study["slide_tiles"].obsm["patch_bbox"], fresh["slide_tiles"].obsm["patch_bbox"])
 
 
 def test_replacing_tiles_of_another_image_is_said(study, caplog):
@@ -332,7 +332,7 @@ def test_replacing_tiles_of_another_image_is_said(study, caplog):
     assert "are replaced" not in caplog.text
     tile(study, "C1_image")
     assert "the tiles of A1_image in 'tiles' are replaced by tiles of C1_image" in caplog.text
-    assert study["tiles"].obs["section"].unique().tolist() == ["C1"]
+    assert study["slide_tiles"].obs["section"].unique().tolist() == ["C1"]
 
 
 def test_an_interrupted_call_keeps_the_earlier_tiles(study, monkeypatch):
@@ -340,16 +340,16 @@ def test_an_interrupted_call_keeps_the_earlier_tiles(study, monkeypatch):
         raise KeyboardInterrupt
 
     tile(study)
-    earlier = study["tiles"], study["tiles_squares"]
+    earlier = study["slide_tiles"], study["slide_tiles_squares"]
     monkeypatch.setattr(tiles, "extract_patches", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tile(study, tile_um=200)
-    assert (study["tiles"], study["tiles_squares"])[0] is earlier[0]
-    assert study["tiles_squares"] is earlier[1]
+    assert (study["slide_tiles"], study["slide_tiles_squares"])[0] is earlier[0]
+    assert study["slide_tiles_squares"] is earlier[1]
 
 
 def lose_the_record(study):
-    _schema.write_json(study["tiles"], "sections", {})
+    _schema.write_json(study["slide_tiles"], "sections", {})
 
 
 def share_the_name(study):
@@ -357,13 +357,13 @@ def share_the_name(study):
 
 
 def name_a_table_of_spots(study):
-    del study.shapes["tiles_squares"]
-    study.tables["tiles_squares"] = study["table"].copy()
+    del study.shapes["slide_tiles_squares"]
+    study.tables["slide_tiles_squares"] = study["table"].copy()
 
 
 def annotate(study):
-    study["tiles"].obs["tissue"] = "tumour"
-    study["tiles"].obsm["X_mine"] = np.zeros((study["tiles"].n_obs, 2))
+    study["slide_tiles"].obs["tissue"] = "tumour"
+    study["slide_tiles"].obsm["X_mine"] = np.zeros((study["slide_tiles"].n_obs, 2))
 
 
 USERS = {
@@ -374,8 +374,8 @@ USERS = {
         {"key_added": "table"},
         "`table` exists .* and `tile_slide` did not write it",
     ),
-    "another table": (name_a_table_of_spots, {"mpp": 5}, "`tiles_squares` exists .* did not write it"),
-    "capitals": (lambda study: None, {"key_added": "Tiles"}, "`tiles_squares` exists .* did not write it"),
+    "another table": (name_a_table_of_spots, {"mpp": 5}, "`slide_tiles_squares` exists .* did not write it"),
+    "capitals": (lambda study: None, {"key_added": "Tiles"}, "`slide_tiles_squares` exists .* did not write it"),
     "columns": (annotate, {}, r"obs\['tissue'\], obsm\['X_mine'\] would be replaced, and img2gene did not write it"),
 }
 
@@ -395,12 +395,12 @@ def test_what_the_user_wrote_is_not_replaced_by_tiles(study, change, options, me
 def test_predictions_of_earlier_tiles_stay_only_if_they_fit_the_new_ones(trained_study, copy_of):
     study = copy_of(trained_study)
     tile(study, "C1_image")
-    ig.pp.embed_patches(study, "tiny", table_key="tiles")
-    ig.tl.predict(study, table_key="tiles", model="img2gene", key_added="slide")
+    ig.pp.embed_patches(study, "tiny", table_key="slide_tiles")
+    ig.tl.predict(study, table_key="slide_tiles", model="img2gene", key_added="slide")
     tile(study, "C1_image")
     predicted = study["slide"]
-    ig.pp.embed_patches(study, "tiny", table_key="tiles")
-    ig.tl.predict(study, table_key="tiles", model="img2gene", key_added="slide")
+    ig.pp.embed_patches(study, "tiny", table_key="slide_tiles")
+    ig.tl.predict(study, table_key="slide_tiles", model="img2gene", key_added="slide")
     np.testing.assert_array_equal(study["slide"].X, predicted.X)
     for image, options in (("C1_image", {"tile_um": 200}), ("A1_image", {})):
         with pytest.raises(
@@ -409,4 +409,4 @@ def test_predictions_of_earlier_tiles_stay_only_if_they_fit_the_new_ones(trained
             tile(study, image, **options)
     del study.tables["slide"]
     tile(study, "C1_image", tile_um=200)
-    assert study["tiles"].n_obs == 16
+    assert study["slide_tiles"].n_obs == 16

@@ -179,7 +179,7 @@ def test_cells_take_the_microns_of_the_squares_on_their_image(extracted):
     assert mpp(sdata, "cells_table") == pytest.approx(0.5)
     assert image_mpp(sdata, "hd_image") == pytest.approx(0.5)
     ig.pp.tile_slide(sdata, "hd_image", tile_um=50, patch_um=16, min_tissue=0)
-    assert _schema.read_json(sdata["tiles"], "sections")["hd"]["mpp"] == pytest.approx(0.5)
+    assert _schema.read_json(sdata["slide_tiles"], "sections")["hd"]["mpp"] == pytest.approx(0.5)
 
 
 def test_cells_take_the_microns_of_spots_and_of_a_reader():

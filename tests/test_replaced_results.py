@@ -44,8 +44,8 @@ def test_a_layer_goes_when_the_next_model_predicts_none_of_the_genes(trained):
 
 def test_predictions_of_tiles_stay_when_spots_are_predicted(trained):
     ig.pp.tile_slide(trained, "A1_image", tile_um=100, mpp=5, patch_um=60, patch_px=32, min_tissue=0)
-    ig.pp.embed_patches(trained, "tiny", table_key="tiles")
-    ig.tl.predict(trained, table_key="tiles")
+    ig.pp.embed_patches(trained, "tiny", table_key="slide_tiles")
+    ig.tl.predict(trained, table_key="slide_tiles")
     tiles = trained["img2gene"].X.copy()
     ig.tl.predict(trained)
     np.testing.assert_array_equal(trained["img2gene"].X, tiles)

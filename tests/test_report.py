@@ -202,11 +202,11 @@ def test_sections_with_an_image_only_are_drawn_without_scores(trained_study, cop
 def test_tiles_are_drawn_from_a_table_of_their_own(trained_study, copy_of, page):
     study = copy_of(trained_study)
     ig.pp.tile_slide(study, "A1_image", tile_um=60)
-    ig.pp.extract_patches(study, patch_um=60, patch_px=32, table_key="tiles")
-    ig.pp.embed_patches(study, "tiny", table_key="tiles")
+    ig.pp.extract_patches(study, patch_um=60, patch_px=32, table_key="slide_tiles")
+    ig.pp.embed_patches(study, "tiny", table_key="slide_tiles")
     model = ig.get.model(study)
-    ig.tl.predict(study, model, table_key="tiles", key_added="on_tiles")
-    found = page(study, table_key="tiles", key="on_tiles", model=model)
+    ig.tl.predict(study, model, table_key="slide_tiles", key_added="on_tiles")
+    found = page(study, table_key="slide_tiles", key="on_tiles", model=model)
     assert "No section was measured" in found.text["top"]
     assert [tag for chapter, tag, _ in found.blocks if chapter == "genes"] == ["figure"]
     assert "Nothing was noticed" in found.text["warnings"]

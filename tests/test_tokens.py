@@ -329,8 +329,8 @@ def test_joined_sections_keep_their_tokens(embedded, make_section):
 def test_tiles_have_tokens_too(make_section):
     sdata = make_section("S1", "P1", n_side=3)
     ig.pp.tile_slide(sdata, "S1_image", tile_um=100, min_tissue=0)
-    ig.pp.embed_patches(sdata, "color-texture", table_key="tiles", tokens=9, orientations=1)
-    assert stored(sdata, "tiles").shape == (sdata["tiles"].n_obs, 9, 50)
+    ig.pp.embed_patches(sdata, "color-texture", table_key="slide_tiles", tokens=9, orientations=1)
+    assert stored(sdata, "slide_tiles").shape == (sdata["slide_tiles"].n_obs, 9, 50)
 
 
 def test_a_model_that_looks_at_tokens_wants_them_and_one_that_does_not_takes_both(make_study):

@@ -29,6 +29,7 @@ UNLIMITED = "unlimited"
 PATCH_BBOX = "patch_bbox"
 PATCH_TISSUE = "patch_tissue"
 PATCH_INSIDE = "patch_inside"
+PATCH_READABLE = "patch_readable"
 PANEL = "panel"
 PANELS = "panels"
 FORMER_ENCODERS = "former_encoders"
@@ -39,6 +40,9 @@ PREDICTABLE = "predictable"
 UNCERTAINTY = "uncertainty"
 PREDICTED_BY = "predicted_by"
 PREDICTABILITY = "predictability"
+# Attribute of images that were drawn of predictions.
+RASTER = "img2gene_raster"
+RASTERS = "rasters"
 SCORED_BY = "scored_by"
 
 # A window of this side takes .8 GB; no encoder sees anything in a larger field.
@@ -63,12 +67,13 @@ _FORMS: dict[str, Any] = {
     "sections": {
         _EACH: {"mpp?": _REAL_OR_NONE, "spot_um?": _REAL_OR_NONE, "image?": str, "region?": str, "counted_genes?": int}
     },
-    "patches": {"patch_um": [_REAL], "patch_px": int, "regions": {_EACH: _PATCH_FORM}},
+    "patches": {"patch_um": [_REAL], "patch_px": int, "resolution_um?": _REAL, "regions": {_EACH: _PATCH_FORM}},
     "encoder": {_EACH: {"name": str, "width": int, "patch_um": [_REAL], "input_px": int, "orientations": int}},
     PANELS: {_EACH: {"sections": list, "by": str}},
     PATHWAYS: {"names": list, "gene_sets": {_EACH: list}, "method": str, "n_top": int},
     UNCERTAINTY: {_EACH: {"level": (int, float), "ood_threshold": (int, float)}},
     PREDICTED_BY: {_EACH: {"model": str, "fingerprint": str, "depth?": (int, float, str)}},
+    RASTERS: {_EACH: {"um_per_px": _REAL, "section": str}},
     PREDICTABILITY: {"key": str, "fingerprint": str},
     SCORED_BY: {"key": str, "fingerprint": str},
     "localization": {_EACH: {"markers": {_EACH: list}, "thresholds": {}, "fingerprint?": str}},
@@ -99,6 +104,11 @@ def uncertainty_keys(key: str) -> dict[str, str]:
 def ood_key(key: str) -> str:
     """Return the ``obs`` key of the out-of-distribution percentiles of a prediction stored as ``key``."""
     return f"{key}_ood"
+
+
+def micron_system(section: str) -> str:
+    """Name the coordinate system of a section in microns, whose scale gives microns per pixel of its image."""
+    return f"{section}_um"
 
 
 def check_name(name: str, what: str) -> None:

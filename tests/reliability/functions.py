@@ -93,10 +93,12 @@ STUDY: dict[str, Callable[[], Arguments]] = {
     "tl.pathway_contributions": lambda: {"gene": _genes()[0], "key": "network"},
     "tl.predict": lambda: {},
     "tl.predictability": lambda: {"n_permutations": 9},
+    "tl.rasterize_prediction": lambda: {"genes": _genes()[0], "section": "P3_S1"},
     "tl.retrieve": lambda: {"key": "retriever", "n": 2},
     "pl.localization": lambda: {"tissue": "marked", "sections": ["P3_S1"]},
     "pl.patches": lambda: {"n": 1},
     "pl.pathways": lambda: {"sections": ["P3_S1"]},
+    "pl.slide": lambda: {"gene": _genes()[0], "section": "P3_S1"},
     "get.model": lambda: {},
     "get.patches": lambda: {"index": [0]},
     "get.pathways": lambda: {},
@@ -167,6 +169,15 @@ def _legacy(folder: Path) -> Arguments:
     return {"counts": folder / "counts.tsv", "image": image, "spots": folder / "spots.tsv", "section": "S"}
 
 
+def _slide(folder: Path) -> Path:
+    import tifffile
+
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    options = {"photometric": "rgb", "tile": (64, 64), "metadata": None}
+    tifffile.imwrite(folder / "slide.tiff", pixels, **options)
+    return folder / "slide.tiff"
+
+
 def _saved(folder: Path) -> Path:
     return ig.io.save_model(studies.trained("ridge"), folder / "ridge.img2gene", overwrite=True)
 
@@ -213,6 +224,7 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "io.open_table": lambda folder: {"path": _stored_table(folder)},
     "io.read_csv": lambda folder: {"path": _table(folder)},
     "io.read_legacy_st": _legacy,
+    "io.read_slide": lambda folder: {"path": _slide(folder), "mpp": 0.5},
     "io.save_model": lambda folder: {"model": _study(), "path": folder / "model.img2gene", "overwrite": True},
     "io.write_study": lambda folder: {"sdata": _study(), "path": folder / "study.zarr"},
     "datasets.synthetic_cohort": lambda folder: {

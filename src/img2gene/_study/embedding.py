@@ -16,13 +16,14 @@ from img2gene._checks import Arguments
 from img2gene._cluster import n_threads, run_parts
 from img2gene._errors import Img2GeneError, listing
 from img2gene._files.patch_cache import PatchCache, patch_key
-from img2gene._study.patches import RegionWindows, region_windows, stream_patches
+from img2gene._study.patches import Reading, RegionWindows, region_windows, stream_patches
 from img2gene._study.study import Study
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
     from distributed import Client
 
+    from img2gene._study.images import Windows
     from img2gene.encoders import Encoder, EncoderSpec, TokenEncoder
 
 # Spots that a worker embeds at a time, at most: what its death can lose. Fewer would decode shared chunks more often.
@@ -67,6 +68,7 @@ def embedding_identity(
         "input_px": input_side(spec, patches),
         "orientations": orientations,
         **grid,
+        **({"resolution_um": patches["resolution_um"]} if patches.get("resolution_um") else {}),
     }
 
 
@@ -83,7 +85,8 @@ def stream_embedding(
     Returns features, float32 (n_obs, width), and tokens, float16 (n_obs, m, token_width), or None if the identity has
     no tokens. Both are NaN outside ``rows``.
     """
-    batches = local_batches(study, Embedder(model, identity), batch_size, num_workers, rows)
+    reading = Reading(identity["input_px"])
+    batches = local_batches(study, Embedder(model, identity), batch_size, num_workers, rows, reading)
     return collected(batches, study.n_obs, identity)
 
 
@@ -145,6 +148,20 @@ class Embedder:
         names = self._names
         return {name: np.stack([entry[name] for entry in known if entry is not None]) for name in names}
 
+    def readable(self, windows: Windows) -> dict[str, np.ndarray]:
+        """Embed windows as a call does; those that cannot be read are NaN."""
+        kept = ~windows.unreadable
+        if kept.all():
+            return self(windows.fields)
+        shapes: dict[str, tuple[int, ...]] = {"features": (self.identity["width"],)}
+        if self.identity.get("tokens"):
+            shapes["tokens"] = (self.identity["tokens"], self.identity["token_width"])
+        kinds = {"features": np.float32, "tokens": np.float16}
+        out = {name: np.full((len(kept), *shape), np.nan, dtype=kinds[name]) for name, shape in shapes.items()}
+        for name, values in self([field[kept] for field in windows.fields]).items() if kept.any() else ():
+            out[name][kept] = values
+        return out
+
     @property
     def _names(self) -> tuple[str, ...]:
         return ("features", "tokens") if self.identity.get("tokens") else ("features",)
@@ -204,6 +221,12 @@ class EmbeddingPlan:
     identity: dict[str, Any]
     batch_size: int
     num_workers: int
+    skip_unreadable: bool = False
+
+    @property
+    def reading(self) -> Reading:
+        """How pixels are read for this encoder."""
+        return Reading(self.identity["input_px"], self.skip_unreadable)
 
     def embedder(self) -> Embedder:
         """Load the encoder."""
@@ -217,9 +240,9 @@ class EmbeddingPlan:
     ) -> Iterator[EmbeddedBatch]:
         """Embed the patches of a study, or of ``rows``, with the workers of a client, or with ``embed`` in this process."""
         if client is None:
-            yield from local_batches(study, embed, self.batch_size, self.num_workers, rows)
+            yield from local_batches(study, embed, self.batch_size, self.num_workers, rows, self.reading)
             return
-        regions = region_windows(study, rows)
+        regions = region_windows(study, rows, self.reading)
         total = sum(len(windows.rows) for windows in regions.values())
         size = min(max(total // (_PARTS_PER_THREAD * n_threads(client)), 1), _PART_SPOTS)
         parts = [(name, order) for name, windows in regions.items() for order in windows.parts(size)]
@@ -241,7 +264,7 @@ def _embed_part(
         arrays: list[dict[str, np.ndarray]] = []
         first = 0
         for batch in windows.stream(plan.batch_size, plan.num_workers, order):
-            arrays.append(embed(batch.fields))
+            arrays.append(embed.readable(batch))
             place[batch.index] = np.arange(first, first + len(batch.index))
             first += len(batch.index)
         embed.flush()
@@ -265,14 +288,14 @@ def _worker_embedder(plan: EmbeddingPlan) -> Iterator[Embedder]:
 
 
 def local_batches(
-    study: Study, embed: Embedder, batch_size: int, num_workers: int, rows: np.ndarray | None = None
+    study: Study, embed: Embedder, batch_size: int, num_workers: int, rows: np.ndarray | None, reading: Reading
 ) -> Iterator[EmbeddedBatch]:
     """Embed the patches of a study, or of ``rows``, in this process."""
-    batches = stream_patches(study, batch_size, num_workers, rows)
+    batches = stream_patches(study, batch_size, num_workers, rows, reading)
     total = study.n_obs if rows is None else len(rows)
     try:
         for index, windows in progress(batches, total, f"embed ({embed.identity['name']})"):
-            arrays = embed(windows.fields)
+            arrays = embed.readable(windows)
             yield EmbeddedBatch(index, arrays["features"], arrays.get("tokens"))
     finally:
         embed.flush()

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, Problems, listing, missing
-from img2gene._study.expression import in_tissue, name_problems
+from img2gene._study.expression import in_tissue, name_problems, readable
 from img2gene._study.geometry import divided_sections
 from img2gene._study.matrices import with_plain_counts
 from img2gene._study.predictions import prediction_problems
@@ -83,10 +83,18 @@ def open_table(check: Arguments, sdata: SpatialData, table_key: Any, *, with_win
 
 def report_off_tissue(study: Study) -> int:
     """Log how many spots lie off the tissue, and return their number."""
-    n_off = int((~in_tissue(study.table)).sum())
+    lost, unused = ~readable(study.table), ~in_tissue(study.table)
+    n_off = int((unused & ~lost).sum())
     if n_off:
         logger.warning("left out %d of %d spots that lie off the tissue (obs['in_tissue'] is 0)", n_off, study.n_obs)
-    return n_off
+    if lost.any():
+        logger.warning(
+            "left out %d of %d spots whose pixels could not be read (obs['%s'] is False)",
+            int(lost.sum()),
+            study.n_obs,
+            _schema.PATCH_READABLE,
+        )
+    return int(unused.sum())
 
 
 def column_problems(table: AnnData, name: str) -> list[str]:

@@ -109,12 +109,24 @@ def row_sums(matrix: Any) -> np.ndarray:
     return np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
 
 
+def readable(table: AnnData) -> np.ndarray:
+    """Mark the spots whose pixels could be read, bool (n_obs,): all but those with False in ``obs["patch_readable"]``."""
+    if _schema.PATCH_READABLE not in table.obs:
+        return np.ones(table.n_obs, dtype=bool)
+    # Joining gives no value to sections that have no such column, and files may return text.
+    return ~table.obs[_schema.PATCH_READABLE].astype(str).str.lower().isin(("false", "0", "0.0")).to_numpy()
+
+
 def in_tissue(table: AnnData) -> np.ndarray:
-    """Mark the spots that lie on tissue, bool (n_obs,): those without 0 in ``obs["in_tissue"]``.
+    """Mark the spots that are used, bool (n_obs,): on tissue, without 0 in ``obs["in_tissue"]``, and readable.
 
     Space Ranger writes 0 and 1, and other programs truth values or text. A spot without a value counts as on tissue:
     joining gives no value to sections that have no such column.
     """
+    return _on_tissue(table) & readable(table)
+
+
+def _on_tissue(table: AnnData) -> np.ndarray:
     if IN_TISSUE not in table.obs:
         return np.ones(table.n_obs, dtype=bool)
     column = table.obs[IN_TISSUE]

@@ -12,7 +12,7 @@ from img2gene import encoders
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._study.embedding import embedding_identity, encode, progress, stream_embedding
 from img2gene._study.inputs import Inputs
-from img2gene._study.patches import stream_patches
+from img2gene._study.patches import Reading, stream_patches
 from img2gene._study.study import Study
 from img2gene.models.data import TrainingData
 from img2gene.settings import settings
@@ -83,7 +83,7 @@ class StudyFineTuning:
         pixels: np.ndarray = np.memmap(file, np.uint8, "w+", shape=shape) if large else np.empty(shape, dtype=np.uint8)
         features = np.empty((len(rows), self.identity["width"]), dtype=np.float32)
         order = np.argsort(rows)
-        batches = stream_patches(self.study, settings.batch_size, settings.num_workers, rows)
+        batches = stream_patches(self.study, settings.batch_size, settings.num_workers, rows, Reading(side))
         for batch_rows, windows in progress(batches, len(rows), "read patches"):
             # Batches come in the order of image chunks, not in the order of `rows`.
             index = order[np.searchsorted(rows, batch_rows, sorter=order)]

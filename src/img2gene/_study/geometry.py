@@ -204,12 +204,42 @@ def spot_width(sdata: SpatialData, region: str | None) -> float:
     return float(2 * np.median(shapes["radius"])) if "radius" in shapes else equivalent_diameter(shapes.geometry)
 
 
+def reaches(study: Study, geometry: Geometry) -> np.ndarray:
+    """Distance in image pixels, float (n,), from the centre of each spot to its farthest side; 0 for points."""
+    region, shapes = geometry.region, study.sdata.shapes
+    per_unit = 1 / geometry.units_per_px
+    if region not in shapes:
+        # A crop may keep a whole pixel of the labels where it keeps a part of one.
+        return np.full(len(geometry.rows), per_unit)
+    key = study.table.uns["spatialdata_attrs"]["instance_key"]
+    members = shapes[region].loc[study.table.obs[key].to_numpy()[geometry.rows]]
+    if "radius" in members:
+        return members["radius"].to_numpy(dtype=float) * per_unit
+    # The centroid of a cell need not be the middle of its outline.
+    low, high = np.split(members.bounds.to_numpy(), 2, axis=1)
+    centers = np.column_stack([members.centroid.x, members.centroid.y])
+    return np.maximum(centers - low, high - centers).max(axis=1) * per_unit
+
+
 def equivalent_diameter(geometry: Any) -> float:
     """Return the side of squares, else the diameter of the circle with the median area."""
     area = float(np.median(geometry.area))
     # Only rectangles fill the smallest rectangle around them, however they are turned.
     box = float(np.median(geometry.minimum_rotated_rectangle().area))
     return float(np.sqrt(area)) if np.isclose(area, box, rtol=1e-3) else float(2 * np.sqrt(area / np.pi))
+
+
+def micron_scales(sdata: SpatialData, image_key: str) -> dict[str, float]:
+    """Read microns per pixel of an image from its coordinate systems in microns, which are called ``<section>_um``."""
+    found, axes = {}, ("x", "y")
+    for system, transformation in transformations(sdata, image_key).items():
+        if system == _schema.micron_system(system.removesuffix("_um")):
+            matrix = transformation.to_affine_matrix(axes, axes)
+            try:
+                found[f"the coordinate system `{system}`"] = isotropic_scale(matrix, system, image_key)
+            except Img2GeneError:
+                continue
+    return found
 
 
 def transformations(sdata: SpatialData, name: str) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 T = TypeVar("T")
-Blocks = dict[tuple[int, int], np.ndarray]
+# A chunk by the place of its image among several, its row and its column; None where its pixels cannot be read.
+Key = tuple[int, int, int]
+Blocks = dict[Key, "np.ndarray | None"]
+
+
+class UnreadablePixelsError(Img2GeneError):
+    """Raised for a chunk of an image that cannot be decoded, as in a file that was cut."""
 
 
 class RGBImage:
@@ -53,7 +60,8 @@ class RGBImage:
         self._convert = conversion(array.shape[0], array.dtype, low, high, name, alpha_is_named=named)
         self.y_edges = np.concatenate([[0], np.cumsum(array.chunks[1])])
         self.x_edges = np.concatenate([[0], np.cumsum(array.chunks[2])])
-        self._kept: Blocks = {}
+        self._kept: dict[tuple[int, int], np.ndarray] = {}
+        self.unreadable: set[tuple[int, int]] = set()
 
     def block(self, row: int, column: int) -> np.ndarray:
         """Decode one chunk: uint8 (height, width, 3)."""
@@ -61,32 +69,68 @@ class RGBImage:
         return self._rgb(self._decode(row, column)) if kept is None else kept
 
     def _decode(self, row: int, column: int) -> np.ndarray:
-        # Threads of the caller decode chunks in parallel, so dask must not start its own.
-        return self.array.blocks[:, row, column].compute(scheduler="synchronous")
+        try:
+            # Threads of the caller decode chunks in parallel, so dask must not start its own.
+            return self.array.blocks[:, row, column].compute(scheduler="synchronous")
+        except MemoryError:
+            raise
+        except Exception as error:  # each file format has errors of its own
+            self.unreadable.add((row, column))
+            raise UnreadablePixelsError(
+                f"{self.name}: the pixels of rows {self.y_edges[row]} to {self.y_edges[row + 1]} and columns "
+                f"{self.x_edges[column]} to {self.x_edges[column + 1]} cannot be read ({type(error).__name__}: "
+                f"{str(error)[:200]}). Copy or export the file again."
+            ) from error
+
+    def readable_block(self, row: int, column: int) -> np.ndarray | None:
+        """Decode one chunk as :meth:`block` does; None if its pixels cannot be read."""
+        try:
+            return self.block(row, column)
+        except UnreadablePixelsError:
+            return None
+
+    def lost(self, boxes: np.ndarray) -> np.ndarray:
+        """Mark windows (n, 4) that touch a chunk which could not be read so far, bool (n,)."""
+        spans = _chunk_spans(self, boxes[:, None])
+        return np.array([any(key[1:] in self.unreadable for key in _keys(span)) for span in spans], dtype=bool)
+
+    def _or_white(self, row: int, column: int) -> np.ndarray:
+        """Decode one chunk; white if its pixels cannot be read, which :attr:`unreadable` notes."""
+        block = self.readable_block(row, column)
+        shape = (np.diff(self.y_edges)[row], np.diff(self.x_edges)[column], 3)
+        return np.full(shape, WHITE, dtype=np.uint8) if block is None else block
 
     def _rgb(self, pixels: np.ndarray) -> np.ndarray:
         """Convert pixels (c, height, width) to uint8 (height, width, 3)."""
         return self._convert(np.moveaxis(pixels, 0, -1)[..., self._order])
 
     def whole(self) -> np.ndarray:
-        """Decode all pixels, uint8 (height, width, 3); the next call of :meth:`block` for each chunk is free."""
+        """Decode all pixels, uint8 (height, width, 3); the next call of :meth:`block` for each chunk is free.
+
+        Pixels that cannot be read are white.
+        """
         out = np.empty((self.height, self.width, 3), dtype=np.uint8)
         for row, top in enumerate(self.y_edges[:-1]):
             for column, left in enumerate(self.x_edges[:-1]):
-                block = self._kept[row, column] = self.block(row, column)
+                block = self._or_white(row, column)
+                if (row, column) not in self.unreadable:
+                    self._kept[row, column] = block
                 out[top : top + block.shape[0], left : left + block.shape[1]] = block
         return out
 
     def tiles(self, corners: np.ndarray, side: int) -> np.ndarray:
-        """Read square tiles, uint8 (n, side, side, 3), and decode each chunk once.
+        """Read square tiles, uint8 (n, side, side, 3), and decode each chunk once; what cannot be read is white.
 
         ``corners`` are int (n, 2): row and column of the top left pixels; tiles lie inside the image.
         """
-        out = np.zeros((len(corners), side, side, 3), dtype=np.uint8)
+        out = np.full((len(corners), side, side, 3), WHITE, dtype=np.uint8)
         boxes = np.concatenate([corners, corners + side], axis=1)
         spans = _chunk_spans(self, boxes[:, None])
-        for row, column in sorted({key for span in spans for key in _keys(span)}):
-            pixels = self._decode(row, column)
+        for _, row, column in sorted({key for span in spans for key in _keys(span)}):
+            try:
+                pixels = self._decode(row, column)
+            except UnreadablePixelsError:
+                continue
             top, left = self.y_edges[row], self.x_edges[column]
             bottom, right = top + pixels.shape[1], left + pixels.shape[2]
             for tile, (y0, x0, y1, x1) in zip(out, boxes, strict=True):
@@ -97,14 +141,14 @@ class RGBImage:
         return out
 
     def thumbnail(self, step: int) -> np.ndarray:
-        """Take every ``step``-th pixel, uint8, decoded chunk by chunk."""
+        """Take every ``step``-th pixel, uint8, decoded chunk by chunk; what cannot be read is white."""
         out = np.empty((-(-self.height // step), -(-self.width // step), 3), dtype=np.uint8)
         for row, (top, bottom) in enumerate(zip(self.y_edges[:-1], self.y_edges[1:], strict=True)):
             for column, (left, right) in enumerate(zip(self.x_edges[:-1], self.x_edges[1:], strict=True)):
                 # These are the first pixels of the chunk that belong to the thumbnail.
                 y, x = -top % step, -left % step
                 if y < bottom - top and x < right - left:
-                    part = self.block(row, column)[y::step, x::step]
+                    part = self._or_white(row, column)[y::step, x::step]
                     i, j = (top + y) // step, (left + x) // step
                     out[i : i + part.shape[0], j : j + part.shape[1]] = part
         return out
@@ -128,48 +172,69 @@ class Windows:
         (n,) positions of the spots in the ``boxes`` that were passed.
     fields
         One uint8 array (n, side, side, 3) per field of view.
+    unreadable
+        bool (n,): spots with pixels that could not be decoded, which are white here.
     """
 
     index: np.ndarray
     fields: list[np.ndarray]
+    unreadable: np.ndarray
 
 
-def stream_windows(image: RGBImage, boxes: np.ndarray, batch_size: int, num_workers: int = 1) -> Iterator[Windows]:
+def stream_windows(
+    image: RGBImage | Sequence[RGBImage],
+    boxes: np.ndarray,
+    batch_size: int,
+    num_workers: int = 1,
+    *,
+    skip_unreadable: bool = False,
+) -> Iterator[Windows]:
     """Cut windows out of an image, decoding each chunk once and dropping it after its last window.
 
     Parameters
     ----------
     image
-        The image.
+        The image, or the image of each field: scales of one picture.
     boxes
-        int (n, n_fields, 4): y0, x0, y1, x1 of each spot's windows in pixels; may exceed the image, which is padded
-        with white. All windows of one field have one side length.
+        int (n, n_fields, 4): y0, x0, y1, x1 of each spot's windows in pixels of the field's image; may exceed it, which is
+        padded with white. All windows of one field have one side length.
     batch_size
         Spots per yielded batch.
     num_workers
         Threads that decode the chunks of a batch.
+    skip_unreadable
+        Go on after a chunk that cannot be decoded, and mark the spots on it, instead of raising.
 
     Yields
     ------
-    Batches in the order of the image's chunks; ``index`` says which spots they hold.
+    Batches in the order of the first image's chunks; ``index`` says which spots they hold.
     """
-    spans = _chunk_spans(image, boxes)
-    order = _by_chunk(spans)
-    uses = _chunk_uses(spans, (len(image.y_edges) - 1, len(image.x_edges) - 1))
+    of_fields = [image] * boxes.shape[1] if isinstance(image, RGBImage) else list(image)
+    images = list(dict.fromkeys(of_fields))
+    places = [images.index(item) for item in of_fields]
+    spans = [_chunk_spans(item, boxes[:, [place == p for p in places]]) for place, item in enumerate(images)]
+    order = _by_chunk(spans[0]) if images else np.zeros(0, dtype=np.int64)
+    uses = _chunk_uses(spans)
     cache: Blocks = {}
     sides = boxes[0, :, 2] - boxes[0, :, 0] if len(boxes) else []
+
+    def decode(key: Key) -> np.ndarray | None:
+        source = images[key[0]]
+        return source.readable_block(*key[1:]) if skip_unreadable else source.block(*key[1:])
+
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
         for start in range(0, len(order), batch_size):
             index = order[start : start + batch_size]
-            needed = [_keys(spans[spot]) for spot in index]
+            needed = [[key for place, span in enumerate(spans) for key in _keys(span[spot], place)] for spot in index]
             absent = [key for key in dict.fromkeys(key for keys in needed for key in keys) if key not in cache]
-            cache.update(zip(absent, pool.map(lambda key: image.block(*key), absent), strict=True))
+            cache.update(zip(absent, pool.map(decode, absent), strict=True))
             fields = [np.full((len(index), side, side, 3), WHITE, dtype=np.uint8) for side in sides]
+            lost = np.array([any(cache[key] is None for key in keys) for keys in needed], dtype=bool)
             for place, (spot, keys) in enumerate(zip(index, needed, strict=True)):
-                for field, box in zip(fields, boxes[spot], strict=True):
-                    _fill(field[place], box, {key: cache[key] for key in keys}, image)
+                for field, box, source in zip(fields, boxes[spot], places, strict=True):
+                    _fill(field[place], box, {key: cache[key] for key in keys if key[0] == source}, images[source])
                 _release(keys, uses, cache)
-            yield Windows(index, fields)
+            yield Windows(index, fields, lost)
 
 
 def chunk_order(image: RGBImage, boxes: np.ndarray) -> np.ndarray:
@@ -182,9 +247,9 @@ def _by_chunk(spans: np.ndarray) -> np.ndarray:
     return np.lexsort((spans[:, 2], spans[:, 0]))
 
 
-def _keys(span: np.ndarray) -> list[tuple[int, int]]:
+def _keys(span: np.ndarray, place: int = 0) -> list[Key]:
     r0, r1, c0, c1 = (int(value) for value in span)
-    return [(row, column) for row in range(r0, r1) for column in range(c0, c1)]
+    return [(place, row, column) for row in range(r0, r1) for column in range(c0, c1)]
 
 
 def _chunk_spans(image: RGBImage, boxes: np.ndarray) -> np.ndarray:
@@ -199,15 +264,12 @@ def _chunk_spans(image: RGBImage, boxes: np.ndarray) -> np.ndarray:
     return spans
 
 
-def _chunk_uses(spans: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _chunk_uses(spans: list[np.ndarray]) -> Counter[Key]:
     """Count how many spots touch each chunk."""
-    uses = np.zeros(shape, dtype=np.int64)
-    for r0, r1, c0, c1 in spans:
-        uses[r0:r1, c0:c1] += 1
-    return uses
+    return Counter(key for place, parts in enumerate(spans) for span in parts for key in _keys(span, place))
 
 
-def _release(keys: list[tuple[int, int]], uses: np.ndarray, cache: Blocks) -> None:
+def _release(keys: list[Key], uses: Counter[Key], cache: Blocks) -> None:
     """Drop the chunks that no later spot touches."""
     for key in keys:
         uses[key] -= 1
@@ -218,7 +280,9 @@ def _release(keys: list[tuple[int, int]], uses: np.ndarray, cache: Blocks) -> No
 def _fill(window: np.ndarray, box: np.ndarray, blocks: Blocks, image: RGBImage) -> None:
     """Copy the part of each block that lies in the window."""
     y0, x0, y1, x1 = box
-    for (row, column), block in blocks.items():
+    for (_, row, column), block in blocks.items():
+        if block is None:
+            continue
         top, left = image.y_edges[row], image.x_edges[column]
         a, b = max(y0, top), min(y1, top + block.shape[0])
         c, d = max(x0, left), min(x1, left + block.shape[1])

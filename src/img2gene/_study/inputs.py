@@ -10,6 +10,7 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._study.expression import readable
 from img2gene._study.matrices import in_memory
 from img2gene._study.origins import check_embedding
 from img2gene._study.stored_rows import StoredRows
@@ -75,7 +76,7 @@ def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
     key = _schema.embedding_key(identity["name"])
     values = _stored_array(study, key)
     _check_width(study, key, values.shape, identity)
-    bad = n_faulty(values)
+    bad = n_faulty(values[readable(study.table)])
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN in {bad} rows: run `img2gene.pp.embed_patches` again.")
     large = n_extreme(values)
@@ -134,7 +135,7 @@ def tokens(study: Study, identity: dict[str, Any]) -> np.ndarray | None:
         )
     with np.errstate(over="ignore"):
         values = values.astype(np.float16, copy=False)
-    bad = n_faulty(values)
+    bad = n_faulty(values[readable(study.table)])
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN or infinite in {bad} rows. {hint}")
     return values

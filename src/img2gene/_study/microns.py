@@ -19,6 +19,8 @@ from img2gene._study.geometry import (
     largest_aligned,
     locate_element,
     locate_region,
+    micron_scales,
+    reaches,
     recorded,
     region_matrix,
     spot_width,
@@ -229,6 +231,7 @@ def image_mpp(
     recorded may have been wrong. ``exact`` is a source that the caller knows.
     """
     sources = {} if exact is None else {exact.source: exact.mpp}
+    sources |= micron_scales(sdata, image_key)
     sources |= _recorded_for_image(sdata, image_key, besides) or _derived_for_image(sdata, image_key)
     if not sources:
         return None
@@ -352,9 +355,8 @@ def _check_inside(study: Study, geometry: Geometry, height: int, width: int) -> 
         f"({height} × {width} px; spots span rows {y.min():.0f} to {y.max():.0f}, columns {x.min():.0f} to {x.max():.0f}): "
         f"{names}."
     )
-    # A crop keeps spots that touch it and rounds its edge to whole pixels. The diameter of labels is unknown.
-    reach = geometry.spot_px / 2 + 1 if geometry.spot_px > 0 else 0
-    if (beyond[outside] > reach).any():
+    # A crop keeps spots that touch it and rounds its edge to whole pixels.
+    if (beyond > reaches(study, geometry) + 1)[outside].any():
         raise Img2GeneError(
             f"{text} Check the transformation between them, choose another image with `images=`, or leave these rows "
             f"out: `sdata['{study.table_key}'] = {study.name}[keep].copy()`."

@@ -11,7 +11,7 @@ from img2gene._errors import Img2GeneError
 from img2gene._study.embedding import Embedder, embedding_cache, progress_bar
 from img2gene._study.expression import in_tissue
 from img2gene._study.origins import check_embedding
-from img2gene._study.patches import stream_patches
+from img2gene._study.patches import Reading, stream_patches
 from img2gene._study.study import Study
 from img2gene.encoders.base import resize
 from img2gene.encoders.restain import FACTOR, STAINS, restained
@@ -60,7 +60,7 @@ def stain_changes(
     embed = Embedder(model, once, embedding_cache(model, once))
     changes = np.zeros((len(rows), _N_COPIES, width), dtype=np.float32)
     number_of = {row: number for number, row in enumerate(rows.tolist())}
-    batches = stream_patches(study, batch_size, num_workers, rows)
+    batches = stream_patches(study, batch_size, num_workers, rows, Reading(side, skip_unreadable=True))
     with progress_bar(len(rows), f"restain ({identity['name']})") as bar:
         for index, windows in batches:
             place = np.array([number_of[row] for row in index.tolist()])
@@ -70,6 +70,8 @@ def stain_changes(
             before, copies = embed(fields)["features"], [restained(pixels, factors) for pixels in fields]
             for number in range(_N_COPIES):
                 changes[place, number] = embed([copy[number] for copy in copies])["features"] - before
+            # What cannot be read is taken not to change.
+            changes[place[windows.unreadable]] = 0
             bar.update(len(index))
     embed.flush()
     changes, rows = changes[np.argsort(rows)], np.sort(rows)

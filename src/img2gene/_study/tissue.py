@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _MIN_SATURATION, _MAX_SATURATION = 0.04, 0.15
+_CORNER, _SMALLEST_PART, _MOST_PARTS, _BLACK = 0.02, 0.0005, 10_000, 20
 
 
 def tissue_mask(thumbnail: np.ndarray) -> np.ndarray:
@@ -46,3 +47,77 @@ def box_fractions(mask: np.ndarray, boxes: np.ndarray, step: float) -> np.ndarra
     y0, y1 = np.clip([y0, y1], 0, mask.shape[0])
     x0, x1 = np.clip([x0, x1], 0, mask.shape[1])
     return (total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]) / area
+
+
+def slide_tissue(thumbnail: np.ndarray) -> tuple[np.ndarray, str]:
+    """Find tissue in a thumbnail of a whole slide by squidpy's detector, else by :func:`tissue_mask`.
+
+    squidpy divides the picture into dark and bright, so :func:`tissue_mask` decides where there is no background: where it
+    finds tissue in all four corners. It also decides without squidpy.
+
+    Parameters
+    ----------
+    thumbnail
+        uint8 (height, width, 3).
+
+    Returns
+    -------
+    bool (height, width), and the name of the detector.
+    """
+    saturated = tissue_mask(thumbnail)
+    if _fills_corners(saturated):
+        return saturated, "saturation (the corners show tissue)"
+    try:
+        mask = _squidpy_tissue(thumbnail)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - its module is experimental, and changes from release to release
+        return saturated, f"saturation (squidpy: {type(error).__name__}: {str(error)[:100]})"
+    return (mask, "squidpy") if mask.any() else (saturated, "saturation (squidpy found none)")
+
+
+def _fills_corners(mask: np.ndarray) -> bool:
+    """Check whether all four corners are tissue."""
+    height, width = (max(1, round(_CORNER * length)) for length in mask.shape)
+    corners = (mask[rows, columns] for rows in _ends(height) for columns in _ends(width))
+    return all(corner.mean() > 0.5 for corner in corners)
+
+
+def _ends(length: int) -> tuple[slice, slice]:
+    return slice(None, length), slice(-length, None)
+
+
+def _squidpy_tissue(thumbnail: np.ndarray) -> np.ndarray:
+    """Find tissue by squidpy's detector."""
+    import logging
+    import warnings
+
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel
+
+    picture = Image2DModel.parse(np.moveaxis(thumbnail, -1, 0), dims=("c", "y", "x"), c_coords=["r", "g", "b"])
+    # Its messages for each step say nothing that the caller's message does not.
+    progress = logging.getLogger("spatialdata._logging")
+    level, progress.level = progress.level, logging.WARNING
+    try:
+        with warnings.catch_warnings():
+            # It calls other packages by names that are about to go.
+            warnings.simplefilter("ignore")
+            from squidpy.experimental.im import detect_tissue
+
+            labels = detect_tissue(
+                SpatialData(images={"picture": picture}),
+                "picture",
+                channel_format="rgb",
+                # Without corners it takes what is bright for background, as in every stained section. With corners it compares
+                # their mean with the median of the picture, which are equal on slides that are mostly background.
+                corners_are_background=False,
+                # Biopsies may cover little of a slide, and cores of a microarray are many.
+                min_specimen_area_frac=_SMALLEST_PART,
+                n_samples=_MOST_PARTS,
+                inplace=False,
+            )
+    finally:
+        progress.level = level
+    # Places that were not scanned may be black.
+    return (np.asarray(labels) > 0) & (thumbnail.max(axis=-1) > _BLACK)

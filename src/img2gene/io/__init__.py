@@ -6,6 +6,7 @@ from img2gene.io.convert import from_anndata, to_anndata
 from img2gene.io.legacy_st import read_legacy_st
 from img2gene.io.model_store import load_model, save_model
 from img2gene.io.sections import build_section
+from img2gene.io.slides import read_slide
 from img2gene.io.study_store import write_study
 from img2gene.io.table_store import open_table
 
@@ -17,6 +18,7 @@ __all__ = [
     "open_table",
     "read_csv",
     "read_legacy_st",
+    "read_slide",
     "save_model",
     "to_anndata",
     "write_study",

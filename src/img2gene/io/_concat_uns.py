@@ -42,7 +42,7 @@ _BY_NAME = {
     _schema.PREDICTED_BY: _has_prediction,
     _schema.UNCERTAINTY: _has_prediction,
 }
-_RECORDS = ("patches", "sections", _schema.PANEL, *_BY_NAME)
+_RECORDS = ("patches", "sections", _schema.PANEL, _schema.RASTERS, *_BY_NAME)
 
 
 def merge_uns(tables: list[AnnData]) -> dict[str, Any]:
@@ -87,6 +87,7 @@ def _own_records(table: AnnData) -> dict[str, Any]:
     records["sections"] = {name: item for name, item in entries.items() if item.get("region", None) in present}
     # A leak check needs all sections by which any part chose its genes.
     records[_schema.PANEL] = record(table, _schema.PANEL)
+    records[_schema.RASTERS] = record(table, _schema.RASTERS)
     for key, is_stored in _BY_NAME.items():
         records[key] = {name: item for name, item in record(table, key).items() if is_stored(table, name)}
     return {key: value for key, value in records.items() if value}

@@ -202,6 +202,11 @@ class StoredConfig(Arguments):
             self._unless_none(name, value, "an object with entries")
         return isinstance(value, dict)
 
+    def record_of_sizes(self, name: str, value: Any) -> None:
+        """Check that a value is an object whose entries are positive numbers."""
+        for entry, number in value.items() if self.record(name, value) else ():
+            self.number(f"{name}.{entry}", number, above=0)
+
     def list_of_names(self, name: str, value: Any) -> None:
         """Check a list of different names, which may be empty."""
         if not isinstance(value, list):

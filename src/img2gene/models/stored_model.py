@@ -79,8 +79,8 @@ def _check_report(check: StoredConfig, report: Any) -> None:
             check.list_of_names(f"report.{name}", report[name])
     check.text("report.groups", report.get("groups"), optional="groups" not in report)
     for name in ("spots", "depth"):
-        if report.get(name) is not None:
-            check.record(f"report.{name}", report[name])
+        check.record(f"report.{name}", {} if report.get(name) is None else report[name])
+    check.record_of_sizes("report.resolution_um", report.get("resolution_um", {}))
     for name in ("n_spots", "seed"):
         check.whole(f"report.{name}", report.get(name), 0, optional=name not in report)
 

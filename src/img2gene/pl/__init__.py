@@ -12,6 +12,7 @@ from img2gene.pl.pathways import pathways
 from img2gene.pl.predictability import predictability
 from img2gene.pl.prediction import prediction
 from img2gene.pl.scores import scores
+from img2gene.pl.slide import slide
 from img2gene.pl.training import training
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "predictability",
     "prediction",
     "scores",
+    "slide",
     "training",
 ]

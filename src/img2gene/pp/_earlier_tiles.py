@@ -87,7 +87,7 @@ def remove_tiles(sdata: SpatialData, key: str, image_key: str) -> None:
 
 def _foreign_columns(table: AnnData) -> list[str]:
     """List columns and arrays of a table of tiles that no function of this package wrote."""
-    written = {_schema.SECTION, _schema.PATIENT, _schema.PATCH_TISSUE, _schema.PATCH_INSIDE}
+    written = {_schema.SECTION, _schema.PATIENT, _schema.PATCH_TISSUE, _schema.PATCH_INSIDE, _schema.PATCH_READABLE}
     written |= {str(_attributes(table).get(name)) for name in ("region_key", "instance_key")}
     for key, record in records(table).items():
         written |= {column(key, tissue) for tissue in record["markers"] for column in (score_column, inside_column)}

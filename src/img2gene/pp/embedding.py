@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
     from img2gene.encoders import EncoderSpec
 
+logger = logging.getLogger(__name__)
+
 _MIN_GRID = 3
 # Each worker is a thread, and systems refuse to start tens of thousands.
 _MAX_WORKERS = 1024
@@ -56,6 +59,7 @@ def embed_patches(
     backend: str = "auto",
     out: str | Path | None = None,
     client: Any = None,
+    on_error: str = "nan",
     inplace: bool = True,
 ) -> dict[str, dict[str, Any]] | None:
     """Embed the image patch of every spot.
@@ -93,6 +97,9 @@ def embed_patches(
         Zarr store to write the embedding to, so that it need not fit into memory. A call that was killed leaves
         ``<out>.unfinished``; the same call goes on from there.
     %(client)s
+    on_error
+        What to do about pixels that cannot be decoded, as in a file that was cut: ``"nan"`` embeds all other spots and
+        names those that touch such pixels, ``"raise"`` raises.
     %(inplace_update)s
 
     Returns
@@ -103,7 +110,8 @@ def embed_patches(
     features of some spots change when their patches are restained stands in ``obsm["X_<encoder>_restained"]`` (sparse float32
     (n_obs, 2 · n_fields · width), one orientation; rows of other spots are empty). It
     also notes in ``uns["img2gene"]["patches"]`` which patches were embedded, so that an embedding of other patches is
-    refused later.
+    refused later. Spots whose pixels cannot be read have NaN, and False in ``obs["patch_readable"]``, a column that is there
+    only if there are such spots; training, prediction and scores leave them out.
 
     With ``out`` these arrays are dask arrays that stay in the store, which :func:`img2gene.io.open_table` opens later.
 
@@ -120,8 +128,8 @@ def embed_patches(
     Img2GeneError
         An image or its transformation has changed since :func:`img2gene.pp.extract_patches`, an argument is invalid, an
         array of the same name is not an embedding of this encoder, the
-        encoder's weights cannot be loaded, it gives no tokens, or ``tokens`` is not a square number. Or ``out`` holds
-        something else, or cannot be written; finished parts are kept.
+        encoder's weights cannot be loaded, no pixels (or, with ``on_error="raise"``, not all) can be read, it gives no tokens,
+        or ``tokens`` is not a square number. Or ``out`` holds something else, or cannot be written; finished parts are kept.
 
     Examples
     --------
@@ -145,6 +153,7 @@ def embed_patches(
     check.choice("backend", backend, ("auto", "torch", "onnx"))
     restained = check.whole("restained", restained, 0)
     target, client = check.path("out", out, optional=True), check_client(check, client)
+    check.choice("on_error", on_error, ("nan", "raise"))
     check.flag("inplace", inplace)
     study = open_table(check, sdata, table_key)
     check.raise_all()
@@ -155,7 +164,9 @@ def embed_patches(
     if tokens is not None:
         _check_grid(spec, tokens, input_side(spec, patches))
     identity = embedding_identity(spec, patches, orientations, None if tokens is None else int(tokens))
-    plan = EmbeddingPlan(spec, {"device": device, "amp": amp, "backend": backend}, identity, size, workers)
+    plan = EmbeddingPlan(
+        spec, {"device": device, "amp": amp, "backend": backend}, identity, size, workers, on_error == "nan"
+    )
     embed = plan.embedder()
     if target is None:
         features, cells = collected(plan.batches(study, embed, client), study.n_obs, identity)
@@ -168,10 +179,32 @@ def embed_patches(
     if restained and study.table.n_vars:
         changes = stain_changes(study, embed.model, identity, size, workers, restained, settings.seed)
     update = _update(study, identity, features, cells, changes)
+    update["obs"] = _readable_column(study, features)
     if not inplace:
         return update
     _schema.apply(study.table, update)
     return None
+
+
+def _readable_column(study: Study, features: Any) -> dict[str, Any]:
+    """Mark and name the spots whose pixels could not be read; without any, remove the marks of an earlier call."""
+    lost = np.asarray(np.isnan(features).any(axis=1))
+    if not lost.any():
+        return {_schema.PATCH_READABLE: None} if _schema.PATCH_READABLE in study.table.obs else {}
+    if lost.all():
+        raise Img2GeneError(
+            f"The pixels of no spot of `{study.name}` can be read. Copy or export the image again; "
+            'on_error="raise" says what is wrong.'
+        )
+    logger.warning(
+        "the pixels of %d of %d spots cannot be read: %s. Their embedding is NaN, and obs['%s'] is False; pass "
+        'on_error="raise" to see why',
+        int(lost.sum()),
+        study.n_obs,
+        listing(study.table.obs_names[lost], 20),
+        _schema.PATCH_READABLE,
+    )
+    return {_schema.PATCH_READABLE: ~lost}
 
 
 def _foreign_arrays(study: Study, name: str) -> list[str]:

@@ -19,6 +19,8 @@ from img2gene._study.images import scale0, thumbnail
 from img2gene._study.microns import resolve_mpp
 from img2gene._study.origins import carry_embeddings, patches_digest, region_origin
 from img2gene._study.patches import field_boxes
+from img2gene._study.pyramids import check_pyramid
+from img2gene._study.resolution import warn_of_coarse_images, warn_of_enlarged_images
 from img2gene._study.study import Study
 from img2gene._study.tissue import box_fractions, tissue_mask
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_FIELDS_UM = (100.0, 200.0, 400.0, 800.0)
 _THUMBNAIL_PX = 600
 _MIN_LIMIT_PX = 64
+_MIN_FIELD_PX = 4
 
 
 @fill_parameters
@@ -41,6 +44,7 @@ def extract_patches(
     mpp: float | Mapping[str, float] | None = None,
     spot_um: float | None = None,
     images: str | Mapping[str, str] | None = None,
+    resolution_um: float | None = None,
     table_key: str = "table",
     inplace: bool = True,
 ) -> dict[str, dict[str, Any]] | None:
@@ -67,6 +71,7 @@ def extract_patches(
         lattice is more exact, so it is used instead, with a warning, if the two differ.
     images
         Image element, for all regions or by region. By default the largest image in the region's coordinate system.
+    %(resolution_um)s
     table_key
         Table whose rows get a patch.
     %(inplace_update)s
@@ -84,8 +89,12 @@ def extract_patches(
     Img2GeneError
         All problems at once: columns of these names that the function did not write, no image or coordinate system in
         common, spots outside the image or on the scale of a downscaled one, unknown microns per pixel, a transformation
-        that rotates or stretches, fields that are too large for the image. Spots that a crop left on the edge of the
-        image are kept, with a warning.
+        that rotates or stretches, scales of an image that show different pictures, fields that are too large for the
+        image. Spots that a crop left on the edge of the image are kept, with a warning.
+
+    Notes
+    -----
+    Images coarser than 1 µm per pixel do not show nuclei; a warning names them, and what to do.
 
     Examples
     --------
@@ -96,7 +105,7 @@ def extract_patches(
     4
     """
     check = Arguments()
-    arguments = PatchArguments.checked(check, patch_um, patch_px, mpp, spot_um, images, inplace)
+    arguments = PatchArguments.checked(check, patch_um, patch_px, mpp, spot_um, images, resolution_um, inplace)
     study = open_table(check, sdata, table_key, with_windows=False)
     check.messages += _library_problems(study.table, study.name)
     check.messages += [] if inplace is False else _foreign_columns(study)
@@ -104,6 +113,7 @@ def extract_patches(
     geometries = locate(study, images)
     resolution = resolve_mpp(study, geometries, mpp=mpp, spot_um=spot_um)
     update, libraries = _found_patches(study, geometries, resolution, arguments)
+    _warn_of_resolution(geometries, resolution, arguments)
     if not inplace:
         return update
     entries = update["uns"]["patches"]["regions"]
@@ -115,16 +125,39 @@ def extract_patches(
     return None
 
 
+def _warn_of_resolution(geometries: list[Geometry], resolution: dict[str, float], arguments: PatchArguments) -> None:
+    """Warn of images that are too coarse, unless the call reads all of them at such a resolution."""
+    images = {geometry.image_key: resolution[geometry.region] for geometry in geometries}
+    warn_of_enlarged_images(images, arguments.resolution_um)
+    if not (arguments.resolution_um or 0) * 1.01 >= max(images.values(), default=0):
+        warn_of_coarse_images(images, arguments.fields[0], arguments.patch_px)
+
+
 @dataclass(frozen=True)
 class PatchArguments:
     """Fields of view and input size of a call, checked."""
 
     fields: list[float]
     patch_px: int
+    resolution_um: float | None = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is stored of them; without ``resolution_um`` as in earlier versions."""
+        resolution = {} if self.resolution_um is None else {"resolution_um": self.resolution_um}
+        return {"patch_um": self.fields, "patch_px": self.patch_px, **resolution}
 
     @classmethod
     def checked(
-        cls, check: Arguments, patch_um: Any, patch_px: Any, mpp: Any, spot_um: Any, images: Any, inplace: Any
+        cls,
+        check: Arguments,
+        patch_um: Any,
+        patch_px: Any,
+        mpp: Any,
+        spot_um: Any,
+        images: Any,
+        resolution_um: Any,
+        inplace: Any,
     ) -> PatchArguments:
         """Check all arguments of :func:`extract_patches` but the study, which the caller opens."""
         fields = check_fields(check, patch_um)
@@ -135,7 +168,19 @@ class PatchArguments:
         for name, value in images.items() if isinstance(images, Mapping) else [("", images)]:
             check.text(f"images[{name!r}]" if name else "images", value, optional=not name)
         check.flag("inplace", inplace)
-        return cls(fields, pixels)
+        return cls(fields, pixels, check_resolution(check, resolution_um, fields))
+
+
+def check_resolution(check: Arguments, resolution_um: Any, fields: list[float]) -> Any:
+    """Convert the resolution that all images are read at; every field needs a few pixels in it."""
+    resolution_um = check.number("resolution_um", resolution_um, above=0, optional=True)
+    sizes = [field for field in fields if isinstance(field, float)]
+    if isinstance(resolution_um, float) and sizes and min(sizes) < _MIN_FIELD_PX * resolution_um:
+        check.messages.append(
+            f"resolution_um={resolution_um:g}: a field of {min(sizes):g} µm would have less than {_MIN_FIELD_PX} pixels; choose a "
+            "smaller `resolution_um` or a larger `patch_um`."
+        )
+    return resolution_um
 
 
 def check_fields(check: Arguments, patch_um: Any) -> list[float]:
@@ -158,6 +203,9 @@ def _found_patches(
     """Find the windows of all regions; return the update of the table, and each section's entry for squidpy."""
     update, libraries, problems = _empty_update(study.table, arguments), {}, Problems()
     sides = {}
+    for image_key in dict.fromkeys(geometry.image_key for geometry in geometries):
+        with problems.collect():
+            check_pyramid(study.sdata, image_key)
     for geometry in geometries:
         with problems.collect():
             size = scale0(study.sdata, geometry.image_key).shape[1:]
@@ -195,10 +243,13 @@ def _entry(
     if geometry.spot_px > 0:
         entry["spot_width"] = geometry.spot_px * geometry.units_per_px
     settings = {key: entry[key] for key in ("mpp", "side_px", "content")} | {"patch_um": arguments.fields}
+    if arguments.resolution_um is not None:
+        settings["resolution_um"] = arguments.resolution_um
     entry["digest"] = patches_digest(study, geometry.rows, boxes, settings)
     record = study.record("patches") or {}
     old, stored = record.get("regions", {}).get(geometry.region, {}), study.table.obsm.get(_schema.PATCH_BBOX)
-    same_settings = record.get("patch_um") == arguments.fields and all(
+    same_call = record.get("resolution_um") == arguments.resolution_um and record.get("patch_um") == arguments.fields
+    same_settings = same_call and all(
         old.get(key) == entry[key] for key in ("image", "mpp", "side_px", "content") if key in old or key == "image"
     )
     unchanged = same_settings and stored is not None and np.array_equal(np.asarray(stored)[geometry.rows], boxes)
@@ -209,7 +260,7 @@ def _entry(
 def _sides(fields: list[float], mpp: float, geometry: Geometry, longest: int) -> np.ndarray:
     """Convert fields of view to whole pixels; refuse fields that are too small or too large for the image."""
     exact = np.array(fields) / mpp
-    if np.rint(exact).min() < 4:
+    if np.rint(exact).min() < _MIN_FIELD_PX:
         raise Img2GeneError(
             f"A field of {min(fields):g} µm is only {np.rint(exact).min():.0f} pixels of image `{geometry.image_key}` "
             f"({mpp:.3g} µm per pixel); use a larger `patch_um` or an image of higher resolution."
@@ -228,7 +279,7 @@ def _sides(fields: list[float], mpp: float, geometry: Geometry, longest: int) ->
 def _empty_update(table: AnnData, arguments: PatchArguments) -> dict[str, dict[str, Any]]:
     """Prepare the update, to be filled region by region."""
     n = table.n_obs
-    patches = {"patch_um": arguments.fields, "patch_px": arguments.patch_px, "regions": {}}
+    patches = {**arguments.record, "regions": {}}
     return {
         "obsm": {_schema.PATCH_BBOX: np.zeros((n, 4), dtype=np.int64)},
         "obs": {_schema.PATCH_TISSUE: np.zeros(n), _schema.PATCH_INSIDE: np.zeros(n)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,13 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._checks import Arguments
+from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
 from img2gene._study.images import scale0, thumbnail
 from img2gene._study.microns import image_mpp, warn_of_other_mpp
-from img2gene._study.tissue import box_fractions, tissue_mask
+from img2gene._study.tissue import box_fractions, slide_tissue
 from img2gene.pp._earlier_tiles import check_dependent_tables, remove_tiles, squares_name, taken_names
-from img2gene.pp.patches import DEFAULT_FIELDS_UM, check_fields, extract_patches
+from img2gene.pp.patches import DEFAULT_FIELDS_UM, check_fields, check_resolution, extract_patches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
     from spatialdata import SpatialData
 
+logger = logging.getLogger(__name__)
+
 # A grid is cheap, but each kept tile needs 2 kB and 50 µs before it is embedded.
 _MAX_GRID = 5_000_000
 _MAX_TILES = 2_000_000
 
 
+@fill_parameters
 def tile_slide(
     sdata: SpatialData,
     image_key: str,
@@ -39,11 +44,16 @@ def tile_slide(
     mpp: float | None = None,
     patch_um: float | Sequence[float] = DEFAULT_FIELDS_UM,
     patch_px: int = 224,
+    resolution_um: float | None = None,
     patient: str | None = None,
-    key_added: str = "tiles",
+    key_added: str = "slide_tiles",
     inplace: bool = True,
 ) -> AnnData | None:
     """Lay square tiles over the tissue of an image, ready to be embedded and predicted.
+
+    The tissue is found by squidpy's detector (``squidpy.experimental.im.detect_tissue``, Otsu's threshold of
+    brightness). Without squidpy, or on a picture whose corners all hold tissue, Otsu's
+    threshold of saturation takes its place, as in :func:`img2gene.pp.extract_patches`; a message names the detector.
 
     Parameters
     ----------
@@ -64,10 +74,12 @@ def tile_slide(
     patch_um, patch_px
         Fields of view around each tile's centre, as in :func:`img2gene.pp.extract_patches`. Take the values that the
         model was trained with.
+    %(resolution_um)s
     patient
         Patient from whom the slide comes, if known.
     key_added
-        Name of the table; the squares are stored as ``shapes["<key_added>_squares"]``.
+        Name of the table; the squares are stored as ``shapes["<key_added>_squares"]``. LazySlide keeps tiles of its own as
+        ``shapes["tiles"]``.
     inplace
         If False, nothing is written and the table is returned, without patches.
 
@@ -90,7 +102,7 @@ def tile_slide(
     >>> import img2gene as ig
     >>> sdata = ig.datasets.synthetic_cohort(n_patients=2, n_sections=1, n_spots=30, n_genes=60)
     >>> ig.pp.tile_slide(sdata, "P1_S1_image", tile_um=200)
-    >>> sdata["tiles"].n_vars
+    >>> sdata["slide_tiles"].n_vars
     0
     """
     arguments = _checked(
@@ -102,6 +114,7 @@ def tile_slide(
         mpp=mpp,
         patch_um=patch_um,
         patch_px=patch_px,
+        resolution_um=resolution_um,
         patient=patient,
         key_added=key_added,
         inplace=inplace,
@@ -118,7 +131,13 @@ def tile_slide(
         sdata.shapes[region] = squares
         sdata.tables[key_added] = table
         extract_patches(
-            sdata, patch_um=patch_um, patch_px=patch_px, images=image_key, mpp=arguments.mpp, table_key=key_added
+            sdata,
+            patch_um=patch_um,
+            patch_px=patch_px,
+            images=image_key,
+            mpp=arguments.mpp,
+            resolution_um=resolution_um,
+            table_key=key_added,
         )
     return None
 
@@ -153,7 +172,7 @@ def _checked(sdata: SpatialData, image_key: Any, **arguments: Any) -> _Tiling:
     stride_um = tile_um if stride_um is None else check.number("stride_um", stride_um, above=0)
     min_tissue = check.number("min_tissue", arguments["min_tissue"], 0, 1)
     mpp = check.number("mpp", arguments["mpp"], above=0, optional=True)
-    check_fields(check, arguments["patch_um"])
+    check_resolution(check, arguments["resolution_um"], check_fields(check, arguments["patch_um"]))
     check.whole("patch_px", arguments["patch_px"], 32)
     patient = check.text("patient", arguments["patient"], optional=True)
     check.flag("inplace", arguments["inplace"])
@@ -199,7 +218,9 @@ def _tissue_centers(sdata: SpatialData, image_key: str, tiling: _Tiling) -> np.n
     side = tiling.side_px
     corners = _grid(scale0(sdata, image_key).shape[1:], side, tiling.stride_px)
     picture, step = thumbnail(sdata, image_key, max(1, int(side // 8)))
-    tissue = box_fractions(tissue_mask(picture), np.column_stack([corners, corners + side]), step)
+    mask, detector = slide_tissue(picture)
+    logger.info("tissue of `%s` was found by %s", image_key, detector)
+    tissue = box_fractions(mask, np.column_stack([corners, corners + side]), step)
     kept = tissue >= tiling.min_tissue
     if not kept.any():
         raise Img2GeneError(

@@ -11,6 +11,7 @@ from img2gene.tl.learning_curve import learning_curve
 from img2gene.tl.localize import localize
 from img2gene.tl.predict import predict
 from img2gene.tl.predictability import predictability
+from img2gene.tl.rasterize import rasterize_prediction
 from img2gene.tl.retrieve import retrieve
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "pathway_contributions",
     "predict",
     "predictability",
+    "rasterize_prediction",
     "retrieve",
     "summarize",
 ]

@@ -22,6 +22,7 @@ from img2gene._study.panel import (
     refuse_constant,
 )
 from img2gene._study.pathways import context_facts, fold_context
+from img2gene._study.resolution import section_resolutions
 from img2gene._study.splits import Split
 from img2gene._study.spots import spot_sample
 from img2gene._study.study import Study
@@ -160,6 +161,7 @@ class TrainingRun:
             "n_off_tissue_spots": int((self.division.train & ~in_tissue(study.table)).sum()),
             "seed": self.seed,
             "spots": {str(name): spot_sample(features[rows[sections == name]]) for name in np.unique(sections)},
+            "resolution_um": section_resolutions(study, rows),
             "depth": None if self.layer is not None else training_depth(study, rows),
             "img2gene": version("img2gene"),
             "fit": as_plain(predictor.summary()),

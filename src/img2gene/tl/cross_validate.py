@@ -17,6 +17,7 @@ from img2gene._study.depth import MIN_DEPTH
 from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.expression import layer_problems, measured
 from img2gene._study.panel import Genes, check_genes
+from img2gene._study.resolution import warn_of_unequal_sections
 from img2gene._study.study import Study
 from img2gene._study.subsets import subset
 from img2gene.tl._arguments import (
@@ -200,6 +201,7 @@ def cross_validate(
         allow_leakage=allow_leakage,
         uncounted=sorted(set(whole.groups(groups)) - set(study.groups(groups))),
     )
+    warn_of_unequal_sections(study, np.arange(study.n_obs))
     labels = list(candidates)
     if baselines:
         extra = {**BASELINES, **(_COORDINATES if outer.divides_sections(study) else {})}

@@ -16,6 +16,7 @@ from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.model_inputs import model_inputs
 from img2gene._study.predictions import no_shared_genes
 from img2gene._study.replaced import foreign_predictions, remove_scores
+from img2gene._study.resolution import warn_of_other_resolution
 from img2gene._study.sections import region_column
 from img2gene._study.study import Study
 from img2gene.models import Model
@@ -153,6 +154,7 @@ def predict(
     if inplace and not ((columns >= 0).all() and fits):
         _check_regions(study, key_added)
     report_off_tissue(study)
+    warn_of_other_resolution(study, np.arange(study.n_obs), trained.report.get("resolution_um"))
     _report_genes(study, trained, columns, key_added)
     prediction = StudyPrediction(study, trained, inputs, request)
     if resolution_um is not None:

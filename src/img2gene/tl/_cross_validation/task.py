@@ -16,6 +16,7 @@ from img2gene import _schema, metrics, models
 from img2gene._errors import Img2GeneError
 from img2gene._files.folders import ResumableFolder
 from img2gene._study.expression import labels
+from img2gene._study.resolution import resolution_warned
 from img2gene._study.study import Study
 from img2gene._study.subsets import subset
 from img2gene.metrics import neighbor_graph
@@ -114,7 +115,7 @@ class Task:
         with limited_threads(self.options.n_threads):
             start = time.perf_counter()
             train = self._part(self.fold.train)
-            with located(self.fold.name, self.label):
+            with located(self.fold.name, self.label), resolution_warned():
                 model = cast("Model", self._fit(train))
                 seconds = time.perf_counter() - start
                 return self._score(model, seconds)
