@@ -19,8 +19,8 @@ ax
     Axes to draw on; by default new ones.""",
     "client": """\
 client
-    Client of :mod:`distributed` whose workers share the work; None takes the current one, if a script has started one,
-    and False works in this process. Results are the same.""",
+    Client of :mod:`distributed` whose workers share the work. None takes the current one, if a script has started
+    one, and False works in this process. Results are the same.""",
     "encoder": """\
 encoder
     Which embedding, if several are stored.""",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -123,7 +125,7 @@ def _on_workers(
     from distributed import as_completed
 
     context = _Context.here()
-    common = client.submit(_received, _packed(shared), pure=False)
+    common = client.submit(_handed_over, _Packed.of(shared), pure=False)
     left, pending = list(enumerate(parts))[::-1], {}
 
     def submitted(n: int) -> list[Any]:
@@ -194,22 +196,43 @@ class _Context:
                 object.__setattr__(settings, name, value)
 
 
-def _run(function: Callable[[Any, Any], Any], shared: Any, part: Any, context: _Context) -> Any:
+@dataclass(frozen=True)
+class _Packed:
+    """What all parts share, as bytes: workers pass them on as they are, also while one of them uses the content."""
+
+    name: str
+    content: bytes
+
+    @classmethod
+    def of(cls, value: Any) -> _Packed:
+        import cloudpickle
+
+        return cls(uuid.uuid4().hex, cloudpickle.dumps(value))
+
+    def value(self) -> Any:
+        """Unpack the content once in each process."""
+        import pickle
+
+        with _UNPACKING:
+            if self.name not in _UNPACKED:
+                # That of an earlier call would only take memory.
+                _UNPACKED.clear()
+                # Bytes that this package packed for its own workers.
+                _UNPACKED[self.name] = pickle.loads(self.content)
+            return _UNPACKED[self.name]
+
+
+_UNPACKED: dict[str, Any] = {}
+_UNPACKING = threading.Lock()
+
+
+def _handed_over(packed: _Packed) -> _Packed:
+    return packed
+
+
+def _run(function: Callable[[Any, Any], Any], shared: _Packed, part: Any, context: _Context) -> Any:
     with context.applied():
-        return function(shared, part)
-
-
-def _packed(value: Any) -> bytes:
-    import cloudpickle
-
-    return cloudpickle.dumps(value)
-
-
-def _received(content: bytes) -> Any:
-    import pickle
-
-    # Bytes that this package packed for its own workers.
-    return pickle.loads(content)
+        return function(shared.value(), part)
 
 
 def n_threads(client: Client) -> int:

@@ -74,10 +74,15 @@ class LinearPredictor(ABC):
             means, number = self.arrays["feature_mean"][None].astype(np.float64), np.zeros(len(features), dtype=int)
         projection = (self.arrays["components"] / self.arrays["scale"].astype(np.float64)).T
         coefficients, label_mean = self.arrays["coefficients"], self.arrays["label_mean"]
+        width, k = projection.shape
+        # The projection is in double precision, which costs twice as much; one product is cheaper for few genes.
+        folded = width * len(label_mean) <= 2 * width * k + k * len(label_mean)
+        weights = (projection @ coefficients.astype(np.float64)).astype(np.float32) if folded else coefficients
 
         def predict(rows: slice) -> Block:
-            scores = _project(features[rows], means[number[rows]], projection)
-            predicted = scores @ coefficients
+            centred = means[number[rows]]
+            np.subtract(features[rows], centred, out=centred)
+            predicted = (centred if folded else centred @ projection).astype(np.float32) @ weights
             predicted += label_mean
             return predicted, None
 
@@ -126,12 +131,6 @@ class LinearPredictor(ABC):
     def _reference(self, values: np.ndarray) -> np.ndarray | None:
         """The mean of the fitted spots, which is subtracted from all spots; None where each section is centred."""
         return None if self.center == "section" else values.mean(axis=0, dtype=np.float64)
-
-
-def _project(features: np.ndarray, means: np.ndarray, projection: np.ndarray) -> np.ndarray:
-    """Scores float32 (n, k) of a block; ``means`` (n, width) are overwritten."""
-    np.subtract(features, means, out=means)
-    return (means @ projection).astype(np.float32)
 
 
 def one_standard_error(errors: np.ndarray, shares: np.ndarray, penalties: list[float]) -> int:

@@ -159,12 +159,7 @@ def predict(
     prediction = StudyPrediction(study, trained, inputs, request)
     if resolution_um is not None:
         return _predicted_finer(FinerPrediction(study, trained, request, prediction, resolution_um, totals), inplace)
-    predicted: AnnData | None = None
-    layers: dict[str, np.ndarray] = {}
-    if request.out is None:
-        layers, ood = prediction.layers()
-    else:
-        predicted, ood = prediction.write(request.out)
+    predicted, layers, ood = prediction.run()
     if predicted is None and not (inplace and (columns >= 0).all() and fits):
         predicted = prediction.table(layers, ood)
     if not inplace:

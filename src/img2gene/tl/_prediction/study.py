@@ -115,6 +115,13 @@ class StudyPrediction:
             self.model, part.features, part.sections, calibration=self.calibration, new_patient=new, **part.extra
         )
 
+    def run(self) -> tuple[AnnData | None, dict[str, np.ndarray], np.ndarray | None]:
+        """Write the store of the request, if there is one, and return its table; else return the layers."""
+        if self.request.out is None:
+            return None, *self.layers()
+        table, ood = self.write(self.request.out)
+        return table, {}, ood
+
     def layers(self) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """Layers by name, the prediction first, and the percentile of each spot; NaN off the tissue."""
         scale = self._scale()
