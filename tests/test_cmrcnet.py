@@ -377,7 +377,7 @@ def test_a_retrieval_that_cannot_be_is_refused_and_nothing_is_written(study, sna
     study["slide_tiles"] = study["table"].copy()
     del study["slide_tiles"].obs["patient"]
     with pytest.raises(
-        MissingKeyError, match=r"excludes the patient of the spot, which `sdata\['tiles'\].obs` does not name"
+        MissingKeyError, match=r"excludes the patient of the spot, which `sdata\['slide_tiles'\].obs` does not name"
     ):
         ig.tl.retrieve(study, own, exclude="group", model=model, table_key="slide_tiles")
     with pytest.raises(MissingKeyError, match=r"No spot named nobody in `sdata\['table'\].obs_names` \(available"):

@@ -295,9 +295,9 @@ def test_tables_without_genes_and_empty_tables_are_joined(make_section):
         )
     slides[1]["table"]._inplace_subset_obs(np.zeros(16, dtype=bool))
     for slide in slides:
-        slide.shapes[f"{slide['tiles'].obs['section'].iloc[0]}_tiles"] = slide.shapes.pop("slide_tiles_squares")
+        slide.shapes[f"{slide['slide_tiles'].obs['section'].iloc[0]}_tiles"] = slide.shapes.pop("slide_tiles_squares")
     for slide in slides:
-        name = f"{slide['tiles'].obs['section'].iloc[0]}_tiles"
+        name = f"{slide['slide_tiles'].obs['section'].iloc[0]}_tiles"
         tiles = slide["slide_tiles"].copy()
         tiles.obs["region"] = pd.Categorical([name] * tiles.n_obs)
         del tiles.uns["spatialdata_attrs"]

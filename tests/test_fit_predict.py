@@ -396,7 +396,7 @@ def test_a_slide_without_expression_is_tiled_embedded_predicted_and_plotted(trai
 def test_tiles_are_predicted_by_the_model_of_the_spots(trained_study, copy_of):
     study = copy_of(trained_study)
     ig.pp.tile_slide(study, "A1_image", tile_um=100, mpp=5, patch_um=60, patch_px=32, min_tissue=0)
-    with pytest.raises(Img2GeneError, match=r"embed_patches\(sdata, 'tiny', table_key='tiles'\)"):
+    with pytest.raises(Img2GeneError, match=r"embed_patches\(sdata, 'tiny', table_key='slide_tiles'\)"):
         ig.tl.predict(study, table_key="slide_tiles", key_added="img2gene")
     ig.pp.embed_patches(study, "tiny", table_key="slide_tiles")
     ig.tl.predict(study, table_key="slide_tiles")

@@ -331,7 +331,7 @@ def test_replacing_tiles_of_another_image_is_said(study, caplog):
     tile(study)
     assert "are replaced" not in caplog.text
     tile(study, "C1_image")
-    assert "the tiles of A1_image in 'tiles' are replaced by tiles of C1_image" in caplog.text
+    assert "the tiles of A1_image in 'slide_tiles' are replaced by tiles of C1_image" in caplog.text
     assert study["slide_tiles"].obs["section"].unique().tolist() == ["C1"]
 
 
@@ -367,7 +367,7 @@ def annotate(study):
 
 
 USERS = {
-    "table and squares": (lose_the_record, {}, "`tiles` exists .* and `tile_slide` did not write it"),
+    "table and squares": (lose_the_record, {}, "`slide_tiles` exists .* and `tile_slide` did not write it"),
     "image": (share_the_name, {"key_added": "own"}, "`own_squares` exists .* and `tile_slide` did not write it"),
     "table of spots": (
         lambda study: None,
@@ -375,7 +375,7 @@ USERS = {
         "`table` exists .* and `tile_slide` did not write it",
     ),
     "another table": (name_a_table_of_spots, {"mpp": 5}, "`slide_tiles_squares` exists .* did not write it"),
-    "capitals": (lambda study: None, {"key_added": "Tiles"}, "`slide_tiles_squares` exists .* did not write it"),
+    "capitals": (lambda study: None, {"key_added": "Slide_Tiles"}, "`slide_tiles_squares` exists .* did not write it"),
     "columns": (annotate, {}, r"obs\['tissue'\], obsm\['X_mine'\] would be replaced, and img2gene did not write it"),
 }
 
@@ -404,7 +404,7 @@ def test_predictions_of_earlier_tiles_stay_only_if_they_fit_the_new_ones(trained
     np.testing.assert_array_equal(study["slide"].X, predicted.X)
     for image, options in (("C1_image", {"tile_um": 200}), ("A1_image", {})):
         with pytest.raises(
-            Img2GeneError, match=r"tables slide belong to the earlier tiles `tiles`.*del sdata.tables\['slide'\]"
+            Img2GeneError, match=r"tables slide belong to the earlier tiles `slide_tiles`.*del sdata.tables\['slide'\]"
         ):
             tile(study, image, **options)
     del study.tables["slide"]

@@ -35,13 +35,13 @@ def slide(trained):
 
 def drawn(sdata, genes, **arguments):
     return ig.tl.rasterize_prediction(
-        sdata, genes, key="predicted", table_key="slide_tiles", inplace=False, **arguments
+        sdata, genes, key="predicted", table_key="slide_tiles", outside=None, inplace=False, **arguments
     )
 
 
 def test_each_tile_is_one_pixel_at_its_place(slide, trained):
     genes = list(trained.genes[:2])
-    ig.tl.rasterize_prediction(slide, genes, key="predicted", table_key="slide_tiles")
+    ig.tl.rasterize_prediction(slide, genes, key="predicted", table_key="slide_tiles", outside=None)
     image = slide.images["P1_S1_predicted"]
     assert list(image.coords["c"].values) == genes
     table = slide["predicted"]
@@ -92,7 +92,7 @@ def test_spots_of_several_sections_need_a_choice(trained):
     ig.tl.predict(sdata, trained)
     with pytest.raises(Img2GeneError, match=r"several sections \(P1_S1, P2_S1\).*section="):
         ig.tl.rasterize_prediction(sdata, trained.genes[0])
-    image = ig.tl.rasterize_prediction(sdata, trained.genes[0], section="P2_S1", inplace=False)
+    image = ig.tl.rasterize_prediction(sdata, trained.genes[0], section="P2_S1", outside=None, inplace=False)
     rows = (sdata["table"].obs["section"] == "P2_S1").to_numpy()
     values = np.asarray(sdata["table"][rows, trained.genes[0]].layers["img2gene"]).ravel()
     assert set(np.round(image.values[np.isfinite(image.values)], 5)) <= set(np.round(values, 5))

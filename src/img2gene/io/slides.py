@@ -217,10 +217,16 @@ def _read_block(slide: Any, level: int, block_info: Any = None) -> np.ndarray:
     box = (int(np.ceil(x0 * step)), int(np.ceil(y0 * step)), x1 - x0, y1 - y0)
     try:
         pixels = slide.get_region(*box, level=level)
-    except Exception:  # noqa: BLE001 - each reader has errors of its own
+    except Exception:
+        if slide.name != "openslide":
+            raise
         # After one error, OpenSlide answers every call with it, so the file is opened again: here, and by the next call.
         slide.set_reader(None)
-        pixels = type(slide)(slide.file).get_region(*box, level=level)
+        fresh = type(slide)(slide.file)
+        try:
+            pixels = fresh.get_region(*box, level=level)
+        finally:
+            fresh.detach_reader()
     left, top, width, height = slide.properties.bounds or (0, 0, np.inf, np.inf)
     rows, columns = np.arange(y0, y1) * step, np.arange(x0, x1) * step
     outside = (

@@ -78,7 +78,7 @@ def slide(
     colors, alpha, ax = check.colors(cmap), check.opacity(alpha), check.axes(ax)
     check.raise_all()
     options: dict[str, Any] = {"section": section, "key": key, "um_per_px": um_per_px, "table_key": table_key}
-    raster: Any = rasterize_prediction(sdata, gene, inplace=False, **options)
+    raster: Any = rasterize_prediction(sdata, gene, outside=None, inplace=False, **options)
     place = raster.attrs[_schema.RASTER]
     axes = plt.subplots(layout="constrained")[1] if ax is None else ax
     _draw_picture(axes, sdata, place["image"], place["mpp"])

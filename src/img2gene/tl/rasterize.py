@@ -31,6 +31,7 @@ def rasterize_prediction(
     section: str | None = None,
     key: str = "img2gene",
     um_per_px: float | None = None,
+    outside: float | None = 0.0,
     table_key: str = "table",
     key_added: str | None = None,
     inplace: bool = True,
@@ -53,6 +54,8 @@ def rasterize_prediction(
     um_per_px
         Side of a pixel in µm; by default the median distance between neighbouring spots, so that each tile of
         :func:`img2gene.pp.tile_slide` is one pixel.
+    outside
+        Value of pixels without a prediction. spatialdata-plot draws no image with NaN, so it is 0 by default; None keeps NaN.
     table_key
         Table that was predicted; for tiles, the table of the tiles.
     key_added
@@ -63,7 +66,7 @@ def rasterize_prediction(
     Returns
     -------
     None, or the image: float32 (genes, y, x), with the genes as names of its channels. A pixel has the value of the spot that
-    is nearest to its centre, and NaN where none is nearer than three quarters of the distance between neighbouring spots (or
+    is nearest to its centre, and ``outside`` where none is nearer than three quarters of the distance between neighbouring spots (or
     of the side of a pixel, if that is larger). Its coordinate systems are those of the section's image, and ``<section>_um`` in microns. It is written to ``images[key_added]``.
 
     Raises
@@ -89,6 +92,7 @@ def rasterize_prediction(
     names, section = check.names("genes", genes), check.label("section", section, optional=True)
     check.text("key", key)
     um_per_px = check.number("um_per_px", um_per_px, above=0, optional=True)
+    outside = check.number("outside", outside, optional=True)
     key_added = check.text("key_added", key_added, optional=True)
     check_flags(check, inplace=inplace)
     check.raise_all()
@@ -99,6 +103,8 @@ def rasterize_prediction(
         _check_target(study, target)
     values = predicted_values(study, names, key)[geometry.rows]
     image = _image(study, name, geometry, mpp, values, names, um_per_px)
+    if outside is not None:
+        image = image.fillna(outside).assign_attrs(image.attrs)
     if not inplace:
         return image
     with _schema.all_or_nothing(study.stored_table, sdata):
