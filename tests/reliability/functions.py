@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from platforms import layouts
 
 import img2gene as ig
 from img2gene._files.tables import write_csv
@@ -167,6 +168,12 @@ def _legacy(folder: Path) -> Arguments:
     return {"counts": folder / "counts.tsv", "image": image, "spots": folder / "spots.tsv", "section": "S"}
 
 
+def _platform(folder: Path, write: Callable[[Path], Any], **options: Any) -> Arguments:
+    written = write(folder)
+    written = next(iter(written.values())) if isinstance(written, dict) else written
+    return {"path": written.path, "image": written.image, "section": "S", "patient": "P", **options}
+
+
 def _saved(folder: Path) -> Path:
     return ig.io.save_model(studies.trained("ridge"), folder / "ridge.img2gene", overwrite=True)
 
@@ -207,6 +214,8 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "io.load_model": lambda folder: {"path": _saved(folder)},
     "io.read_csv": lambda folder: {"path": _table(folder)},
     "io.read_legacy_st": _legacy,
+    "io.read_visium": lambda folder: _platform(folder, layouts.visium, counts="filtered"),
+    "io.read_visium_hd": lambda folder: _platform(folder, layouts.visium_hd, bin_um=16),
     "io.save_model": lambda folder: {"model": _study(), "path": folder / "model.img2gene", "overwrite": True},
     "io.write_study": lambda folder: {"sdata": _study(), "path": folder / "study.zarr"},
     "datasets.synthetic_cohort": lambda folder: {

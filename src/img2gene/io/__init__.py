@@ -7,6 +7,8 @@ from img2gene.io.legacy_st import read_legacy_st
 from img2gene.io.model_store import load_model, save_model
 from img2gene.io.sections import build_section
 from img2gene.io.study_store import write_study
+from img2gene.io.visium import read_visium
+from img2gene.io.visium_hd import read_visium_hd
 
 __all__ = [
     "build_section",
@@ -15,6 +17,8 @@ __all__ = [
     "load_model",
     "read_csv",
     "read_legacy_st",
+    "read_visium",
+    "read_visium_hd",
     "save_model",
     "to_anndata",
     "write_study",

@@ -144,7 +144,7 @@ def _read(
     with problems.collect():
         factor = _factor(entry, image, where)
     with problems.collect():
-        unit_um, spot_um = _sizes(array_positions(adata.obs, rows), entry, positions, where, spot_um)
+        unit_um, spot_um = spot_sizes(array_positions(adata.obs, rows), entry, positions, where, spot_um)
     if len(problems.messages) > before:
         return None
     xy = positions * factor
@@ -182,7 +182,7 @@ def _factor(entry: Mapping[str, Any], image: str, where: str) -> float:
     return _number(entry, key, where, "Pixels of the image are `obsm['spatial']` times this factor.")
 
 
-def _sizes(
+def spot_sizes(
     grid: np.ndarray | None, entry: Mapping[str, Any], positions: np.ndarray, where: str, spot_um: float | None
 ) -> tuple[float, float]:
     """Find microns per unit of ``obsm["spatial"]``, and the diameter of the spots in µm.
