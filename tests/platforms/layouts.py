@@ -199,3 +199,75 @@ def octagon(x: float, y: float, radius: float) -> Polygon:
     """Draw an octagon around a place."""
     angles = np.arange(8) * np.pi / 4
     return Polygon(np.column_stack([x + radius * np.cos(angles), y + radius * np.sin(angles)]))
+
+
+XENIUM_UM = 0.2125
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of cells: what a reader should find on the H&E image, and the alignment as Xenium Explorer exports it."""
+
+    written: Written
+    matrix: np.ndarray
+    keypoints: Path
+
+
+def xenium(folder: Path, version: str = "2.0.0", *, angle: float = 30.0, mpp: float = 0.5) -> Run:
+    """Write a run of 30 cells whose H&E image is turned by ``angle`` degrees and has ``mpp`` µm per px."""
+    import zarr
+
+    rng = np.random.default_rng(4)
+    n, pixels = 30, draw(700, 800)
+    xy = rng.uniform(150, 550, (n, 2))
+    turn = np.deg2rad(angle)
+    linear = mpp / XENIUM_UM * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    matrix = np.vstack([np.column_stack([linear, [900.0, 40.0]]), [0, 0, 1]])
+    microns = (xy @ linear.T + matrix[:2, 2]) * XENIUM_UM
+    numbers = np.arange(1, n + 1, dtype=np.uint32)
+    with_text = version >= "1.3"
+    names = [f"{_letters(number)}-1" if with_text else str(number) for number in numbers]
+    counts = rng.poisson(6, (n, len(GENES)))
+    controls = {"Negative Control Probe": ["NegControlProbe_1"], "Unassigned Codeword": ["UnassignedCodeword_1"]}
+    write_matrix(folder / "cell_feature_matrix.h5", counts, names, kinds=controls)
+    specs = {"pixel_size": XENIUM_UM, "analysis_sw_version": f"xenium-{version}"}
+    (folder / "experiment.xenium").write_text(json.dumps(specs))
+    cells = pd.DataFrame({"cell_id": names if with_text else numbers})
+    cells["x_centroid"], cells["y_centroid"] = microns.T
+    cells["cell_area"], cells["nucleus_area"] = 80.0, 20.0
+    cells.to_parquet(folder / "cells.parquet", index=False)
+    outlines = [octagon(x, y, 5.0) for x, y in microns]
+    vertices = pd.DataFrame(
+        [
+            (name, *place, number)
+            for name, number, o in zip(names, numbers, outlines, strict=True)
+            for place in o.exterior.coords
+        ],
+        columns=["cell_id", "vertex_x", "vertex_y", "label_id"],
+    )
+    if version < "2":
+        vertices = vertices.drop(columns="label_id")
+    vertices.to_parquet(folder / "cell_boundaries.parquet", index=False)
+    with zarr.storage.ZipStore(folder / "cells.zarr.zip", mode="w") as store:
+        group = zarr.open_group(store, mode="w", zarr_format=2)
+        ids = np.column_stack([numbers, np.ones(n, np.uint32)]) if with_text else numbers
+        group.create_array("cell_id", data=ids)
+        summary = np.column_stack([microns[:, 0], np.zeros(n)])
+        group.create_array("cell_summary", data=summary, attributes={"column_names": ["cell_centroid_x", "z_level"]})
+        if version >= "2":
+            for kind in (0, 1):
+                group.create_array(f"polygon_sets/{kind}/cell_index", data=np.arange(n, dtype=np.uint32))
+        elif with_text:
+            group.create_array("seg_mask_value", data=numbers)
+    chosen = xy[:16]
+    points = pd.DataFrame((chosen @ linear.T + matrix[:2, 2]), columns=["fixedX", "fixedY"])
+    points["alignmentX"], points["alignmentY"] = chosen.T
+    keypoints = folder.parent / f"{folder.name}_keypoints.csv"
+    points.to_csv(keypoints, index=False)
+    image = _image(folder.parent / f"{folder.name}_images", pixels)
+    return Run(Written(folder, image, pixels, names, xy, counts, mpp), matrix, keypoints)
+
+
+def _letters(number: int) -> str:
+    """Name a cell as the analyzer does: each hexadecimal digit is a letter from a to p."""
+    return "".join(chr(ord("a") + int(digit, 16)) for digit in f"{number:08x}")

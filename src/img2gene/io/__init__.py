@@ -9,6 +9,7 @@ from img2gene.io.sections import build_section
 from img2gene.io.study_store import write_study
 from img2gene.io.visium import read_visium
 from img2gene.io.visium_hd import read_visium_hd
+from img2gene.io.xenium import read_xenium
 
 __all__ = [
     "build_section",
@@ -19,6 +20,7 @@ __all__ = [
     "read_legacy_st",
     "read_visium",
     "read_visium_hd",
+    "read_xenium",
     "save_model",
     "to_anndata",
     "write_study",
