@@ -271,3 +271,63 @@ def xenium(folder: Path, version: str = "2.0.0", *, angle: float = 30.0, mpp: fl
 def _letters(number: int) -> str:
     """Name a cell as the analyzer does: each hexadecimal digit is a letter from a to p."""
     return "".join(chr(ord("a") + int(digit, 16)) for digit in f"{number:08x}")
+
+
+def cosmx(folder: Path, *, pixel_um: float = 0.12028, mpp: float = 0.5) -> Run:
+    """Write the flat files of 12 cells in two fields of view, with control probes and counts outside of cells."""
+    n, pixels, rng = 12, draw(400, 420), np.random.default_rng(6)
+    folder.mkdir(parents=True, exist_ok=True)
+    fov, number = np.repeat([1, 2], n // 2), np.tile(np.arange(1, n // 2 + 1), 2)
+    matrix = np.array([[mpp / pixel_um, 0, 300.0], [0, -mpp / pixel_um, 5000.0], [0, 0, 1]])
+    xy = rng.uniform(60, 360, (n, 2))
+    places = xy @ matrix[:2, :2].T + matrix[:2, 2]
+    counts = rng.poisson(6, (n, len(UNIQUE)))
+    frame = pd.DataFrame(counts, columns=list(UNIQUE)).assign(Negative1=3, SystemControl2=4)
+    frame.insert(0, "cell_ID", number)
+    frame.insert(0, "fov", fov)
+    outside = frame.iloc[:1].assign(cell_ID=0)
+    pd.concat([outside, frame]).to_csv(folder / "Run_exprMat_file.csv", index=False)
+    cells = pd.DataFrame({"fov": fov, "cell_ID": number, "Area": 500})
+    cells["CenterX_global_px"], cells["CenterY_global_px"] = places.T
+    cells.iloc[::-1].to_csv(folder / "Run_metadata_file.csv", index=False)
+    names = [f"{cell}_{view}" for cell, view in zip(number, fov, strict=True)]
+    image = _image(folder.parent / f"{folder.name}_images", pixels)
+    return Run(Written(folder, image, pixels, names, xy, counts, mpp), matrix, image)
+
+
+def merscope(folder: Path, *, mpp: float = 0.5) -> Run:
+    """Write a region of 10 cells, with one blank."""
+    n, pixels, rng = 10, draw(400, 420), np.random.default_rng(7)
+    (folder / "images").mkdir(parents=True)
+    matrix = np.array([[0.0, -mpp, 900.0], [mpp, 0.0, 20.0], [0, 0, 1]])
+    xy = rng.uniform(60, 360, (n, 2))
+    microns = xy @ matrix[:2, :2].T + matrix[:2, 2]
+    names = [str(1_000_000_000_000_000_000 + number) for number in range(n)]
+    counts = rng.poisson(6, (n, len(UNIQUE)))
+    frame = pd.DataFrame(counts, columns=list(UNIQUE), index=pd.Index(names, name="cell")).assign(**{"Blank-1": 2})
+    frame.to_csv(folder / "cell_by_gene.csv")
+    cells = pd.DataFrame({"fov": 1, "volume": 500.0}, index=pd.Index(names, name="EntityID"))
+    cells["center_x"], cells["center_y"] = microns.T
+    cells.to_csv(folder / "cell_metadata.csv")
+    np.savetxt(folder / "images" / "micron_to_mosaic_pixel_transform.csv", np.diag([9.26, 9.26, 1.0]))
+    image = _image(folder.parent / f"{folder.name}_images", pixels)
+    return Run(Written(folder, image, pixels, names, xy, counts, mpp), matrix, image)
+
+
+def hest(folder: Path, *, mpp: float = 0.5) -> Written:
+    """Write section ``X1`` of HEST-1k with 9 spots."""
+    import anndata as ad
+
+    pixels, counts = draw(500, 520), np.random.default_rng(8).poisson(6, (9, len(UNIQUE)))
+    xy = np.array([(100.0 + 100 * column, 120.0 + 100 * row) for row in range(3) for column in range(3)])
+    names = [f"SPOT{number}" for number in range(9)]
+    table = ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=pd.DataFrame(index=names))
+    table.var = pd.DataFrame({"gene_ids": list(IDS)}, index=list(UNIQUE))
+    table.obsm["spatial"] = xy
+    for name in ("st", "wsis", "metadata"):
+        (folder / name).mkdir(parents=True)
+    table.write_h5ad(folder / "st" / "X1.h5ad")
+    _image(folder, pixels).rename(folder / "wsis" / "X1.tif")
+    about = {"pixel_size_um_estimated": mpp, "patient": 3, "dataset_title": "Study"}
+    (folder / "metadata" / "X1.json").write_text(json.dumps(about))
+    return Written(folder, folder / "wsis" / "X1.tif", pixels, names, xy, counts, mpp)

@@ -119,3 +119,42 @@ def test_the_pixel_size_must_be_known(run):
     (run.written.path / "experiment.xenium").write_text(json.dumps({"analysis_sw_version": "xenium-2.0.0"}))
     with pytest.raises(Img2GeneError, match="holds no pixel_size"):
         ig.io.read_xenium(run.written.path, image=run.written.image, alignment=run.matrix)
+
+
+@pytest.mark.parametrize(
+    ("write", "read"), [(layouts.cosmx, ig.io.read_cosmx), (layouts.merscope, ig.io.read_merscope)]
+)
+def test_cells_of_cosmx_and_merscope_lie_on_the_aligned_image(tmp_path, write, read):
+    run = write(tmp_path / "run")
+    sdata = read(tmp_path / "run", image=run.written.image, alignment=run.matrix, section="S", patient="P")
+    check_cells(sdata, run.written)
+    np.testing.assert_allclose(sdata["S_spots"]["radius"] * run.written.mpp, 5)
+    np.testing.assert_array_equal(ig.pp.bin_to(sdata, 55)["table"].X.sum(axis=0), sdata["table"].X.sum(axis=0))
+
+
+@pytest.mark.parametrize(
+    ("write", "read", "name"),
+    [
+        (layouts.cosmx, ig.io.read_cosmx, "Run_exprMat_file.csv"),
+        (layouts.cosmx, ig.io.read_cosmx, "Run_metadata_file.csv"),
+        (layouts.merscope, ig.io.read_merscope, "cell_by_gene.csv"),
+        (layouts.merscope, ig.io.read_merscope, "images/micron_to_mosaic_pixel_transform.csv"),
+    ],
+)
+def test_an_unknown_layout_of_cosmx_or_merscope_is_described(tmp_path, write, read, name):
+    run = write(tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    with pytest.raises(Img2GeneError, match=f"Looked for {name.removeprefix('Run_')}.*and found "):
+        read(tmp_path / "run", image=run.written.image, alignment=run.matrix)
+
+
+def test_a_section_of_hest_has_its_slide_and_patient(tmp_path):
+    written = layouts.hest(tmp_path)
+    sdata = ig.io.read_hest(tmp_path, "X1")
+    assert set(sdata["table"].obs["patient"]) == {"Study 3"}
+    check_cells(ig.io.read_hest(tmp_path, "X1", patient="P"), written)
+    with pytest.raises(Img2GeneError, match="Looked for st/X2.h5ad or wsis/X2.tif or metadata/X2.json, and found "):
+        ig.io.read_hest(tmp_path, "X2")
+    (tmp_path / "metadata" / "X1.json").write_text("{}")
+    with pytest.raises(Img2GeneError, match="gives no pixel_size_um_estimated"):
+        ig.io.read_hest(tmp_path, "X1")

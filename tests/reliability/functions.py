@@ -181,6 +181,11 @@ def _xenium(folder: Path) -> Arguments:
     return {"path": run.written.path, "image": run.written.image, "alignment": run.keypoints, "section": "S"}
 
 
+def _aligned(folder: Path, write: Callable[[Path], Any]) -> Arguments:
+    run = write(folder / "run")
+    return {"path": run.written.path, "image": run.written.image, "alignment": run.matrix, "section": "S"}
+
+
 def _saved(folder: Path) -> Path:
     return ig.io.save_model(studies.trained("ridge"), folder / "ridge.img2gene", overwrite=True)
 
@@ -224,6 +229,9 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "io.read_visium": lambda folder: _platform(folder, layouts.visium, counts="filtered"),
     "io.read_visium_hd": lambda folder: _platform(folder, layouts.visium_hd, bin_um=16),
     "io.read_xenium": _xenium,
+    "io.read_hest": lambda folder: {"path": layouts.hest(folder).path, "section": "X1", "patient": "P"},
+    "io.read_cosmx": lambda folder: _aligned(folder, layouts.cosmx),
+    "io.read_merscope": lambda folder: _aligned(folder, layouts.merscope),
     "io.save_model": lambda folder: {"model": _study(), "path": folder / "model.img2gene", "overwrite": True},
     "io.write_study": lambda folder: {"sdata": _study(), "path": folder / "study.zarr"},
     "datasets.synthetic_cohort": lambda folder: {

@@ -3,7 +3,10 @@
 from img2gene._files.tables import read_csv
 from img2gene.io._concat import concat_sections
 from img2gene.io.convert import from_anndata, to_anndata
+from img2gene.io.cosmx import read_cosmx
+from img2gene.io.hest_sections import read_hest
 from img2gene.io.legacy_st import read_legacy_st
+from img2gene.io.merscope import read_merscope
 from img2gene.io.model_store import load_model, save_model
 from img2gene.io.sections import build_section
 from img2gene.io.study_store import write_study
@@ -16,8 +19,11 @@ __all__ = [
     "concat_sections",
     "from_anndata",
     "load_model",
+    "read_cosmx",
     "read_csv",
+    "read_hest",
     "read_legacy_st",
+    "read_merscope",
     "read_visium",
     "read_visium_hd",
     "read_xenium",

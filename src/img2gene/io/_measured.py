@@ -123,8 +123,8 @@ def name_genes(table: AnnData) -> None:
     keep their identifier.
     """
     names = table.var_names.to_series().astype(str)
-    symbols = next((table.var[key] for key in _SYMBOLS if key in table.var), None)
-    if symbols is not None and len(names) and names.str.match(_ENSEMBL).mean() > 0.5:
+    symbols = symbols_of(table)
+    if symbols is not None:
         if GENE_IDS not in table.var:
             table.var[GENE_IDS] = names.to_numpy()
         texts = symbols.astype("string").str.strip()
@@ -135,6 +135,14 @@ def name_genes(table: AnnData) -> None:
         logger.info("%d symbols belong to several genes (%s), which were numbered", len(twice), listing(twice, 5))
         table.var_names = _numbered(table.var_names)
     table.var.index.name = None
+
+
+def symbols_of(table: AnnData) -> pd.Series | None:
+    """Return the column with the symbols of genes that are named by Ensembl identifiers; None for other names."""
+    names = table.var_names.to_series().astype(str)
+    if not len(names) or names.str.match(_ENSEMBL).mean() <= 0.5:
+        return None
+    return next((table.var[key] for key in _SYMBOLS if key in table.var), None)
 
 
 def _numbered(names: pd.Index) -> list[str]:
