@@ -179,3 +179,19 @@ def test_real_folders_are_read(data, caplog):
     # These small files list positions outside their image.
     assert "left out 372 of 2695" in caplog.text
     assert ig.io.read_visium_hd(data / "formats" / "visium_hd", bin_um=16)["table"].n_obs > 0
+
+
+@pytest.mark.parametrize("tile", [(256, 256), None])
+def test_a_large_tiff_stays_on_disk_and_gives_the_same_pixels(tmp_path, monkeypatch, tile):
+    import tifffile
+
+    written = layouts.visium(tmp_path)
+    path = tmp_path / "pyramid.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(written.pixels, tile=tile, photometric="rgb", subifds=1)
+        file.write(written.pixels[::2, ::2], tile=tile, photometric="rgb", subfiletype=1)
+    monkeypatch.setattr("img2gene.io._pictures._LARGE_PX", 1000)
+    sdata = ig.io.read_visium(tmp_path, image=path, section="S")
+    assert any("from-zarr" in str(key) for key in sdata["S_image"].data.dask)
+    np.testing.assert_array_equal(open_image(sdata, "S_image").whole(), written.pixels)
+    np.testing.assert_array_equal(sdata["table"].uns["spatial"]["S"]["images"]["hires"], written.pixels[::4, ::4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,10 @@ def _open_tiff(path: Path) -> da.Array | None:
             next(page.segments(maxworkers=1), None)
             tiled = page.is_tiled
         store = tifffile.imread(path, series=0, level=0, aszarr=True)
-        pixels = da.from_zarr(zarr.open_array(store, mode="r"))
+        stored = zarr.open_array(store, mode="r")
+        # The file stays open for as long as pixels can be read from it.
+        weakref.finalize(stored, store.close)
+        pixels = da.from_zarr(stored)
     except Exception as error:  # noqa: BLE001 - decoders raise errors of many kinds; Pillow names what it cannot read
         logger.info("%s is read into memory, as it cannot be opened tile by tile (%s)", path, error)
         return None
