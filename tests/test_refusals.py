@@ -204,7 +204,12 @@ LIBRARIES = {
     "positions": (no_positions, {}, MissingKeyError, r'obsm\["spatial"\]'),
     "images": (no_images, {}, MissingKeyError, r'uns\["spatial"\]'),
     "column": (nothing, {"library_key": "slide"}, MissingKeyError, "`slide` not found .*section"),
-    "several libraries": (nothing, {"library_key": None}, Img2GeneError, r"A1, A2, B1, C1.*`library_key=`"),
+    "several libraries": (
+        lambda adata: adata.obs.insert(0, "other", adata.obs["section"]),
+        {"library_key": None},
+        Img2GeneError,
+        r"A1, A2, B1, C1.*`library_key=`",
+    ),
     "unknown libraries": (one_library, {}, MissingKeyError, "libraries A2 .*available: A1, B1, C1"),
     "resolution": (no_low_resolution, {"image": "lowres"}, MissingKeyError, "`lowres` not found .*A1"),
     "patients": (nothing, {"patient_key": "half"}, Img2GeneError, "`A1` .*one, two"),

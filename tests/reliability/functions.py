@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from platforms import layouts
 
 import img2gene as ig
 from img2gene._files.tables import write_csv
@@ -82,6 +83,7 @@ STUDY: dict[str, Callable[[], Arguments]] = {
     "pp.extract_patches": lambda: {"patch_um": 112.0, "patch_px": 32},
     "pp.score_pathways": lambda: {"gene_sets": {"first": _genes()[:6]}, "seed": 0},
     "pp.select_genes": lambda: {"n_genes": 5},
+    "pp.bin_to": lambda: {"um": 500.0},
     "pp.tile_slide": lambda: {"image_key": "P3_S1_image", "patch_um": 112.0, "patch_px": 32},
     "tl.check_leaks": lambda: {},
     "tl.cross_validate": lambda: {**_CHEAP, "baselines": False, "n_permutations": 2},
@@ -178,6 +180,23 @@ def _slide(folder: Path) -> Path:
     return folder / "slide.tiff"
 
 
+def _platform(folder: Path, write: Callable[[Path], Any], **options: Any) -> Arguments:
+    written = write(folder)
+    written = next(iter(written.values())) if isinstance(written, dict) else written
+    return {"path": written.path, "image": written.image, "section": "S", "patient": "P", **options}
+
+
+def _xenium(folder: Path) -> Arguments:
+    (folder / "run").mkdir()
+    run = layouts.xenium(folder / "run")
+    return {"path": run.written.path, "image": run.written.image, "alignment": run.keypoints, "section": "S"}
+
+
+def _aligned(folder: Path, write: Callable[[Path], Any]) -> Arguments:
+    run = write(folder / "run")
+    return {"path": run.written.path, "image": run.written.image, "alignment": run.matrix, "section": "S"}
+
+
 def _saved(folder: Path) -> Path:
     return ig.io.save_model(studies.trained("ridge"), folder / "ridge.img2gene", overwrite=True)
 
@@ -225,6 +244,12 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "io.read_csv": lambda folder: {"path": _table(folder)},
     "io.read_legacy_st": _legacy,
     "io.read_slide": lambda folder: {"path": _slide(folder), "mpp": 0.5},
+    "io.read_visium": lambda folder: _platform(folder, layouts.visium, counts="filtered"),
+    "io.read_visium_hd": lambda folder: _platform(folder, layouts.visium_hd, bin_um=16),
+    "io.read_xenium": _xenium,
+    "io.read_hest": lambda folder: {"path": layouts.hest(folder).path, "section": "X1", "patient": "P"},
+    "io.read_cosmx": lambda folder: _aligned(folder, layouts.cosmx),
+    "io.read_merscope": lambda folder: _aligned(folder, layouts.merscope),
     "io.save_model": lambda folder: {"model": _study(), "path": folder / "model.img2gene", "overwrite": True},
     "io.write_study": lambda folder: {"sdata": _study(), "path": folder / "study.zarr"},
     "datasets.synthetic_cohort": lambda folder: {

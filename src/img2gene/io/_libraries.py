@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,12 @@ from img2gene.io.sections import position_problems
 if TYPE_CHECKING:
     from anndata import AnnData
 
+logger = logging.getLogger(__name__)
+
+# Images of this factor or more are of about the full resolution, where both units agree.
+_HIRES_FACTOR = 0.7
+# Bins touch each other, and positions in whole pixels move them by some percent; other spots lie farther apart.
+_TOUCHING = 1.3
 _DIAMETER = "spot_diameter_fullres"
 # Space Ranger writes these for Visium HD.
 _MICRONS, _BIN = "microns_per_pixel", "bin_size_um"
@@ -109,6 +116,8 @@ def _entries(adata: AnnData) -> dict[str, Mapping[str, Any]]:
 
 def _rows(adata: AnnData, library_key: str | None, entries: dict[str, Any]) -> dict[str, np.ndarray]:
     """Return the rows of each library, in the order of first appearance."""
+    if library_key is None and len(entries) > 1:
+        library_key = _library_column(adata, entries)
     if library_key is None:
         if len(entries) > 1:
             raise Img2GeneError(
@@ -123,6 +132,20 @@ def _rows(adata: AnnData, library_key: str | None, entries: dict[str, Any]) -> d
             f'`uns["spatial"]` has no images of the libraries {listing(unknown)} (available: {listing(entries)}).'
         )
     return {str(name): np.flatnonzero(names == name) for name in pd.unique(names)}
+
+
+def _library_column(adata: AnnData, entries: dict[str, Any]) -> str | None:
+    """Find the one column of ``obs`` that holds the names of several libraries; None without one."""
+    columns = []
+    for name in adata.obs.columns[adata.obs.columns.notna()]:
+        column = adata.obs[name]
+        if getattr(column, "ndim", 1) == 1 and column.dtype.kind not in "fc":
+            values = {str(value) for value in column.unique()}
+            if len(values) > 1 and values <= set(entries):
+                columns.append(str(name))
+    if len(columns) == 1:
+        logger.info("obs[%r] names the library of each spot", columns[0])
+    return columns[0] if len(columns) == 1 else None
 
 
 def _read(
@@ -144,10 +167,12 @@ def _read(
     with problems.collect():
         factor = _factor(entry, image, where)
     with problems.collect():
-        unit_um, spot_um = _sizes(array_positions(adata.obs, rows), entry, positions, where, spot_um)
+        unit_um, spot_um = spot_sizes(array_positions(adata.obs, rows), entry, positions, where, spot_um)
     if len(problems.messages) > before:
         return None
     xy = positions * factor
+    with problems.collect():
+        _check_units(name, array_positions(adata.obs, rows), entry, positions, factor, pixels, image)
     with problems.collect():
         _check_place(name, xy, pixels, unit_um / factor, image)
     return Library(name, rows, pixels, xy, unit_um / factor, spot_um)
@@ -166,6 +191,40 @@ def _check_place(name: str, xy: np.ndarray, pixels: np.ndarray, mpp: float, imag
         )
 
 
+def _check_units(
+    name: str,
+    grid: np.ndarray | None,
+    entry: Mapping[str, Any],
+    positions: np.ndarray,
+    factor: float,
+    pixels: np.ndarray,
+    image: str,
+) -> None:
+    """Refuse positions that are pixels of the image already, and not of the full resolution."""
+    on_image = ((positions >= 0) & (positions < pixels.shape[1::-1])).all()
+    if factor > _HIRES_FACTOR or not on_image:
+        return
+    pitch = None if grid is None else hexagonal_pitch(grid, positions)
+    pitch = _nearest(positions) if pitch is None else pitch
+    diameter = _factors(entry).get(_DIAMETER)
+    if pitch is not None and diameter is not None and float(np.asarray(diameter).item()) < _TOUCHING * pitch:
+        return
+    (left, top), (right, bottom) = positions.min(axis=0), positions.max(axis=0)
+    raise Img2GeneError(
+        f"Positions of library `{name}` (columns {left:.0f} to {right:.0f}, rows {top:.0f} to {bottom:.0f}) look like pixels of "
+        f"its image `{image}` ({pixels.shape[0]} × {pixels.shape[1]} px), but `obsm['spatial']` must hold pixels of the full "
+        f"resolution. Divide them by the scale factor: `adata.obsm['spatial'] = adata.obsm['spatial'] / {factor:g}`."
+    )
+
+
+def _nearest(positions: np.ndarray) -> float | None:
+    """Return the median distance to the nearest spot; None for fewer than two places."""
+    from scipy.spatial import cKDTree
+
+    places = np.unique(positions, axis=0)
+    return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1])) if len(places) > 1 else None
+
+
 def _image(entry: Mapping[str, Any], image: str, where: str) -> np.ndarray:
     pixels = np.asarray(entry["images"][image])
     if pixels.dtype.kind not in "uif" or not pixels.size:
@@ -182,7 +241,7 @@ def _factor(entry: Mapping[str, Any], image: str, where: str) -> float:
     return _number(entry, key, where, "Pixels of the image are `obsm['spatial']` times this factor.")
 
 
-def _sizes(
+def spot_sizes(
     grid: np.ndarray | None, entry: Mapping[str, Any], positions: np.ndarray, where: str, spot_um: float | None
 ) -> tuple[float, float]:
     """Find microns per unit of ``obsm["spatial"]``, and the diameter of the spots in µm.

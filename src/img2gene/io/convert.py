@@ -16,6 +16,7 @@ from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, 
 from img2gene._study.entrance import column_problems, number_problems, object_problems, open_table
 from img2gene._study.expression import in_tissue, name_problems
 from img2gene._study.sections import column_texts, text_labels
+from img2gene.io._as_measured import as_measured
 from img2gene.io._concat import concat_sections
 from img2gene.io._libraries import Library, read_libraries
 from img2gene.io._squidpy import squidpy_layout
@@ -105,7 +106,8 @@ def from_anndata(
         the Visium lattice, the distance of 100 µm from spot to spot gives the microns (Space Ranger's diameter
         corresponds to about 65 µm, not 55), and for Visium HD ``microns_per_pixel`` or ``bin_size_um`` in ``scalefactors``.
     library_key
-        Column of ``obs`` with the library of each spot. Needed if there are several libraries.
+        Column of ``obs`` with the library of each spot. If there are several libraries, by default the one column that
+        holds their names.
     patient_key
         Column of ``obs`` with the donor of each spot.
     image
@@ -114,14 +116,16 @@ def from_anndata(
     Returns
     -------
     SpatialData as from :func:`img2gene.io.build_section`, with one image per library and ``obsm["spatial"]`` in its
-    pixels. Columns of ``obs`` stay as they are: ``library_size`` is used, ``section`` may divide a library into several
+    pixels. Genes have unique symbols: Ensembl identifiers, as CELLxGENE has them, go to ``var["gene_ids"]``. If X holds no
+    counts, they are taken from ``layers["counts"]`` or ``raw``, with a warning; ``raw`` with more genes than X gives the
+    library sizes, which are those of everything measured. Columns of ``obs`` stay as they are: ``library_size`` is used, ``section`` may divide a library into several
     sections (cores of a tissue microarray), and if ``region`` or ``spot_id`` mean something else, the study uses
     ``img2gene_region`` and ``img2gene_spot_id``. Records and windows of patches of an earlier study are removed.
 
     Raises
     ------
     Img2GeneError
-        Positions, images or scale factors are missing or no numbers, ``spot_um`` is needed or contradicts the scale
+        Positions, images or scale factors are missing or no numbers, positions are pixels of the hires image, ``spot_um`` is needed or contradicts the scale
         factors, ``library_key`` is needed, library sizes are less than the counts, or a section has spots of several libraries or patients.
 
     Examples
@@ -132,6 +136,10 @@ def from_anndata(
     >>> sorted(back.images)
     ['P1_S1_image', 'P2_S1_image']
     """
+    from anndata import AnnData
+
+    if isinstance(adata, AnnData):
+        adata = as_measured(adata)
     spot_um = _check(adata, spot_um, library_key, patient_key, image)
     if adata.isbacked:
         adata = adata.to_memory()

@@ -55,6 +55,24 @@ def read_image(path: Path) -> np.ndarray:
         Image.MAX_IMAGE_PIXELS = limit
 
 
+def check_file(path: Path) -> None:
+    """Refuse a file that viewers show turned, or whose first page is not the only one of its size; read no pixels."""
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path) as picture:
+            _check_orientation(picture, str(path))
+            _check_pages(picture, str(path))
+    except Img2GeneError:
+        raise
+    except _UNREADABLE:
+        # Some large files are read by tifffile alone.
+        return
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def _as_rgb(picture: Image, name: str) -> np.ndarray:
     """Convert a picture by its mode."""
     mode = picture.mode

@@ -14,6 +14,7 @@ from img2gene._study.expression import count_problems, layer_problems, name_prob
 from img2gene._study.sections import column_texts
 
 if TYPE_CHECKING:
+    import dask.array as da
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -24,7 +25,7 @@ _CHUNK_PX = 1024
 
 
 def build_section(
-    image: np.ndarray,
+    image: np.ndarray | da.Array,
     xy: np.ndarray,
     table: AnnData,
     *,
@@ -40,7 +41,7 @@ def build_section(
     Parameters
     ----------
     image
-        uint8 (height, width, 3), 0–255 RGB.
+        uint8 (height, width, 3), 0–255 RGB, in memory or as a dask array.
     xy
         (n_obs, 2) spot centres as (column, row) in pixels of ``image``.
     table
@@ -92,7 +93,7 @@ def build_section(
 
 
 def assemble_section(
-    image: np.ndarray,
+    image: np.ndarray | da.Array,
     xy: np.ndarray,
     table: AnnData,
     *,
@@ -118,11 +119,12 @@ def assemble_section(
         transformations={section: Identity()},
     )
     picture = Image2DModel.parse(
-        np.moveaxis(image, -1, 0),
+        image.transpose(2, 0, 1),
         dims=("c", "y", "x"),
         c_coords=["r", "g", "b"],
         transformations={section: Identity()},
-        chunks=(3, _CHUNK_PX, _CHUNK_PX),
+        # The chunks of a lazy image are those of its file.
+        chunks=(3, _CHUNK_PX, _CHUNK_PX) if isinstance(image, np.ndarray) else None,
     )
     record: dict[str, Any] = {"mpp": mpp, "spot_um": spot_um, "image": image_key, "region": region}
     if _schema.LIBRARY_SIZE not in table.obs and not count_problems(table.X, "X"):
@@ -156,7 +158,9 @@ def _check(
 
 def image_problems(image: Any) -> list[str]:
     """List why an array cannot be the image of a section."""
-    if not isinstance(image, np.ndarray):
+    import dask.array as da
+
+    if not isinstance(image, np.ndarray | da.Array):
         return [f"`image` is a {type(image).__name__}; expected an array uint8 (height, width, 3)."]
     if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
         return []
@@ -197,11 +201,11 @@ def position_problems(xy: Any, n_obs: int, name: str, table: str) -> list[str]:
     return [f"{name} holds NaN or infinite positions in {bad} rows; leave out spots without a position."] * bool(bad)
 
 
-def squidpy_library(image: np.ndarray, spot_px: float) -> dict:
+def squidpy_library(image: np.ndarray | da.Array, spot_px: float) -> dict:
     """Return the thumbnail and the scale factors of one section in the layout of ``uns["spatial"]``."""
     step = max(1, int(np.ceil(max(image.shape[:2]) / THUMBNAIL_PX)))
     return {
-        "images": {"hires": np.ascontiguousarray(image[::step, ::step])},
+        "images": {"hires": np.ascontiguousarray(np.asarray(image[::step, ::step]))},
         "scalefactors": {"tissue_hires_scalef": 1 / step, "spot_diameter_fullres": float(spot_px)},
     }
 

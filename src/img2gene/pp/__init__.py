@@ -1,9 +1,10 @@
-"""Prepare a study: patches, embeddings, gene panels, tiles."""
+"""Prepare a study: patches, embeddings, gene panels, tiles, pseudo-spots."""
 
+from img2gene.pp.bins import bin_to
 from img2gene.pp.embedding import embed_patches
 from img2gene.pp.expression import select_genes
 from img2gene.pp.patches import extract_patches
 from img2gene.pp.pathways import score_pathways
 from img2gene.pp.tiles import tile_slide
 
-__all__ = ["embed_patches", "extract_patches", "score_pathways", "select_genes", "tile_slide"]
+__all__ = ["bin_to", "embed_patches", "extract_patches", "score_pathways", "select_genes", "tile_slide"]

@@ -1,0 +1,186 @@
+"""Reader for Xenium sections with an aligned H&E image."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from img2gene._checks import Arguments
+from img2gene._errors import Img2GeneError
+from img2gene.io._alignment import outlines_to_pixels, pixel_size, read_alignment, to_pixels
+from img2gene.io._folders import Folder, check_folder, section_name
+from img2gene.io._measured import build_study, name_genes
+from img2gene.io._pictures import open_picture
+
+if TYPE_CHECKING:
+    from geopandas import GeoSeries
+    from spatialdata import SpatialData
+
+_PLATFORM = "Xenium Onboard Analysis 1 to 4"
+_NEEDED = ("experiment.xenium", "cell_feature_matrix.h5", "cells.parquet", "cells.zarr.zip")
+_OUTLINES = "cell_boundaries.parquet"
+_IMAGES = ("he_image.ome.tif",)
+_ALIGNMENTS = ("he_imagealignment.csv", "he_alignment.csv", "he_image_alignment.csv")
+# Parts of a run that no study needs.
+_UNREAD = (
+    "nucleus_boundaries",
+    "cells_labels",
+    "nucleus_labels",
+    "transcripts",
+    "morphology_mip",
+    "morphology_focus",
+    "aligned_images",
+)
+_HOW = (
+    "Align it in Xenium Explorer (Image > Add image, then set keypoints), export the alignment, and pass the file as "
+    "`alignment=`: a matrix of 3 × 3 numbers, or keypoints"
+)
+
+
+def read_xenium(
+    path: str | Path,
+    *,
+    image: str | Path | np.ndarray | None = None,
+    alignment: str | Path | np.ndarray | None = None,
+    section: str | None = None,
+    patient: str | None = None,
+    outlines: bool = True,
+) -> SpatialData:
+    """Read the cells of one Xenium section, placed on its H&E image.
+
+    Each cell gets a patch of its own. For pseudo-spots, go on with :func:`img2gene.pp.bin_to`.
+
+    Parameters
+    ----------
+    path
+        Folder of the Xenium analyzer or of Xenium Ranger.
+    image
+        H&E image of the section, scanned after the run: a file, or pixels as uint8 (height, width, 3). Large TIFF files
+        stay on disk. By default ``<run>_he_image.ome.tif`` in the folder.
+    alignment
+        How the image lies on the run, as Xenium Explorer exports it: a CSV file with the matrix (3, 3) from pixels of the
+        H&E image to pixels of the morphology image, a CSV file with keypoints (``fixedX``, ``fixedY``, ``alignmentX``,
+        ``alignmentY``), or the matrix. By default ``<run>_he_imagealignment.csv`` in the folder. For an image that was
+        resampled to the morphology image, pass ``np.eye(3)``.
+    section
+        Name of the section; by default that of the folder.
+    patient
+        Donor of the section. Give all sections of one donor the same name, because splits keep patients apart by it.
+    outlines
+        Keep the outlines of the cells. If False, or without their file, cells are circles of their median area.
+
+    Returns
+    -------
+    SpatialData as from :func:`img2gene.io.build_section`, in pixels of the H&E image. ``tables["table"].X`` holds raw
+    counts of genes, without control probes, one row per cell; ``obs["library_size"]`` sums the genes of the panel. Genes
+    have unique symbols, and ``var["gene_ids"]`` has their Ensembl identifiers. Cells off the image are left out.
+
+    Raises
+    ------
+    Img2GeneError
+        The folder has an unknown layout (the message says what was looked for and found), there is no H&E image or no
+        alignment (the message says how to align), or no cell lies on the image.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> cells = ig.io.read_xenium("run", image="he.ome.tif", alignment="matrix.csv", patient="P1")  # doctest: +SKIP
+    >>> spots = ig.pp.bin_to(cells, 55)  # doctest: +SKIP
+    """
+    check = Arguments()
+    place = check_folder(check, path)
+    section = section_name(check, section, place)
+    if not hasattr(image, "dtype"):
+        image = check.path("image", image, optional=True)
+    if not isinstance(alignment, np.ndarray):
+        alignment = check.path("alignment", alignment, optional=True)
+    patient = check.label("patient", patient, optional=True)
+    check.flag("outlines", outlines)
+    check.raise_all()
+    outs = place / "outs" if (place / "outs").is_dir() else place
+    folder = Folder(outs, _PLATFORM)
+    lacking = [name for name in _NEEDED if not (outs / name).is_file()]
+    if lacking:
+        raise folder.unknown(lacking)
+    image, alignment = _chosen(folder, image, alignment)
+    unit_um = _unit(outs / _NEEDED[0])
+    matrix = read_alignment(alignment, unit_um, "alignment of the H&E image")
+    pixels = open_picture(image)
+    table, polygons = _read_cells(outs, outlines)
+    # Cells are placed in µm, and the alignment in pixels of the morphology image.
+    microns = np.diag([unit_um, unit_um, 1.0]) @ matrix
+    xy = to_pixels(microns, table.obsm["spatial"])
+    spot_um = 2 * np.sqrt(np.median(table.obs["cell_area"]) / np.pi)
+    return build_study(
+        table,
+        xy,
+        pixels,
+        section=section,
+        patient=patient,
+        mpp=pixel_size(microns),
+        spot_um=float(spot_um),
+        outlines=None if polygons is None else outlines_to_pixels(microns, polygons),
+    )
+
+
+def _chosen(folder: Folder, image: Any, alignment: Any) -> tuple[Any, Any]:
+    """Choose image and alignment: what was passed, else the files of the folder."""
+    image = folder.find(*_IMAGES) if image is None else image
+    if image is None:
+        raise Img2GeneError(
+            f"{folder.path} has no H&E image (looked for <run>_{_IMAGES[0]}); its morphology images show fluorescence. Pass the "
+            f"H&E image of the section as `image=`. {_HOW}."
+        )
+    alignment = folder.find(*_ALIGNMENTS) if alignment is None else alignment
+    if alignment is None:
+        raise Img2GeneError(
+            f"How the H&E image lies on {folder.path} is unknown (looked for <run>_{_ALIGNMENTS[0]}), and cells would get "
+            f"patches of other places. {_HOW}. For an image that was resampled to the morphology image, pass "
+            "`alignment=np.eye(3)`."
+        )
+    return image, alignment
+
+
+def _unit(path: Path) -> float:
+    """Read microns per pixel of the morphology image."""
+    try:
+        size = json.loads(path.read_bytes())["pixel_size"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Img2GeneError(f"{path} holds no pixel_size ({error!r}).") from error
+    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < np.inf:
+        raise Img2GeneError(f"{path}: pixel_size is {size!r}; expected microns per pixel.")
+    return float(size)
+
+
+def _read_cells(path: Path, outlines: bool) -> tuple[Any, GeoSeries | None]:
+    """Read the cells with spatialdata-io: counts, places in µm, and outlines in µm, if there are any."""
+    import spatialdata_io
+    from anndata import AnnData
+
+    outlines = outlines and (path / _OUTLINES).is_file()
+    try:
+        with warnings.catch_warnings():
+            # Symbols are numbered below, and regions become categories.
+            warnings.filterwarnings("ignore", "Variable names are not unique")
+            warnings.filterwarnings("ignore", "Converting `region_key")
+            # Neither labels nor circles are read.
+            warnings.filterwarnings("ignore", "The table is annotating")
+            sdata = spatialdata_io.xenium(path, cells_boundaries=outlines, **dict.fromkeys(_UNREAD, False))
+    except Exception as error:
+        raise Img2GeneError(f"{path} cannot be read as a run of {_PLATFORM} ({error!r}).") from error
+    read = sdata["table"]
+    name_genes(read)
+    obs = read.obs.drop(columns=["region", "cell_labels"], errors="ignore")
+    obs.index = read.obs["cell_id"].astype(str).to_numpy()
+    table = AnnData(read.X, obs=obs, var=read.var, obsm={"spatial": read.obsm["spatial"]})
+    if not outlines:
+        return table, None
+    polygons = sdata["cell_boundaries"].geometry
+    polygons.index = polygons.index.astype(str)
+    # Some versions leave out the outlines of the smallest cells.
+    known = table.obs_names.isin(polygons.index)
+    return table, polygons.loc[table.obs_names] if known.all() else None

@@ -1,0 +1,160 @@
+"""Cells of imaging platforms lie on their place in the H&E image, however it is turned."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import img2gene as ig
+from img2gene import Img2GeneError, _schema
+from platforms import layouts
+
+
+def check_cells(sdata, written, *, atol=1e-4):
+    table = sdata["table"]
+    assert table.obs_names.tolist() == written.names
+    assert table.var_names.tolist() == list(layouts.UNIQUE)
+    np.testing.assert_array_equal(table.X.toarray(), written.counts)
+    np.testing.assert_array_equal(table.obs["library_size"], written.counts.sum(axis=1))
+    np.testing.assert_allclose(table.obsm["spatial"], written.xy, atol=atol)
+    assert next(iter(_schema.read_json(table, "sections").values()))["mpp"] == pytest.approx(written.mpp, rel=1e-4)
+    assert set(table.obs["patient"]) == {"P"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    return layouts.xenium(folder)
+
+
+@pytest.mark.parametrize("version", ["1.0.2", "1.4.0", "2.0.0", "4.0.0"])
+@pytest.mark.parametrize("by", ["matrix", "file", "keypoints"])
+def test_cells_of_every_version_lie_on_the_turned_image(tmp_path, version, by):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run = layouts.xenium(folder, version)
+    pd.DataFrame(run.matrix).to_csv(tmp_path / "matrix.csv", header=False, index=False)
+    alignment = {"matrix": run.matrix, "file": tmp_path / "matrix.csv", "keypoints": run.keypoints}[by]
+    sdata = ig.io.read_xenium(folder, image=run.written.image, alignment=alignment, section="S", patient="P")
+    check_cells(sdata, run.written)
+    assert sdata["table"].var["gene_ids"].tolist() == list(layouts.IDS)
+    # Octagons of 5 µm from the centre to a corner have 4 · sin(45°) · 25 µm².
+    area = 2 * 2**0.5 * 25 / run.written.mpp**2
+    np.testing.assert_allclose(sdata["S_spots"].area, area, rtol=1e-3)
+
+
+def test_files_in_the_folder_need_no_argument(run):
+    folder = run.written.path
+    run.written.image.rename(folder / "Run_A_he_image.ome.tif")
+    pd.DataFrame(run.matrix).to_csv(folder / "Run_A_he_imagealignment.csv", header=False, index=False)
+    check_cells(ig.io.read_xenium(folder, patient="P"), run.written)
+
+
+def test_circles_have_the_median_area_of_the_cells(run):
+    sdata = ig.io.read_xenium(
+        run.written.path, image=run.written.pixels, alignment=run.matrix, section="S", patient="P", outlines=False
+    )
+    check_cells(sdata, run.written)
+    np.testing.assert_allclose(np.pi * sdata["S_spots"]["radius"] ** 2 * run.written.mpp**2, 80.0, rtol=1e-4)
+
+
+def test_cells_become_pseudo_spots_whose_counts_are_sums(run):
+    sdata = ig.io.read_xenium(run.written.path, image=run.written.image, alignment=run.matrix, section="S", patient="P")
+    table = ig.pp.bin_to(sdata, 55)["table"]
+    np.testing.assert_array_equal(np.asarray(table.X.sum(axis=0)).ravel(), run.written.counts.sum(axis=0))
+    squares = np.floor(run.written.xy * run.written.mpp / 55)
+    assert table.n_obs == len(np.unique(squares, axis=0))
+
+
+def test_without_an_alignment_the_message_says_how_to_align(run):
+    with pytest.raises(Img2GeneError, match=r"(?s)looked for <run>_he_imagealignment.csv.*Xenium Explorer.*alignment="):
+        ig.io.read_xenium(run.written.path, image=run.written.image)
+    with pytest.raises(Img2GeneError, match=r"(?s)no H&E image.*fluorescence.*`image=`"):
+        ig.io.read_xenium(run.written.path)
+
+
+@pytest.mark.parametrize("name", ["experiment.xenium", "cells.parquet", "cells.zarr.zip", "cell_feature_matrix.h5"])
+def test_an_unknown_xenium_layout_is_described(run, name):
+    (run.written.path / name).unlink()
+    with pytest.raises(Img2GeneError, match=f"Looked for {name}, and found "):
+        ig.io.read_xenium(run.written.path, image=run.written.image, alignment=run.matrix)
+
+
+@pytest.mark.parametrize(
+    ("alignment", "match"),
+    [
+        (np.eye(2), "no affine matrix"),
+        (np.diag([1.0, 1.5, 1.0]), "stretches the image unevenly"),
+        (np.diag([1.0, 0.0, 1.0]), "stretches the image unevenly"),
+        (np.array([[1, 0, 1e6], [0, 1, 0], [0, 0, 1.0]]), "nothing that was measured lies on the image"),
+    ],
+)
+def test_a_wrong_matrix_is_refused(run, alignment, match):
+    with pytest.raises(Img2GeneError, match=match):
+        ig.io.read_xenium(run.written.path, image=run.written.image, alignment=alignment)
+
+
+def test_keypoints_are_checked(run, tmp_path, caplog):
+    points = pd.read_csv(run.keypoints)
+    arguments = {"path": run.written.path, "image": run.written.image, "alignment": tmp_path / "points.csv"}
+    points.iloc[:2].to_csv(tmp_path / "points.csv", index=False)
+    with pytest.raises(Img2GeneError, match="three keypoints that do not lie in one line are needed; it has 2"):
+        ig.io.read_xenium(**arguments)
+    points.drop(columns="fixedY").to_csv(tmp_path / "points.csv", index=False)
+    with pytest.raises(Img2GeneError, match="columns fixedY not found"):
+        ig.io.read_xenium(**arguments)
+    points.loc[1, "fixedX"] += 5000
+    points.to_csv(tmp_path / "points.csv", index=False)
+    with pytest.raises(Img2GeneError, match="stretches"):
+        ig.io.read_xenium(**arguments)
+    points.loc[1, "fixedX"] -= 4800
+    points.to_csv(tmp_path / "points.csv", index=False)
+    ig.io.read_xenium(**arguments)
+    assert "keypoint 2 is" in caplog.text
+
+
+def test_the_pixel_size_must_be_known(run):
+    (run.written.path / "experiment.xenium").write_text(json.dumps({"analysis_sw_version": "xenium-2.0.0"}))
+    with pytest.raises(Img2GeneError, match="holds no pixel_size"):
+        ig.io.read_xenium(run.written.path, image=run.written.image, alignment=run.matrix)
+
+
+@pytest.mark.parametrize(
+    ("write", "read"), [(layouts.cosmx, ig.io.read_cosmx), (layouts.merscope, ig.io.read_merscope)]
+)
+def test_cells_of_cosmx_and_merscope_lie_on_the_aligned_image(tmp_path, write, read):
+    run = write(tmp_path / "run")
+    sdata = read(tmp_path / "run", image=run.written.image, alignment=run.matrix, section="S", patient="P")
+    check_cells(sdata, run.written)
+    np.testing.assert_allclose(sdata["S_spots"]["radius"] * run.written.mpp, 5)
+    np.testing.assert_array_equal(ig.pp.bin_to(sdata, 55)["table"].X.sum(axis=0), sdata["table"].X.sum(axis=0))
+
+
+@pytest.mark.parametrize(
+    ("write", "read", "name"),
+    [
+        (layouts.cosmx, ig.io.read_cosmx, "Run_exprMat_file.csv"),
+        (layouts.cosmx, ig.io.read_cosmx, "Run_metadata_file.csv"),
+        (layouts.merscope, ig.io.read_merscope, "cell_by_gene.csv"),
+        (layouts.merscope, ig.io.read_merscope, "images/micron_to_mosaic_pixel_transform.csv"),
+    ],
+)
+def test_an_unknown_layout_of_cosmx_or_merscope_is_described(tmp_path, write, read, name):
+    run = write(tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    with pytest.raises(Img2GeneError, match=f"Looked for {name.removeprefix('Run_')}.*and found "):
+        read(tmp_path / "run", image=run.written.image, alignment=run.matrix)
+
+
+def test_a_section_of_hest_has_its_slide_and_patient(tmp_path):
+    written = layouts.hest(tmp_path)
+    sdata = ig.io.read_hest(tmp_path, "X1")
+    assert set(sdata["table"].obs["patient"]) == {"Study 3"}
+    check_cells(ig.io.read_hest(tmp_path, "X1", patient="P"), written)
+    with pytest.raises(Img2GeneError, match="Looked for st/X2.h5ad or wsis/X2.tif or metadata/X2.json, and found "):
+        ig.io.read_hest(tmp_path, "X2")
+    (tmp_path / "metadata" / "X1.json").write_text("{}")
+    with pytest.raises(Img2GeneError, match="gives no pixel_size_um_estimated"):
+        ig.io.read_hest(tmp_path, "X1")
