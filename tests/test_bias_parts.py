@@ -269,3 +269,14 @@ def test_backdoor_centroids_tell_sections_apart():
     centroids = network.get_buffer("backdoor/centroids")[0]
     assert centroids.shape[0] == 3
     assert torch.pdist(centroids).min() > 0.1
+
+
+def test_sections_of_few_spots_are_named_where_predictions_refer_to_their_mean(cohort, caplog):
+    few = cohort.subset([*cohort.images, *cohort.shapes, "table"])
+    table = cohort["table"]
+    few.tables["table"] = table[(table.obs["patient"] != "P2").to_numpy() | (np.arange(table.n_obs) % 10 == 0)].copy()
+    for name, named in (("ridge-plain", True), ("mean", False)):
+        model = ig.tl.fit(cohort, name, validate_on=["P4"], inplace=False)
+        caplog.clear()
+        ig.tl.predict(few, model, inplace=False)
+        assert ("P2_S1 (4) have fewer than 20 spots" in caplog.text) == named

@@ -79,3 +79,17 @@ class UsesPathways(Protocol):
 def declared_inputs(predictor: Predictor | type[Predictor]) -> tuple[str, ...]:
     """Inputs that a predictor takes in addition to features and sections; none if it declares none."""
     return tuple(getattr(predictor, "inputs", ()))
+
+
+def centres_by_section(predictor: Predictor) -> bool:
+    """Check whether a predictor compares spots with the mean of their section.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> from img2gene.models.predictor import centres_by_section
+    >>> centres_by_section(ig.models.create("ridge")), centres_by_section(ig.models.create("mean"))
+    (True, False)
+    """
+    holder = predictor if hasattr(predictor, "center") else getattr(predictor, "parameters", None)
+    return getattr(holder, "center", "none") == "section"

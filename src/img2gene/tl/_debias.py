@@ -18,6 +18,7 @@ from img2gene.models import Predictor, TrainingData
 from img2gene.models.bias.debiasing import Debiasing
 from img2gene.models.bias.level import FEWEST_UNITS, SectionLevel
 from img2gene.models.bias.stain import StainShrinkage
+from img2gene.models.predictor import centres_by_section
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +118,7 @@ def _take_effect(check: Arguments, chosen: list[str], model: Any, params: dict[s
 
 def _level(predictor: Predictor, data: TrainingData, seed: int) -> tuple[SectionLevel, dict[str, Any]]:
     """Fit levels of sections; refuse a model that predicts levels itself."""
-    center = getattr(predictor, "center", getattr(getattr(predictor, "parameters", None), "center", "none"))
-    if center != "section":
+    if not centres_by_section(predictor):
         raise Img2GeneError(
             f"debias='level': the model `{predictor.name}` does not centre by section, so it predicts levels itself. Leave it out."
         )

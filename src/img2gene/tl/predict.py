@@ -13,6 +13,7 @@ from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._study.entrance import open_study, report_off_tissue
+from img2gene._study.expression import in_tissue
 from img2gene._study.model_inputs import model_inputs
 from img2gene._study.predictions import no_shared_genes
 from img2gene._study.replaced import foreign_predictions, remove_scores
@@ -20,6 +21,7 @@ from img2gene._study.resolution import warn_of_other_resolution
 from img2gene._study.sections import region_column
 from img2gene._study.study import Study
 from img2gene.models import Model
+from img2gene.models.predictor import centres_by_section
 from img2gene.tl._arguments import check_flags, check_model
 from img2gene.tl._prediction.finer import FinerPrediction, check_resolution, store, target_problems
 from img2gene.tl._prediction.study import Request, StudyPrediction
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Sections with fewer spots have no mean to speak of.
+_FEW_SPOTS = 20
 _MAX_LAYER_BYTES = 4 * 2**30
 
 
@@ -154,6 +158,7 @@ def predict(
     if inplace and not ((columns >= 0).all() and fits):
         _check_regions(study, key_added)
     report_off_tissue(study)
+    _warn_of_few_spots(study, trained)
     warn_of_other_resolution(study, np.arange(study.n_obs), trained.report.get("resolution_um"))
     _report_genes(study, trained, columns, key_added)
     prediction = StudyPrediction(study, trained, inputs, request)
@@ -184,6 +189,21 @@ def _predicted_finer(finer: FinerPrediction, inplace: bool) -> AnnData | None:
     store(finer.study, fine, finer.key)
     logger.info("wrote tables[%r] and %s", finer.key, listing(fine.shapes))
     return None
+
+
+def _warn_of_few_spots(study: Study, model: Model) -> None:
+    """Warn of sections whose mean, which predictions refer to, says little."""
+    if not centres_by_section(model.predictor):
+        return
+    names, counts = np.unique(study.sections[in_tissue(study.table)], return_counts=True)
+    few = [f"{name} ({count})" for name, count in zip(names, counts, strict=True) if count < _FEW_SPOTS]
+    if few:
+        logger.warning(
+            "sections %s have fewer than %d spots: the model predicts spots relative to the mean of their section, which so few "
+            "do not show. Predict whole sections, and filter afterwards",
+            listing(few),
+            _FEW_SPOTS,
+        )
 
 
 def _check_target(study: Study, key_added: str) -> None:
