@@ -85,9 +85,11 @@ nitpick_ignore_regex = [
     for package in (
         "anndata",
         "collections",
+        "dask",
         "geopandas",
         "matplotlib",
         "numpy",
+        "os",
         "pandas",
         "pathlib",
         "scipy",
@@ -95,6 +97,7 @@ nitpick_ignore_regex = [
         "squidpy",
         "torch",
         "typing",
+        "xarray",
     )
     # `tuple[X, ...]` in annotations of class methods
 ] + [("py:data", "Ellipsis")]

@@ -19,7 +19,7 @@ ax
     Axes to draw on; by default new ones.""",
     "client": """\
 client
-    Client of :mod:`distributed` whose workers share the work. None takes the current one, if a script has started
+    Client of ``distributed`` whose workers share the work. None takes the current one, if a script has started
     one, and False works in this process. Results are the same.""",
     "encoder": """\
 encoder
