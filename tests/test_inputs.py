@@ -80,8 +80,9 @@ def test_a_predictor_gets_what_it_declares(sections, curious, inputs):
     ig.tl.predict(sections)
     expected = {"positions": Study.of(sections).positions, "tokens": table.obsm["X_color-texture_tokens"]}
     assert set(kind.given) == set(inputs or ())
+    # Sections are predicted one after the other; the last one has nine spots.
     for name, values in kind.given.items():
-        np.testing.assert_array_equal(values, expected[name])
+        np.testing.assert_array_equal(values, expected[name][27:])
     looks_at_tokens = "tokens" in (inputs or ())
     trained = np.arange(27)
     assert (kind.data.tokens is not None) == looks_at_tokens

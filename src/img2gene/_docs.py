@@ -52,9 +52,9 @@ model
     The model that predicted: itself, its file, or its key; by default the one stored under ``key``.""",
     "resolution_um": """\
 resolution_um
-    Microns per pixel at which the patches of all images are read. Finer images are averaged to it first, so that sections
-    from different scanners look alike; coarser images keep their resolution, with a warning. None reads each image as
-    finely as the encoder's input needs.""",
+    Microns per pixel at which the patches of all images are read. Finer images are averaged to it first, so that
+    sections from different scanners look alike; coarser images keep their resolution, with a warning. None reads
+    each image as finely as the encoder's input needs.""",
     "sdata_counts": """\
 sdata
     Study with raw counts.""",

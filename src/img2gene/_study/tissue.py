@@ -65,6 +65,9 @@ def slide_tissue(thumbnail: np.ndarray) -> tuple[np.ndarray, str]:
     bool (height, width), and the name of the detector.
     """
     saturated = tissue_mask(thumbnail)
+    if not saturated.any():
+        # squidpy finds two kinds of pixels even in a white picture.
+        return saturated, "saturation (nothing is stained)"
     if _fills_corners(saturated):
         return saturated, "saturation (the corners show tissue)"
     try:

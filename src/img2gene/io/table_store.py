@@ -248,9 +248,7 @@ class TableWriter:
         """Put the store in its place, and open it."""
         if not self.is_finished:
             with self._writing():
-                for path in (self.folder / _TABLE).rglob("*.partial"):
-                    # A kill inside zarr leaves these.
-                    path.unlink(missing_ok=True)
+                self._remove_partial()
                 _consolidate(self.folder / _TABLE)
                 os.rename(self.folder / _TABLE, self.path)
             self.parts.__exit__()
@@ -263,11 +261,18 @@ class TableWriter:
         try:
             yield
         except OSError as error:
+            self._remove_partial()
             raise self._refusal(error.strerror or error) from error
         except Img2GeneError as error:
             if not isinstance(error.__cause__, OSError):
                 raise
+            self._remove_partial()
             raise self._refusal(error.__cause__.strerror or error.__cause__) from error
+
+    def _remove_partial(self) -> None:
+        """Remove half-written files, which zarr leaves when it is killed or the disk is full."""
+        for path in (self.folder / _TABLE).rglob("*.partial"):
+            path.unlink(missing_ok=True)
 
     def _refusal(self, reason: object) -> Img2GeneError:
         return Img2GeneError(

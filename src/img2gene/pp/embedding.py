@@ -15,6 +15,7 @@ from img2gene._cluster import check_client
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene._study.embedding import (
+    Embedder,
     EmbeddingPlan,
     checked_orientations,
     collected,
@@ -168,13 +169,7 @@ def embed_patches(
         spec, {"device": device, "amp": amp, "backend": backend}, identity, size, workers, on_error == "nan"
     )
     embed = plan.embedder()
-    if target is None:
-        features, cells = collected(plan.batches(study, embed, client), study.n_obs, identity)
-    else:
-        records = {"encoder": {spec.name: identity}, "patches": embedded_patches(study, spec.name)}
-        stored = StoredEmbedding(study, identity, records, runtime(embed.model))
-        table = stored.write(target, lambda rows: plan.batches(study, embed, client, rows))
-        features, cells = table.obsm[_schema.embedding_key(spec.name)], table.obsm.get(_schema.tokens_key(spec.name))
+    features, cells = _embedded(study, plan, embed, target, client)
     changes = None
     if restained and study.table.n_vars:
         changes = stain_changes(study, embed.model, identity, size, workers, restained, settings.seed)
@@ -184,6 +179,17 @@ def embed_patches(
         return update
     _schema.apply(study.table, update)
     return None
+
+
+def _embedded(study: Study, plan: EmbeddingPlan, embed: Embedder, target: Path | None, client: Any) -> tuple[Any, Any]:
+    """Features and tokens, as arrays, or as dask arrays of the store ``target``."""
+    if target is None:
+        return collected(plan.batches(study, embed, client), study.n_obs, plan.identity)
+    name = plan.spec.name
+    records = {"encoder": {name: plan.identity}, "patches": embedded_patches(study, name)}
+    stored = StoredEmbedding(study, plan.identity, records, runtime(embed.model))
+    table = stored.write(target, lambda rows: plan.batches(study, embed, client, rows))
+    return table.obsm[_schema.embedding_key(name)], table.obsm.get(_schema.tokens_key(name))
 
 
 def _readable_column(study: Study, features: Any) -> dict[str, Any]:

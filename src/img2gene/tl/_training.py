@@ -22,7 +22,7 @@ from img2gene._study.panel import (
     refuse_constant,
 )
 from img2gene._study.pathways import context_facts, fold_context
-from img2gene._study.resolution import section_resolutions
+from img2gene._study.resolution import section_resolutions, warn_of_unequal_sections
 from img2gene._study.splits import Split
 from img2gene._study.spots import spot_sample
 from img2gene._study.study import Study
@@ -52,6 +52,7 @@ class TrainingRun:
         """Choose genes, fit, calibrate at ``level`` unless it is None, and wrap up the model with its report."""
         study = self.study
         report_off_tissue(study)
+        warn_of_unequal_sections(study, np.flatnonzero(self.division.train | self.division.held_out))
         rows = study.ordered(self.division.train & in_tissue(study.table))
         choice = choose_genes(study, rows, genes, layer=self.layer, min_depth=self.min_depth)
         _report_left_out(choice, genes)

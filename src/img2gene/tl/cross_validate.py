@@ -176,10 +176,8 @@ def cross_validate(
     tested, genes = check.labels("test_on", test_on), check_gene_choice(check, genes)
     layer, encoder = check.text("layer", layer, optional=True), check.text("encoder", encoder, optional=True)
     gene_sets, level = with_markers(check, gene_groups, markers), check_between(check, "level", level)
-    smooth, n_permutations = (
-        check.whole("smooth", smooth, 0),
-        check.whole("n_permutations", n_permutations, 0, MOST_PERMUTATIONS),
-    )
+    smooth = check.whole("smooth", smooth, 0)
+    n_permutations = check.whole("n_permutations", n_permutations, 0, MOST_PERMUTATIONS)
     n_folds, seed = check.whole("n_folds", n_folds, 2, optional=True), check_seed(check, seed)
     n_jobs, n_threads = check_workers(check, n_jobs, n_threads)
     folder, min_depth = check.path("folder", folder, optional=True), check.number("min_depth", min_depth, 0, 1)

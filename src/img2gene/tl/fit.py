@@ -23,7 +23,6 @@ from img2gene._study.panel import (
     check_panel,
 )
 from img2gene._study.replaced import remove_scores
-from img2gene._study.resolution import warn_of_unequal_sections
 from img2gene._study.splits import Split, split
 from img2gene._study.study import Study
 from img2gene.models import Model, Predictor
@@ -196,7 +195,6 @@ def fit(
     check.raise_all()
     if genes is None:
         check_panel(study, division.held_out, allow_leakage=allow_leakage)
-    warn_of_unequal_sections(study, np.flatnonzero(division.train | division.held_out))
     run = TrainingRun(study, layer, groups, division, min_depth, seed, debiased)
     result = run.train(predictor, inputs, genes, level if uncertainty else None)
     if not inplace:
