@@ -1,4 +1,4 @@
-"""Predictions at 8 µm of models that saw bins of 56 µm, scored on the fine truth as iStar was: RMSE and SSIM of scaled maps."""
+"""Predictions at 8 µm of models that saw bins of 56 µm, scored on the fine truth: RMSE and SSIM of maps scaled to 0–1."""
 
 from __future__ import annotations
 
