@@ -47,6 +47,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "as published for her2st, NIE": {"preset": "her2st"},
     "as published for cSCC, TE": {"preset": "cscc"},
     "default": {},
+    "ridge, stain": {"model": "ridge", "debias": "stain"},
+    "default, stain": {"debias": "stain"},
     "default without retrieval": {"retrieval": False},
 }
 
@@ -56,7 +58,7 @@ def read(folder: Path, name: str) -> tuple[SpatialData, list[Split]]:
     cohort = {"her2st": her2st, "mob_st": mouse_olfactory_bulb}[name](folder / name)
     sdata = cohort.read()
     ig.pp.extract_patches(sdata)
-    ig.pp.embed_patches(sdata)
+    ig.pp.embed_patches(sdata, restained=40)
     ig.pp.score_pathways(sdata, "tissue")
     return sdata, [split for split in cohort.splits if len(split.test) == 1]
 

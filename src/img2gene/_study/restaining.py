@@ -10,6 +10,7 @@ from img2gene import _schema
 from img2gene._errors import Img2GeneError
 from img2gene._study.embedding import Embedder, embedding_cache, progress_bar
 from img2gene._study.expression import in_tissue
+from img2gene._study.inputs import without_tokens
 from img2gene._study.origins import check_embedding
 from img2gene._study.patches import Reading, stream_patches
 from img2gene._study.study import Study
@@ -54,9 +55,7 @@ def stain_changes(
     if known is not None:
         return known
     # One orientation is enough for a difference.
-    once = {name: value for name, value in identity.items() if name not in ("tokens", "token_width")} | {
-        "orientations": 1
-    }
+    once = without_tokens(identity) | {"orientations": 1}
     embed = Embedder(model, once, embedding_cache(model, once))
     changes = np.zeros((len(rows), _N_COPIES, width), dtype=np.float32)
     number_of = {row: number for number, row in enumerate(rows.tolist())}

@@ -41,7 +41,7 @@ class DebiasChoice:
         seed: int,
     ) -> tuple[Debiasing | None, dict[str, Any]]:
         """Fit the parts to the training data; return them and a report of what was done and its measured effect."""
-        report: dict[str, Any] = {"parts": []}
+        report: dict[str, Any] = {"parts": list(self.parts)}
         stain = level = None
         if "stain" in self.parts:
             stain, report["stain"] = _stain(study, rows, identity, data)
@@ -54,8 +54,6 @@ class DebiasChoice:
                     "debias='depth' needs counts, which labels from `layer=` do not have. Leave `layer` out."
                 )
             report["depth"] = {"predicted_at": _schema.UNLIMITED}
-        done = {"stain": stain is not None, "level": level is not None, "depth": "depth" in report}
-        report["parts"] = [part for part in PARTS if done[part]]
         return None if stain is None and level is None else Debiasing(stain, level), report
 
 

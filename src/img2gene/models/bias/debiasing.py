@@ -61,7 +61,7 @@ class Debiasing:
         return self.levelled(lambda rows: (values[rows], None), features, sections)(slice(0, len(values)))[0]
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Sizes by part (JSON), and the arrays."""
+        """An entry for each part (JSON), and the arrays."""
         facts: dict[str, Any] = {}
         arrays: dict[str, np.ndarray] = {}
         for name, part in (("stain", self.stain), ("level", self.level)):

@@ -47,24 +47,28 @@ class Responses:
         directions[:, : found.shape[1]] = found
         return cls(directions)
 
-    def _scaled(self, like: Tensor) -> Tensor:
-        """(G, r): in these units the mean squared component is the mean squared label, so that losses keep their weights."""
-        assert self.directions is not None
-        n_genes, n = self.directions.shape
-        # Stored arrays are read-only, which PyTorch warns about.
-        return torch.tensor(self.directions, dtype=like.dtype, device=like.device) * (n / n_genes) ** 0.5
-
     def reduce(self, labels: Tensor) -> Tensor:
-        """Components (…, r) of labels (…, G)."""
-        return labels if self.directions is None else labels @ self._scaled(labels)
+        """Components (…, r) of labels (…, G).
+
+        In their units the mean squared component is the mean squared label, so that losses keep their weights.
+        """
+        if self.directions is None:
+            return labels
+        n_genes, n = self.directions.shape
+        return labels @ _like(self.directions, labels) * (n / n_genes) ** 0.5
 
     def expand(self, outputs: Tensor) -> Tensor:
         """Labels (…, G) of components (…, r)."""
         if self.directions is None:
             return outputs
         n_genes, n = self.directions.shape
-        return outputs @ (self._scaled(outputs).mT * (n_genes / n))
+        return outputs @ _like(self.directions, outputs).mT * (n_genes / n) ** 0.5
 
     def of_gene(self, gene: int, n_outputs: int) -> Tensor:
         """What each output (r,) counts in the label of a gene."""
         return self.expand(torch.eye(n_outputs))[:, gene]
+
+
+def _like(values: np.ndarray, other: Tensor) -> Tensor:
+    # Stored arrays are read-only, which PyTorch warns about if it does not copy them.
+    return torch.tensor(values, dtype=other.dtype, device=other.device)
