@@ -41,6 +41,7 @@ lint: $(VENV)/.installed-lint  ## check style, format and types
 # -E: a tutorial's output depends on the source, which Sphinx does not know of.
 docs: $(VENV)/.installed-doc  ## build the documentation into docs/_build/html, warnings are errors
 	$(BIN) -m sphinx -E -W --keep-going -n -b html docs docs/_build/html
+	$(BIN) -m pytest -q tests/test_site.py
 
 test-matrix: test-3.11 test-3.12  ## run the suite on every supported Python, found through pyenv
 
