@@ -4,7 +4,6 @@ import dataclasses
 import importlib.resources
 import os
 import re
-import subprocess
 from html.parser import HTMLParser
 
 import matplotlib

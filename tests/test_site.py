@@ -22,7 +22,8 @@ HARNESS = """<!doctype html><body>{frames}<script>window.onload = () => {{
     const beyond = [...inside.querySelectorAll(".bd-article *")].filter(
       part => part.getBoundingClientRect().right > frame.clientWidth + 1 && !part.closest(
         ".pst-scrollable-table-container, pre, .math, .output, .highlight, .sd-tab-set, mjx-container"));
-    return {{page: frame.dataset.page, width: frame.clientWidth, content: root.scrollWidth,
+    const tables = [...inside.querySelectorAll(".pst-scrollable-table-container")];
+    return {{page: frame.dataset.page, cut: tables.filter(table => table.scrollWidth > table.clientWidth + 1).length, width: frame.clientWidth, content: root.scrollWidth,
       beyond: beyond.slice(0, 3).map(part => part.tagName + ": " + part.textContent.trim().slice(0, 60)),
       lost: [...inside.images].filter(image => !image.naturalWidth).map(image => image.getAttribute("src"))}};
   }}));
@@ -85,8 +86,10 @@ def test_no_page_is_wider_than_its_window_and_all_pictures_load(server, chromium
         found += json.loads(html.unescape(re.search(r'data-found="([^"]*)"', dom).group(1)))
     assert [page["page"] for page in found] == names
     assert {page["width"] for page in found} == {width}
-    assert not [page for page in found if page["content"] > width or page["beyond"]]
-    assert not [page for page in found if page["lost"]]
+    assert {page["page"]: page["beyond"] for page in found if page["content"] > width or page["beyond"]} == {}
+    # On a phone, tables scroll in place.
+    assert width < 1000 or {page["page"]: page["cut"] for page in found if page["cut"]} == {}
+    assert {page["page"]: page["lost"] for page in found if page["lost"]} == {}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_no_page_is_wider_than_its_window_and_all_pictures_load(server, chromium
 )
 def test_search_finds_the_page_that_shows_it(server, chromium, words, page):
     dom = shown(chromium, f"{server[0]}/search.html?q={words}", "--virtual-time-budget=20000")
-    results = re.search(r'<ul class="search".*?</ul>', dom, flags=re.DOTALL).group()
+    results = re.search(r'<ul[^>]*class="search".*?</ul>', dom, flags=re.DOTALL).group()
     links = re.findall(r'href="([^"?#]+)', results)
     assert page in [link.removeprefix("/") for link in links[:6]]
 
