@@ -16,6 +16,7 @@ from img2gene._checks import Arguments
 from img2gene._cluster import n_threads, run_parts
 from img2gene._errors import Img2GeneError, listing
 from img2gene._files.patch_cache import PatchCache, patch_key
+from img2gene._progress import tqdm_bar
 from img2gene._study.patches import Reading, RegionWindows, region_windows, stream_patches
 from img2gene._study.study import Study
 from img2gene.settings import settings
@@ -323,9 +324,7 @@ def progress(batches: Any, total: int, label: str) -> Any:
 
 def progress_bar(total: int, label: str) -> Any:
     """Make a progress bar of spots."""
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc=label, unit="spot", disable=not settings.progress)
+    return tqdm_bar(total=total, desc=label, unit="spot", disable=not settings.progress)
 
 
 def encode(

@@ -20,6 +20,7 @@ from img2gene._cluster import run_parts
 from img2gene._errors import Img2GeneError, LeakageError, listing, raise_problems
 from img2gene._files.folders import ResumableFolder, fingerprint
 from img2gene._leaks.find import Finding, find_leaks
+from img2gene._progress import tqdm_bar
 from img2gene._study.expression import library_size
 from img2gene._study.inputs import choose_encoder, embedding
 from img2gene._study.panel import Genes, check_genes, check_panel, choose_genes, is_named, named_genes, panel_genes
@@ -236,8 +237,6 @@ def run_tasks(
 
     The folder is closed at the end, also after an error.
     """
-    from tqdm.auto import tqdm
-
     # A part that was stored without predictions does not serve a call that keeps them.
     parts = {
         key: part
@@ -248,7 +247,7 @@ def run_tasks(
         logger.info("took %d of %d finished parts from %s", len(parts), len(tasks), results.folder)
     todo = {key: task for key, task in tasks.items() if key not in parts}
     run = _in_processes if client is None else partial(_on_cluster, client)
-    with results, tqdm(total=len(todo), desc=title, unit="fit", disable=not settings.progress) as bar:
+    with results, tqdm_bar(total=len(todo), desc=title, unit="fit", disable=not settings.progress) as bar:
         for number, part in run(list(todo.values()), results, n_jobs):
             parts[list(todo)[number]] = part
             bar.update()

@@ -14,6 +14,7 @@ from img2gene._checks import Arguments
 from img2gene._cluster import check_client, run_parts
 from img2gene._errors import Img2GeneError
 from img2gene._files.folders import fingerprint
+from img2gene._progress import tqdm_bar
 from img2gene._study.expression import in_tissue
 from img2gene._study.model_inputs import ModelInputs
 from img2gene._study.study import Study
@@ -182,9 +183,9 @@ class StudyPrediction:
         writer.begin(self.table({}, ood), arrays, part_rows(shape[1], dtype.itemsize))
 
     def _progress(self, done: int) -> Any:
-        from tqdm.auto import tqdm
-
-        return tqdm(initial=done, total=self.study.n_obs, desc="predict", unit="spot", disable=not settings.progress)
+        return tqdm_bar(
+            initial=done, total=self.study.n_obs, desc="predict", unit="spot", disable=not settings.progress
+        )
 
     def _path(self, name: str) -> str:
         return "X" if name == self.request.key else f"layers/{name}"
