@@ -55,6 +55,8 @@ class FeaturePredictor:
         -------
         For each gene of the model, float32 (n_tiles,), on the scale of the training labels.
         """
+        import torch
+
         from img2gene._study.matrices import in_memory
 
         values = in_memory(features)
@@ -70,7 +72,9 @@ class FeaturePredictor:
             if coords is None:
                 raise Img2GeneError(f"The model `{self.name}` needs the positions of the tiles: pass `coords=`.")
             positions = np.asarray(coords, dtype=np.float64)[:, ::-1] * self._mpp
-        predicted = self.model.predict(values, sections, positions=positions)
+        # LazySlide may compute in half precision, in which the weights were not trained.
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            predicted = self.model.predict(values, sections, positions=positions)
         return dict(zip(self.model.genes, predicted.T, strict=True))
 
     def to(self, device: Any) -> FeaturePredictor:
