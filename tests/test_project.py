@@ -173,7 +173,7 @@ FLOORS = (
     ("_study",),
     ("_leaks",),
     ("io",),
-    ("datasets", "get", "pp"),
+    ("datasets", "get", "lazyslide", "pp"),
     ("tl",),
     ("pl",),
     ("_report", "benchmark"),
