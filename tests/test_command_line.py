@@ -51,7 +51,11 @@ def snakemake_commands():
 
 
 def filled(command, study, model="model.img2gene"):
-    for name, value in {**{f"params.{key}": text for key, text in PARAMS.items()}, "study": study, "model": model}.items():
+    for name, value in {
+        **{f"params.{key}": text for key, text in PARAMS.items()},
+        "study": study,
+        "model": model,
+    }.items():
         command = command.replace("${" + name + "}", value)
     assert "$" not in command
     return command
@@ -119,9 +123,7 @@ def test_evaluate_prints_and_writes_the_scores_of_the_function(done, capsys):
     assert run("evaluate", done / "predicted.zarr", "--model", model, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     scores = ig.tl.evaluate(spatialdata.read_zarr(done / "predicted.zarr"), model, inplace=False)
-    pd.testing.assert_series_equal(
-        pd.read_csv(done / "scores.csv")["pcc"], scores["pcc"], check_dtype=False, rtol=1e-9
-    )
+    pd.testing.assert_series_equal(pd.read_csv(done / "scores.csv")["pcc"], scores["pcc"], check_dtype=False, rtol=1e-9)
     summary = ig.tl.summarize(scores)
     assert printed["sections"] == ["P3_S1"] and printed["leakage"] is False
     assert [row["pcc"] for row in printed["scores"]] == [
@@ -140,7 +142,20 @@ def test_stores_are_joined(tmp_path, study, capsys):
         part.uns = {"spatial": {name: whole.uns["spatial"][name]}}
         part.write_h5ad(path)
         stores.append(path.with_suffix(".zarr"))
-        assert run("read", "anndata", path, "--out", path.with_suffix(""), "--set", "library_key=section") == 0
+        assert (
+            run(
+                "read",
+                "anndata",
+                path,
+                "--out",
+                path.with_suffix(""),
+                "--set",
+                "library_key=section",
+                "--set",
+                "spot_um=55",
+            )
+            == 0
+        )
     assert run("read", "study", *stores, "--out", tmp_path / "both.zarr", "--json") == 0
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert facts["sections"] == ["A1", "B1"]
@@ -168,7 +183,7 @@ def test_stores_are_joined(tmp_path, study, capsys):
         ("embed {study} --encoder tinny --out new", 1, "tiny"),
         ("read visium {folder} --patient A --patient B --out new", 2, "2 times"),
         ("read visium nowhere --out new", 1, "No such file or folder: nowhere"),
-        ("read visium {folder} --out new", 1, "folder"),
+        ("read visium {folder} --out new", 1, "Space Ranger"),
         ("read visium --out new", 2, "at least one path"),
         ("read vizium {folder} --out new", 2, "vizium"),
         ("read visium {folder} --alignment a.csv --out new", 2, "takes no --alignment"),

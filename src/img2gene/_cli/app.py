@@ -85,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Img2GeneError, OSError, MemoryError) as error:
         return _failed(str(error) or type(error).__name__, error)
     except Exception as error:  # noqa: BLE001 - whatever fails, a user of the command gets a sentence
-        message = f"{type(error).__name__}: {error}\nThis was not foreseen; `img2gene --debug …` shows where it happened."
+        message = (
+            f"{type(error).__name__}: {error}\nThis was not foreseen; `img2gene --debug …` shows where it happened."
+        )
         return _failed(message, error)
     return 0
 

@@ -73,7 +73,14 @@ def report(
     arguments, target = further(ig.report, more, taken), check_target(out, overwrite, ".html")
     arguments |= {} if title is None else {"title": title}
     page = ig.report(
-        open_store(study), target, model=model, key=key, seed=seed, table_key=table_key, overwrite=overwrite, **arguments
+        open_store(study),
+        target,
+        model=model,
+        key=key,
+        seed=seed,
+        table_key=table_key,
+        overwrite=overwrite,
+        **arguments,
     )
     finish({"out": str(page)}, as_json)
 

@@ -79,7 +79,9 @@ def _sections(platform: Platform, paths: list[Path], each: dict[str, list[str]],
         raise typer.BadParameter(f"{platform.value}: name at least one path.")
     for name, values in each.items():
         if len(values) != len(paths):
-            raise typer.BadParameter(f"--{name} is given {len(values)} times for {len(paths)} paths: give one for each.")
+            raise typer.BadParameter(
+                f"--{name} is given {len(values)} times for {len(paths)} paths: give one for each."
+            )
     absent = [str(path) for path in paths if not path.exists()]
     if absent:
         raise Img2GeneError(f"No such file or folder: {', '.join(absent)}.")

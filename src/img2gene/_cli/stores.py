@@ -51,7 +51,9 @@ def write_store(study: SpatialData, path: Path, overwrite: bool) -> None:
 def described(study: SpatialData, name: str) -> dict[str, Any]:
     """Say what a study holds: its sections, spots and genes."""
     if name not in study.tables:
-        raise MissingKeyError(f"The study has no table {name!r} (available: {listing(study.tables)}). Pass --table-key.")
+        raise MissingKeyError(
+            f"The study has no table {name!r} (available: {listing(study.tables)}). Pass --table-key."
+        )
     table = study[name]
     sections = table.obs["section"].astype(str).unique().tolist() if "section" in table.obs else []
     return {"sections": sections, "n_spots": table.n_obs, "n_genes": table.n_vars}

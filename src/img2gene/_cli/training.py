@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -88,7 +87,9 @@ def fit(
     *,
     out: Out,
     model: Annotated[str, typer.Option("--model", "-m", help="Registered model, such as ridge.")] = "img2gene",
-    genes: Annotated[Names, typer.Option(help="Genes to predict, or the number of genes with the highest mean.")] = None,
+    genes: Annotated[
+        Names, typer.Option(help="Genes to predict, or the number of genes with the highest mean.")
+    ] = None,
     groups: Annotated[str, typer.Option(help="Column of obs that splits are made by.")] = "patient",
     train_on: Annotated[Names, typer.Option(help="Group to train on; by default all that are not held out.")] = None,
     validate_on: Annotated[Names, typer.Option(help="Group to hold out.")] = None,
@@ -124,8 +125,16 @@ def fit(
     )
     ig.io.save_model(trained, target, overwrite=overwrite)
     report = trained.report
-    facts = {"out": str(target), "model": trained.name, "encoder": trained.inputs["name"], "n_genes": len(trained.genes)}
-    finish({**facts, "n_spots": report["n_spots"], "trained_on": report["sections"], "held_out": report["held_out"]}, as_json)
+    facts = {
+        "out": str(target),
+        "model": trained.name,
+        "encoder": trained.inputs["name"],
+        "n_genes": len(trained.genes),
+    }
+    finish(
+        {**facts, "n_spots": report["n_spots"], "trained_on": report["sections"], "held_out": report["held_out"]},
+        as_json,
+    )
 
 
 def _use_device(device: str | None) -> None:
