@@ -8,7 +8,16 @@ import pytest
 import img2gene as ig
 from img2gene import Img2GeneError
 
-QUICK = {"max_epochs": 3, "n_members": 1, "validate_on": ["C"], "uncertainty": False}
+QUICK = {
+    "max_epochs": 3,
+    "n_models": 1,
+    "n_validations": 1,
+    "n_components": 4,
+    "dim": 8,
+    "heads": 1,
+    "validate_on": ["C"],
+    "uncertainty": False,
+}
 
 
 def test_a_csv_logger_is_told_what_the_history_holds(study, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,21 +21,20 @@ def shown_once(drawn: Figure | Axes) -> Figure:
     from matplotlib.axes import Axes
 
     # Axes can lie in a part of a figure.
-    figure = drawn.get_figure(root=True) if isinstance(drawn, Axes) else drawn
-    # IPython asks an object for this method first. An attribute, because the figure may be the user's own.
-    figure._ipython_display_ = partial(_leave_to_backend, figure)  # type: ignore[union-attr]
-    return figure  # type: ignore[return-value]
+    figure: Any = drawn.get_figure(root=True) if isinstance(drawn, Axes) else drawn
+    # IPython calls this method first when it shows an object. An attribute, because the figure may be the user's own.
+    figure._ipython_display_ = partial(_close_before_display, figure)
+    return figure
 
 
-def _leave_to_backend(figure: Figure) -> None:
-    """Show nothing if the inline backend is going to show the figure; else let IPython go on as it does."""
+def _close_before_display(figure: Figure) -> None:
+    """Close a figure that IPython is about to show, so that the inline backend does not show it again."""
     import matplotlib as mpl
-    from matplotlib._pylab_helpers import Gcf
+    from matplotlib import pyplot as plt
 
-    is_open = any(manager.canvas.figure is figure for manager in Gcf.get_all_fig_managers())
-    if is_open and "inline" in mpl.get_backend():
-        return
-    # IPython takes this as the answer that there is nothing special to do.
+    if "inline" in mpl.get_backend():
+        plt.close(figure)
+    # IPython takes this as the answer that the object is shown as others of its class are.
     raise NotImplementedError
 
 

@@ -92,17 +92,17 @@ def measured_vs_predicted(
     panels = _panels(predictions, names, predictions.chosen_sections(sections))
     n_columns = min(_COLUMNS, len(panels))
     n_rows = -(-len(panels) // n_columns)
-    size = (panel_size * 1.15 * n_columns + 0.6, panel_size * 1.2 * n_rows)
+    size = (panel_size * n_columns + 1.0, panel_size * 1.15 * n_rows)
     figure, grid = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
-    for ax, (name, (truth, predicted)) in zip(grid.flat, panels.items(), strict=False):
-        drawn = _density(ax, name, truth, predicted, cmap)
-        figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.02).ax.tick_params(labelsize=6)
+    drawn = [
+        _density(ax, name, truth, predicted, cmap)
+        for ax, (name, (truth, predicted)) in zip(grid.flat, panels.items(), strict=False)
+    ]
     for ax in grid.flat[len(panels) :]:
         ax.set_axis_off()
+    _color_bar(figure, grid, drawn, "spots" if names is not None else "spots × genes")
     figure.supxlabel(labelled("predicted", predictions.unit), fontsize=9)
     figure.supylabel(labelled("measured", predictions.unit), fontsize=9)
-    count = "spots" if names is not None else "spots × genes"
-    figure.suptitle(f"colours: number of {count} in a hexagon", fontsize=8)
     return shown_once(figure)
 
 
@@ -127,8 +127,6 @@ def _panels(
 
 def _density(ax: Axes, name: str, truth: np.ndarray, predicted: np.ndarray, cmap: str) -> PolyCollection:
     """Draw one panel on a square with equal axes."""
-    from matplotlib.colors import LogNorm
-
     values = np.concatenate([truth, predicted])
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     margin = 0.05 * (high - low) or 0.5
@@ -136,14 +134,25 @@ def _density(ax: Axes, name: str, truth: np.ndarray, predicted: np.ndarray, cmap
     drawn = ax.hexbin(
         predicted, truth, gridsize=_CELLS, extent=(low, high, low, high), mincnt=1, cmap=cmap, linewidths=0.1
     )
-    # Limits of its own, as one hexagon with every spot has no range of counts.
-    drawn.set_norm(LogNorm(1, max([2.0, *np.asarray(drawn.get_array(), dtype=float)])))
     ax.axline((low, low), slope=1, color=_LINE_COLOR, linewidth=1)
     ax.set(xlim=(low, high), ylim=(low, high))
     ax.set_box_aspect(1)
     ax.tick_params(labelsize=7)
     ax.set_title(f"{name}\n{_scores(truth, predicted)}", fontsize=8)
     return drawn
+
+
+def _color_bar(figure: Figure, grid: np.ndarray, drawn: list[PolyCollection], what: str) -> None:
+    """Give all panels one scale, from one spot to the fullest hexagon, and a colour bar."""
+    from matplotlib.colors import LogNorm
+
+    # One hexagon with a single spot has no range of counts.
+    most = max(2.0, *(float(count) for one in drawn for count in np.asarray(one.get_array())))
+    for one in drawn:
+        one.set_norm(LogNorm(1, most))
+    bar = figure.colorbar(drawn[0], ax=grid, shrink=min(1.0, 2 / len(grid)), aspect=20, pad=0.01)
+    bar.set_label(f"{what} in a hexagon", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
 
 
 def _scores(truth: np.ndarray, predicted: np.ndarray) -> str:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _RANGE = (1, 99)
 # Share of the opacity of predictions that should not be trusted: visible, but never mistaken for the others.
 _FADED = 0.3
-_COLORBARS = {"predicted": "", "std": "predictive SD", "residual": "measured − predicted"}
+_FULL_TEXT_INCHES = 2.6
+_COLORBARS = {"predicted": "", "std": "predictive SD", "residual": "residual"}
 
 
 def prediction(
@@ -112,6 +113,7 @@ def prediction(
     size_inches = (panel_size * 1.2 * len(map_columns(rows)), panel_size * len(rows))
     figure = plt.figure(figsize=size_inches, layout="constrained")
     draw_maps(figure, rows, unit=predictions.unit, **style)
+    _shrink_texts(figure, panel_size)
     return shown_once(figure)
 
 
@@ -203,6 +205,13 @@ def draw_maps(figure: Figure, rows: list[MapRow], *, unit: str, cmap: str, alpha
                 _draw_map(ax, name, row, scale, unit, {"cmap": cmap, "alpha": alpha, "size": size})
             else:
                 ax.set_axis_off()
+
+
+def _shrink_texts(figure: Figure, panel_size: float) -> None:
+    """Give small panels small texts, so that neighbours do not overlap."""
+    for ax in figure.axes:
+        for text in (ax.title, ax.yaxis.label):
+            text.set_fontsize(text.get_fontsize() * min(1.0, panel_size / _FULL_TEXT_INCHES))
 
 
 def _draw_map(ax: Axes, name: str, row: MapRow, scale: tuple[float, float], unit: str, style: dict[str, Any]) -> None:

@@ -130,7 +130,9 @@ def _matrix(rows: pd.DataFrame, metric: str, genes: str | list[str] | None) -> p
     if not rows[metric].notna().any():
         raise Img2GeneError(f"No gene has a defined {metric!r}, so there is nothing to draw.")
     keys = [rows[name].astype(str) for name in ("gene", "section")]
-    matrix = rows[metric].astype(float).groupby(keys, sort=False).mean().unstack(sort=False)
+    matrix = rows[metric].astype(float).groupby(keys).mean().unstack()
+    # In the order of the table; `unstack(sort=False)` of pandas puts values into wrong cells.
+    matrix = matrix.reindex(index=keys[0].unique(), columns=keys[1].unique())
     if matrix.shape[1] > MOST_PARTS:
         raise Img2GeneError(f"scores: {matrix.shape[1]} sections; at most {MOST_PARTS} columns are drawn.")
     return matrix
@@ -138,11 +140,10 @@ def _matrix(rows: pd.DataFrame, metric: str, genes: str | list[str] | None) -> p
 
 def _best_first(matrix: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Order genes by their mean; those without a defined score come last."""
-    mean = matrix.mean(axis=1)
     direction = CATALOG[metric].direction if metric in CATALOG else "higher"
-    if direction in _IDEAL:
-        mean = (mean - _IDEAL[direction]).abs()
-    ascending = direction in (*_IDEAL, "lower")
+    # Too high in one section and too low in another is wrong in both.
+    wrong = (matrix - _IDEAL[direction]).abs() if direction in _IDEAL else matrix
+    mean, ascending = wrong.mean(axis=1), direction in (*_IDEAL, "lower")
     return matrix.loc[mean.sort_values(ascending=ascending, kind="stable", na_position="last").index]
 
 
