@@ -177,6 +177,8 @@ FLOORS = (
     ("tl",),
     ("pl",),
     ("_report", "benchmark"),
+    ("_cli",),
+    ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

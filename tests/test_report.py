@@ -450,7 +450,7 @@ def test_template_is_part_of_the_package():
 
 
 def test_plot_draws_every_patient_and_the_interval(cv):
-    ax = ig.pl.cross_validation(cv, metric="spearman", genes="HVG")
+    (ax,) = ig.pl.cross_validation(cv, metric="spearman", genes="HVG").axes
     means, units = cv.summary("HVG", metric="spearman"), cv.by_unit("HVG")
     drawn = [collection for collection in ax.collections if collection.get_label() in set(units["patient"])]
     for collection in drawn:
@@ -462,7 +462,7 @@ def test_plot_draws_every_patient_and_the_interval(cv):
     assert [tick.get_text().split("\n")[0] for tick in ax.get_yticklabels()] == means["model"].tolist()
     assert ax.get_title() == "HVG"
     within = dataclasses.replace(cv, scope="within patient")
-    assert "(within-patient estimate" in ig.pl.cross_validation(within).get_title()
+    assert "(within-patient estimate" in ig.pl.cross_validation(within).axes[0].get_title()
     with pytest.raises(MissingKeyError, match="No gene group 'HGV'"):
         ig.pl.cross_validation(cv, genes="HGV")
     with pytest.raises(MissingKeyError, match="No metric"):

@@ -63,7 +63,7 @@ def concepts() -> Figure:
     steps = [("H&E image\nand counts", "", GREY), ("patches in µm", "pp.extract_patches", BLUE)]
     steps += [("embedding", "pp.embed_patches", BLUE), ("trained model", "tl.fit", ORANGE)]
     steps += [("expression\nof every spot", "tl.predict", ORANGE), ("scores and\nbaselines", "tl.evaluate", GREEN)]
-    chain(ax, [(text, code, colour) for text, code, colour in steps], 0.1, 0.95, 1.38, 0.22)
+    chain(ax, steps, 0.1, 0.95, 1.38, 0.22)
     return figure
 
 
@@ -160,6 +160,78 @@ def large_data() -> Figure:
     return figure
 
 
+def command_line() -> Figure:
+    """The commands, and what each takes from the one before."""
+    figure, ax = canvas(9.6, 1.15)
+    steps = [("files of\na platform", "", GREY), ("study", "read", BLUE), ("embedded study", "embed", BLUE)]
+    steps += [("model", "fit", ORANGE), ("predictions", "predict", ORANGE), ("scores, page", "evaluate, report", GREEN)]
+    chain(ax, steps, 0.1, 0.95, 1.38, 0.22)
+    return figure
+
+
+def lazyslide() -> Figure:
+    """How both packages pass tiles, features and models to each other."""
+    figure, ax = canvas(9.6, 2.3)
+    upper = [("spots", "", GREY), ("tiles", "add_tiles", ORANGE), ("features", "feature_extraction", BLUE)]
+    upper += [("obsm", "add_features", ORANGE), ("model", "tl.fit", ORANGE)]
+    chain(ax, upper, 1.25, 0.9, 1.66, 0.25)
+    lower = [("slide", "open_wsi", GREY), ("tiles", "tile_tissues", BLUE), ("features", "feature_extraction", BLUE)]
+    lower += [("expression of\nevery tile", "feature_prediction", BLUE)]
+    chain(ax, lower, 0.1, 0.9, 1.66, 0.25)
+    arrow(ax, (8.57, 1.25), (7.49, 0.6))
+    ax.text(8.4, 0.5, "lazyslide.predictor", fontsize=8, family="monospace", color="#333333", ha="left")
+    return figure
+
+
+def stain() -> Figure:
+    """Sections of three synthetic patients, who differ in their stain."""
+    import img2gene as ig
+
+    ig.settings.progress = False
+    sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=1, n_spots=15, n_genes=10)
+    figure = Figure(figsize=(7.2, 2.5), layout="constrained")
+    for ax, patient in zip(figure.subplots(1, 3), ("P1", "P2", "P3"), strict=True):
+        image = sdata[f"{patient}_S1_image"].transpose("y", "x", "c").to_numpy()
+        ax.imshow(image[200:700, 200:700])
+        ax.set_title(patient, fontsize=9)
+        ax.axis("off")
+    return figure
+
+
+def encoders() -> Figure:
+    """What can make features of a patch."""
+    figure, ax = canvas(9.6, 2.3)
+    box(ax, 0.1, 0.75, 1.5, 0.8, "patches in µm", GREY)
+    sources = ["an encoder with its weights", "a module or function of yours", "features that you bring"]
+    for number, text in enumerate(sources):
+        y = 1.6 - 0.75 * number
+        box(ax, 2.4, y, 2.6, 0.55, text, BLUE)
+        if number < 2:
+            arrow(ax, (1.6, 1.15), (2.4, y + 0.27))
+        arrow(ax, (5.0, y + 0.27), (5.9, 1.15))
+    box(ax, 5.9, 0.75, 1.5, 0.8, "features\nin obsm", ORANGE)
+    arrow(ax, (7.4, 1.15), (8.0, 1.15))
+    box(ax, 8.0, 0.75, 1.4, 0.8, "model", ORANGE, code="tl.fit")
+    return figure
+
+
+def sharing() -> Figure:
+    """The way of a model from one laboratory to another."""
+    figure, ax = canvas(9.6, 1.15)
+    steps = [
+        ("trained model", "tl.fit", ORANGE),
+        ("file, digest", "save_model", ORANGE),
+        ("card with\nheld-out scores", "", GREEN),
+    ]
+    steps += [
+        ("page or hub", "", GREY),
+        ("checked model", "load_model", BLUE),
+        ("expression of\nnew slides", "predict", BLUE),
+    ]
+    chain(ax, steps, 0.1, 0.95, 1.38, 0.22)
+    return figure
+
+
 def read(name: str) -> list[dict[str, str]]:
     with (RESULTS / name).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -203,6 +275,7 @@ def cmrcnet() -> Figure:
 
 FIGURES: tuple[Callable[[], Figure], ...] = (
     *(concepts, data_contract, units, slides, finetuning, large_data, benchmark, cmrcnet),
+    *(command_line, lazyslide, stain, encoders, sharing),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,11 @@ class Epoch(Iterable[Any]):
 class TrainingModule(pl.LightningModule):
     """Trains the members of an ensemble side by side; keeps the weights of the best validation."""
 
-    def __init__(self, task: TrainingTask, schedule: TrainingSchedule) -> None:
+    def __init__(
+        self, task: TrainingTask, schedule: TrainingSchedule, report: Callable[[dict[str, float]], None] | None = None
+    ) -> None:
         super().__init__()
+        self.report = report
         self.task, self.schedule, self.ensemble = task, schedule, task.ensemble
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
@@ -136,7 +139,8 @@ class TrainingModule(pl.LightningModule):
                 self.best = {name: value.detach().clone() for name, value in kept.items()}
                 self.best_epoch, self.best_score = self.current_epoch + 1, score
         self._sums["validation"] = score
-        self.log("validation", score, batch_size=1)
+        # Loggers are told of the whole epoch, under the name of the run.
+        self.log("validation", score, batch_size=1, logger=False)
 
     def on_train_epoch_end(self) -> None:
         """Record the epoch."""
@@ -144,6 +148,8 @@ class TrainingModule(pl.LightningModule):
         entry = {"epoch": float(self.current_epoch + 1)}
         entry |= {name: float(value) / count for name, value in self._sums.items()}
         self.history.append(entry if score is None else {**entry, "validation": score})
+        if self.report is not None:
+            self.report(self.history[-1])
 
     def _not_finite(self, losses: dict[str, Tensor], batch: Any, batch_idx: int) -> str:
         parts = [name for name, value in losses.items() if name != "loss" and not torch.isfinite(value).all()]

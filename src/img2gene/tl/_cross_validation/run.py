@@ -161,7 +161,7 @@ class CrossValidationRun:
     def _assemble(
         self, folds: list[Fold], parts: Parts, record: dict[str, Any], leaks: list[Finding], warnings: list[str]
     ) -> CrossValidation:
-        assembly = Assembly(self.study, self.outer, list(self.candidates), folds, parts)
+        assembly = Assembly(self.study, self.outer, list(self.candidates), folds, parts, self.options.layer)
         scores = assembly.scores()
         if any(leak.severity == "error" for leak in leaks):
             scores["leakage"] = True
