@@ -289,7 +289,9 @@ def test_links_of_the_readme_work_from_the_package_index():
 
 def test_version_is_that_of_the_installed_package_and_of_the_citation():
     assert ig.__version__ == version("img2gene")
-    assert f"version: {ig.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    for file in ("CITATION.cff", ".github/scverse-meta.yaml"):
+        assert f"\nversion: {ig.__version__}\n" in (ROOT / file).read_text()
+    assert f"\n## [{ig.__version__}] - 2" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_dir_lists_the_public_names_and_an_unknown_one_raises():
