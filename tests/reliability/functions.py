@@ -17,7 +17,20 @@ import img2gene as ig
 from img2gene._files.tables import write_csv
 from reliability import studies
 
-PACKAGES = ("pp", "tl", "pl", "get", "io", "lazyslide", "datasets", "metrics", "models", "encoders", "pathways", "testing")
+PACKAGES = (
+    "pp",
+    "tl",
+    "pl",
+    "get",
+    "io",
+    "lazyslide",
+    "datasets",
+    "metrics",
+    "models",
+    "encoders",
+    "pathways",
+    "testing",
+)
 Arguments = dict[str, Any]
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
