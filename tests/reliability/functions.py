@@ -77,6 +77,11 @@ def _genes() -> list[str]:
 _TRAINING = {"train_on": ["P1", "P2"], "validate_on": [studies.HELD_OUT], "genes": 5}
 _CHEAP = {"models": ["mean"], "encoder": studies.ENCODER, "genes": 5}
 
+
+def _mean_colour(pixels: np.ndarray) -> np.ndarray:
+    return pixels.mean(axis=(1, 2))
+
+
 # Functions whose first argument is the study.
 STUDY: dict[str, Callable[[], Arguments]] = {
     "pp.describe_features": lambda: {"features": f"X_{studies.ENCODER}", "encoder": "mine", "revision": "1"},
@@ -296,6 +301,7 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "encoders.get": lambda folder: {"name": studies.ENCODER},
     "encoders.list": lambda folder: {},
     "encoders.load": lambda folder: {"name": studies.ENCODER},
+    "encoders.wrap": lambda folder: {"model": _mean_colour, "name": "mean-colour", "revision": "1", "input_px": 16},
     "encoders.register": lambda folder: {"spec": ig.encoders.get(studies.ENCODER)},
     "pathways.aucell": lambda folder: {"counts": _counts(), "sets": _sets()},
     "pathways.enrich": lambda folder: {

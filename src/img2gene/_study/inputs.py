@@ -65,7 +65,8 @@ def choose_encoder(study: Study, encoder: str | None, features: str | None = Non
     if encoder is not None:
         from img2gene import encoders
 
-        name = encoders.get(encoder).name
+        # An encoder of another session need not be registered in this one.
+        name = encoder if encoder in usable else encoders.get(encoder).name
         if name not in usable:
             raise MissingKeyError(missing(_schema.embedding_key(name), f"{study.name}.obsm", obsm, hint))
         return known[name]

@@ -134,8 +134,8 @@ def check_workers(check: Arguments, n_jobs: Any, n_threads: Any) -> tuple[Any, A
     return int(n_jobs) if whole else n_jobs, check.whole("n_threads", n_threads, 1, _MOST_WORKERS)
 
 
-def checked_features(check: Arguments, features: Any, *, encoder: Any, finetune: Any = None) -> Any:
-    """Convert the name of a matrix of features; a matrix itself is refused, and so are arguments that contradict it."""
+def checked_features(check: Arguments, features: Any, **others: Any) -> Any:
+    """Convert the name of a matrix of features; a matrix itself is refused, and so are ``others`` that contradict it."""
     if features is None:
         return None
     if not isinstance(features, str):
@@ -143,7 +143,7 @@ def checked_features(check: Arguments, features: Any, *, encoder: Any, finetune:
             f"features={shown(features)}: expected the name of a matrix; store it first, `sdata['table'].obsm['X_mine'] = …`."
         )
         return None
-    for name, value in (("encoder", encoder), ("finetune", finetune)):
+    for name, value in others.items():
         if value is not None:
             check.messages.append(f"features={features!r} and {name}={shown(value)} contradict each other: pass one.")
     return str(features)

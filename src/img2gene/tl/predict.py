@@ -146,7 +146,7 @@ def predict(
     request = Request.of(check, key_added, uncertainty, depth, out, dtype, client)
     check_flags(check, inplace=inplace)
     resolution_um, totals = check_resolution(check, resolution_um, totals, out)
-    model, features = check_model(check, model), checked_features(check, features, encoder=None)
+    model, features = check_model(check, model), checked_features(check, features, resolution_um=resolution_um)
     check.raise_all()
     study = open_study(check, sdata, table_key)
     with check.collect():
@@ -168,9 +168,7 @@ def predict(
     _report_genes(study, trained, columns, key_added)
     prediction = StudyPrediction(study, trained, inputs, request)
     if resolution_um is not None:
-        return _predicted_finer(
-            FinerPrediction(study, trained, request, prediction, resolution_um, totals), features, inplace
-        )
+        return _predicted_finer(FinerPrediction(study, trained, request, prediction, resolution_um, totals), inplace)
     predicted, layers, ood = prediction.run()
     if predicted is None and not (inplace and (columns >= 0).all() and fits):
         predicted = prediction.table(layers, ood)
@@ -186,9 +184,9 @@ def predict(
     return None
 
 
-def _predicted_finer(finer: FinerPrediction, features: str | None, inplace: bool) -> AnnData | None:
+def _predicted_finer(finer: FinerPrediction, inplace: bool) -> AnnData | None:
     """Predict tiles smaller than spots, and write their table with its squares, or return the table."""
-    check_embedded(finer.model, features)
+    check_embedded(finer.model)
     if inplace:
         raise_problems(target_problems(finer.study, finer.key))
     fine = finer.run()

@@ -40,9 +40,9 @@ def check_resolution(check: Arguments, resolution_um: Any, totals: Any, out: Any
     return resolution_um, totals
 
 
-def check_embedded(model: Model, features: str | None) -> None:
+def check_embedded(model: Model) -> None:
     """Refuse features that cannot be computed for tiles: only encoders of this package embed them."""
-    matrix = features or model.inputs.get("matrix")
+    matrix = model.inputs.get("matrix")
     if matrix is not None:
         raise Img2GeneError(
             f"resolution_um=: tiles are embedded here, and nothing is known of the encoder of the matrix {matrix!r}. Train on an "
