@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from img2gene._errors import Img2GeneError
+from img2gene._files.hub import is_refusal
 from img2gene.encoders.base import TorchEncoder
 from img2gene.encoders.spec import HUB, EncoderSpec, is_commit
 from img2gene.encoders.tokens import pool_tokens
@@ -97,7 +98,7 @@ def import_timm(spec: EncoderSpec, *, pretrained: bool = True) -> Any:
 def load_failure(spec: EncoderSpec, error: Exception) -> Img2GeneError:
     """Say that weights could not be loaded, and for gated ones where to accept their terms and how to log in."""
     page = f"https://huggingface.co/{spec.source.removeprefix(HUB)}"
-    if _is_refusal(error):
+    if is_refusal(error):
         return Img2GeneError(
             f"The weights of `{spec.name}` are gated: accept their terms ({spec.licence}) on {page}, then run `hf auth login`."
         )
@@ -105,16 +106,6 @@ def load_failure(spec: EncoderSpec, error: Exception) -> Img2GeneError:
     return Img2GeneError(
         f"The weights of `{spec.name}` ({spec.source}, commit {spec.revision}) could not be loaded: {error}.{login}"
     )
-
-
-def _is_refusal(error: BaseException | None) -> bool:
-    """Whether the hub refused to give the file without a login; the client's errors are wrapped by other libraries."""
-    while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if type(error).__name__ == "GatedRepoError" or status in (401, 403) or "gated repo" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _check_release(spec: EncoderSpec, release: str) -> None:
