@@ -78,6 +78,10 @@ _TRAINING = {"train_on": ["P1", "P2"], "validate_on": [studies.HELD_OUT], "genes
 _CHEAP = {"models": ["mean"], "encoder": studies.ENCODER, "genes": 5}
 
 
+def _stated_scores() -> pd.DataFrame:
+    return pd.DataFrame({"model": ["ridge"], "genes": ["all"], "pcc": [0.5]})
+
+
 def _mean_colour(pixels: np.ndarray) -> np.ndarray:
     return pixels.mean(axis=(1, 2))
 
@@ -246,6 +250,7 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
         "patient_key": "patient",
     },
     "io.load_model": lambda folder: {"path": _saved(folder)},
+    "io.model_card": lambda folder: {"model": studies.trained("ridge"), "scores": _stated_scores()},
     "io.open_table": lambda folder: {"path": _stored_table(folder)},
     "io.read_csv": lambda folder: {"path": _table(folder)},
     "io.read_legacy_st": _legacy,
