@@ -159,7 +159,8 @@ def test_ctranspath_has_its_convolutional_stem(cache, own_registry):
     network = timm.create_model(architecture, num_classes=0, embed_layer=ConvStem, **small).eval()
     for name in ("proj.0.weight", "proj.1.running_mean", "proj.4.bias", "proj.6.bias", "norm.weight"):
         assert f"patch_embed.{name}" in network.state_dict()
-    config = {"architecture": architecture, "num_features": 32, "model_args": {**small, "num_classes": 0}}
+    facts = {"num_classes": 0, "input_size": [3, 224, 224], "mean": spec.mean, "std": spec.std}
+    config = {"architecture": architecture, "num_features": 32, "model_args": small, "pretrained_cfg": facts}
     stored(cache, spec, {"config.json": json.dumps(config), "model.safetensors": network.state_dict()})
     with torch.inference_mode():
         expected = network(images(spec, patches())).numpy()
