@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Sections with fewer spots have no mean to speak of.
 _FEW_SPOTS = 20
+# A table with less than this share of its region's spots was filtered; quality control removes fewer.
+_PART = 0.5
 _MAX_LAYER_BYTES = 4 * 2**30
 
 
@@ -163,7 +165,7 @@ def predict(
     if inplace and not ((columns >= 0).all() and fits):
         _check_regions(study, key_added)
     report_off_tissue(study)
-    _warn_of_few_spots(study, trained)
+    _warn_of_parts(study, trained)
     warn_of_other_resolution(study, np.arange(study.n_obs), trained.report.get("resolution_um"))
     _report_genes(study, trained, columns, key_added)
     prediction = StudyPrediction(study, trained, inputs, request)
@@ -197,8 +199,8 @@ def _predicted_finer(finer: FinerPrediction, inplace: bool) -> AnnData | None:
     return None
 
 
-def _warn_of_few_spots(study: Study, model: Model) -> None:
-    """Warn of sections whose mean, which predictions refer to, says little."""
+def _warn_of_parts(study: Study, model: Model) -> None:
+    """Warn of sections whose mean, which predictions refer to, says little or is that of a part."""
     if not centres_by_section(model.predictor):
         return
     names, counts = np.unique(study.sections[in_tissue(study.table)], return_counts=True)
@@ -209,6 +211,18 @@ def _warn_of_few_spots(study: Study, model: Model) -> None:
             "do not show. Predict whole sections, and filter afterwards",
             listing(few),
             _FEW_SPOTS,
+        )
+    shapes = {region: len(study.sdata[region]) for region in study.regions if region in study.sdata}
+    parts = [
+        f"{region} ({len(rows)} of {shapes[region]})"
+        for region, rows in study.regions.items()
+        if len(rows) < _PART * shapes.get(region, 0)
+    ]
+    if parts:
+        logger.warning(
+            "the table has less than half of the spots of %s. Unless only spots off the tissue are gone, predictions will differ: "
+            "the model predicts spots relative to the mean of their section. Predict whole sections, and filter afterwards",
+            listing(parts),
         )
 
 
