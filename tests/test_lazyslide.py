@@ -130,13 +130,22 @@ def test_a_store_keeps_what_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.tables.update(enc_tiles=feature_table(features_of(4), np.arange(4))), "other tiles: 4 rows for the 5"),
-        (lambda s: s.tables.update(enc_tiles=feature_table(features_of(5), np.arange(1, 6))), "without features: 0; without"),
+        (
+            lambda s: s.tables.update(enc_tiles=feature_table(features_of(4), np.arange(4))),
+            "other tiles: 4 rows for the 5",
+        ),
+        (
+            lambda s: s.tables.update(enc_tiles=feature_table(features_of(5), np.arange(1, 6))),
+            "without features: 0; without",
+        ),
         (lambda s: s.tables["enc_tiles"].X.__setitem__((2, 1), np.nan), "NaN or infinite features for 1 of 5 tiles: 2"),
         (lambda s: s.attrs["tile_spec"]["tiles"].update(width=20), "20 × 40 px"),
         (lambda s: s.attrs["tile_spec"]["tiles"].update(base_downsample=1.0), "are not the tiles"),
         (lambda s: s.attrs["tile_spec"].pop("tiles"), "`tiles` not found in `sdata.attrs"),
-        (lambda s: s.attrs["slide_properties"].update(mpp=0.5), "at 0.25 µm per pixel of the slide, whose properties say 0.5"),
+        (
+            lambda s: s.attrs["slide_properties"].update(mpp=0.5),
+            "at 0.25 µm per pixel of the slide, whose properties say 0.5",
+        ),
     ],
     ids=["fewer", "others", "nan", "not square", "other size", "no specification", "other microns"],
 )

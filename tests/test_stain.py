@@ -163,7 +163,9 @@ def test_a_model_of_augmented_features_asks_for_the_same(cohort):
     ig.tl.fit(cohort, "ridge", validate_on=["P3"])
     ig.tl.predict(cohort)
     ig.pp.embed_patches(cohort, "color-texture")
-    with pytest.raises(ig.Img2GeneError, match=r"trained with augmentation stain, the object has None.*augment='stain'"):
+    with pytest.raises(
+        ig.Img2GeneError, match=r"trained with augmentation stain, the object has None.*augment='stain'"
+    ):
         ig.tl.predict(cohort)
     with pytest.raises(ig.Img2GeneError, match="augment='colour': expected one of stain"):
         ig.pp.embed_patches(cohort, "color-texture", augment="colour")

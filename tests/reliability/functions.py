@@ -17,7 +17,20 @@ import img2gene as ig
 from img2gene._files.tables import write_csv
 from reliability import studies
 
-PACKAGES = ("pp", "tl", "pl", "get", "io", "lazyslide", "datasets", "metrics", "models", "encoders", "pathways", "testing")
+PACKAGES = (
+    "pp",
+    "tl",
+    "pl",
+    "get",
+    "io",
+    "lazyslide",
+    "datasets",
+    "metrics",
+    "models",
+    "encoders",
+    "pathways",
+    "testing",
+)
 Arguments = dict[str, Any]
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
@@ -77,8 +90,18 @@ def _genes() -> list[str]:
 _TRAINING = {"train_on": ["P1", "P2"], "validate_on": [studies.HELD_OUT], "genes": 5}
 _CHEAP = {"models": ["mean"], "encoder": studies.ENCODER, "genes": 5}
 
+
+def _stated_scores() -> pd.DataFrame:
+    return pd.DataFrame({"model": ["ridge"], "genes": ["all"], "pcc": [0.5]})
+
+
+def _mean_colour(pixels: np.ndarray) -> np.ndarray:
+    return pixels.mean(axis=(1, 2))
+
+
 # Functions whose first argument is the study.
 STUDY: dict[str, Callable[[], Arguments]] = {
+    "pp.describe_features": lambda: {"features": f"X_{studies.ENCODER}", "encoder": "mine", "revision": "1"},
     "pp.embed_patches": lambda: {"encoder": studies.ENCODER},
     "pp.extract_patches": lambda: {"patch_um": 112.0, "patch_px": 32},
     "pp.score_pathways": lambda: {"gene_sets": {"first": _genes()[:6]}, "seed": 0},
@@ -270,6 +293,7 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
         "patient_key": "patient",
     },
     "io.load_model": lambda folder: {"path": _saved(folder)},
+    "io.model_card": lambda folder: {"model": studies.trained("ridge"), "scores": _stated_scores()},
     "io.open_table": lambda folder: {"path": _stored_table(folder)},
     "io.read_csv": lambda folder: {"path": _table(folder)},
     "io.read_legacy_st": _legacy,
@@ -325,6 +349,7 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "encoders.get": lambda folder: {"name": studies.ENCODER},
     "encoders.list": lambda folder: {},
     "encoders.load": lambda folder: {"name": studies.ENCODER},
+    "encoders.wrap": lambda folder: {"model": _mean_colour, "name": "mean-colour", "revision": "1", "input_px": 16},
     "encoders.register": lambda folder: {"spec": ig.encoders.get(studies.ENCODER)},
     "pathways.aucell": lambda folder: {"counts": _counts(), "sets": _sets()},
     "pathways.enrich": lambda folder: {

@@ -53,7 +53,9 @@ class Sample:
         pixels, _ = thumbnail(sdata, image_key, max(1, int(np.sqrt(height * width / _FIT_PX))))
         tissue, _ = slide_tissue(pixels)
         if not tissue.any():
-            raise Img2GeneError(f"`{image_key}` shows no tissue, so its stain cannot be found. Leave it out of `images`.")
+            raise Img2GeneError(
+                f"`{image_key}` shows no tissue, so its stain cannot be found. Leave it out of `images`."
+            )
         return cls(image_key, pixels, tissue)
 
     def reference(self, method: str) -> StainReference:

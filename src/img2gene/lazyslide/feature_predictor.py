@@ -21,6 +21,8 @@ _NEEDED = (0, 13)
 class FeaturePredictor:
     """Predicts the expression of all tiles of a slide from their features, as LazySlide's ``feature_prediction`` asks.
 
+    :func:`img2gene.lazyslide.predictor` makes it of a model.
+
     Attributes
     ----------
     name
@@ -31,6 +33,12 @@ class FeaturePredictor:
         True: the model must see all tiles at once.
     needs_coords
         Whether the model uses the positions of the tiles.
+
+    Examples
+    --------
+    >>> import img2gene as ig
+    >>> ig.lazyslide.FeaturePredictor.whole_slide
+    True
     """
 
     whole_slide = True
@@ -138,7 +146,9 @@ def predictor(model: Model | str | Path, *, mpp: float | None = None, sections: 
         with check.collect():
             model = load_model(model)
     elif not isinstance(model, Model):
-        check.messages.append(f"model={shown(model)}: expected a model, such as `img2gene.get.model(sdata)`, or its path.")
+        check.messages.append(
+            f"model={shown(model)}: expected a model, such as `img2gene.get.model(sdata)`, or its path."
+        )
     if isinstance(model, Model):
         check.messages += _model_problems(model, mpp)
     names = None

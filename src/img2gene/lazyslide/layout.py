@@ -90,7 +90,9 @@ def read_layout(sdata: SpatialData, key: str, mpp: float | None) -> Tiles:
         )
     microns = _microns(sdata, key, spec, float(factor), mpp)
     boxes = bounds[:, [1, 0, 3, 2]]
-    return Tiles(key, tile_ids(sdata, key), boxes, int(width), round(float(width) * float(factor) * microns, 4), microns)
+    return Tiles(
+        key, tile_ids(sdata, key), boxes, int(width), round(float(width) * float(factor) * microns, 4), microns
+    )
 
 
 def _specification(sdata: SpatialData, key: str) -> Mapping[str, Any]:
@@ -137,7 +139,7 @@ def _regions(table: Any) -> list[str]:
     return sorted(table.obs[LIBRARY].astype(str).unique()) if LIBRARY in table.obs else []
 
 
-def encoder_name(table_key: str, tile_key: str) -> str:
+def encoder_name(table: str, tile_key: str) -> str:
     """Name of the encoder whose features a table holds.
 
     Examples
@@ -146,7 +148,7 @@ def encoder_name(table_key: str, tile_key: str) -> str:
     >>> encoder_name("uni2_tiles", "tiles")
     'uni2'
     """
-    return table_key.removesuffix(f"_{tile_key}")
+    return table.removesuffix(f"_{tile_key}")
 
 
 def read_features(sdata: SpatialData, name: str, tile_key: str) -> tuple[str, np.ndarray]:
@@ -181,7 +183,9 @@ def _same_tiles(key: str, stored: np.ndarray, tile_key: str, ids: np.ndarray) ->
     """Find the row of each tile in a feature table; refuse a table of more, fewer or other tiles."""
     rows = pd.Index(stored)
     if not rows.is_unique:
-        raise Img2GeneError(f"`sdata.tables['{key}']` names a tile twice in `obs['{TILE_ID}']`: extract features again.")
+        raise Img2GeneError(
+            f"`sdata.tables['{key}']` names a tile twice in `obs['{TILE_ID}']`: extract features again."
+        )
     absent, more = np.setdiff1d(ids, stored), np.setdiff1d(stored, ids)
     if len(absent) or len(more):
         raise Img2GeneError(

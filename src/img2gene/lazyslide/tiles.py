@@ -221,7 +221,9 @@ def add_tiles(
     shapes = {f"{region}_{key_added}": _squares(study, region) for region in study.regions}
     foreign = [name for name in shapes if name in sdata and SPOT not in getattr(sdata[name], "columns", [])]
     if foreign:
-        raise Img2GeneError(f"{listing(foreign)} would be replaced, and img2gene did not write it. Choose another `key_added`.")
+        raise Img2GeneError(
+            f"{listing(foreign)} would be replaced, and img2gene did not write it. Choose another `key_added`."
+        )
     if not inplace:
         return shapes
     specs = {name: _spec(study, region, tile_px) for name, region in zip(shapes, study.regions, strict=True)}

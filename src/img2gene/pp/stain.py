@@ -140,7 +140,9 @@ def normalize_stain(
     if not chosen:
         raise Img2GeneError(f"No image is left to normalise (images: {listing(sdata.images)}). Name them: `images=`.")
     if taken := [target for target in targets.values() if target in sdata]:
-        raise Img2GeneError(f"{listing(taken)} exist already. Choose another `key_added`, or delete them: `del sdata[…]`.")
+        raise Img2GeneError(
+            f"{listing(taken)} exist already. Choose another `key_added`, or delete them: `del sdata[…]`."
+        )
     found, problems = {}, Problems()
     if isinstance(reference, str):
         reference = Sample.of(sdata, reference).reference(method)

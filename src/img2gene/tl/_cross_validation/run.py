@@ -22,13 +22,13 @@ from img2gene._files.folders import ResumableFolder, fingerprint
 from img2gene._leaks.find import Finding, find_leaks
 from img2gene._progress import tqdm_bar
 from img2gene._study.expression import library_size
-from img2gene._study.inputs import choose_encoder, embedding
+from img2gene._study.inputs import embedding
 from img2gene._study.panel import Genes, check_genes, check_panel, choose_genes, is_named, named_genes, panel_genes
 from img2gene._study.study import Study
 from img2gene._versions import versions
 from img2gene.settings import settings
 from img2gene.tl._cross_validation.assemble import Assembly, Parts
-from img2gene.tl._cross_validation.candidates import Candidate
+from img2gene.tl._cross_validation.candidates import Candidate, candidate_identity
 from img2gene.tl._cross_validation.checkpoint import Part, load_part, open_results, save_part
 from img2gene.tl._cross_validation.folds import OuterFolds
 from img2gene.tl._cross_validation.result import UNKNOWN, WITHIN, CrossValidation
@@ -125,7 +125,7 @@ class CrossValidationRun:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        return choose_encoder(self.study, next(iter(self.candidates.values()))["encoder"])
+        return candidate_identity(self.study, next(iter(self.candidates.values())))
 
     def _fold(self, name: str, held: np.ndarray, genes: Genes, groups: GeneGroups) -> Fold:
         """Choose genes and gene groups on the training rows alone."""
@@ -222,8 +222,8 @@ def study_fingerprint(
         "positions": study.positions,
         "pathways": np.asarray(table.obsm[_schema.PATHWAYS]) if _schema.PATHWAYS in table.obsm else None,
     }
-    for name in {candidate["encoder"] for candidate in candidates.values()}:
-        identity = choose_encoder(study, name)
+    for candidate in candidates.values():
+        identity = candidate_identity(study, candidate)
         arrays[f"embedding {identity['name']}"] = embedding(study, identity)
     return fingerprint(**arrays)
 
