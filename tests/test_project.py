@@ -166,7 +166,7 @@ def circles(graph: dict[str, set[str]]) -> list[set[str]]:
 FLOORS = (
     ("_errors",),
     ("_checks",),
-    ("_schema", "_files", "_docs", "_progress", "_versions", "settings"),
+    ("_schema", "_files", "_docs", "_versions", "settings"),
     ("metrics", "encoders", "_cluster"),
     ("models",),
     ("pathways", "testing"),

@@ -16,11 +16,10 @@ from img2gene._checks import Arguments
 from img2gene._cluster import n_threads, run_parts
 from img2gene._errors import Img2GeneError, listing
 from img2gene._files.patch_cache import PatchCache, patch_key
-from img2gene._progress import tqdm_bar
 from img2gene._study.patches import Reading, RegionWindows, region_windows, stream_patches
 from img2gene._study.study import Study
 from img2gene.encoders.restain import stain_views
-from img2gene.settings import settings
+from img2gene.settings import settings, tqdm_bar
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from img2gene._progress import tqdm_bar
 from img2gene.datasets import _counts
 from img2gene.datasets._genes import DOMAINS, GROUPS, SYMBOLS
 from img2gene.datasets._histology import STAIN_FIELD_EFFECT, Stain, draw_stain, render
 from img2gene.datasets._parameters import PITCH_UM, SPOT_UM, CohortParameters
 from img2gene.datasets._tissue import Tissue, draw_composition, draw_tissue, spot_mean
+from img2gene.settings import tqdm_bar
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,9 +10,8 @@ import scipy.sparse as sp
 
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError
-from img2gene._progress import tqdm_bar
 from img2gene.pathways.inputs import checked_names, finite_matrix, row_numbers, set_columns
-from img2gene.settings import settings
+from img2gene.settings import settings, tqdm_bar
 
 Matrix = Any
 Sets = Mapping[str, Sequence[int] | np.ndarray]

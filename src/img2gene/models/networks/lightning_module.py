@@ -13,9 +13,9 @@ from torch import Tensor
 
 from img2gene._errors import Img2GeneError
 from img2gene._files.folders import atomic_path
-from img2gene._progress import tqdm_bar
 from img2gene.models.networks.checkpoints import sign
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
+from img2gene.settings import tqdm_bar
 
 # Weights start at order one and stay there; beyond this they have run away.
 _LARGE_WEIGHT = 1e4

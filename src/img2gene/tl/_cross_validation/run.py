@@ -20,13 +20,12 @@ from img2gene._cluster import run_parts
 from img2gene._errors import Img2GeneError, LeakageError, listing, raise_problems
 from img2gene._files.folders import ResumableFolder, fingerprint
 from img2gene._leaks.find import Finding, find_leaks
-from img2gene._progress import tqdm_bar
 from img2gene._study.expression import library_size
 from img2gene._study.inputs import embedding
 from img2gene._study.panel import Genes, check_genes, check_panel, choose_genes, is_named, named_genes, panel_genes
 from img2gene._study.study import Study
 from img2gene._versions import versions
-from img2gene.settings import settings
+from img2gene.settings import settings, tqdm_bar
 from img2gene.tl._cross_validation.assemble import Assembly, Parts
 from img2gene.tl._cross_validation.candidates import Candidate, candidate_identity
 from img2gene.tl._cross_validation.checkpoint import Part, load_part, open_results, save_part

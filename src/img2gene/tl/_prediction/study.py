@@ -14,7 +14,6 @@ from img2gene._checks import Arguments
 from img2gene._cluster import check_client, run_parts
 from img2gene._errors import Img2GeneError
 from img2gene._files.folders import fingerprint
-from img2gene._progress import tqdm_bar
 from img2gene._study.expression import in_tissue
 from img2gene._study.model_inputs import ModelInputs
 from img2gene._study.study import Study
@@ -25,7 +24,7 @@ from img2gene.models.data import RowSource
 from img2gene.models.depth_scale import TRAINING, DepthScale
 from img2gene.models.prepared import PreparedPrediction
 from img2gene.models.row_blocks import blocks
-from img2gene.settings import settings
+from img2gene.settings import settings, tqdm_bar
 from img2gene.tl._arguments import check_flags, check_name
 from img2gene.tl._prediction.values import at_depth, new_patients, predicted_table, prediction_record, spread
 from img2gene.tl._scoring.depth import required_scale
