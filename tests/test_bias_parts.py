@@ -286,7 +286,9 @@ def test_sections_of_few_spots_are_named_where_predictions_refer_to_their_mean(c
 def test_a_table_of_a_part_of_a_section_is_named(cohort, caplog, every, named):
     part = cohort.subset([*cohort.images, *cohort.shapes, "table"])
     table = cohort["table"]
-    part.tables["table"] = table[(table.obs["patient"] != "P2").to_numpy() | (np.arange(table.n_obs) % every == 0)].copy()
+    part.tables["table"] = table[
+        (table.obs["patient"] != "P2").to_numpy() | (np.arange(table.n_obs) % every == 0)
+    ].copy()
     model = ig.tl.fit(cohort, "ridge-plain", validate_on=["P4"], inplace=False)
     ig.tl.predict(part, model, inplace=False)
     total = len(cohort["P2_S1_spots"])
