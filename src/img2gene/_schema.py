@@ -42,6 +42,8 @@ PATIENT = "patient"
 PREDICTABLE = "predictable"
 UNCERTAINTY = "uncertainty"
 PREDICTED_BY = "predicted_by"
+# Unit of predictions that a cross-validation kept.
+SCALE = "scale"
 PREDICTABILITY = "predictability"
 # Attribute of images that were drawn of predictions.
 RASTER = "img2gene_raster"
@@ -76,7 +78,7 @@ _FORMS: dict[str, Any] = {
     PANELS: {_EACH: {"sections": list, "by": str}},
     PATHWAYS: {"names": list, "gene_sets": {_EACH: list}, "method": str, "n_top": int},
     UNCERTAINTY: {_EACH: {"level": (int, float), "ood_threshold": (int, float)}},
-    PREDICTED_BY: {_EACH: {"model": str, "fingerprint": str, "depth?": (int, float, str)}},
+    PREDICTED_BY: {_EACH: {"model": str, "fingerprint": str, "depth?": (int, float, str), "layer?": str}},
     RASTERS: {_EACH: {"um_per_px": _REAL, "section": str}},
     PREDICTABILITY: {"key": str, "fingerprint": str},
     SCORED_BY: {"key": str, "fingerprint": str},

@@ -17,7 +17,20 @@ import img2gene as ig
 from img2gene._files.tables import write_csv
 from reliability import studies
 
-PACKAGES = ("pp", "tl", "pl", "get", "io", "datasets", "metrics", "models", "encoders", "pathways", "testing")
+PACKAGES = (
+    "pp",
+    "tl",
+    "pl",
+    "get",
+    "io",
+    "lazyslide",
+    "datasets",
+    "metrics",
+    "models",
+    "encoders",
+    "pathways",
+    "testing",
+)
 Arguments = dict[str, Any]
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
@@ -95,6 +108,9 @@ STUDY: dict[str, Callable[[], Arguments]] = {
     "pp.select_genes": lambda: {"n_genes": 5},
     "pp.bin_to": lambda: {"um": 500.0},
     "pp.tile_slide": lambda: {"image_key": "P3_S1_image", "patch_um": 112.0, "patch_px": 32},
+    "pp.fit_stain": lambda: {"image_key": "P3_S1_image", "method": "reinhard"},
+    "pp.normalize_stain": lambda: {"reference": "P3_S1_image", "method": "reinhard", "images": ["P1_S1_image"]},
+    "lazyslide.add_tiles": lambda: {},
     "tl.check_leaks": lambda: {},
     "tl.cross_validate": lambda: {**_CHEAP, "baselines": False, "n_permutations": 2},
     "tl.evaluate": lambda: {"n_permutations": 2},
@@ -110,7 +126,9 @@ STUDY: dict[str, Callable[[], Arguments]] = {
     "pl.localization": lambda: {"tissue": "marked", "sections": ["P3_S1"]},
     "pl.patches": lambda: {"n": 1},
     "pl.pathways": lambda: {"sections": ["P3_S1"]},
+    "pl.retrieved": lambda: {"spots": studies.study()["table"].obs_names[0], "key": "retriever", "n": 2},
     "pl.slide": lambda: {"gene": _genes()[0], "section": "P3_S1"},
+    "pl.umap": lambda: {"color": "patient", "max_spots": 30},
     "get.model": lambda: {},
     "get.patches": lambda: {"index": [0]},
     "get.pathways": lambda: {},
@@ -196,6 +214,26 @@ def _platform(folder: Path, write: Callable[[Path], Any], **options: Any) -> Arg
     return {"path": written.path, "image": written.image, "section": "S", "patient": "P", **options}
 
 
+def _tiled() -> Any:
+    """A slide as LazySlide keeps it, with features of its four tiles."""
+    import anndata as ad
+    import geopandas as gpd
+    import shapely
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel, TableModel
+
+    ids, x = np.arange(4), 80 * np.arange(4)
+    frame = gpd.GeoDataFrame({"tile_id": ids}, geometry=shapely.box(x, 0, x + 80, 80))
+    obs = pd.DataFrame({"tile_id": ids, "library_id": pd.Categorical(["tiles"] * 4)}, index=ids.astype(str))
+    table = ad.AnnData(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), obs=obs)
+    table = TableModel.parse(table, region="tiles", region_key="library_id", instance_key="tile_id")
+    sdata = SpatialData(shapes={"tiles": ShapesModel.parse(frame)}, tables={"enc_tiles": table})
+    sizes = {"height": 40, "width": 40, "base_downsample": 2.0, "mpp": 0.5}
+    sdata.attrs = {"tile_spec": {"tiles": sizes}, "slide_properties": {"mpp": 0.25}}
+    ig.lazyslide.read_tiles(sdata)
+    return sdata
+
+
 def _xenium(folder: Path) -> Arguments:
     (folder / "run").mkdir()
     run = layouts.xenium(folder / "run")
@@ -227,6 +265,9 @@ def _truth_and_positions() -> Arguments:
 
 # Functions that take something else; each entry gets a folder of its own.
 _OTHER: dict[str, Callable[[Path], Arguments]] = {
+    "lazyslide.add_features": lambda folder: {"sdata": _tiled(), "features": "enc", "table_key": "lazyslide"},
+    "lazyslide.predictor": lambda folder: {"model": studies.trained("ridge")},
+    "lazyslide.read_tiles": lambda folder: {"sdata": _tiled()},
     "report": lambda folder: {"data": _study(), "path": folder / "page.html", "overwrite": True},
     "tl.summarize": lambda folder: {"scores": _scores()},
     "pl.calibration": lambda folder: {"data": _study(), "sections": ["P3_S1"]},
@@ -237,6 +278,8 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "pl.predictability": lambda folder: {"result": _study()},
     "pl.prediction": lambda folder: {"data": _study(), "genes": _genes()[0], "sections": ["P3_S1"]},
     "pl.bias": lambda folder: {"scores": _scores()},
+    "pl.measured_vs_predicted": lambda folder: {"data": _study(), "genes": _genes()[0], "sections": ["P3_S1"]},
+    "pl.score_heatmap": lambda folder: {"scores": _scores()},
     "pl.scores": lambda folder: {"scores": _scores()},
     "pl.training": lambda folder: {"model": _study(), "key": "network"},
     "io.build_section": _one_section,

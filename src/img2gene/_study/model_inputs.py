@@ -118,12 +118,14 @@ def _differences(trained: dict[str, Any], stored: dict[str, Any], study: Study) 
         "patch_um": "fields of view (µm)",
         "input_px": "input size (px)",
         "orientations": "orientations",
+        "augment": "augmentation",
         "width": "embedding width",
     }
     again = {"patch_um": f" Run `{_extract(trained, study)}`"}
     again["patch_um"] += "." if "finetuned" in trained else " and embed again."
     call = f"img2gene.pp.embed_patches(sdata, {trained['name']!r}, orientations={trained['orientations']}"
-    again["orientations"] = f" Run `{call}{study.table_argument})`."
+    call += f", augment={trained['augment']!r}" if trained.get("augment") else ""
+    again |= dict.fromkeys(("orientations", "augment"), f" Run `{call}{study.table_argument})`.")
     return [
         f"The model was trained with {label} {trained.get(field)}, the object has {stored.get(field)}."
         + again.get(field, "")

@@ -6,6 +6,7 @@ from img2gene.pp.expression import select_genes
 from img2gene.pp.features import describe_features
 from img2gene.pp.patches import extract_patches
 from img2gene.pp.pathways import score_pathways
+from img2gene.pp.stain import fit_stain, normalize_stain
 from img2gene.pp.tiles import tile_slide
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "describe_features",
     "embed_patches",
     "extract_patches",
+    "fit_stain",
+    "normalize_stain",
     "score_pathways",
     "select_genes",
     "tile_slide",

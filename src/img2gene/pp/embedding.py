@@ -55,6 +55,7 @@ def embed_patches(
     tokens: int | None = None,
     orientations: int = 2,
     restained: int = 0,
+    augment: str | None = None,
     table_key: str = "table",
     batch_size: int | None = None,
     num_workers: int | None = None,
@@ -91,6 +92,10 @@ def embed_patches(
         Also embed restained copies of about this many patches, the same number in each section, with more or less haematoxylin
         and eosin. Models learn from them which features the stain moves (``debias="stain"`` of :func:`img2gene.tl.fit`); 40
         are enough. Each takes three forward passes. Tables without genes, such as tiles, have none.
+    augment
+        ``"stain"`` averages the features over five copies of each patch: as it is, and with 1.2 times as much and as little
+        haematoxylin, and eosin. Each takes a forward pass per orientation. Other sections need the same. None takes the
+        patch as it is.
     table_key
         Table whose patches are embedded.
     batch_size
@@ -159,6 +164,7 @@ def embed_patches(
     checked_amp(check, amp)
     check.choice("backend", backend, ("auto", "torch", "onnx"))
     restained = check.whole("restained", restained, 0)
+    check.choice("augment", augment, ("stain",), optional=True)
     target, client = check.path("out", out, optional=True), check_client(check, client)
     check.choice("on_error", on_error, ("nan", "raise"))
     check.flag("inplace", inplace)
@@ -170,7 +176,7 @@ def embed_patches(
     # Tokens are checked before weights are loaded, which can mean a download.
     if tokens is not None:
         _check_grid(spec, tokens, input_side(spec, patches))
-    identity = embedding_identity(spec, patches, orientations, None if tokens is None else int(tokens))
+    identity = embedding_identity(spec, patches, orientations, None if tokens is None else int(tokens), augment)
     plan = EmbeddingPlan(
         spec, {"device": device, "amp": amp, "backend": backend}, identity, size, workers, on_error == "nan"
     )

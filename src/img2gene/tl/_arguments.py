@@ -195,3 +195,20 @@ def create_predictor(model: str, parameters: Mapping[str, Any]) -> Predictor:
         raise
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
         raise Img2GeneError(f"{model!r} does not take {shown(dict(parameters))}: {error}.") from error
+
+
+def checked_loggers(check: Arguments, value: Any) -> list[Any]:
+    """Convert ``logger`` to a list of loggers of Lightning; empty for None."""
+    if value is None:
+        return []
+    from img2gene.models.networks.train import import_lightning
+
+    import_lightning()
+    from lightning.pytorch.loggers import Logger
+
+    loggers = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(one, Logger) for one in loggers):
+        check.messages.append(
+            f"logger={shown(value)}: expected a logger of `lightning.pytorch.loggers`, such as CSVLogger('logs'), or several."
+        )
+    return loggers

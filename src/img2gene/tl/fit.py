@@ -36,6 +36,7 @@ from img2gene.tl._arguments import (
     check_seed,
     check_store,
     checked_features,
+    checked_loggers,
     create_predictor,
     later_step,
     open_features,
@@ -76,6 +77,7 @@ def fit(
     finetune_batch_size: int = 32,
     uncertainty: bool = True,
     level: float = 0.9,
+    logger: Any = None,
     inplace: bool = True,
     **params: Any,
 ) -> Model | None:
@@ -137,6 +139,10 @@ def fit(
         have them at hand, others are fitted up to five times more), and keep how far training embeddings lie apart.
     level
         Nominal coverage of the intervals, between 0 and 1.
+    logger
+        Logger of Lightning, or several, such as ``CSVLogger``, ``TensorBoardLogger`` or ``WandbLogger`` of
+        ``lightning.pytorch.loggers``. It receives the losses and the validation score of every epoch, named
+        ``<training run>/<value>`` as in :func:`img2gene.pl.training`. Models that are not trained in epochs report nothing.
     inplace
         If False, the model is returned and not stored.
     **params
@@ -173,7 +179,7 @@ def fit(
     encoder, genes = check.text("encoder", encoder, optional=True), check_gene_choice(check, genes)
     features = checked_features(check, features, encoder=encoder, finetune=finetune)
     level, min_depth = check_between(check, "level", level), check.number("min_depth", min_depth, 0, 1)
-    seed = check_seed(check, seed)
+    seed, loggers = check_seed(check, seed), checked_loggers(check, logger)
     trained, held_out = check.labels("train_on", train_on), check.labels("validate_on", validate_on)
     options = _options(check, finetune, finetune_epochs, finetune_learning_rate, finetune_batch_size)
     debiased = checked_debias(check, debias, model, params)
@@ -196,7 +202,7 @@ def fit(
     check.raise_all()
     if genes is None:
         check_panel(study, division.held_out, allow_leakage=allow_leakage)
-    run = TrainingRun(study, layer, groups, division, min_depth, seed, debiased)
+    run = TrainingRun(study, layer, groups, division, min_depth, seed, debiased, loggers)
     result = run.train(predictor, inputs, genes, level if uncertainty else None)
     if not inplace:
         return result

@@ -25,7 +25,7 @@ from img2gene._study.inputs import embedding
 from img2gene._study.panel import Genes, check_genes, check_panel, choose_genes, is_named, named_genes, panel_genes
 from img2gene._study.study import Study
 from img2gene._versions import versions
-from img2gene.settings import settings
+from img2gene.settings import settings, tqdm_bar
 from img2gene.tl._cross_validation.assemble import Assembly, Parts
 from img2gene.tl._cross_validation.candidates import Candidate, candidate_identity
 from img2gene.tl._cross_validation.checkpoint import Part, load_part, open_results, save_part
@@ -160,7 +160,7 @@ class CrossValidationRun:
     def _assemble(
         self, folds: list[Fold], parts: Parts, record: dict[str, Any], leaks: list[Finding], warnings: list[str]
     ) -> CrossValidation:
-        assembly = Assembly(self.study, self.outer, list(self.candidates), folds, parts)
+        assembly = Assembly(self.study, self.outer, list(self.candidates), folds, parts, self.options.layer)
         scores = assembly.scores()
         if any(leak.severity == "error" for leak in leaks):
             scores["leakage"] = True
@@ -236,8 +236,6 @@ def run_tasks(
 
     The folder is closed at the end, also after an error.
     """
-    from tqdm.auto import tqdm
-
     # A part that was stored without predictions does not serve a call that keeps them.
     parts = {
         key: part
@@ -248,7 +246,7 @@ def run_tasks(
         logger.info("took %d of %d finished parts from %s", len(parts), len(tasks), results.folder)
     todo = {key: task for key, task in tasks.items() if key not in parts}
     run = _in_processes if client is None else partial(_on_cluster, client)
-    with results, tqdm(total=len(todo), desc=title, unit="fit", disable=not settings.progress) as bar:
+    with results, tqdm_bar(total=len(todo), desc=title, unit="fit", disable=not settings.progress) as bar:
         for number, part in run(list(todo.values()), results, n_jobs):
             parts[list(todo)[number]] = part
             bar.update()

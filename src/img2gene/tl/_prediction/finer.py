@@ -129,6 +129,7 @@ class FinerPrediction:
                 fine,
                 encoders.get(inputs["name"]).name,
                 orientations=inputs["orientations"],
+                augment=inputs.get("augment"),
                 tokens=inputs.get("tokens"),
                 table_key=self.key,
                 client=self.request.client if self.request.client is not None else False,
