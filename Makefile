@@ -11,7 +11,7 @@ endif
 
 BIN := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo test reliability lint docs test-matrix test-lowest test-lazyslide clean distclean
+.PHONY: help demo test reliability zoo lint docs test-matrix test-lowest test-lazyslide clean distclean
 # Targets share an environment that only one pip at a time may change.
 .NOTPARALLEL:
 
@@ -33,6 +33,9 @@ reliability: export OMP_NUM_THREADS ?= 1
 reliability: $(VENV)/.installed-test  ## damage models, kill, interrupt and race in full numbers, into benchmarks/results/reliability.md (ARGS=<options>)
 	$(BIN) benchmarks/reliability.py $(ARGS)
 
+zoo: $(VENV)/.installed-demo  ## build the models that the public sections allow, each with a card that states its held-out score
+	$(BIN) benchmarks/zoo.py --out zoo $(ARGS)
+
 lint: $(VENV)/.installed-lint  ## check style, format and types
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
@@ -41,6 +44,7 @@ lint: $(VENV)/.installed-lint  ## check style, format and types
 # -E: a tutorial's output depends on the source, which Sphinx does not know of.
 docs: $(VENV)/.installed-doc  ## build the documentation into docs/_build/html, warnings are errors
 	$(BIN) -m sphinx -E -W --keep-going -n -b html docs docs/_build/html
+	$(BIN) -m pytest -q tests/test_site.py
 
 test-matrix: test-3.11 test-3.12 test-3.13  ## run the suite on every supported Python, found through pyenv
 

@@ -90,8 +90,18 @@ def _genes() -> list[str]:
 _TRAINING = {"train_on": ["P1", "P2"], "validate_on": [studies.HELD_OUT], "genes": 5}
 _CHEAP = {"models": ["mean"], "encoder": studies.ENCODER, "genes": 5}
 
+
+def _stated_scores() -> pd.DataFrame:
+    return pd.DataFrame({"model": ["ridge"], "genes": ["all"], "pcc": [0.5]})
+
+
+def _mean_colour(pixels: np.ndarray) -> np.ndarray:
+    return pixels.mean(axis=(1, 2))
+
+
 # Functions whose first argument is the study.
 STUDY: dict[str, Callable[[], Arguments]] = {
+    "pp.describe_features": lambda: {"features": f"X_{studies.ENCODER}", "encoder": "mine", "revision": "1"},
     "pp.embed_patches": lambda: {"encoder": studies.ENCODER},
     "pp.extract_patches": lambda: {"patch_um": 112.0, "patch_px": 32},
     "pp.score_pathways": lambda: {"gene_sets": {"first": _genes()[:6]}, "seed": 0},
@@ -116,7 +126,9 @@ STUDY: dict[str, Callable[[], Arguments]] = {
     "pl.localization": lambda: {"tissue": "marked", "sections": ["P3_S1"]},
     "pl.patches": lambda: {"n": 1},
     "pl.pathways": lambda: {"sections": ["P3_S1"]},
+    "pl.retrieved": lambda: {"spots": studies.study()["table"].obs_names[0], "key": "retriever", "n": 2},
     "pl.slide": lambda: {"gene": _genes()[0], "section": "P3_S1"},
+    "pl.umap": lambda: {"color": "patient", "max_spots": 30},
     "get.model": lambda: {},
     "get.patches": lambda: {"index": [0]},
     "get.pathways": lambda: {},
@@ -266,6 +278,8 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "pl.predictability": lambda folder: {"result": _study()},
     "pl.prediction": lambda folder: {"data": _study(), "genes": _genes()[0], "sections": ["P3_S1"]},
     "pl.bias": lambda folder: {"scores": _scores()},
+    "pl.measured_vs_predicted": lambda folder: {"data": _study(), "genes": _genes()[0], "sections": ["P3_S1"]},
+    "pl.score_heatmap": lambda folder: {"scores": _scores()},
     "pl.scores": lambda folder: {"scores": _scores()},
     "pl.training": lambda folder: {"model": _study(), "key": "network"},
     "io.build_section": _one_section,
@@ -279,6 +293,7 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
         "patient_key": "patient",
     },
     "io.load_model": lambda folder: {"path": _saved(folder)},
+    "io.model_card": lambda folder: {"model": studies.trained("ridge"), "scores": _stated_scores()},
     "io.open_table": lambda folder: {"path": _stored_table(folder)},
     "io.read_csv": lambda folder: {"path": _table(folder)},
     "io.read_legacy_st": _legacy,
@@ -334,6 +349,7 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "encoders.get": lambda folder: {"name": studies.ENCODER},
     "encoders.list": lambda folder: {},
     "encoders.load": lambda folder: {"name": studies.ENCODER},
+    "encoders.wrap": lambda folder: {"model": _mean_colour, "name": "mean-colour", "revision": "1", "input_px": 16},
     "encoders.register": lambda folder: {"spec": ig.encoders.get(studies.ENCODER)},
     "pathways.aucell": lambda folder: {"counts": _counts(), "sets": _sets()},
     "pathways.enrich": lambda folder: {

@@ -19,7 +19,7 @@ from img2gene._files.patch_cache import PatchCache, patch_key
 from img2gene._study.patches import Reading, RegionWindows, region_windows, stream_patches
 from img2gene._study.study import Study
 from img2gene.encoders.restain import stain_views
-from img2gene.settings import settings
+from img2gene.settings import settings, tqdm_bar
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -328,9 +328,7 @@ def progress(batches: Any, total: int, label: str) -> Any:
 
 def progress_bar(total: int, label: str) -> Any:
     """Make a progress bar of spots."""
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc=label, unit="spot", disable=not settings.progress)
+    return tqdm_bar(total=total, desc=label, unit="spot", disable=not settings.progress)
 
 
 def encode(
