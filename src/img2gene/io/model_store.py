@@ -175,6 +175,10 @@ def load_model(path: str | Path, *, sha256: str | None = None) -> Model:
     sha256
         Digest of the file, which plain addresses need. A download with another digest is deleted and tried once more.
 
+    Returns
+    -------
+    The trained model, checked against its digests.
+
     Raises
     ------
     Img2GeneError
