@@ -40,8 +40,16 @@ def evaluate(
     taken = ("model", "sections", "key", "seed", "table_key")
     arguments = further(ig.tl.evaluate, more, taken)
     target = None if out is None else check_target(out, overwrite, ".csv")
-    chosen = {"sections": sections or None, "key": key, "seed": seed, "table_key": table_key}
-    scores = ig.tl.evaluate(open_store(study), model, inplace=False, **chosen, **arguments)
+    scores = ig.tl.evaluate(
+        open_store(study),
+        model,
+        sections=sections or None,
+        key=key,
+        seed=seed,
+        table_key=table_key,
+        inplace=False,
+        **arguments,
+    )
     if target is not None:
         write_bytes(target, scores.to_csv(index=False).encode())
     summary = ig.tl.summarize(scores)

@@ -27,6 +27,8 @@ from img2gene._errors import Img2GeneError, listing
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
+    from img2gene.models import Model
+
 _TILES = "slide_tiles"
 Names = list[str] | None
 
@@ -76,7 +78,7 @@ def _image(sdata: SpatialData, name: str | None) -> str:
     images = list(sdata.images)
     if name is None and len(images) == 1:
         return images[0]
-    if name not in images:
+    if name is None or name not in images:
         problem = "The study has several images" if name is None else f"The study has no image {name!r}"
         raise Img2GeneError(f"{problem} (available: {listing(images)}). Pass --image.")
     return name
@@ -110,7 +112,7 @@ def fit(
     taken = ("genes", "groups", "train_on", "validate_on", "encoder", "seed", "table_key", "key_added", "model")
     arguments, target = further(ig.tl.fit, more, taken), check_target(out, overwrite, ".img2gene")
     _use_device(device)
-    trained = ig.tl.fit(
+    trained: Model = ig.tl.fit(  # type: ignore[assignment] - with inplace=False it returns the model
         open_store(study),
         model,
         genes=names_or_number(genes),
