@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +40,7 @@ def evaluate(
     taken = ("model", "sections", "key", "seed", "table_key")
     arguments = further(ig.tl.evaluate, more, taken)
     target = None if out is None else check_target(out, overwrite, ".csv")
-    chosen = {"sections": sections or None, "key": key, "seed": seed, "table_key": table_key}
+    chosen: dict[str, Any] = {"sections": sections or None, "key": key, "seed": seed, "table_key": table_key}
     scores = ig.tl.evaluate(open_store(study), model, inplace=False, **chosen, **arguments)
     if target is not None:
         write_bytes(target, scores.to_csv(index=False).encode())
