@@ -15,6 +15,7 @@ from img2gene._errors import Img2GeneError
 from img2gene._files.folders import atomic_path
 from img2gene.models.networks.checkpoints import sign
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
+from img2gene.settings import tqdm_bar
 
 # Weights start at order one and stay there; beyond this they have run away.
 _LARGE_WEIGHT = 1e4
@@ -228,9 +229,7 @@ class EpochBar(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
-        from tqdm.auto import tqdm
-
-        self.bar = tqdm(total=trainer.max_epochs, initial=trainer.current_epoch, desc=self.label, unit="epoch")
+        self.bar = tqdm_bar(total=trainer.max_epochs, initial=trainer.current_epoch, desc=self.label, unit="epoch")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Advance the bar by one epoch."""
