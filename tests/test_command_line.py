@@ -177,7 +177,7 @@ def test_stores_are_joined(tmp_path, study, capsys):
         ("predict {embedded} --model {model} --out {predicted}", 1, "--overwrite"),
         ("predict {embedded} --model {model} --out nowhere/new", 1, "does not exist"),
         ("embed {study} --set bath_size=3 --out new", 2, "near: batch_size"),
-        ("embed {study} --encoder tinny --out new", 1, "tiny"),
+        ("embed {study} --encoder tinny --out new", 1, "encoders.list"),
         ("read visium {folder} --patient A --patient B --out new", 2, "2 times"),
         ("read visium nowhere --out new", 1, "No such file or folder: nowhere"),
         ("read visium {folder} --out new", 1, "Space Ranger"),
