@@ -77,8 +77,10 @@ class FeaturePredictor:
             )
         positions = None
         if self.needs_coords:
-            if coords is None:
-                raise Img2GeneError(f"The model `{self.name}` needs the positions of the tiles: pass `coords=`.")
+            if coords is None or self._mpp is None:
+                raise Img2GeneError(
+                    f"The model `{self.name}` needs the positions of the tiles: pass `coords=`, and `mpp=`."
+                )
             positions = np.asarray(coords, dtype=np.float64)[:, ::-1] * self._mpp
         # LazySlide may compute in half precision, in which the weights were not trained.
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
@@ -160,7 +162,7 @@ def predictor(model: Model | str | Path, *, mpp: float | None = None, sections: 
             names = names.astype(str)
     check.raise_all()
     _check_release()
-    return FeaturePredictor(model, names, mpp)  # type: ignore[arg-type]
+    return FeaturePredictor(model, names, mpp)
 
 
 def _model_problems(model: Model, mpp: float | None) -> list[str]:

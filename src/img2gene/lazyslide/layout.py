@@ -75,24 +75,22 @@ def read_layout(sdata: SpatialData, key: str, mpp: float | None) -> Tiles:
     """Read tiles with their specification, and check that pixels and microns agree."""
     shapes, spec = tile_shapes(sdata, key), _specification(sdata, key)
     width, height, factor = (spec.get(name) for name in ("width", "height", "base_downsample"))
-    sizes = [_positive(value) for value in (width, height, factor)]
-    if None in sizes or width != height:
+    wide, step = _positive(width), _positive(factor)
+    if wide is None or step is None or width != height:
         raise Img2GeneError(
             f"`sdata.attrs['{TILE_SPEC}']['{key}']` gives tiles of {shown(width)} × {shown(height)} px at a factor of "
             f"{shown(factor)}: patches are squares. Tile again with one `tile_px`."
         )
-    side, bounds = float(width) * float(factor), shapes.bounds.to_numpy()
+    side, bounds = wide * step, shapes.bounds.to_numpy()
     sides = np.concatenate([bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1]])
     if not len(sides) or np.abs(sides - side).max() > _ROUNDING_PX:
         raise Img2GeneError(
             f"`sdata.shapes['{key}']` are not the tiles that `sdata.attrs['{TILE_SPEC}']['{key}']` describes: squares of "
             f"{side:.4g} px. Tile again."
         )
-    microns = _microns(sdata, key, spec, float(factor), mpp)
+    microns = _microns(sdata, key, spec, step, mpp)
     boxes = bounds[:, [1, 0, 3, 2]]
-    return Tiles(
-        key, tile_ids(sdata, key), boxes, int(width), round(float(width) * float(factor) * microns, 4), microns
-    )
+    return Tiles(key, tile_ids(sdata, key), boxes, int(wide), round(wide * step * microns, 4), microns)
 
 
 def _specification(sdata: SpatialData, key: str) -> Mapping[str, Any]:
