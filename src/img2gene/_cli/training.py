@@ -27,8 +27,6 @@ from img2gene._errors import Img2GeneError, listing
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    from img2gene.models import Model
-
 _TILES = "slide_tiles"
 Names = list[str] | None
 
@@ -112,7 +110,7 @@ def fit(
     taken = ("genes", "groups", "train_on", "validate_on", "encoder", "seed", "table_key", "key_added", "model")
     arguments, target = further(ig.tl.fit, more, taken), check_target(out, overwrite, ".img2gene")
     _use_device(device)
-    trained: Model = ig.tl.fit(  # type: ignore[assignment] - with inplace=False it returns the model
+    trained: Any = ig.tl.fit(
         open_store(study),
         model,
         genes=names_or_number(genes),

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import html
-from typing import Any, Protocol
+from typing import Any
 
 from img2gene._errors import listing
 
 _CELL = "text-align:left;vertical-align:top"
 
 
-class Described(Protocol):
-    """What the table shows of a :class:`img2gene.models.Model`."""
-
-    name: str
-    genes: list[str]
-    inputs: dict[str, Any]
-    labels: dict[str, Any]
-    report: dict[str, Any]
-    calibration: Any
-
-
-def model_html(model: Described) -> str:
+def model_html(model: Any) -> str:
     """Write what a model is and what it was trained on as an HTML table; names are escaped."""
     title = html.escape(f"Model: {model.name}")
     cells = "".join(
@@ -32,7 +21,7 @@ def model_html(model: Described) -> str:
     return f"<p><b>{title}</b></p><table>{cells}</table>"
 
 
-def _facts(model: Described) -> dict[str, Any]:
+def _facts(model: Any) -> dict[str, Any]:
     report, inputs, layer = model.report, model.inputs, model.labels.get("layer")
     patients, leakage = report.get("patients"), report.get("leakage")
     fields = inputs.get("patch_um") or []
@@ -56,5 +45,5 @@ def _encoder(inputs: dict[str, Any]) -> str:
     return f"{name}{f' ({revision})' if revision else ''}{tuned}"
 
 
-def _intervals(model: Described) -> str:
+def _intervals(model: Any) -> str:
     return "none" if model.calibration is None else f"hold {model.calibration.level:.0%} of new measurements"

@@ -152,7 +152,7 @@ def _layout(features: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
     return np.asarray(spots.obsm["X_umap"])
 
 
-def _draw(ax: Axes, places: np.ndarray, values: pd.Series, name: str, dots: Any, cmap: str) -> None:
+def _draw(ax: Axes, places: np.ndarray, values: pd.Series, name: str, dots: dict[str, Any], cmap: str) -> None:
     """Draw numbers with a colour bar, and names with a legend."""
     import pandas as pd
 
@@ -161,9 +161,9 @@ def _draw(ax: Axes, places: np.ndarray, values: pd.Series, name: str, dots: Any,
         numbers = values.to_numpy(dtype=float, na_value=np.nan)
         known = np.isfinite(numbers)
         low, high = color_limits(numbers)
-        x, y = places.T
-        ax.scatter(x[~known], y[~known], color="0.85", **dots)
-        drawn = ax.scatter(x[known], y[known], c=numbers[known], cmap=cmap, vmin=low, vmax=high, **dots)
+        ax.scatter(*places[~known].T, color="0.85", **dots)
+        across, down = places[known].T
+        drawn = ax.scatter(across, down, c=numbers[known], cmap=cmap, vmin=low, vmax=high, **dots)
         bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.02)
         bar.set_label(name, fontsize=8)
         bar.ax.tick_params(labelsize=7)
@@ -172,15 +172,8 @@ def _draw(ax: Axes, places: np.ndarray, values: pd.Series, name: str, dots: Any,
     for number, one in enumerate(dict.fromkeys(names)):
         ax.scatter(*places[names == one].T, color=_color(number), label=one, **dots)
     if len(set(names)) <= _MOST_COLORS:
-        ax.legend(
-            title=name,
-            title_fontsize=8,
-            loc="upper left",
-            bbox_to_anchor=(1, 1),
-            fontsize=7,
-            frameon=False,
-            markerscale=2,
-        )
+        style: dict[str, Any] = {"fontsize": 7, "title_fontsize": 8, "frameon": False, "markerscale": 2}
+        ax.legend(title=name, loc="upper left", bbox_to_anchor=(1, 1), **style)
 
 
 def _color(number: int) -> str:
