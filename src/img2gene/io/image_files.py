@@ -10,6 +10,7 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError
 from img2gene._study.colours import to_rgb
+from img2gene.io._folders import open_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +42,7 @@ def read_image(path: Path) -> np.ndarray:
     # Pillow refuses images of the size of whole slides as possible decompression bombs. Users trust their own files.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path) as picture:
+        with open_file(path) as file, Image.open(file) as picture:
             _check_orientation(picture, str(path))
             _check_pages(picture, str(path))
             return _as_rgb(picture, str(path))
