@@ -84,7 +84,7 @@ def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
         raise Img2GeneError(
             f"`obsm['{key}']` holds values beyond ±{LARGEST:.0e} in {large} rows: run `img2gene.pp.embed_patches` again."
         )
-    if len(values) > 1 and (values == values[0]).all():
+    if len(values) > 1 and (values[1] == values[0]).all() and (values == values[0]).all():
         logger.warning("`obsm['%s']` does not vary: all spots have one embedding, and get one prediction", key)
     return values.astype(np.float32, copy=False)
 

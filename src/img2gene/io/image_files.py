@@ -25,6 +25,10 @@ _ORIENTATION = 274  # tag of TIFF files and of EXIF
 _ANIMATED = {"GIF", "PNG", "WEBP"}
 _OWN_FILE = "Save the page that the positions of the spots refer to as a file of its own."
 _UNCERTAIN = "the intensity scale is not certain. Convert the image to 8-bit RGB first."
+_MERGE = (
+    " If the pages are the red, green and blue planes of one image, merge them: `tifffile.imwrite(path, "
+    "tifffile.imread(name).transpose(1, 2, 0), photometric='rgb', tile=(512, 512))`."
+)
 # Pillow's readers raise these on files that are cut, damaged or no image.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
@@ -122,7 +126,7 @@ def _check_pages(picture: Image, name: str) -> None:
     if n_equal > 1:
         raise Img2GeneError(
             f"{name}: {n_equal} of {len(sizes)} pages have the same size of {width} × {height} px, as in a stack of focal "
-            f"planes, and only one page can be read. {_OWN_FILE}"
+            f"planes, and only one page can be read. {_OWN_FILE}{_MERGE if n_equal == 3 else ''}"
         )
 
 
