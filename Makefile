@@ -11,7 +11,7 @@ endif
 
 BIN := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo test reliability bench lint docs test-matrix clean distclean
+.PHONY: help demo test reliability bench zoo lint docs test-matrix test-lowest test-lazyslide clean distclean
 # Targets share an environment that only one pip at a time may change.
 .NOTPARALLEL:
 
@@ -37,6 +37,9 @@ bench: export OMP_NUM_THREADS ?= 2
 bench: $(VENV)/.installed-test  ## print the tables of work on slides, stores and clusters (ARGS="--quick", or --only predict_out.py)
 	$(BIN) benchmarks/bench.py $(ARGS)
 
+zoo: $(VENV)/.installed-demo  ## build the models that the public sections allow, each with a card that states its held-out score
+	$(BIN) benchmarks/zoo.py --out zoo $(ARGS)
+
 lint: $(VENV)/.installed-lint  ## check style, format and types
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
@@ -45,19 +48,47 @@ lint: $(VENV)/.installed-lint  ## check style, format and types
 # -E: a tutorial's output depends on the source, which Sphinx does not know of.
 docs: $(VENV)/.installed-doc  ## build the documentation into docs/_build/html, warnings are errors
 	$(BIN) -m sphinx -E -W --keep-going -n -b html docs docs/_build/html
+	$(BIN) -m pytest -q tests/test_site.py
 
-test-matrix: test-3.11 test-3.12  ## run the suite on every supported Python, found through pyenv
+test-matrix: test-3.11 test-3.12 test-3.13  ## run the suite on every supported Python, found through pyenv
 
-# The constraints name a release of torch whose CPU build exists for 3.11 only.
+# The constraints name a release of torch whose CPU build may exist for 3.11 only: others take the newest torch.
 test-3.11: ON = 3.11
 test-3.11: HELD = $(CONSTRAINTS)
 test-3.12: ON = 3.12
-.PHONY: test-3.11 test-3.12
-test-3.11 test-3.12:
+test-3.13: ON = 3.13
+.PHONY: test-3.11 test-3.12 test-3.13
+test-3.11 test-3.12 test-3.13:
 	@python="$$(ls -d "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$(ON).*/bin/python 2>/dev/null | sort -V | tail -n 1)"; \
 	python="$${python:-$$(command -v python$(ON))}"; \
 	test -n "$$python" || { echo "No Python $(ON): run 'pyenv install $(ON)'." >&2; exit 1; }; \
 	$(MAKE) test PYTHON="$$python" VENV=.venv-$(ON) CONSTRAINTS="$(HELD)"
+
+# uv takes the lowest release that pyproject.toml allows of each package that it names; their own dependencies are the newest
+# that fit. torch is that of the constraints, as older CPU builds are not in the package index. Old releases warn of newer ones.
+LOWEST := .venv-lowest
+test-lowest: export OMP_NUM_THREADS ?= 1
+test-lowest: $(LOWEST)/.installed  ## run the suite with the lowest releases that pyproject.toml allows (ARGS=<options of pytest>)
+	$(LOWEST)/bin/python -m pytest -n $(JOBS) -W ignore $(ARGS) tests
+
+$(LOWEST)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct $(CONSTRAINTS) -e ".[wsi]"
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python $(CONSTRAINTS) --group test
+	touch $@
+
+# LazySlide brings its model zoo, so it gets an environment of its own.
+LAZYSLIDE := .venv-lazyslide
+test-lazyslide: export OMP_NUM_THREADS ?= 1
+test-lazyslide: $(LAZYSLIDE)/.installed  ## run the tests of the exchange with LazySlide against the installed package
+	$(LAZYSLIDE)/bin/python -m pytest $(ARGS) tests/test_lazyslide.py
+
+$(LAZYSLIDE)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(LAZYSLIDE)
+	$(LAZYSLIDE)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(LAZYSLIDE)/bin/python -m pip install --quiet $(CONSTRAINTS) -e . --group test "lazyslide>=0.13"
+	touch $@
 
 clean:  ## remove what the other targets wrote, but for the environments
 	rm -rf demo_output docs/_build docs/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

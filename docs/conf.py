@@ -29,9 +29,17 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
+    "sphinx_design",
+    "sphinxcontrib.bibtex",
+    "drawn_figures",
     "prose_returns",
 ]
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "unsrt"
+bibtex_reference_style = "author_year"
 exclude_patterns = ["_build"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 templates_path = ["_templates"]
 nitpicky = True
 
@@ -60,14 +68,21 @@ nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_execution_excludepatterns: list[str] = []
 nb_merge_streams = True
-nb_output_stderr = "remove"
+# Warnings are shown where they occur, and a test of the built pages refuses them.
+nb_output_stderr = "show"
+# But for these two: squidpy passes docrep names that docrep does not know, whenever it is imported
+# (https://github.com/scverse/squidpy).
+os.environ["PYTHONWARNINGS"] = ",".join(
+    f"ignore:'{name}' is not a valid key!:SyntaxWarning" for name in ("n_jobs", "show_progress_bar")
+)
 
-# Unset or without this study, its tutorial is shown unexecuted. Absolute, as the kernels run elsewhere.
+# Without its sections, a tutorial is shown unexecuted. Absolute, as the kernels run elsewhere.
 real_data = os.environ.get("IMG2GENE_DATA")
-if real_data and (Path(real_data) / "her2st").is_dir():
+for tutorial, study in {"her2st": "her2st", "visium": "lung_organoid_visium"}.items():
+    if not (real_data and (Path(real_data) / study).is_dir()):
+        nb_execution_excludepatterns.append(f"tutorials/{tutorial}*")
+if real_data:
     os.environ["IMG2GENE_DATA"] = str(Path(real_data).resolve())
-else:
-    nb_execution_excludepatterns.append("tutorials/her2st*")
 
 # The build must not need a network; only where the pages are published do types link to other projects.
 if os.environ.get("READTHEDOCS") == "True":
@@ -92,6 +107,7 @@ nitpick_ignore_regex = [
         "os",
         "pandas",
         "pathlib",
+        "scanpy",
         "scipy",
         "spatialdata",
         "squidpy",

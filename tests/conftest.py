@@ -1,6 +1,8 @@
 """Small sections whose image shows what drives their genes, and an encoder that costs nothing."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import anndata as ad
@@ -53,6 +55,21 @@ def tiny_encoder():
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     monkeypatch.setattr(ig.settings, "progress", False)
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    """Run headless Chromium with some options and return what it prints; skipped where there is no browser."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None) or pytest.skip("no chromium on the path")
+    command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}"]
+
+    def run(*options, timeout=120):
+        return subprocess.run([*command, *options], capture_output=True, timeout=timeout, check=True).stdout.decode()
+
+    return run
 
 
 @pytest.fixture(scope="session")

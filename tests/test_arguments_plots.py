@@ -78,7 +78,7 @@ def test_classes_that_are_no_predictor_are_described(predictor, message):
 
 
 def test_gene_groups_with_unknown_members_are_drawn():
-    ax = ig.pl.scores(SCORES, genes="HVG")
+    (ax,) = ig.pl.scores(SCORES, genes="HVG").axes
     assert ax.get_xticklabels()[0].get_text().startswith("ridge\nmean 0.100")
 
 

@@ -280,3 +280,17 @@ def test_sections_of_few_spots_are_named_where_predictions_refer_to_their_mean(c
         caplog.clear()
         ig.tl.predict(few, model, inplace=False)
         assert ("P2_S1 (4) have fewer than 20 spots" in caplog.text) == named
+
+
+@pytest.mark.parametrize(("every", "named"), [(3, True), (1, False)])
+def test_a_table_of_a_part_of_a_section_is_named(cohort, caplog, every, named):
+    part = cohort.subset([*cohort.images, *cohort.shapes, "table"])
+    table = cohort["table"]
+    part.tables["table"] = table[
+        (table.obs["patient"] != "P2").to_numpy() | (np.arange(table.n_obs) % every == 0)
+    ].copy()
+    model = ig.tl.fit(cohort, "ridge-plain", validate_on=["P4"], inplace=False)
+    ig.tl.predict(part, model, inplace=False)
+    total = len(cohort["P2_S1_spots"])
+    assert ("less than half of the spots of P2_S1_spots (" in caplog.text) == named
+    assert (f" of {total})" in caplog.text) == named

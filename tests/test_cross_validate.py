@@ -686,7 +686,7 @@ def test_marks_are_wherever_scores_are(tmp_path):
     assert marked.marks == expected
     text = marked.to_markdown()
     assert "Spots are duplicated." in text
-    for place in (text, repr(marked), marked._repr_html_(), ig.pl.cross_validation(marked).get_title()):
+    for place in (text, repr(marked), marked._repr_html_(), ig.pl.cross_validation(marked).axes[0].get_title()):
         assert all(mark in place for mark in expected)
     marked.to_csv(tmp_path / "summary.csv", "summary")
     assert set(pd.read_csv(tmp_path / "summary.csv")["smooth"]) == {8}

@@ -332,3 +332,18 @@ def test_a_table_that_was_filtered_in_place_is_stored_with_the_regions_that_are_
     assert list(stored["table"].uns["spatialdata_attrs"]["region"]) == ["B1_spots"]
     assert list(stored["table"].obs_names) == list(table.obs_names)
     assert sorted(stored.shapes) == ["A1_spots", "B1_spots"]
+
+
+def test_known_warnings_of_libraries_are_left_out_and_all_others_are_shown(rich, tmp_path, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        warnings.simplefilter("error")
+        ig.io.write_study(rich, tmp_path / "study.zarr")
+
+    def warning(sdata, folder):
+        warnings.warn("an array was rounded", UserWarning, stacklevel=2)
+        sdata.write(folder)
+
+    monkeypatch.setattr(study_store, "_write", warning)
+    with pytest.warns(UserWarning, match="an array was rounded"):
+        ig.io.write_study(rich, tmp_path / "other.zarr")

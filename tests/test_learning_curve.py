@@ -316,7 +316,7 @@ def test_too_few_groups_are_named_with_what_to_do(make_study, study):
 
 def test_the_plot_shows_means_and_the_spread_over_groups_and_repeats(curve):
     before = curve.copy()
-    ax = ig.pl.learning_curve(curve, metric="r2", genes="HVG")
+    (ax,) = ig.pl.learning_curve(curve, metric="r2", genes="HVG").axes
     assert ax.get_xscale() == "log"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["mean", "ridge"]
     for line, band, name in zip(ax.lines, ax.collections, ("mean", "ridge"), strict=True):
@@ -331,7 +331,7 @@ def test_the_plot_shows_means_and_the_spread_over_groups_and_repeats(curve):
 
 def test_the_plot_marks_undefined_models_and_takes_axes(curve):
     ax = plt.subplots()[1]
-    assert ig.pl.learning_curve(curve, genes="all", x="n_groups", ax=ax) is ax
+    assert ig.pl.learning_curve(curve, genes="all", x="n_groups", ax=ax) is ax.figure
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["mean (undefined)", "ridge"]
     assert ax.get_xlabel() == "training groups"
     assert ax.get_xscale() == "linear"

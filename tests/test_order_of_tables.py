@@ -81,7 +81,7 @@ def test_genes_and_pathways_are_chosen_alike(shared_study, copy_of):
     assert one["pathway"].tolist() == other["pathway"].tolist()
     numbers = one.select_dtypes("number").columns
     pd.testing.assert_frame_equal(one[numbers], other[numbers], atol=1e-5, rtol=0)
-    for by in ("mean", "variable", "spatial"):
+    for by in ("mean", "variable", "spatial", "highly_variable"):
         panels = []
         for sdata in studies:
             ig.pp.select_genes(sdata, 5, by=by, min_detection=0)

@@ -110,7 +110,7 @@ def test_prediction_names_what_is_missing(predicted, genes, options, message):
 
 def test_scores_state_each_mean_and_what_is_undefined(predicted):
     scores = ig.tl.evaluate(predicted)
-    ax = ig.pl.scores(scores)
+    (ax,) = ig.pl.scores(scores).axes
     labels = [label.get_text() for label in ax.get_xticklabels()]
     mean = scores[scores["model"] == "ridge"].groupby("gene")["pcc"].mean().mean()
     assert labels[0].startswith(f"ridge\nmean {mean:.3f}")
@@ -120,7 +120,7 @@ def test_scores_state_each_mean_and_what_is_undefined(predicted):
 def test_scores_draw_on_given_axes_and_refuse_unknown_columns(predicted):
     scores = ig.tl.evaluate(predicted)
     ax = plt.subplots()[1]
-    assert ig.pl.scores(scores, metric="mse", by="section", ax=ax) is ax
+    assert ig.pl.scores(scores, metric="mse", by="section", ax=ax) is ax.figure
     with pytest.raises(MissingKeyError, match="'accuracy' is not a column"):
         ig.pl.scores(scores, metric="accuracy")
 
@@ -175,7 +175,7 @@ def test_calibration_draws_the_share_of_errors_within_each_interval(predicted):
     kept = _kept(predicted)
     outside = (kept.obs["section"] == "C1").to_numpy()
     kept.layers["lower"][outside] = kept.layers["measured"][outside] + 0.1
-    ax = ig.pl.calibration(kept, level=0.9)
+    (ax,) = ig.pl.calibration(kept, level=0.9).axes
     curve = next(line for line in ax.lines if line.get_label() == "normal intervals from the SD")
     # Every error is half an SD, which central intervals hold from the nominal level 0.383 on.
     np.testing.assert_array_equal(curve.get_ydata(), (np.asarray(curve.get_xdata()) > 0.3829).astype(float))
@@ -186,7 +186,7 @@ def test_calibration_draws_the_share_of_errors_within_each_interval(predicted):
 
 def test_calibration_of_a_study_shows_the_sections_that_were_held_out(predicted):
     ax = plt.subplots()[1]
-    assert ig.pl.calibration(predicted, ax=ax) is ax
+    assert ig.pl.calibration(predicted, ax=ax) is ax.figure
     table = predicted["table"]
     rows = (table.obs["section"] == "C1").to_numpy()
     truth = np.log1p(1e4 * table.X.toarray()[rows] / table.obs["library_size"].to_numpy()[rows, None])
@@ -206,16 +206,15 @@ def test_calibration_of_a_study_shows_the_sections_that_were_held_out(predicted)
 def test_distances_of_each_section_are_drawn_with_the_share_beyond(predicted):
     obs = predicted["table"].obs
     obs["img2gene_ood"] = np.where(obs["section"] == "C1", 99.9, 40.0)
-    ax = ig.pl.out_of_distribution(predicted)
+    (ax,) = ig.pl.out_of_distribution(predicted).axes
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels == ["A1 (0% beyond)", "A2 (0% beyond)", "B1 (0% beyond)", "C1 (100% beyond)"]
     medians = [
         line.get_xdata()[0] for line in ax.lines if line.get_color() == "black" and len(set(line.get_xdata())) == 1
     ]
     assert {40.0, 99.9} <= set(medians)
-    assert [label.get_text() for label in ig.pl.out_of_distribution(predicted, sections="B1").get_yticklabels()] == [
-        "B1 (0% beyond)"
-    ]
+    (one,) = ig.pl.out_of_distribution(predicted, sections="B1").axes
+    assert [label.get_text() for label in one.get_yticklabels()] == ["B1 (0% beyond)"]
     del obs["img2gene_ood"]
     with pytest.raises(MissingKeyError, match="`img2gene_ood` not found"):
         ig.pl.out_of_distribution(predicted)

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -172,10 +173,12 @@ FLOORS = (
     ("_study",),
     ("_leaks",),
     ("io",),
-    ("datasets", "get", "pp"),
+    ("datasets", "get", "lazyslide", "pp"),
     ("tl",),
     ("pl",),
     ("_report", "benchmark"),
+    ("_cli",),
+    ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -247,15 +250,48 @@ def test_nothing_is_printed_but_by_commands(path):
     assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tutorials").glob("*.md")), ids=lambda path: path.stem)
-def test_tutorial_names_its_language_without_which_unexecuted_code_has_no_highlighting(path):
-    header = path.read_text().split("---")[1]
-    assert "\n  language: python\n" in header
+@pytest.mark.parametrize("path", sorted((ROOT / "tutorials").glob("*")), ids=lambda path: path.name)
+def test_tutorial_is_a_notebook_without_outputs(path):
+    assert path.suffix == ".ipynb"
+    notebook = json.loads(path.read_text())
+    # Without a language, unexecuted code has no highlighting.
+    assert notebook["metadata"]["kernelspec"] == {"display_name": "Python 3", "language": "python", "name": "python3"}
+    assert notebook["metadata"]["language_info"] == {"name": "python"}
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code
+    assert not [cell["id"] for cell in code if cell["outputs"] or cell["execution_count"] is not None]
+    assert notebook["cells"][0]["source"][0].startswith("# ")
+
+
+def test_every_tutorial_is_led_to_from_what_people_have():
+    page = (ROOT / "docs" / "guide" / "your_data.md").read_text()
+    names = {path.stem for path in (ROOT / "tutorials").glob("*.ipynb")}
+    assert set(re.findall(r"{doc}`/tutorials/(\w+)`", page)) == names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "guide").glob("*.md")), ids=lambda path: path.stem)
+def test_guide_has_a_figure(path):
+    assert re.search(r"^```{image} |^(\w+ = )?(ig|sq)\.pl\.", path.read_text(), flags=re.MULTILINE)
+
+
+def test_links_of_the_readme_work_from_the_package_index():
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert not [link for link in links if not link.startswith("https://")]
+    repository = "https://(?:github.com/img2gene/img2gene/blob|raw.githubusercontent.com/img2gene/img2gene)/main/(.*)"
+    files = [match.group(1) for match in map(re.compile(repository).fullmatch, links) if match]
+    assert len(files) >= 4
+    assert not [file for file in files if not (ROOT / file).exists()]
+    pages = re.findall(r"\(https://img2gene.readthedocs.io/en/latest/(.*?)\.html", text)
+    assert len(pages) >= 3
+    assert not [page for page in pages if not (ROOT / "docs" / f"{page}.md").exists()]
 
 
 def test_version_is_that_of_the_installed_package_and_of_the_citation():
     assert ig.__version__ == version("img2gene")
-    assert f"version: {ig.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    for file in ("CITATION.cff", ".github/scverse-meta.yaml"):
+        assert f"\nversion: {ig.__version__}\n" in (ROOT / file).read_text()
+    assert f"\n## [{ig.__version__}] - 2" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_dir_lists_the_public_names_and_an_unknown_one_raises():

@@ -4,13 +4,13 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib_scalebar.scalebar import ScaleBar
 from spatialdata import read_zarr
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
 
 import img2gene as ig
 from img2gene._errors import Img2GeneError
-from img2gene.pl.slide import bar_length
 
 mpl.use("Agg")
 
@@ -115,7 +115,8 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_written(slide, trained, cha
 
 
 def test_slide_is_drawn_in_microns_with_a_scale_bar(slide, trained):
-    axes = ig.pl.slide(slide, trained.genes[0], key="predicted", table_key="slide_tiles")
+    figure = ig.pl.slide(slide, trained.genes[0], key="predicted", table_key="slide_tiles")
+    axes, bar_axes = figure.axes
     picture, prediction = axes.images
     height, width = slide["P1_S1_image"].shape[1:]
     np.testing.assert_allclose(picture.get_extent(), (0, width * 0.65, height * 0.65, 0))
@@ -123,10 +124,10 @@ def test_slide_is_drawn_in_microns_with_a_scale_bar(slide, trained):
     centers = np.asarray(slide["slide_tiles"].obsm["spatial"]) * 0.65
     np.testing.assert_allclose([left, top], centers.min(axis=0) - 50, atol=0.5)
     np.testing.assert_allclose([right, bottom], centers.max(axis=0) + 50, atol=0.5)
-    (bar,) = [line for line in axes.lines if line.get_label() == "scale bar"]
-    length = np.ptp(bar.get_xdata())
-    assert length == bar_length(right - left)
-    assert f"{length:g} µm" in [text.get_text() for text in axes.texts]
+    (bar,) = [artist for artist in axes.artists if isinstance(artist, ScaleBar)]
+    # The axes are in µm.
+    assert (bar.dx, bar.units) == (1.0, "um")
+    assert bar_axes.get_ylabel() == "predicted, log1p(CP10K)"
     plt.close("all")
 
 

@@ -4,8 +4,6 @@ import dataclasses
 import importlib.resources
 import os
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import matplotlib
@@ -26,8 +24,6 @@ CHAPTERS = [
     *("data", "splits", "scores", "genes", "calibration", "structure", "ood", "predictability"),
     *("warnings", "settings"),
 ]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
 VOID = {"meta", "img", "br"}
 
 
@@ -454,7 +450,7 @@ def test_template_is_part_of_the_package():
 
 
 def test_plot_draws_every_patient_and_the_interval(cv):
-    ax = ig.pl.cross_validation(cv, metric="spearman", genes="HVG")
+    (ax,) = ig.pl.cross_validation(cv, metric="spearman", genes="HVG").axes
     means, units = cv.summary("HVG", metric="spearman"), cv.by_unit("HVG")
     drawn = [collection for collection in ax.collections if collection.get_label() in set(units["patient"])]
     for collection in drawn:
@@ -466,7 +462,7 @@ def test_plot_draws_every_patient_and_the_interval(cv):
     assert [tick.get_text().split("\n")[0] for tick in ax.get_yticklabels()] == means["model"].tolist()
     assert ax.get_title() == "HVG"
     within = dataclasses.replace(cv, scope="within patient")
-    assert "(within-patient estimate" in ig.pl.cross_validation(within).get_title()
+    assert "(within-patient estimate" in ig.pl.cross_validation(within).axes[0].get_title()
     with pytest.raises(MissingKeyError, match="No gene group 'HGV'"):
         ig.pl.cross_validation(cv, genes="HGV")
     with pytest.raises(MissingKeyError, match="No metric"):
@@ -474,17 +470,7 @@ def test_plot_draws_every_patient_and_the_interval(cv):
     plt.close("all")
 
 
-def chromium(folder, *options):
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
-    run = subprocess.run(
-        [*command, f"--user-data-dir={folder / 'profile'}", *options], capture_output=True, timeout=120, check=True
-    )
-    return run.stdout.decode()
-
-
-@browser
-def test_browser_shows_all_images_and_asks_for_nothing(written, tmp_path):
+def test_browser_shows_all_images_and_asks_for_nothing(written, tmp_path, chromium):
     source = written.read_text(encoding="utf-8")
     # The page itself may run no script, so a copy without that rule counts what was decoded and requested.
     script = (
@@ -495,7 +481,7 @@ def test_browser_shows_all_images_and_asks_for_nothing(written, tmp_path):
     )
     copy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', script, source)
     (tmp_path / "copy.html").write_text(copy, encoding="utf-8")
-    dom = chromium(tmp_path, "--dump-dom", "--window-size=480,900", f"file://{tmp_path / 'copy.html'}")
+    dom = chromium("--dump-dom", "--window-size=480,900", f"file://{tmp_path / 'copy.html'}")
     widths = [int(width) for width in re.search(r'data-widths="([^"]*)"', dom).group(1).split(",")]
     assert len(widths) == source.count("<img ") >= 9
     assert min(widths) > 100
@@ -504,12 +490,11 @@ def test_browser_shows_all_images_and_asks_for_nothing(written, tmp_path):
     assert all(f'<section id="{name}">' in dom for name in CHAPTERS)
 
 
-@browser
-def test_screenshot_is_not_blank(written, tmp_path):
+def test_screenshot_is_not_blank(written, tmp_path, chromium):
     from PIL import Image
 
     shot = tmp_path / "shot.png"
-    chromium(tmp_path, f"--screenshot={shot}", "--window-size=1280,4000", f"file://{written}")
+    chromium(f"--screenshot={shot}", "--window-size=1280,4000", f"file://{written}")
     pixels = np.asarray(Image.open(shot).convert("RGB"))
     assert pixels.shape == (4000, 1280, 3)
     dark = (pixels.min(axis=2) < 200).reshape(8, 500, 1280).mean(axis=(1, 2))

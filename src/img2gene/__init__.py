@@ -10,7 +10,21 @@ from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError
 from img2gene.settings import Settings, settings
 
 if TYPE_CHECKING:
-    from img2gene import benchmark, datasets, encoders, get, io, metrics, models, pathways, pl, pp, testing, tl
+    from img2gene import (
+        benchmark,
+        datasets,
+        encoders,
+        get,
+        io,
+        lazyslide,
+        metrics,
+        models,
+        pathways,
+        pl,
+        pp,
+        testing,
+        tl,
+    )
     from img2gene._report import report
 
 _SUBPACKAGES = [
@@ -19,6 +33,7 @@ _SUBPACKAGES = [
     "encoders",
     "get",
     "io",
+    "lazyslide",
     "metrics",
     "models",
     "pathways",

@@ -24,6 +24,10 @@ client
     "encoder": """\
 encoder
     Which embedding, if several are stored.""",
+    "features": """\
+features
+    A matrix to train on in place of an embedding: its name in obsm, as ``"X_uni2"``, or a table with a row for each
+    spot, as LazySlide's ``"uni2_tiles"``. It needs no patches, only microns per pixel that are recorded or can be found.""",
     "inplace_result": """\
 inplace
     If False, only the result is returned and nothing is written.""",

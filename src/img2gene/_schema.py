@@ -33,12 +33,17 @@ PATCH_READABLE = "patch_readable"
 PANEL = "panel"
 PANELS = "panels"
 FORMER_ENCODERS = "former_encoders"
+FEATURES = "features"
+# Row and column of each spot in µm where there are no patches; never stored.
+POSITIONS = "img2gene_um"
 PATHWAYS = "pathways"
 SECTION = "section"
 PATIENT = "patient"
 PREDICTABLE = "predictable"
 UNCERTAINTY = "uncertainty"
 PREDICTED_BY = "predicted_by"
+# Unit of predictions that a cross-validation kept.
+SCALE = "scale"
 PREDICTABILITY = "predictability"
 # Attribute of images that were drawn of predictions.
 RASTER = "img2gene_raster"
@@ -69,10 +74,11 @@ _FORMS: dict[str, Any] = {
     },
     "patches": {"patch_um": [_REAL], "patch_px": int, "resolution_um?": _REAL, "regions": {_EACH: _PATCH_FORM}},
     "encoder": {_EACH: {"name": str, "width": int, "patch_um": [_REAL], "input_px": int, "orientations": int}},
+    FEATURES: {_EACH: {"name": str, "width": int, "revision": str}},
     PANELS: {_EACH: {"sections": list, "by": str}},
     PATHWAYS: {"names": list, "gene_sets": {_EACH: list}, "method": str, "n_top": int},
     UNCERTAINTY: {_EACH: {"level": (int, float), "ood_threshold": (int, float)}},
-    PREDICTED_BY: {_EACH: {"model": str, "fingerprint": str, "depth?": (int, float, str)}},
+    PREDICTED_BY: {_EACH: {"model": str, "fingerprint": str, "depth?": (int, float, str), "layer?": str}},
     RASTERS: {_EACH: {"um_per_px": _REAL, "section": str}},
     PREDICTABILITY: {"key": str, "fingerprint": str},
     SCORED_BY: {"key": str, "fingerprint": str},
@@ -84,6 +90,11 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 def embedding_key(encoder: str) -> str:
     """Return the ``obsm`` key of an encoder's embedding."""
     return f"X_{encoder}"
+
+
+def matrix_key(identity: Mapping[str, Any]) -> str:
+    """Return the ``obsm`` key of features by their identity: an embedding, or a matrix of the user."""
+    return str(identity.get("matrix") or embedding_key(identity["name"]))
 
 
 def tokens_key(encoder: str) -> str:

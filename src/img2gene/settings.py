@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,12 @@ def _checked(name: str, value: Any) -> Any:
 
 
 settings = Settings()
+
+
+def tqdm_bar(*args: Any, **options: Any) -> Any:
+    """Make a progress bar of tqdm, without its advice to install ipywidgets."""
+    with warnings.catch_warnings():
+        # Given at the first import in a notebook: https://github.com/tqdm/tqdm/blob/master/tqdm/auto.py
+        warnings.filterwarnings("ignore", "IProgress not found")
+        from tqdm.auto import tqdm
+    return tqdm(*args, **options)

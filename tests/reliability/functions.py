@@ -17,7 +17,20 @@ import img2gene as ig
 from img2gene._files.tables import write_csv
 from reliability import studies
 
-PACKAGES = ("pp", "tl", "pl", "get", "io", "datasets", "metrics", "models", "encoders", "pathways", "testing")
+PACKAGES = (
+    "pp",
+    "tl",
+    "pl",
+    "get",
+    "io",
+    "lazyslide",
+    "datasets",
+    "metrics",
+    "models",
+    "encoders",
+    "pathways",
+    "testing",
+)
 Arguments = dict[str, Any]
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
@@ -77,14 +90,27 @@ def _genes() -> list[str]:
 _TRAINING = {"train_on": ["P1", "P2"], "validate_on": [studies.HELD_OUT], "genes": 5}
 _CHEAP = {"models": ["mean"], "encoder": studies.ENCODER, "genes": 5}
 
+
+def _stated_scores() -> pd.DataFrame:
+    return pd.DataFrame({"model": ["ridge"], "genes": ["all"], "pcc": [0.5]})
+
+
+def _mean_colour(pixels: np.ndarray) -> np.ndarray:
+    return pixels.mean(axis=(1, 2))
+
+
 # Functions whose first argument is the study.
 STUDY: dict[str, Callable[[], Arguments]] = {
+    "pp.describe_features": lambda: {"features": f"X_{studies.ENCODER}", "encoder": "mine", "revision": "1"},
     "pp.embed_patches": lambda: {"encoder": studies.ENCODER},
     "pp.extract_patches": lambda: {"patch_um": 112.0, "patch_px": 32},
     "pp.score_pathways": lambda: {"gene_sets": {"first": _genes()[:6]}, "seed": 0},
     "pp.select_genes": lambda: {"n_genes": 5},
     "pp.bin_to": lambda: {"um": 500.0},
     "pp.tile_slide": lambda: {"image_key": "P3_S1_image", "patch_um": 112.0, "patch_px": 32},
+    "pp.fit_stain": lambda: {"image_key": "P3_S1_image", "method": "reinhard"},
+    "pp.normalize_stain": lambda: {"reference": "P3_S1_image", "method": "reinhard", "images": ["P1_S1_image"]},
+    "lazyslide.add_tiles": lambda: {},
     "tl.check_leaks": lambda: {},
     "tl.cross_validate": lambda: {**_CHEAP, "baselines": False, "n_permutations": 2},
     "tl.evaluate": lambda: {"n_permutations": 2},
@@ -100,7 +126,9 @@ STUDY: dict[str, Callable[[], Arguments]] = {
     "pl.localization": lambda: {"tissue": "marked", "sections": ["P3_S1"]},
     "pl.patches": lambda: {"n": 1},
     "pl.pathways": lambda: {"sections": ["P3_S1"]},
+    "pl.retrieved": lambda: {"spots": studies.study()["table"].obs_names[0], "key": "retriever", "n": 2},
     "pl.slide": lambda: {"gene": _genes()[0], "section": "P3_S1"},
+    "pl.umap": lambda: {"color": "patient", "max_spots": 30},
     "get.model": lambda: {},
     "get.patches": lambda: {"index": [0]},
     "get.pathways": lambda: {},
@@ -186,6 +214,26 @@ def _platform(folder: Path, write: Callable[[Path], Any], **options: Any) -> Arg
     return {"path": written.path, "image": written.image, "section": "S", "patient": "P", **options}
 
 
+def _tiled() -> Any:
+    """A slide as LazySlide keeps it, with features of its four tiles."""
+    import anndata as ad
+    import geopandas as gpd
+    import shapely
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel, TableModel
+
+    ids, x = np.arange(4), 80 * np.arange(4)
+    frame = gpd.GeoDataFrame({"tile_id": ids}, geometry=shapely.box(x, 0, x + 80, 80))
+    obs = pd.DataFrame({"tile_id": ids, "library_id": pd.Categorical(["tiles"] * 4)}, index=ids.astype(str))
+    table = ad.AnnData(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), obs=obs)
+    table = TableModel.parse(table, region="tiles", region_key="library_id", instance_key="tile_id")
+    sdata = SpatialData(shapes={"tiles": ShapesModel.parse(frame)}, tables={"enc_tiles": table})
+    sizes = {"height": 40, "width": 40, "base_downsample": 2.0, "mpp": 0.5}
+    sdata.attrs = {"tile_spec": {"tiles": sizes}, "slide_properties": {"mpp": 0.25}}
+    ig.lazyslide.read_tiles(sdata)
+    return sdata
+
+
 def _xenium(folder: Path) -> Arguments:
     (folder / "run").mkdir()
     run = layouts.xenium(folder / "run")
@@ -217,6 +265,9 @@ def _truth_and_positions() -> Arguments:
 
 # Functions that take something else; each entry gets a folder of its own.
 _OTHER: dict[str, Callable[[Path], Arguments]] = {
+    "lazyslide.add_features": lambda folder: {"sdata": _tiled(), "features": "enc", "table_key": "lazyslide"},
+    "lazyslide.predictor": lambda folder: {"model": studies.trained("ridge")},
+    "lazyslide.read_tiles": lambda folder: {"sdata": _tiled()},
     "report": lambda folder: {"data": _study(), "path": folder / "page.html", "overwrite": True},
     "tl.summarize": lambda folder: {"scores": _scores()},
     "pl.calibration": lambda folder: {"data": _study(), "sections": ["P3_S1"]},
@@ -227,6 +278,8 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "pl.predictability": lambda folder: {"result": _study()},
     "pl.prediction": lambda folder: {"data": _study(), "genes": _genes()[0], "sections": ["P3_S1"]},
     "pl.bias": lambda folder: {"scores": _scores()},
+    "pl.measured_vs_predicted": lambda folder: {"data": _study(), "genes": _genes()[0], "sections": ["P3_S1"]},
+    "pl.score_heatmap": lambda folder: {"scores": _scores()},
     "pl.scores": lambda folder: {"scores": _scores()},
     "pl.training": lambda folder: {"model": _study(), "key": "network"},
     "io.build_section": _one_section,
@@ -240,6 +293,7 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
         "patient_key": "patient",
     },
     "io.load_model": lambda folder: {"path": _saved(folder)},
+    "io.model_card": lambda folder: {"model": studies.trained("ridge"), "scores": _stated_scores()},
     "io.open_table": lambda folder: {"path": _stored_table(folder)},
     "io.read_csv": lambda folder: {"path": _table(folder)},
     "io.read_legacy_st": _legacy,
@@ -295,6 +349,7 @@ _OTHER: dict[str, Callable[[Path], Arguments]] = {
     "encoders.get": lambda folder: {"name": studies.ENCODER},
     "encoders.list": lambda folder: {},
     "encoders.load": lambda folder: {"name": studies.ENCODER},
+    "encoders.wrap": lambda folder: {"model": _mean_colour, "name": "mean-colour", "revision": "1", "input_px": 16},
     "encoders.register": lambda folder: {"spec": ig.encoders.get(studies.ENCODER)},
     "pathways.aucell": lambda folder: {"counts": _counts(), "sets": _sets()},
     "pathways.enrich": lambda folder: {

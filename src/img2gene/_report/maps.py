@@ -39,7 +39,7 @@ def gene_maps(gene: str, predictions: Predictions, shown: list[Canvas], marks: l
     side = _WIDTH / max(len(columns), 2)
     heights = [side * section.picture.shape[0] / section.picture.shape[1] + 0.35 for section in shown]
     drawing = canvas((side + 0.35) * len(columns), sum(heights))
-    draw_maps(drawing, rows, cmap="magma", alpha=0.9, size=1.35)
+    draw_maps(drawing, rows, unit=predictions.unit, cmap="magma", alpha=0.9, size=1.35)
     sections = ", ".join(section.name for section in shown)
     parts = ", ".join("SD" if name == "std" else name for name in columns)
     return raster(drawing, f"{gene}: {parts}; sections {sections}", f"{gene}{kind}, {sections}", marks)

@@ -18,7 +18,8 @@ from img2gene._errors import Img2GeneError, listing
 from img2gene._files.patch_cache import PatchCache, patch_key
 from img2gene._study.patches import Reading, RegionWindows, region_windows, stream_patches
 from img2gene._study.study import Study
-from img2gene.settings import settings
+from img2gene.encoders.restain import stain_views
+from img2gene.settings import settings, tqdm_bar
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -53,7 +54,7 @@ def input_side(spec: EncoderSpec, patches: dict[str, Any]) -> int:
 
 
 def embedding_identity(
-    spec: EncoderSpec, patches: dict[str, Any], orientations: int, tokens: int | None
+    spec: EncoderSpec, patches: dict[str, Any], orientations: int, tokens: int | None, augment: str | None = None
 ) -> dict[str, Any]:
     """Record the encoder and its settings; a trained model accepts only embeddings with the same identity."""
     # Older records have no entries for tokens, so embeddings without tokens have none either.
@@ -68,6 +69,7 @@ def embedding_identity(
         "input_px": input_side(spec, patches),
         "orientations": orientations,
         **grid,
+        **({} if augment is None else {"augment": augment}),
         **({"resolution_um": patches["resolution_um"]} if patches.get("resolution_um") else {}),
     }
 
@@ -168,7 +170,10 @@ class Embedder:
 
     def _encode(self, fields: list[np.ndarray]) -> dict[str, np.ndarray]:
         grid = math.isqrt(self.identity["tokens"]) if self.identity.get("tokens") else None
-        features, tokens = encode(self.model, fields, self.identity["input_px"], self.identity["orientations"], grid)
+        side, orientations = self.identity["input_px"], self.identity["orientations"]
+        views = stain_views(fields, side) if self.identity.get("augment") else [fields]
+        both = [encode(self.model, view, side, orientations, grid) for view in views]
+        features, tokens = (None if part[0] is None else sum(part) / len(views) for part in zip(*both, strict=True))
         arrays = {"features": np.asarray(features, dtype=np.float32)}
         return arrays if grid is None else arrays | {"tokens": _half_precision(tokens, self.identity["name"])}
 
@@ -323,9 +328,7 @@ def progress(batches: Any, total: int, label: str) -> Any:
 
 def progress_bar(total: int, label: str) -> Any:
     """Make a progress bar of spots."""
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc=label, unit="spot", disable=not settings.progress)
+    return tqdm_bar(total=total, desc=label, unit="spot", disable=not settings.progress)
 
 
 def encode(

@@ -304,3 +304,16 @@ def _moran(labels: np.ndarray, sections: np.ndarray, positions: np.ndarray) -> n
         out=np.full(table.shape[1], np.nan),
         where=known.any(axis=0),
     )
+
+
+def expression_unit(layer: str | None) -> str:
+    """Name the unit of expression that is made of counts, or of the values of a layer.
+
+    Examples
+    --------
+    >>> from img2gene._study.expression import expression_unit
+    >>> expression_unit(None), expression_unit("scaled")
+    ('log1p(CP10K)', "layer 'scaled'")
+    """
+    # The natural logarithm of 1 + counts per 10,000.
+    return "log1p(CP10K)" if layer is None else f"layer {layer!r}"

@@ -104,6 +104,11 @@ class RGBImage:
         """Convert pixels (c, height, width) to uint8 (height, width, 3)."""
         return self._convert(np.moveaxis(pixels, 0, -1)[..., self._order])
 
+    def lazy(self) -> da.Array:
+        """Return the pixels as a dask array, uint8 (3, height, width)."""
+        one = self.array.rechunk({0: -1})
+        return one.map_blocks(lambda x: np.moveaxis(self._rgb(x), -1, 0), dtype=np.uint8, chunks=(3, *one.chunks[1:]))
+
     def whole(self) -> np.ndarray:
         """Decode all pixels, uint8 (height, width, 3); the next call of :meth:`block` for each chunk is free.
 

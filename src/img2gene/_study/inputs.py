@@ -11,6 +11,7 @@ import numpy as np
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._study.expression import readable
+from img2gene._study.features import features_identity
 from img2gene._study.matrices import in_memory
 from img2gene._study.origins import check_embedding
 from img2gene._study.stored_rows import StoredRows
@@ -50,8 +51,13 @@ def has_embedding(study: Study) -> bool:
     return any(_schema.embedding_key(name) in study.table.obsm for name in study.record("encoder", {}))
 
 
-def choose_encoder(study: Study, encoder: str | None) -> dict[str, Any]:
-    """Return the identity of the stored embedding that ``encoder`` names; with None, of the only one stored."""
+def choose_encoder(study: Study, encoder: str | None, features: str | None = None) -> dict[str, Any]:
+    """Return the identity of the stored embedding that ``encoder`` names; with None, of the only one stored.
+
+    ``features`` names a matrix that :func:`img2gene._study.features.with_features` has added, in place of an embedding.
+    """
+    if features is not None:
+        return features_identity(study, features)
     known, obsm = study.record("encoder", {}), study.table.obsm
     # The record stays when a user deletes an embedding from `obsm`.
     usable = [name for name in known if _schema.embedding_key(name) in obsm]
@@ -59,7 +65,8 @@ def choose_encoder(study: Study, encoder: str | None) -> dict[str, Any]:
     if encoder is not None:
         from img2gene import encoders
 
-        name = encoders.get(encoder).name
+        # An encoder of another session need not be registered in this one.
+        name = encoder if encoder in usable else encoders.get(encoder).name
         if name not in usable:
             raise MissingKeyError(missing(_schema.embedding_key(name), f"{study.name}.obsm", obsm, hint))
         return known[name]
@@ -72,18 +79,16 @@ def choose_encoder(study: Study, encoder: str | None) -> dict[str, Any]:
 
 def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
     """Read the stored embedding, float32 (n_obs, width); refuse it if it is incomplete or does not fit its record."""
-    check_embedding(study, identity["name"])
-    key = _schema.embedding_key(identity["name"])
+    _check_origin(study, identity)
+    key, again = _schema.matrix_key(identity), _again(identity)
     values = _stored_array(study, key)
     _check_width(study, key, values.shape, identity)
     bad = n_faulty(values[readable(study.table)])
     if bad:
-        raise Img2GeneError(f"`obsm['{key}']` is NaN in {bad} rows: run `img2gene.pp.embed_patches` again.")
+        raise Img2GeneError(f"`obsm['{key}']` is NaN in {bad} rows: {again}")
     large = n_extreme(values)
     if large:
-        raise Img2GeneError(
-            f"`obsm['{key}']` holds values beyond ±{LARGEST:.0e} in {large} rows: run `img2gene.pp.embed_patches` again."
-        )
+        raise Img2GeneError(f"`obsm['{key}']` holds values beyond ±{LARGEST:.0e} in {large} rows: {again}")
     if len(values) > 1 and (values[1] == values[0]).all() and (values == values[0]).all():
         logger.warning("`obsm['%s']` does not vary: all spots have one embedding, and get one prediction", key)
     return values.astype(np.float32, copy=False)
@@ -91,13 +96,26 @@ def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
 
 def embedding_rows(study: Study, identity: dict[str, Any]) -> np.ndarray | StoredRows:
     """Read the stored embedding as :func:`embedding` does, or leave one that is in a store of its own there."""
-    key = _schema.embedding_key(identity["name"])
+    key = _schema.matrix_key(identity)
     stored = study.table.obsm[key]
     if not hasattr(stored, "compute"):
         return embedding(study, identity)
-    check_embedding(study, identity["name"])
+    _check_origin(study, identity)
     _check_width(study, key, stored.shape, identity)
     return StoredRows(stored, f"{study.name}.obsm['{key}']")
+
+
+def _check_origin(study: Study, identity: dict[str, Any]) -> None:
+    """Refuse an embedding whose patches have changed; nothing is known of the patches of other matrices."""
+    if "matrix" not in identity:
+        check_embedding(study, identity["name"])
+
+
+def _again(identity: dict[str, Any]) -> str:
+    """Say how to get features that can be used."""
+    if "matrix" in identity:
+        return "fill them or leave out these spots."
+    return "run `img2gene.pp.embed_patches` again."
 
 
 def _check_width(study: Study, key: str, shape: tuple[int, ...], identity: dict[str, Any]) -> None:

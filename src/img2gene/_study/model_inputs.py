@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from img2gene import _schema
-from img2gene._errors import MissingKeyError, missing, raise_problems
+from img2gene._errors import Img2GeneError, MissingKeyError, missing, raise_problems
 from img2gene._study import finetuning
+from img2gene._study.features import trained_features
 from img2gene._study.inputs import Inputs, embedding, embedding_rows, tokens
 from img2gene._study.stored_rows import StoredRows
 from img2gene._study.study import Study
@@ -42,9 +43,16 @@ class ModelInputs:
         return ModelInputs(features, self.sections[rows], extra)
 
 
-def model_inputs(study: Study, model: Model, *, lazy: bool = False) -> ModelInputs:
-    """Read the embedding, the sections and the extra inputs of a model; ``lazy`` leaves a stored embedding in its store."""
-    inputs = _inputs(study, model, lazy)
+def model_inputs(study: Study, model: Model, *, lazy: bool = False, features: str | None = None) -> ModelInputs:
+    """Read the embedding, the sections and the extra inputs of a model; ``lazy`` leaves a stored embedding in its store.
+
+    ``features`` names the matrix to take in place of the one that is named like the training's.
+    """
+    raise_problems(input_problems(model.inputs))
+    identity = None
+    if features is not None or "matrix" in model.inputs:
+        study, identity = _trained_matrix(study, model, features)
+    inputs = _inputs(study, model, lazy, identity)
     extra: dict[str, np.ndarray | None] = {}
     if "positions" in model.extra_inputs:
         extra["positions"] = study.positions
@@ -53,9 +61,20 @@ def model_inputs(study: Study, model: Model, *, lazy: bool = False) -> ModelInpu
     return ModelInputs(inputs.features, study.sections, extra)
 
 
-def _inputs(study: Study, model: Model, lazy: bool) -> Inputs:
-    """Read the stored embedding, or embed the patches with the model's fine-tuned encoder."""
-    raise_problems(input_problems(model.inputs))
+def _trained_matrix(study: Study, model: Model, features: str | None) -> tuple[Study, dict[str, Any]]:
+    """Find the matrix that a model takes; refuse one for a model that needs more than features."""
+    if "finetuned" in model.inputs or "tokens" in model.extra_inputs:
+        needs = "tokens" if "tokens" in model.extra_inputs else "its own encoder"
+        raise Img2GeneError(
+            f"features={features!r}: the model `{model.name}` needs {needs}, which a matrix does not have."
+        )
+    return trained_features(study, model.inputs, features)
+
+
+def _inputs(study: Study, model: Model, lazy: bool, identity: dict[str, Any] | None) -> Inputs:
+    """Read the features, or embed the patches with the model's fine-tuned encoder."""
+    if identity is not None:
+        return Inputs(identity, embedding_rows(study, identity) if lazy else embedding(study, identity), None)
     if "finetuned" in model.inputs:
         identity = finetuning.current_identity(study, model.inputs)
         raise_problems(_differences(model.inputs, identity, study))
@@ -99,12 +118,14 @@ def _differences(trained: dict[str, Any], stored: dict[str, Any], study: Study) 
         "patch_um": "fields of view (µm)",
         "input_px": "input size (px)",
         "orientations": "orientations",
+        "augment": "augmentation",
         "width": "embedding width",
     }
     again = {"patch_um": f" Run `{_extract(trained, study)}`"}
     again["patch_um"] += "." if "finetuned" in trained else " and embed again."
     call = f"img2gene.pp.embed_patches(sdata, {trained['name']!r}, orientations={trained['orientations']}"
-    again["orientations"] = f" Run `{call}{study.table_argument})`."
+    call += f", augment={trained['augment']!r}" if trained.get("augment") else ""
+    again |= dict.fromkeys(("orientations", "augment"), f" Run `{call}{study.table_argument})`.")
     return [
         f"The model was trained with {label} {trained.get(field)}, the object has {stored.get(field)}."
         + again.get(field, "")

@@ -14,8 +14,7 @@ from img2gene._study.inputs import without_tokens
 from img2gene._study.origins import check_embedding
 from img2gene._study.patches import Reading, stream_patches
 from img2gene._study.study import Study
-from img2gene.encoders.base import resize
-from img2gene.encoders.restain import FACTOR, STAINS, restained
+from img2gene.encoders.restain import FACTOR, STAINS, reduced, restained
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -54,8 +53,8 @@ def stain_changes(
     known = _known_changes(study, identity, rows)
     if known is not None:
         return known
-    # One orientation is enough for a difference.
-    once = without_tokens(identity) | {"orientations": 1}
+    # One orientation of the patch itself is enough for a difference.
+    once = {key: value for key, value in without_tokens(identity).items() if key != "augment"} | {"orientations": 1}
     embed = Embedder(model, once, embedding_cache(model, once))
     changes = np.zeros((len(rows), _N_COPIES, width), dtype=np.float32)
     number_of = {row: number for number, row in enumerate(rows.tolist())}
@@ -64,8 +63,7 @@ def stain_changes(
         for index, windows in batches:
             place = np.array([number_of[row] for row in index.tolist()])
             factors = np.where(place % 2, 1 / FACTOR, FACTOR)
-            # Large fields are reduced first, as the encoder would do: restaining them would take longer than encoding them.
-            fields = [_reduced(pixels, side) for pixels in windows.fields]
+            fields = [reduced(pixels, side) for pixels in windows.fields]
             before, copies = embed(fields)["features"], [restained(pixels, factors) for pixels in fields]
             for number in range(_N_COPIES):
                 changes[place, number] = embed([copy[number] for copy in copies])["features"] - before
@@ -95,11 +93,6 @@ def _known_changes(study: Study, identity: dict[str, Any], rows: np.ndarray) -> 
     known = csr_matrix(values)
     same = np.array_equal(np.flatnonzero(np.diff(known.indptr)), np.sort(rows))
     return known if same and known.shape[1] == _N_COPIES * identity["width"] else None
-
-
-def _reduced(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Patches uint8 (n, h, h, 3) of at most ``side`` pixels."""
-    return pixels if pixels.shape[1] <= side else resize(pixels, side).permute(0, 2, 3, 1).numpy()
 
 
 def stored_changes(study: Study, name: str, width: int, rows: np.ndarray) -> np.ndarray | None:

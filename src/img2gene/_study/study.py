@@ -163,6 +163,8 @@ class Study:
     @cached_property
     def positions(self) -> np.ndarray:
         """Row and column of each spot in µm from the top left corner of its image, float64 (n_obs, 2)."""
+        if _schema.POSITIONS in self.table.obsm:
+            return np.asarray(self.table.obsm[_schema.POSITIONS], dtype=float)
         recorded = self.patches["regions"]
         unknown = [name for name in self.regions if not (recorded[name].get("mpp") or 0) > 0]
         if unknown:

@@ -53,7 +53,7 @@ def slide_tissue(thumbnail: np.ndarray) -> tuple[np.ndarray, str]:
     """Find tissue in a thumbnail of a whole slide by squidpy's detector, else by :func:`tissue_mask`.
 
     squidpy divides the picture into dark and bright, so :func:`tissue_mask` decides where there is no background: where it
-    finds tissue in all four corners. It also decides without squidpy.
+    finds tissue in all four corners, and where squidpy fails or finds none.
 
     Parameters
     ----------

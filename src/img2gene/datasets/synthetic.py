@@ -15,6 +15,7 @@ from img2gene.datasets._genes import DOMAINS, GROUPS, SYMBOLS
 from img2gene.datasets._histology import STAIN_FIELD_EFFECT, Stain, draw_stain, render
 from img2gene.datasets._parameters import PITCH_UM, SPOT_UM, CohortParameters
 from img2gene.datasets._tissue import Tissue, draw_composition, draw_tissue, spot_mean
+from img2gene.settings import tqdm_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,15 +157,13 @@ class _Patient:
 
 
 def _draw_cohort(parameters: CohortParameters) -> SpatialData:
-    from tqdm.auto import tqdm
-
     from img2gene.io import concat_sections
     from img2gene.settings import settings
 
     # One child seed per patient, so that a study with more patients begins with the smaller study.
     gene_seed, *patient_seeds = np.random.SeedSequence(parameters.seed).spawn(parameters.n_patients + 1)
     effects = _counts.draw_effects(np.random.default_rng(gene_seed)).head(parameters.n_genes)
-    sections = tqdm(
+    sections = tqdm_bar(
         _draw_sections(parameters, effects, patient_seeds),
         total=parameters.n_patients * parameters.n_sections,
         desc="Drawing sections",

@@ -14,7 +14,7 @@ from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene.encoders.base import checked_amp
 from img2gene.encoders.checked import CheckedEncoder
-from img2gene.encoders.spec import HUB, EncoderSpec, is_commit, split_hub
+from img2gene.encoders.spec import HUB, TIMM, EncoderSpec, is_commit, split_hub
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,7 @@ _BUILT_IN = (
     "img2gene.encoders.efficientnet.encoder",
     "img2gene.encoders.color_texture",
     "img2gene.encoders.timm_hub",
+    "img2gene.encoders.zoo.entries",
 )
 _REGISTRY: dict[str, EncoderSpec] = {}
 _ALIASES = {"default": DEFAULT}
@@ -74,7 +75,9 @@ def get(name: str) -> EncoderSpec:
     name
         Registered name, or ``"default"``. ``"hf-hub:owner/name@<commit>"`` returns the registered encoder whose weights
         come from this hub repository, with the weights of another commit. The commit becomes part of its name
-        (``"uni-<commit>"``), under which embeddings and models find it again.
+        (``"uni-<commit>"``), under which embeddings and models find it again. Any other timm model of the hub works as well, if
+        its repository states the normalisation; without a commit, today's is taken and recorded. ``"timm:resnet18.a1_in1k"``
+        is short for ``"hf-hub:timm/resnet18.a1_in1k"``.
 
     Raises
     ------
@@ -93,6 +96,8 @@ def get(name: str) -> EncoderSpec:
     name = check.text("name", name)
     check.raise_all()
     _load_all()
+    if name.startswith(TIMM):
+        name = f"{HUB}timm/{name.removeprefix(TIMM)}"
     if name.startswith(HUB):
         return _from_hub(name)
     key = _ALIASES.get(name, name)
@@ -117,11 +122,23 @@ def _from_hub(name: str) -> EncoderSpec:
     known = {spec.source.casefold(): spec for spec in reversed(_REGISTRY.values()) if spec.source.startswith(HUB)}
     spec = known.get(source.casefold())
     if spec is None:
-        raise MissingKeyError(
-            f"No encoder loads from {_short(source)!r} (available: {listing(spec.source for spec in known.values())}). "
-            "Register an `img2gene.encoders.EncoderSpec` for it."
-        )
+        spec = _of_repository(source, commit, listing(sorted(one.source for one in known.values()), len(known)))
     return _at_commit(spec, commit) if commit else spec
+
+
+def _of_repository(source: str, commit: str, known: str) -> EncoderSpec:
+    """Describe a timm model of the hub that no entry describes, and register it for this session."""
+    from img2gene.encoders.repository import of_repository
+
+    try:
+        spec = of_repository(source, commit)
+    except MissingKeyError as error:
+        raise MissingKeyError(
+            f"No encoder loads from {_short(source)!r} (available: {known}), and its repository cannot be read: {error} "
+            "Name a timm model of the hub, or make an encoder with `img2gene.encoders.wrap`."
+        ) from error
+    register(spec)
+    return spec
 
 
 def _at_commit(spec: EncoderSpec, commit: str) -> EncoderSpec:
@@ -176,7 +193,15 @@ def load(name: str, *, device: str | None = None, amp: bool | str | None = None,
     with check.collect():
         spec = get(name)
     check.raise_all()
+    spec = resolved(spec)
     return load_spec(spec, device=device, amp=amp, backend=backend)
+
+
+def resolved(spec: EncoderSpec) -> EncoderSpec:
+    """Look up today's commit of an encoder of the zoo whose commit is not known; the others are returned as they are."""
+    from img2gene.encoders.zoo import loading
+
+    return loading.resolved(spec)
 
 
 def load_spec(spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str) -> CheckedEncoder:

@@ -6,6 +6,8 @@ from functools import cache
 
 import numpy as np
 
+from img2gene.encoders.base import resize
+
 # Factor of the amount of stain, which laboratories and scanners easily differ by.
 FACTOR = 1.2
 STAINS = ("haematoxylin", "eosin")
@@ -52,6 +54,24 @@ def restained(pixels: np.ndarray, factors: np.ndarray) -> list[np.ndarray]:
         changed = 255 * np.exp(-(density + change * amount))
         copies.append(changed.round().clip(0, 255).astype(np.uint8))
     return copies
+
+
+def stain_views(fields: list[np.ndarray], side: int) -> list[list[np.ndarray]]:
+    """Patches as they are, and with 1.2 times as much and as little of each stain.
+
+    ``fields`` has uint8 (n, h, h, 3) for each field of view; each of the five views is a list like it, of at most ``side`` pixels.
+    """
+    fields = [reduced(pixels, side) for pixels in fields]
+    views = [fields]
+    for factor in (FACTOR, 1 / FACTOR):
+        copies = [restained(pixels, np.full(len(pixels), factor)) for pixels in fields]
+        views += [[copy[number] for copy in copies] for number in range(len(STAINS))]
+    return views
+
+
+def reduced(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Reduce patches, uint8 (n, h, h, 3), to ``side`` pixels as an encoder would: restaining larger ones takes longer."""
+    return pixels if pixels.shape[1] <= side else resize(pixels, side).permute(0, 2, 3, 1).numpy()
 
 
 @cache

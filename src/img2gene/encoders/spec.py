@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from img2gene.encoders.base import Encoder
 
 HUB = "hf-hub:"
+TIMM = "timm:"
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from img2gene._errors import Img2GeneError
+from img2gene._files.hub import is_refusal
 from img2gene.encoders.base import TorchEncoder
 from img2gene.encoders.spec import HUB, EncoderSpec, is_commit
 from img2gene.encoders.tokens import pool_tokens
@@ -65,6 +66,22 @@ def build(
         )
     if backend == "onnx":
         raise Img2GeneError(f'Encoder `{spec.name}` runs in torch; pass `backend="torch"`.')
+    timm = import_timm(spec, pretrained=pretrained)
+    try:
+        network = timm.create_model(
+            f"{spec.source}@{spec.revision}" if pretrained else spec.source.split("/")[-1].split(".")[0],
+            pretrained=pretrained,
+            num_classes=0,
+            **_OPTIONS.get(spec.source, {}),
+        )
+    except Exception as error:
+        # The hub's client, safetensors and torch have no error in common.
+        raise load_failure(spec, error) from error
+    return TorchEncoder(TimmNetwork(network), spec.width, spec.mean, spec.std, device=device, amp=amp, name=spec.name)
+
+
+def import_timm(spec: EncoderSpec, *, pretrained: bool = True) -> Any:
+    """Import timm; refuse one that could run code of a weights file."""
     try:
         import timm
     except (ImportError, RuntimeError) as error:
@@ -75,20 +92,20 @@ def build(
         ) from error
     if pretrained:
         _check_release(spec, getattr(timm, "__version__", ""))
-    try:
-        network = timm.create_model(
-            f"{spec.source}@{spec.revision}" if pretrained else spec.source.split("/")[-1].split(".")[0],
-            pretrained=pretrained,
-            num_classes=0,
-            **_OPTIONS.get(spec.source, {}),
+    return timm
+
+
+def load_failure(spec: EncoderSpec, error: Exception) -> Img2GeneError:
+    """Say that weights could not be loaded, and for gated ones where to accept their terms and how to log in."""
+    page = f"https://huggingface.co/{spec.source.removeprefix(HUB)}"
+    if is_refusal(error):
+        return Img2GeneError(
+            f"The weights of `{spec.name}` are gated: accept their terms ({spec.licence}) on {page}, then run `hf auth login`."
         )
-    except Exception as error:
-        # The hub's client, safetensors and torch have no error in common.
-        login = " It is gated: accept its terms on the hub and run `hf auth login`." if spec.gated else ""
-        raise Img2GeneError(
-            f"The weights of `{spec.name}` ({spec.source}, commit {spec.revision}) could not be loaded: {error}.{login}"
-        ) from error
-    return TorchEncoder(TimmNetwork(network), spec.width, spec.mean, spec.std, device=device, amp=amp, name=spec.name)
+    login = f" It is gated: accept its terms on {page} and run `hf auth login`." if spec.gated else ""
+    return Img2GeneError(
+        f"The weights of `{spec.name}` ({spec.source}, commit {spec.revision}) could not be loaded: {error}.{login}"
+    )
 
 
 def _check_release(spec: EncoderSpec, release: str) -> None:

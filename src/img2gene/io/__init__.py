@@ -7,6 +7,7 @@ from img2gene.io.cosmx import read_cosmx
 from img2gene.io.hest_sections import read_hest
 from img2gene.io.legacy_st import read_legacy_st
 from img2gene.io.merscope import read_merscope
+from img2gene.io.model_card import model_card
 from img2gene.io.model_store import load_model, save_model
 from img2gene.io.sections import build_section
 from img2gene.io.slides import read_slide
@@ -21,6 +22,7 @@ __all__ = [
     "concat_sections",
     "from_anndata",
     "load_model",
+    "model_card",
     "open_table",
     "read_cosmx",
     "read_csv",

@@ -220,6 +220,7 @@ def _record_problems(tables: list[AnnData], key: str) -> list[str]:
     with check.collect():
         check.messages += _patch_problems(tables, key)
         check.messages += _embedding_problems(tables, key)
+        check.messages += _features_problems(tables, key)
         check.messages += _prediction_problems(tables, key)
         check.messages += _localization_problems(tables, key)
     return check.messages
@@ -250,6 +251,19 @@ def _embedding_problems(tables: list[AnnData], key: str) -> list[str]:
             for difference in differences(settings)
         ]
     return problems
+
+
+def _features_problems(tables: list[AnnData], key: str) -> list[str]:
+    """List matrices of features that were described as different, or of which some are not described."""
+    known = [record(table, _schema.FEATURES) for table in tables]
+    return [
+        f"Features `obsm['{name}']` of `{key}` are described differently: {difference}. Correct it with "
+        f"`img2gene.pp.describe_features(sdata, {name!r}, …)` in each section."
+        for name in sorted({name for item in known for name in item})
+        for difference in differences(
+            [(table, item.get(name)) for table, item in zip(tables, known, strict=True) if name in table.obsm]
+        )
+    ]
 
 
 def _settings(identity: Any, with_tokens: bool) -> dict[str, Any] | None:

@@ -28,6 +28,10 @@ def _has_embedding(table: AnnData, name: str) -> bool:
     return _schema.embedding_key(name) in table.obsm
 
 
+def _has_features(table: AnnData, name: str) -> bool:
+    return name in table.obsm
+
+
 def _has_prediction(table: AnnData, name: str) -> bool:
     return name in table.layers or PREDICTION in table.uns[_schema.UNS]
 
@@ -37,6 +41,7 @@ def _has_localization(table: AnnData, name: str) -> bool:
 
 
 _BY_NAME = {
+    _schema.FEATURES: _has_features,
     "encoder": _has_embedding,
     LOCALIZATION: _has_localization,
     _schema.PREDICTED_BY: _has_prediction,

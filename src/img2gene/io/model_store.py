@@ -15,8 +15,10 @@ from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
 from img2gene._files.folders import write_bytes
+from img2gene._files.hub import check_digest, checked_digest, fetched, is_remote
 from img2gene._files.locks import remove_stale
 from img2gene.models.stored import parse_json
+from img2gene.settings import settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,7 +91,8 @@ def save_model(
     Parameters
     ----------
     model
-        A model, or the study that holds it under ``key``.
+        A model, or the study that holds it under ``key``; the scores of :func:`img2gene.tl.evaluate` on the study are then
+        stored with the model, for its card (:func:`img2gene.io.model_card`).
     path
         File to write; the suffix ``.img2gene`` is appended if there is none. It is a safetensors file whose metadata
         hold the configuration as JSON: data only, no code.
@@ -122,11 +125,22 @@ def save_model(
     check.raise_all()
     with _file_errors(target, "written"):
         target = _file_to_write(target, overwrite)
-    trained = model if isinstance(model, Model) else read_model(_schema.get_table(model, table_key), key)
+    trained = model if isinstance(model, Model) else scored_model(_schema.get_table(model, table_key), key)
     config, arrays = trained.storable_state()
     remove_stale(target.parent, target.name)
     write_bytes(target, save(arrays, metadata={"img2gene": json.dumps(config, allow_nan=False)}))
     return target
+
+
+def scored_model(table: AnnData, key: str) -> Model:
+    """Read the model of a table, with the scores that it has there."""
+    model = read_model(table, key)
+    scored = _schema.read_json(table, _schema.SCORED_BY, default={})
+    if scored.get("fingerprint") == model.fingerprint and scored.get("key") == key:
+        scores = table.uns.get(key, {}).get("evaluation")
+        if scores is not None:
+            model.report = {**model.report, "evaluation": parse_json(str(scores), f"uns[{key!r}]['evaluation']")}
+    return model
 
 
 def _file_to_write(path: Path, overwrite: bool) -> Path:
@@ -150,18 +164,26 @@ def _file_errors(path: Path, done: str) -> Iterator[None]:
         raise Img2GeneError(f"{str(path)[:500]} cannot be {done} ({error.strerror or error}).") from error
 
 
-def load_model(path: str | Path) -> Model:
-    """Read a model that :func:`img2gene.io.save_model` wrote.
+def load_model(path: str | Path, *, sha256: str | None = None) -> Model:
+    """Read a model that :func:`img2gene.io.save_model` wrote, from a file, the Hugging Face hub or a plain address.
 
     Parameters
     ----------
     path
-        File of the model; the suffix ``.img2gene`` may be left out.
+        File of the model; the suffix ``.img2gene`` may be left out. ``"hf://owner/name@revision"`` names ``model.img2gene`` in a
+        repository of the hub, ``"hf://owner/name/file@revision"`` another file of it. ``"https://…"`` is a plain address.
+    sha256
+        Digest of the file, which plain addresses need. A download with another digest is deleted and tried once more.
+
+    Returns
+    -------
+    The trained model, checked against its digests.
 
     Raises
     ------
     Img2GeneError
-        The file does not exist, holds no model, is damaged, or does not fit the declared architecture.
+        The file does not exist, cannot be downloaded or has another digest, is gated, holds no model, is damaged, or does not fit
+        the declared architecture.
 
     Examples
     --------
@@ -171,10 +193,15 @@ def load_model(path: str | Path) -> Model:
     from img2gene.models import Model
 
     check = Arguments()
+    check.text("sha256", sha256, optional=True)
     file: Path = check.path("path", path)
     check.raise_all()
+    if isinstance(path, str) and is_remote(path):
+        file = fetched(path, sha256, Path(settings.cache_dir) / "models")
     with _file_errors(file, "read"):
         file = model_file(file) or _refuse_absent(file)
+        if sha256 is not None:
+            check_digest(file, checked_digest(sha256), str(file))
         content = file.read_bytes()
     text = _metadata(content).get("img2gene")
     if not isinstance(text, str):

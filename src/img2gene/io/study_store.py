@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
 from img2gene._files.locks import is_stale, is_temporary, temporary_path
 from img2gene.io._comparison import study_differences
+from img2gene.io._library_warnings import without_library_warnings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -73,9 +73,7 @@ def write_study(sdata: SpatialData, path: str | Path, *, overwrite: bool = True)
     target = _check(sdata, path, overwrite)
     stored = _with_present_regions(sdata)
     with _replacement(target) as temporary:
-        with warnings.catch_warnings():
-            # spatialdata warns of tables without their regions, and of formats, at each reading and writing.
-            warnings.simplefilter("ignore")
+        with without_library_warnings():
             _write(stored, temporary)
             _verify(stored, temporary)
         _swap(temporary, target)
@@ -258,8 +256,7 @@ def _read_from(sdata: SpatialData, target: Path) -> None:
     """Let a study belong to a new store, and its lazy elements read from there if they read from the old one."""
     from spatialdata import read_zarr
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with without_library_warnings():
         if any(_reads_from(getattr(sdata, kind), target) for kind in _LAZY_KINDS):
             # The old arrays would read pixels of the new store with the chunks, and the operations, of the old one.
             stored = read_zarr(target, selection=_LAZY_KINDS)

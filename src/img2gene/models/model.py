@@ -265,6 +265,11 @@ class Model:
         trained = listing(self.report.get("sections", []), 6)
         return f"Model({self.name}, {len(self.genes)} genes, encoder={self.inputs.get('name')}, trained on {trained})"
 
+    def _repr_html_(self) -> str:
+        from img2gene.models.model_html import model_html
+
+        return model_html(self)
+
     def describe(self) -> str:
         """Return all facts as indented JSON."""
         facts = {"model": self.name, "n_genes": len(self.genes), "inputs": self.inputs, "labels": self.labels}

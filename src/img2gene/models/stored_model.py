@@ -36,6 +36,7 @@ def input_problems(inputs: Any) -> list[str]:
                     check.number(f"inputs.patch_um[{i}]", field_um, above=0)
         if "revision" in inputs:
             check.text("inputs.revision", inputs["revision"])
+        check.text("inputs.augment", inputs.get("augment"), optional=True)
         if "finetuned" in inputs:
             check.record("inputs.finetuned", inputs["finetuned"])
     return check.messages

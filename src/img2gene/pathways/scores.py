@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError
 from img2gene.pathways.inputs import checked_names, finite_matrix, row_numbers, set_columns
-from img2gene.settings import settings
+from img2gene.settings import settings, tqdm_bar
 
 Matrix = Any
 Sets = Mapping[str, Sequence[int] | np.ndarray]
@@ -78,8 +78,6 @@ def aucell(
     array([[1.],
            [0.]], dtype=float32)
     """
-    from tqdm.auto import tqdm
-
     check, by_rows, columns = _checked(counts, "counts", sets)
     n_spots, n_genes = by_rows.shape
     top = _n_up(check, n_up, n_genes)
@@ -95,7 +93,7 @@ def aucell(
     highest = np.array([np.arange(top - 1, max(top - 1 - len(members), 0), -1).sum() for members in columns])
     scores = np.full((n_spots, len(columns)), np.nan, dtype=np.float32)
     batches = _rank_batches(by_rows, top, batch_size or max(1, _BATCH_VALUES // n_genes))
-    for rows, dense in tqdm(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 64):
+    for rows, dense in tqdm_bar(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 64):
         part = _dense(by_rows[rows]) if dense else by_rows[rows]
         scores[rows] = (_top_weights(_sort_keys(part, priority), top, n_genes) @ indicator).toarray() / highest
     return scores
@@ -186,8 +184,6 @@ def ssgsea(counts: Matrix, sets: Sets, *, genes: Sequence[str] | np.ndarray | No
     >>> bool(scores[0, 0] > scores[1, 0])
     True
     """
-    from tqdm.auto import tqdm
-
     check, by_rows, columns = _checked(counts, "counts", sets)
     n_spots, n_genes = by_rows.shape
     with check.collect():
@@ -200,7 +196,7 @@ def ssgsea(counts: Matrix, sets: Sets, *, genes: Sequence[str] | np.ndarray | No
     scores = np.full((n_spots, len(columns)), np.nan, dtype=np.float32)
     rows = np.flatnonzero(n_detected(by_rows))
     batches = [rows[part] for part in _batches(len(rows), _SSGSEA_SPOTS)]
-    for part in tqdm(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 3):
+    for part in tqdm_bar(batches, desc="Scoring pathways", disable=not settings.progress or len(batches) < 3):
         scores[part] = _ssgsea_batch(_dense(by_rows[part])[:, order], named)
     return scores
 

@@ -12,7 +12,7 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches, no_such, raise_problems
 from img2gene._study.depth import report_other_scale
-from img2gene._study.expression import labels, measured
+from img2gene._study.expression import expression_unit, labels, measured
 from img2gene._study.predictions import check_predictor, predicted_values, prediction_problems
 from img2gene._study.sections import text_labels
 from img2gene._study.study import Study
@@ -54,6 +54,8 @@ class Predictions:
         Name of the prediction in the study.
     study, model
         The study, and the model that predicted in it; None for predictions of a cross-validation.
+    unit
+        Unit of the predictions; empty if it is unknown.
     """
 
     table: AnnData
@@ -66,6 +68,7 @@ class Predictions:
     key: str = ""
     study: Study | None = None
     model: Model | None = None
+    unit: str = ""
 
     @classmethod
     def of(cls, source: Study | AnnData, key: str, genes: list[str] | None = None) -> Predictions:
@@ -95,7 +98,8 @@ class Predictions:
             )
         sections = text_labels(table.obs[_schema.SECTION], _schema.SECTION)
         parts = ["predicted", *(name for name in ("measured", *_UNCERTAINTY) if name in table.layers)]
-        return cls(table, sections, parts, list(map(str, table.var_names)), _column(table, "ood"), level, threshold)
+        genes, unit = list(map(str, table.var_names)), str(table.uns.get(_schema.SCALE, ""))
+        return cls(table, sections, parts, genes, _column(table, "ood"), level, threshold, unit=unit)
 
     @classmethod
     def of_study(cls, study: Study, key: str, model: Model | None) -> Predictions:
@@ -125,6 +129,7 @@ class Predictions:
             key,
             study,
             model,
+            predicted_unit(study, key) if model is None else expression_unit(model.labels["layer"]),
         )
 
     @property
@@ -141,7 +146,11 @@ class Predictions:
     @property
     def layer(self) -> str | None:
         """Layer of the study with the measured values on the model's scale; None for counts in X."""
-        return None if self.model is None else self.model.labels["layer"]
+        if self.model is not None:
+            return self.model.labels["layer"]
+        return (
+            None if self.study is None else self.study.record(_schema.PREDICTED_BY, {}).get(self.key, {}).get("layer")
+        )
 
     def chosen_sections(self, sections: str | Sequence[str] | None) -> list[str]:
         """Names of the chosen sections; by default the sections that the model was not trained on."""
@@ -227,6 +236,13 @@ class Predictions:
 
     def _columns(self, genes: list[str]) -> np.ndarray:
         return self.table.var_names.get_indexer(genes)
+
+
+def predicted_unit(study: Study, key: str) -> str:
+    """Unit of the predictions ``key`` of a study; empty if another package made them."""
+    # A separate table of predictions has the same record as the table that was predicted.
+    by = study.record(_schema.PREDICTED_BY, {}).get(key)
+    return "" if by is None else expression_unit(by.get("layer"))
 
 
 def _stored_predictor(study: Study, key: str) -> Model | None:

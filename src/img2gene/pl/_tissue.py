@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ from img2gene._errors import Img2GeneError, MissingKeyError, no_such
 from img2gene._study.geometry import Geometry, locate
 from img2gene._study.images import thumbnail
 from img2gene._study.lattices import nearest_distance
+from img2gene._study.microns import resolve_mpp
 from img2gene._study.study import Study
+from img2gene.pl._figures import scale_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +44,8 @@ class Canvas:
         (n, 2) column and row of the spots in thumbnail pixels.
     diameter
         Spot diameter in thumbnail pixels.
+    um_per_px
+        Side of a thumbnail pixel in µm; None if it is unknown.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Canvas:
     picture: np.ndarray
     xy: np.ndarray
     diameter: float
+    um_per_px: float | None = None
 
 
 def canvases(study: Study, sections: list[str] | None) -> list[Canvas]:
@@ -82,14 +88,14 @@ def _section_canvases(study: Study, section: str, geometries: list[Geometry]) ->
 
 
 def blank_canvas(name: str, rows: np.ndarray, xy: np.ndarray) -> Canvas:
-    """Prepare a section on white, for spots (n, 2) at x and y without an image."""
+    """Prepare a section on white, for spots (n, 2) at x and y in µm without an image."""
     pitch = _nearest(xy)
     # Half a pitch around the outermost spots, so that their circles are not cut.
     low, extent = xy.min(axis=0) - 0.5 * pitch, np.ptp(xy, axis=0) + pitch
     scale = _BLANK_PX / extent.max()
     width, height = np.ceil(extent * scale).astype(int)
     white = np.full((height, width, 3), 255, dtype=np.uint8)
-    return Canvas(name, name, rows, white, (xy - low) * scale - 0.5, 0.65 * pitch * scale)
+    return Canvas(name, name, rows, white, (xy - low) * scale - 0.5, 0.65 * pitch * scale, 1 / scale)
 
 
 def matched_canvases(parts: list[Canvas], names: pd.Index, other_names: pd.Index, rows: np.ndarray) -> list[Canvas]:
@@ -116,7 +122,8 @@ def shrunken_canvas(canvas: Canvas, side: int) -> Canvas:
     picture = np.asarray(Image.fromarray(np.ascontiguousarray(canvas.picture)).resize(size, Image.Resampling.BOX))
     # Pixel centres are whole numbers, so the corner lies at -0.5 in both pictures.
     xy = (canvas.xy + 0.5) * (np.array(size) / (width, height)) - 0.5
-    return replace(canvas, picture=picture, xy=xy, diameter=canvas.diameter * scale)
+    microns = None if canvas.um_per_px is None else canvas.um_per_px * width / size[0]
+    return replace(canvas, picture=picture, xy=xy, diameter=canvas.diameter * scale, um_per_px=microns)
 
 
 def _images(study: Study) -> dict[str, str] | None:
@@ -141,7 +148,20 @@ def _canvas(study: Study, name: str, section: str, geometry: Geometry) -> Canvas
             f"All spots of `{name}` lie outside the image `{geometry.image_key}`. Check the transformations of the image "
             f"and of the region `{geometry.region}`."
         )
-    return Canvas(name, section, geometry.rows, part, (centers - low)[:, ::-1], spot)
+    mpp = _microns(study, geometry)
+    xy = (centers - low)[:, ::-1]
+    return Canvas(name, section, geometry.rows, part, xy, spot, None if mpp is None else mpp * step)
+
+
+def _microns(study: Study, geometry: Geometry) -> float | None:
+    """Microns per image pixel, as the patches record them, or as they can be found; None if they are unknown."""
+    recorded = {} if study.record("patches") is None else study.patches["regions"].get(geometry.region, {})
+    if recorded.get("mpp"):
+        return float(recorded["mpp"])
+    # Pathways and localisations can be drawn without patches, and then without a scale bar, too.
+    with suppress(Img2GeneError):
+        return resolve_mpp(study, [geometry], mpp=None, spot_um=None)[geometry.region]
+    return None
 
 
 def _nearest(centers: np.ndarray) -> float:
@@ -188,6 +208,7 @@ def draw(
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
+    scale_bar(ax, canvas.um_per_px)
     return spots
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene.pl._arguments import MOST_PARTS, PlotArguments, number_column, table_problems
+from img2gene.pl._figures import shown_once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +75,7 @@ def bias(
     if len(tables) > 1:
         # Above the panel, so that it hides no whisker.
         axes[0].legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(tables))
-    return figure
+    return shown_once(figure)
 
 
 def _checked(scores: Any, model: Any, panel_size: Any) -> tuple[dict[str, pd.DataFrame], float]:

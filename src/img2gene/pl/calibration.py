@@ -12,12 +12,14 @@ from img2gene import metrics
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError
 from img2gene.pl._arguments import PlotArguments, study_or_kept
+from img2gene.pl._figures import shown_once
 from img2gene.pl._predictions import Predictions
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from spatialdata import SpatialData
 
 LEVELS = np.linspace(0.05, 0.95, 19)
@@ -35,7 +37,7 @@ def calibration(
     seed: int | None = None,
     key: str = "img2gene",
     table_key: str = "table",
-) -> Axes:
+) -> Figure:
     """Draw the measured coverage of the predicted uncertainty against its nominal coverage.
 
     Below the diagonal the uncertainty is understated, above it overstated.
@@ -60,7 +62,7 @@ def calibration(
 
     Returns
     -------
-    The axes. A thin line is a section, the thick one the mean over sections: the share of spots and genes whose
+    Figure. A thin line is a section, the thick one the mean over sections: the share of spots and genes whose
     absolute error lies within the central interval of a normal distribution with the predicted SD. Dots show the
     coverage of the stored intervals in each section, the diamond the mean over sections. At most 300 genes are used,
     spread over the panel.
@@ -80,7 +82,7 @@ def calibration(
     >>> ig.pp.embed_patches(sdata, "color-texture")
     >>> ig.tl.fit(sdata, "ridge", validate_on=["P3"])
     >>> ig.tl.predict(sdata)
-    >>> ax = ig.pl.calibration(sdata)
+    >>> figure = ig.pl.calibration(sdata)
     """
     check = PlotArguments()
     sections, level = check.labels("sections", sections), check.number("level", level, 0, 1, optional=True)
@@ -99,7 +101,7 @@ def calibration(
         import matplotlib.pyplot as plt
 
         ax = plt.subplots(figsize=(4.6, 4.2), layout="constrained")[1]
-    return draw_calibration(ax, frame, predictions.level if level is None else level)
+    return shown_once(draw_calibration(ax, frame, predictions.level if level is None else level))
 
 
 def section_calibration(predictions: Predictions, sections: list[str], seed: int) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene.pl._arguments import PlotArguments
+from img2gene.pl._figures import shown_once
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
     from img2gene.tl import GeneCorrelation
 
-_MIN_FONT, _MAX_FONT = 4.0, 8.0
+_MIN_FONT, _READABLE_FONT, _MAX_FONT = 4.0, 6.5, 8.0
+_MOST_NAMED = 60
+# Share of a panel that its matrix takes.
+_NAMED_SHARE, _POINTS_PER_INCH = 0.8, 72
 _COLORS = (
     *("#3b6fb6", "#c4673d", "#5c9e5c", "#8d6cb3", "#b5903b"),
     *("#4fa3a5", "#c25b84", "#6b5b4b", "#9bb83f", "#222222"),
@@ -44,7 +48,7 @@ def gene_correlation(
     cmap
         Diverging colours.
     panel_size
-        Side of a panel in inches.
+        Side of a panel in inches, at least; up to 60 genes get larger panels, so that their names can be read.
 
     Returns
     -------
@@ -71,8 +75,16 @@ def gene_correlation(
     cluster, cmap = check.flag("cluster", cluster), check.colors(cmap)
     limit, panel_size = check.number("limit", limit, above=0), check.panel(panel_size)
     check.raise_all()
+    panel_size = _readable_side(len(result.genes), panel_size)
     figure = plt.figure(figsize=(3.5 * panel_size, 1.12 * panel_size), layout="constrained")
-    return draw_correlation(figure, result, cluster=cluster, limit=limit, cmap=cmap, panel_size=panel_size)
+    draw_correlation(figure, result, cluster=cluster, limit=limit, cmap=cmap, panel_size=panel_size)
+    return shown_once(figure)
+
+
+def _readable_side(n_genes: int, panel_size: float) -> float:
+    """Enlarge panels in which the names of up to 60 genes would be too small to read."""
+    least = n_genes * _READABLE_FONT / (_NAMED_SHARE * _POINTS_PER_INCH)
+    return max(panel_size, least) if n_genes <= _MOST_NAMED else panel_size
 
 
 def draw_correlation(
@@ -102,7 +114,7 @@ def draw_correlation(
 
 def _name_genes(ax: Axes, genes: list[str], panel_size: float) -> None:
     """Write names at both axes, as large as rows allow, unless they would be too small to read."""
-    size = 0.8 * 72 * panel_size / max(len(genes), 1)
+    size = _NAMED_SHARE * _POINTS_PER_INCH * panel_size / max(len(genes), 1)
     if size < _MIN_FONT:
         ax.set_xticks([])
         ax.set_yticks([])

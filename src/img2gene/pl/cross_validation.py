@@ -8,11 +8,13 @@ import numpy as np
 
 from img2gene._docs import fill_parameters
 from img2gene.pl._arguments import PlotArguments
+from img2gene.pl._figures import shown_once
 from img2gene.pl.scores import METRIC_LABELS
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from img2gene.tl import CrossValidation
 
@@ -22,7 +24,7 @@ _MOST_COLORS = 10
 @fill_parameters
 def cross_validation(
     cv: CrossValidation, *, metric: str = "pcc", genes: str | None = None, ax: Axes | None = None
-) -> Axes:
+) -> Figure:
     """Draw the score of every model on every patient, with the mean and its confidence interval.
 
     Parameters
@@ -38,7 +40,7 @@ def cross_validation(
 
     Returns
     -------
-    The axes. A row is a model. A dot is the mean over genes and sections of one patient (or over genes of one section,
+    Figure. A row is a model. A dot is the mean over genes and sections of one patient (or over genes of one section,
     if patients are not the unit), at the same height in every row. The diamond is the mean over dots with its 95 %
     interval. The title gives the reasons why scores are no honest estimates for new patients
     (:attr:`img2gene.tl.CrossValidation.marks`). Models without a defined score are marked.
@@ -53,7 +55,7 @@ def cross_validation(
     Examples
     --------
     >>> import img2gene as ig
-    >>> ax = ig.pl.cross_validation(ig.tl.cross_validate(sdata), genes="HVG")  # doctest: +SKIP
+    >>> figure = ig.pl.cross_validation(ig.tl.cross_validate(sdata), genes="HVG")  # doctest: +SKIP
     """
     _check(cv, metric, genes, ax)
     group = "all" if genes is None else genes
@@ -79,7 +81,7 @@ def cross_validation(
     ax.set_axisbelow(True)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    return ax
+    return shown_once(ax)
 
 
 def _check(cv: CrossValidation, metric: str, genes: str | None, ax: Axes | None) -> None:
@@ -100,15 +102,15 @@ def _check(cv: CrossValidation, metric: str, genes: str | None, ax: Axes | None)
 
 def _dots(ax: Axes, values: pd.DataFrame, unit: str) -> None:
     """Draw a dot for each unit (rows of ``values``) and model (columns); more than 10 units share one colour."""
-    import matplotlib as mpl
+    import matplotlib.style
 
+    # Ten colours that people with a colour vision deficiency can tell apart, too.
+    colors = list(matplotlib.style.library["tableau-colorblind10"]["axes.prop_cycle"])
     few = 1 < len(values) <= _MOST_COLORS
     # One height per unit in every row lets a reader follow a patient from model to model.
     heights = np.linspace(-0.26, 0.26, len(values)) if len(values) > 1 else np.zeros(1)
     for number, (name, row) in enumerate(values.iterrows()):
-        style: dict[str, Any] = (
-            {"color": mpl.colormaps["tab10"](number), "label": str(name)} if few else {"color": "0.6"}
-        )
+        style: dict[str, Any] = {"color": colors[number]["color"], "label": str(name)} if few else {"color": "0.6"}
         places = np.arange(len(row)) + heights[number]
         ax.scatter(row.to_numpy(dtype=float), places, s=22, alpha=0.8, linewidths=0, zorder=2, **style)
     if few:

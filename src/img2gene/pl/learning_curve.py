@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from img2gene._docs import fill_parameters
 from img2gene._errors import MissingKeyError, listing, raise_problems
 from img2gene.pl._arguments import PlotArguments, number_column, table_problems
+from img2gene.pl._figures import shown_once
 from img2gene.pl.scores import METRIC_LABELS
 from img2gene.pl.training import LINE_COLORS
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _CALL = "`img2gene.tl.learning_curve(sdata)`"
 _X_LABELS = {"n_spots": "training spots", "n_groups": "training groups", "fraction": "fraction of the training data"}
@@ -21,7 +23,7 @@ _X_LABELS = {"n_spots": "training spots", "n_groups": "training groups", "fracti
 @fill_parameters
 def learning_curve(
     result: pd.DataFrame, *, metric: str = "pcc", genes: str = "HEG", x: str = "n_spots", ax: Axes | None = None
-) -> Axes:
+) -> Figure:
     """Draw how accuracy grows with the training data, one line for each model.
 
     Parameters
@@ -39,7 +41,7 @@ def learning_curve(
 
     Returns
     -------
-    The axes. A point is the mean over held-out groups and repeats at one fraction of the training data; its x is a
+    Figure. A point is the mean over held-out groups and repeats at one fraction of the training data; its x is a
     mean, too. The band is ± 1 SD over the same groups and repeats. The legend marks models without a defined score,
     such as the correlation of the constant training mean.
 
@@ -53,7 +55,7 @@ def learning_curve(
     Examples
     --------
     >>> import img2gene as ig
-    >>> ax = ig.pl.learning_curve(ig.tl.learning_curve(sdata), genes="HVG")  # doctest: +SKIP
+    >>> figure = ig.pl.learning_curve(ig.tl.learning_curve(sdata), genes="HVG")  # doctest: +SKIP
     """
     import matplotlib.pyplot as plt
 
@@ -69,7 +71,7 @@ def learning_curve(
     ax.set_title("all genes" if genes == "all" else genes, fontsize=10)
     ax.legend(fontsize=8, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return shown_once(ax)
 
 
 def _check(result: pd.DataFrame, metric: str, genes: str, x: str, ax: Axes | None) -> None:

@@ -17,6 +17,7 @@ from img2gene._study.localization import (
 )
 from img2gene._study.study import Study
 from img2gene.pl._arguments import PlotArguments, open_study
+from img2gene.pl._figures import shown_once
 from img2gene.pl._tissue import Canvas, canvases, color_limits, draw, outline
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def localization(
     bar.set_label(f"{tissue} score ({record['use']}, mean z)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     _legend(figure, bool(np.isfinite(truth).any()))
-    return figure
+    return shown_once(figure)
 
 
 def _sections(record: dict[str, Any], sections: list[str] | None) -> list[str]:

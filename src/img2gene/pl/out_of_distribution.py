@@ -11,11 +11,13 @@ import pandas as pd
 from img2gene._docs import fill_parameters
 from img2gene._errors import MissingKeyError, missing
 from img2gene.pl._arguments import PlotArguments, study_or_kept
+from img2gene.pl._figures import shown_once
 from img2gene.pl._predictions import Predictions
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from spatialdata import SpatialData
 
 
@@ -27,7 +29,7 @@ def out_of_distribution(
     ax: Axes | None = None,
     key: str = "img2gene",
     table_key: str = "table",
-) -> Axes:
+) -> Figure:
     """Draw how far the spots of each section lie from the training data.
 
     Parameters
@@ -44,7 +46,7 @@ def out_of_distribution(
 
     Returns
     -------
-    The axes. A box is a section: quartiles over its spots of the percentile 0–100 among the distances of training
+    Figure. A box is a section: quartiles over its spots of the percentile 0–100 among the distances of training
     spots, with whiskers to the farthest spots within 1.5 interquartile ranges. Spots beyond the vertical line are
     out-of-distribution; their share is written at each section.
 
@@ -61,7 +63,7 @@ def out_of_distribution(
     >>> ig.pp.embed_patches(sdata, "color-texture")
     >>> ig.tl.fit(sdata, "ridge", validate_on=["P3"])
     >>> ig.tl.predict(sdata)
-    >>> ax = ig.pl.out_of_distribution(sdata)
+    >>> figure = ig.pl.out_of_distribution(sdata)
     """
     check = PlotArguments()
     sections = check.labels("sections", sections)
@@ -82,7 +84,7 @@ def out_of_distribution(
         import matplotlib.pyplot as plt
 
         ax = plt.subplots(figsize=(5.6, 1.3 + 0.28 * len(names)), layout="constrained")[1]
-    return draw_distances(ax, predictions, names)
+    return shown_once(draw_distances(ax, predictions, names))
 
 
 def section_distances(predictions: Predictions, sections: list[str]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
 from img2gene.get._get import chosen_rows
 from img2gene.pl._arguments import PlotArguments, open_study
+from img2gene.pl._figures import shown_once
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,4 +108,4 @@ def patches(
         if label is not None:
             ax.set_title(str(table.obs[label].iloc[row]), fontsize=7)
     figure.suptitle(f"{spec['patch_um'][field]:g} µm", fontsize=9)
-    return figure
+    return shown_once(figure)

@@ -8,10 +8,12 @@ import numpy as np
 
 from img2gene import _schema, get
 from img2gene._errors import Img2GeneError, MissingKeyError, no_such
+from img2gene._study.expression import expression_unit
 from img2gene._study.pathways import enrichment_table, required_pathways, stored_pathways
 from img2gene._study.study import Study
 from img2gene.io.model_store import stored_models
 from img2gene.pl._arguments import PlotArguments, open_study
+from img2gene.pl._figures import labelled, shown_once
 from img2gene.pl._tissue import Canvas, canvases, color_limits, draw
 from img2gene.tl.contributions import pathway_contributions
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 KINDS = ("maps", "enrichment", "contribution")
+_METHODS = {"aucell": "AUCell score", "ssgsea": "ssGSEA score", "zscore": "mean z"}
 _N_MAPS, _N_BARS = 4, 20
 _BAR_COLORS = {True: "#3b6fb6", False: "#c9c9c9"}
 _SIGN_COLORS = {"raises the prediction on average": "#3b6fb6", "lowers it": "#c4673d"}
@@ -122,7 +125,7 @@ def pathways(
         return _enrichment(_enrichment_of(study, key or _schema.PATHWAYS), names, ax, max_fdr)
     if kind == "maps":
         names, values = _scores(study, names, key or _schema.PATHWAYS)
-        return _maps(canvases(study, chosen), names, values, ax, panel_size, style)
+        return _maps(canvases(study, chosen), names, values, ax, panel_size, style, unit=_score_unit(study, key))
     contributions = pathway_contributions(sdata, str(gene), key=key or "img2gene", table_key=table_key)
     if names is None:
         rows = _rows_of(study, chosen)
@@ -130,7 +133,14 @@ def pathways(
     _check_known(names, list(contributions.columns))
     style["cmap"] = "RdBu_r"
     drawn = canvases(study, chosen)
-    return _maps(drawn, names, contributions[names].to_numpy(dtype=float), ax, panel_size, style, f" → {gene}")
+    layer = get.model(sdata, key=key or "img2gene", table_key=table_key).labels["layer"]
+    values, unit = contributions[names].to_numpy(dtype=float), labelled("contribution", expression_unit(layer))
+    return _maps(drawn, names, values, ax, panel_size, style, f" → {gene}", unit=unit)
+
+
+def _score_unit(study: Study, key: str | None) -> str:
+    """Name the scores on colour bars by the method that made them."""
+    return _METHODS[required_pathways(study, key or _schema.PATHWAYS)["method"]]
 
 
 def _enrichment_of(study: Study, key: str) -> pd.DataFrame:
@@ -175,6 +185,8 @@ def _maps(
     panel_size: float,
     style: dict,
     target: str = "",
+    *,
+    unit: str,
 ) -> Figure:
     """Maps of scores, or, with a ``target``, of contributions to it, whose colours are symmetric about 0."""
     import matplotlib.pyplot as plt
@@ -199,8 +211,9 @@ def _maps(
             drawn = draw(panel, canvas, values[canvas.rows, column], vmin=low, vmax=high, **style)
             panel.set_title(f"{canvas.name}  {name}{target}", fontsize=9)
             bar = panel.figure.colorbar(drawn, ax=panel, fraction=0.046, pad=0.02)
+            bar.set_label(unit, fontsize=8)
             bar.ax.tick_params(labelsize=7)
-    return grid[0, 0].figure
+    return shown_once(grid[0, 0])
 
 
 def _enrichment(table: pd.DataFrame, names: list[str] | None, ax: Axes | None, max_fdr: float) -> Figure:
@@ -222,7 +235,7 @@ def _enrichment(table: pd.DataFrame, names: list[str] | None, ax: Axes | None, m
     ax.axvline(0, color="0.7", linewidth=0.8)
     ax.set_xlabel(f"NES (* FDR ≤ {max_fdr:g})")
     ax.spines[["top", "right"]].set_visible(False)
-    return ax.figure  # type: ignore[return-value]
+    return shown_once(ax)
 
 
 def _contributions(contributions: pd.DataFrame, gene: str, ax: Axes | None) -> Figure:
@@ -243,4 +256,4 @@ def _contributions(contributions: pd.DataFrame, gene: str, ax: Axes | None) -> F
     ax.set_xlabel(f"mean |contribution| to {gene}")
     ax.legend(fontsize=7, frameon=False, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)
-    return ax.figure  # type: ignore[return-value]
+    return shown_once(ax)

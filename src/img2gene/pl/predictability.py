@@ -11,6 +11,7 @@ from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, raise_problems
 from img2gene._study.study import Study
 from img2gene.pl._arguments import PlotArguments, number_column, open_study, table_problems
+from img2gene.pl._figures import shown_once
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +75,7 @@ def predictability(
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
-    return figure
+    return shown_once(figure)
 
 
 def _frame(study: Study) -> pd.DataFrame:

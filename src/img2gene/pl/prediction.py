@@ -10,6 +10,7 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene.pl._arguments import PlotArguments, study_or_kept
+from img2gene.pl._figures import labelled, shown_once
 from img2gene.pl._predictions import Predictions
 from img2gene.pl._tissue import Canvas, color_limits, draw
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 _RANGE = (1, 99)
 # Share of the opacity of predictions that should not be trusted: visible, but never mistaken for the others.
 _FADED = 0.3
-_COLORBARS = {"predicted": "expression", "std": "predictive SD", "residual": "measured − predicted"}
+_FULL_TEXT_INCHES = 2.6
+_COLORBARS = {"predicted": "", "std": "predictive SD", "residual": "residual"}
 
 
 def prediction(
@@ -110,8 +112,9 @@ def prediction(
     rows = map_rows(predictions, names, shown, uncertainty=uncertainty, residual=residual, fade=fade)
     size_inches = (panel_size * 1.2 * len(map_columns(rows)), panel_size * len(rows))
     figure = plt.figure(figsize=size_inches, layout="constrained")
-    draw_maps(figure, rows, **style)
-    return figure
+    draw_maps(figure, rows, unit=predictions.unit, **style)
+    _shrink_texts(figure, panel_size)
+    return shown_once(figure)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +190,8 @@ def map_columns(rows: list[MapRow]) -> list[str]:
     return [name for name in ("measured", "predicted", "std", "residual") if any(name in row.values for row in rows)]
 
 
-def draw_maps(figure: Figure, rows: list[MapRow], *, cmap: str, alpha: float, size: float) -> None:
-    """Draw rows of maps on an empty figure."""
+def draw_maps(figure: Figure, rows: list[MapRow], *, unit: str, cmap: str, alpha: float, size: float) -> None:
+    """Draw rows of maps on an empty figure; ``unit`` is that of the predictions."""
     columns = map_columns(rows)
     heights = [row.canvas.picture.shape[0] / row.canvas.picture.shape[1] for row in rows]
     grid = figure.subplots(len(rows), len(columns), squeeze=False, height_ratios=heights)
@@ -199,12 +202,19 @@ def draw_maps(figure: Figure, rows: list[MapRow], *, cmap: str, alpha: float, si
         for ax, name in zip(axes, columns, strict=True):
             # A section without measured spots has empty places below the measured panels of others.
             if name in row.values:
-                _draw_map(ax, name, row, scale, {"cmap": cmap, "alpha": alpha, "size": size})
+                _draw_map(ax, name, row, scale, unit, {"cmap": cmap, "alpha": alpha, "size": size})
             else:
                 ax.set_axis_off()
 
 
-def _draw_map(ax: Axes, name: str, row: MapRow, scale: tuple[float, float], style: dict[str, Any]) -> None:
+def _shrink_texts(figure: Figure, panel_size: float) -> None:
+    """Give small panels small texts, so that neighbours do not overlap."""
+    for ax in figure.axes:
+        for text in (ax.title, ax.yaxis.label):
+            text.set_fontsize(text.get_fontsize() * min(1.0, panel_size / _FULL_TEXT_INCHES))
+
+
+def _draw_map(ax: Axes, name: str, row: MapRow, scale: tuple[float, float], unit: str, style: dict[str, Any]) -> None:
     values = row.values[name]
     if name != "measured":
         style["alpha"] = style["alpha"] * np.where(row.faint, _FADED, 1.0)
@@ -218,7 +228,7 @@ def _draw_map(ax: Axes, name: str, row: MapRow, scale: tuple[float, float], styl
     ax.set_title(_title(name, row), fontsize=9)
     if name in _COLORBARS:
         bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.02)
-        bar.set_label(_COLORBARS[name], fontsize=8)
+        bar.set_label(labelled(_COLORBARS[name], unit) or "expression", fontsize=8)
         bar.ax.tick_params(labelsize=7)
 
 

@@ -10,10 +10,12 @@ from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, raise_problems
 from img2gene.metrics.catalog import CATALOG
 from img2gene.pl._arguments import MOST_PARTS, PlotArguments, members, number_column, table_problems
+from img2gene.pl._figures import shown_once
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 METRIC_LABELS = {metric.name: metric.label for metric in CATALOG.values()}
 _COLORS = ("#3b6fb6", "#8a8a8a", "#c9c9c9", "#c4673d", "#5c9e5c", "#8d6cb3")
@@ -22,7 +24,7 @@ _COLORS = ("#3b6fb6", "#8a8a8a", "#c9c9c9", "#c4673d", "#5c9e5c", "#8d6cb3")
 @fill_parameters
 def scores(
     scores: pd.DataFrame, *, metric: str = "pcc", genes: str | None = None, by: str = "model", ax: Axes | None = None
-) -> Axes:
+) -> Figure:
     """Draw the distribution over genes of a score for each model.
 
     Parameters
@@ -39,7 +41,7 @@ def scores(
 
     Returns
     -------
-    The axes. Each gene counts once, averaged over sections; the line is the mean. The number of undefined scores, such
+    Figure. Each gene counts once, averaged over sections; the line is the mean. The number of undefined scores, such
     as correlations of the constant training mean, is written below the name.
 
     Raises
@@ -52,7 +54,7 @@ def scores(
     Examples
     --------
     >>> import img2gene as ig
-    >>> ax = ig.pl.scores(ig.tl.evaluate(sdata), genes="HVG")  # doctest: +SKIP
+    >>> figure = ig.pl.scores(ig.tl.evaluate(sdata), genes="HVG")  # doctest: +SKIP
     """
     import matplotlib.pyplot as plt
 
@@ -71,7 +73,7 @@ def scores(
     ax.set_ylabel(f"{METRIC_LABELS.get(metric, metric)} per gene{'' if metric == 'pcc_pooled' else ', within section'}")
     ax.set_title("all genes" if genes is None else genes, fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return shown_once(ax)
 
 
 def _check(scores: pd.DataFrame, metric: str, genes: str | None, by: str, ax: Axes | None) -> None:

@@ -1,4 +1,4 @@
-"""A prediction drawn as a picture on the H&E image, with a scale bar."""
+"""A prediction drawn as a picture on the H&E image."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import numpy as np
 from img2gene import _schema
 from img2gene._docs import fill_parameters
 from img2gene._study.images import scale0, thumbnail
-from img2gene.pl._arguments import PlotArguments
+from img2gene.pl._arguments import PlotArguments, open_study
+from img2gene.pl._figures import labelled, scale_bar, shown_once
+from img2gene.pl._predictions import predicted_unit
 from img2gene.pl._tissue import color_limits
 from img2gene.tl.rasterize import rasterize_prediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from spatialdata import SpatialData
 
 _OVERVIEW_PX = 1600
-_BAR_SHARE = 0.25
 
 
 @fill_parameters
@@ -33,7 +35,7 @@ def slide(
     cmap: str = "magma",
     alpha: float = 0.6,
     ax: Axes | None = None,
-) -> Axes:
+) -> Figure:
     """Draw the prediction of a gene over the H&E image of a section or slide, with a scale bar.
 
     Parameters
@@ -58,7 +60,7 @@ def slide(
 
     Returns
     -------
-    The axes, in µm from the top left corner of the image. Colours span the 1st to the 99th percentile.
+    Figure, whose axes are in µm from the top left corner of the image. Colours span the 1st to the 99th percentile.
 
     Raises
     ------
@@ -68,7 +70,7 @@ def slide(
     Examples
     --------
     >>> import img2gene as ig
-    >>> ig.pl.slide(sdata, "ERBB2", table_key="slide_tiles")  # doctest: +SKIP
+    >>> figure = ig.pl.slide(sdata, "ERBB2", table_key="slide_tiles")  # doctest: +SKIP
     """
     import matplotlib.pyplot as plt
 
@@ -96,8 +98,9 @@ def slide(
         interpolation="nearest",
     )
     _frame(axes, extent, f"{gene}, {place['section']}")
-    axes.figure.colorbar(drawn, ax=axes, label="predicted expression", shrink=0.7)
-    return axes
+    unit = predicted_unit(open_study(sdata, table_key), key)
+    axes.figure.colorbar(drawn, ax=axes, label=labelled("predicted", unit), shrink=0.7)
+    return shown_once(axes)
 
 
 def _draw_picture(axes: Axes, sdata: SpatialData, image_key: str, mpp: float) -> None:
@@ -116,22 +119,4 @@ def _frame(axes: Axes, extent: tuple[float, float, float, float], title: str) ->
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(title)
-    length = bar_length(right - left)
-    x, y = left, bottom + 0.5 * margin
-    axes.plot([x, x + length], [y, y], color="black", linewidth=3, solid_capstyle="butt", label="scale bar")
-    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    axes.annotate(label, (x + length / 2, y), (0, 3), textcoords="offset points", ha="center", va="bottom")
-
-
-def bar_length(extent_um: float) -> float:
-    """Choose 1, 2 or 5 times a power of ten, at most a quarter of an extent in µm.
-
-    Examples
-    --------
-    >>> from img2gene.pl.slide import bar_length
-    >>> bar_length(9_000), bar_length(500)
-    (2000.0, 100.0)
-    """
-    most = _BAR_SHARE * extent_um
-    power = 10.0 ** np.floor(np.log10(most))
-    return float(max(step for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)) * power)
+    scale_bar(axes, 1.0)

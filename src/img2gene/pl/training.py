@@ -9,6 +9,7 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, no_such
 from img2gene.pl._arguments import PlotArguments, open_study
+from img2gene.pl._figures import shown_once
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +89,7 @@ def training(
     for panel, name in zip(panels, names, strict=True):
         _draw(panel, name, runs)
     panels[0].legend(fontsize=7, frameon=False)
-    return panels[0].figure  # type: ignore[return-value]
+    return shown_once(panels[0])
 
 
 def _panels(names: list[str], panel_size: float) -> list[Axes]:

@@ -28,10 +28,13 @@ from img2gene._study.origins import embedded_patches
 from img2gene._study.restaining import stain_changes
 from img2gene._study.study import Study
 from img2gene.encoders.base import checked_amp
+from img2gene.encoders.registry import resolved
 from img2gene.pp._stored_embedding import StoredEmbedding
 from img2gene.settings import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scipy.sparse import csr_matrix
     from spatialdata import SpatialData
 
@@ -47,11 +50,12 @@ _MAX_WORKERS = 1024
 @fill_parameters
 def embed_patches(
     sdata: SpatialData,
-    encoder: str = "default",
+    encoder: str | EncoderSpec | Callable[..., Any] = "default",
     *,
     tokens: int | None = None,
     orientations: int = 2,
     restained: int = 0,
+    augment: str | None = None,
     table_key: str = "table",
     batch_size: int | None = None,
     num_workers: int | None = None,
@@ -73,7 +77,9 @@ def embed_patches(
     sdata
         Study on which :func:`img2gene.pp.extract_patches` (or :func:`img2gene.pp.tile_slide`) was run.
     encoder
-        Registered encoder, see :func:`img2gene.encoders.list`; ``"default"`` is the offline ``"efficientnet-lite0"``.
+        Registered encoder, see :func:`img2gene.encoders.list`; ``"default"`` is the offline ``"efficientnet-lite0"``. Or any
+        timm model of the hub, ``"hf-hub:owner/name@<commit>"``; or a torch module or function, as
+        :func:`img2gene.encoders.wrap` takes them, which is named after its class or itself.
     tokens
         Also keep this many tokens of the first field of view, for models that attend to positions within a patch.
         Tokens are the cells of a square grid over the patch: 9, 16, 25, … None keeps no tokens, and removes the tokens
@@ -86,6 +92,10 @@ def embed_patches(
         Also embed restained copies of about this many patches, the same number in each section, with more or less haematoxylin
         and eosin. Models learn from them which features the stain moves (``debias="stain"`` of :func:`img2gene.tl.fit`); 40
         are enough. Each takes three forward passes. Tables without genes, such as tiles, have none.
+    augment
+        ``"stain"`` averages the features over five copies of each patch: as it is, and with 1.2 times as much and as little
+        haematoxylin, and eosin. Each takes a forward pass per orientation. Other sections need the same. None takes the
+        patch as it is.
     table_key
         Table whose patches are embedded.
     batch_size
@@ -142,7 +152,8 @@ def embed_patches(
     50
     """
     check = Arguments()
-    check.text("encoder", encoder)
+    if not callable(encoder) and not isinstance(encoder, encoders.EncoderSpec):
+        check.text("encoder", encoder)
     _check_number_of_tokens(check, tokens)
     orientations = checked_orientations(check, orientations)
     # `or` would not do for workers, because 0 is a choice: it decodes in this thread.
@@ -153,18 +164,19 @@ def embed_patches(
     checked_amp(check, amp)
     check.choice("backend", backend, ("auto", "torch", "onnx"))
     restained = check.whole("restained", restained, 0)
+    check.choice("augment", augment, ("stain",), optional=True)
     target, client = check.path("out", out, optional=True), check_client(check, client)
     check.choice("on_error", on_error, ("nan", "raise"))
     check.flag("inplace", inplace)
     study = open_table(check, sdata, table_key)
     check.raise_all()
-    spec = encoders.get(encoder)
+    spec = _spec(encoder)
     raise_problems(_foreign_arrays(study, spec.name) if inplace else [])
     patches = study.patches
     # Tokens are checked before weights are loaded, which can mean a download.
     if tokens is not None:
         _check_grid(spec, tokens, input_side(spec, patches))
-    identity = embedding_identity(spec, patches, orientations, None if tokens is None else int(tokens))
+    identity = embedding_identity(spec, patches, orientations, None if tokens is None else int(tokens), augment)
     plan = EmbeddingPlan(
         spec, {"device": device, "amp": amp, "backend": backend}, identity, size, workers, on_error == "nan"
     )
@@ -179,6 +191,17 @@ def embed_patches(
         return update
     _schema.apply(study.table, update)
     return None
+
+
+def _spec(encoder: Any) -> EncoderSpec:
+    """Look up an encoder by its name, or make one of a module or function."""
+    if isinstance(encoder, str):
+        return resolved(encoders.get(encoder))
+    if isinstance(encoder, encoders.EncoderSpec):
+        encoders.register(encoder)
+        return resolved(encoder)
+    name = str(getattr(encoder, "__name__", type(encoder).__name__)).strip("<>").lower()
+    return encoders.wrap(encoder, name)
 
 
 def _embedded(study: Study, plan: EmbeddingPlan, embed: Embedder, target: Path | None, client: Any) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _RANKINGS = {"mean": "mean", "variable": "dispersion", "spatial": "moran"}
+_SCANPY = "highly_variable"
 
 
 @fill_parameters
@@ -46,8 +47,9 @@ def select_genes(
     n_genes
         Size of the panel.
     by
-        ``"mean"`` expression, ``"variable"`` (dispersion: variance over mean) or ``"spatial"`` (Moran's I over the six
-        nearest spots, averaged over sections).
+        ``"mean"`` expression, ``"variable"`` (dispersion: variance over mean), ``"spatial"`` (Moran's I over the six
+        nearest spots, averaged over sections), or ``"highly_variable"`` (:func:`scanpy.pp.highly_variable_genes` with its
+        default flavour: dispersion among genes of similar mean, within each section).
     min_detection
         Smallest share of spots in which a gene must be detected, 0–1.
     sections
@@ -79,7 +81,7 @@ def select_genes(
     """
     check = Arguments()
     n_genes = check.whole("n_genes", n_genes, 1)
-    by = check.choice("by", by, _RANKINGS)
+    by = check.choice("by", by, (*_RANKINGS, _SCANPY))
     min_detection = check.number("min_detection", min_detection, 0, 1)
     chosen = check.labels("sections", sections)
     layer = check.text("layer", layer, optional=True)
@@ -91,6 +93,8 @@ def select_genes(
         check.messages += layer_problems(study.table, layer, study.name)
     if isinstance(by, str) and by == "spatial" and "spatial" not in study.table.obsm:
         check.messages.append('`by="spatial"` needs positions in `obsm["spatial"]`.')
+    if layer is not None and isinstance(by, str) and by == _SCANPY:
+        check.messages.append(f"by={by!r} needs counts, as scanpy expects their logarithm: leave out `layer`.")
     with check.collect():
         rows = study.ordered(rows_of_sections(study, chosen))
     if inplace is not False and isinstance(key_added, str):
@@ -132,7 +136,11 @@ def _panel(
     # Genes can be chosen before patches exist, and Moran's I of the nearest spots needs no unit.
     positions = stored_positions(study, rows) if by == "spatial" else np.zeros((len(rows), 2))
     statistics = gene_statistics(values, study.sections[rows], positions)
-    score = np.where(statistics["detection"] >= min_detection, statistics[_RANKINGS[by]], np.nan)
+    detected = statistics["detection"] >= min_detection
+    if by == _SCANPY:
+        score = _scanpy_scores(values, detected & (statistics["variance"] > 0), study.sections[rows], n_genes)
+    else:
+        score = np.where(detected, statistics[_RANKINGS[by]], np.nan)
     usable = np.flatnonzero(np.isfinite(score) & (statistics["variance"] > 0))
     if len(usable) < n_genes:
         raise Img2GeneError(
@@ -144,6 +152,32 @@ def _panel(
     names = table.var_names.to_numpy(dtype=str)[usable]
     panel[usable[np.lexsort((names, -score[usable]))[:n_genes]]] = True
     return panel, rows
+
+
+def _scanpy_scores(values: np.ndarray, usable: np.ndarray, sections: np.ndarray, n_top: int) -> np.ndarray:
+    """Score genes so that the ``n_top`` highest are scanpy's highly variable genes, float (n_genes,); NaN if not usable."""
+    import warnings
+
+    import anndata as ad
+    import scanpy as sc
+
+    score = np.full(len(usable), np.nan)
+    if usable.any():
+        table = ad.AnnData(values[:, usable], obs={"section": sections.astype(object)})
+        batch = "section" if len(np.unique(sections)) > 1 else None
+        with warnings.catch_warnings():
+            # It calls other packages by names that are about to go.
+            warnings.simplefilter("ignore")
+            found = sc.pp.highly_variable_genes(
+                table, n_top_genes=min(n_top, table.n_vars), batch_key=batch, inplace=False
+            )
+        # scanpy sorts by the number of sections that choose a gene, then by dispersion.
+        order = ["highly_variable_nbatches"] * (batch is not None) + ["dispersions_norm"]
+        keys = found[order].astype(float).round(6)
+        known = np.isfinite(keys).all(axis=1).to_numpy()
+        ranks = keys.apply(tuple, axis=1).rank(method="dense").to_numpy(dtype=float)
+        score[usable] = np.where(known, ranks, np.nan)
+    return score
 
 
 def rows_of_sections(study: Study, sections: list[str] | None) -> np.ndarray:

@@ -52,7 +52,7 @@ def tile_slide(
     """Lay square tiles over the tissue of an image, ready to be embedded and predicted.
 
     The tissue is found by squidpy's detector (``squidpy.experimental.im.detect_tissue``, Otsu's threshold of
-    brightness). Without squidpy, or on a picture whose corners all hold tissue, Otsu's
+    brightness). Where it fails, or on a picture whose corners all hold tissue, Otsu's
     threshold of saturation takes its place, as in :func:`img2gene.pp.extract_patches`; a message names the detector.
 
     Parameters

@@ -12,6 +12,8 @@ import numpy as np
 from img2gene import _schema, models
 from img2gene._checks import Arguments, several, shown
 from img2gene._errors import Img2GeneError, Problems
+from img2gene._study.features import with_features
+from img2gene._study.study import Study
 from img2gene.models import Predictor
 from img2gene.settings import settings
 
@@ -132,6 +134,31 @@ def check_workers(check: Arguments, n_jobs: Any, n_threads: Any) -> tuple[Any, A
     return int(n_jobs) if whole else n_jobs, check.whole("n_threads", n_threads, 1, _MOST_WORKERS)
 
 
+def checked_features(check: Arguments, features: Any, **others: Any) -> Any:
+    """Convert the name of a matrix of features; a matrix itself is refused, and so are ``others`` that contradict it."""
+    if features is None:
+        return None
+    if not isinstance(features, str):
+        check.messages.append(
+            f"features={shown(features)}: expected the name of a matrix; store it first, `sdata['table'].obsm['X_mine'] = …`."
+        )
+        return None
+    for name, value in others.items():
+        if value is not None:
+            check.messages.append(f"features={features!r} and {name}={shown(value)} contradict each other: pass one.")
+    return str(features)
+
+
+def open_features(check: Arguments, study: Study, features: str | None) -> Study:
+    """Return the study with the matrix ``features`` in its obsm, as :func:`img2gene._study.features.with_features`."""
+    if features is None:
+        return study
+    with check.collect():
+        return with_features(study, features)
+    check.raise_all()
+    return study
+
+
 def check_model(check: Arguments, model: Any) -> Any:
     """Check that ``model`` is a trained model, its key or its file, or None."""
     if model is None or isinstance(model, models.Model) or (isinstance(model, str | os.PathLike) and str(model)):
@@ -168,3 +195,20 @@ def create_predictor(model: str, parameters: Mapping[str, Any]) -> Predictor:
         raise
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
         raise Img2GeneError(f"{model!r} does not take {shown(dict(parameters))}: {error}.") from error
+
+
+def checked_loggers(check: Arguments, value: Any) -> list[Any]:
+    """Convert ``logger`` to a list of loggers of Lightning; empty for None."""
+    if value is None:
+        return []
+    from img2gene.models.networks.train import import_lightning
+
+    import_lightning()
+    from lightning.pytorch.loggers import Logger
+
+    loggers = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(one, Logger) for one in loggers):
+        check.messages.append(
+            f"logger={shown(value)}: expected a logger of `lightning.pytorch.loggers`, such as CSVLogger('logs'), or several."
+        )
+    return loggers

@@ -64,6 +64,11 @@ def _stain(
     name = identity["name"]
     if "finetuned" in identity:
         raise Img2GeneError("debias='stain': a fine-tuned encoder has no restained patches. Leave one of both out.")
+    if "matrix" in identity:
+        raise Img2GeneError(
+            f"debias='stain': restained patches belong to an embedding, and `{identity['matrix']}` is a matrix of your own. Embed with "
+            "`img2gene.pp.embed_patches(sdata, restained=40)`, or leave it out."
+        )
     changes = stored_changes(study, name, identity["width"], rows)
     if changes is None:
         raise Img2GeneError(

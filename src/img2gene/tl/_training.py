@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -47,8 +48,21 @@ class TrainingRun:
     min_depth: float
     seed: int
     debias: DebiasChoice = DebiasChoice()
+    loggers: Sequence[Any] = ()
 
     def train(self, predictor: Predictor, inputs: Inputs | StudyFineTuning, genes: Genes, level: float | None) -> Model:
+        """Train as :meth:`run` does, and report the epochs to loggers, if there are any."""
+        if not self.loggers:
+            return self.run(predictor, inputs, genes, level)
+        from img2gene.models.networks.train import log_to
+
+        with log_to(self.loggers) as log:
+            model = self.run(predictor, inputs, genes, level)
+        if not log.n_epochs:
+            logger.warning("`logger` was told nothing: the model `%s` is not trained in epochs", model.name)
+        return model
+
+    def run(self, predictor: Predictor, inputs: Inputs | StudyFineTuning, genes: Genes, level: float | None) -> Model:
         """Choose genes, fit, calibrate at ``level`` unless it is None, and wrap up the model with its report."""
         study = self.study
         report_off_tissue(study)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import math
@@ -131,7 +132,7 @@ class GeneCorrelation:
 
     def _repr_html_(self) -> str:
         tables = [table.round(3).to_html(index=False) for table in (self.scores, self.modules)]
-        return f"<p>{self!r}</p>{''.join(tables)}"
+        return f"<p>{html.escape(repr(self))}</p>{''.join(tables)}"
 
 
 @fill_parameters

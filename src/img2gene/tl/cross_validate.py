@@ -27,7 +27,9 @@ from img2gene.tl._arguments import (
     check_gene_choice,
     check_seed,
     check_workers,
+    checked_features,
     later_step,
+    open_features,
 )
 from img2gene.tl._cross_validation.candidates import Candidate, ModelsGiven, completed, model_candidates
 from img2gene.tl._cross_validation.folds import OuterFolds
@@ -67,6 +69,7 @@ def cross_validate(
     layer: str | None = None,
     smooth: int = 0,
     encoder: str | None = None,
+    features: str | None = None,
     baselines: bool = True,
     n_permutations: int = 20,
     level: float = 0.9,
@@ -117,6 +120,7 @@ def cross_validate(
         Average labels over this number of nearest spots in the section and the spot itself, after the split: 8 is the 3 × 3
         smoothing of papers. For comparison only, as such labels are easier; recorded in the result.
     %(encoder)s
+    %(features)s
     baselines
         Train the baselines, too. Training mean, oracle and null cost nothing and are always there.
     n_permutations
@@ -175,6 +179,7 @@ def cross_validate(
     groups, inner = check.text("groups", groups), check.text("inner", inner, optional=True)
     tested, genes = check.labels("test_on", test_on), check_gene_choice(check, genes)
     layer, encoder = check.text("layer", layer, optional=True), check.text("encoder", encoder, optional=True)
+    features = checked_features(check, features, encoder=encoder)
     gene_sets, level = with_markers(check, gene_groups, markers), check_between(check, "level", level)
     smooth = check.whole("smooth", smooth, 0)
     n_permutations = check.whole("n_permutations", n_permutations, 0, MOST_PERMUTATIONS)
@@ -183,9 +188,9 @@ def cross_validate(
     folder, min_depth = check.path("folder", folder, optional=True), check.number("min_depth", min_depth, 0, 1)
     client = check_client(check, client)
     check_flags(check, baselines=baselines, allow_leakage=allow_leakage)
-    whole = open_study(check, sdata, table_key)
+    whole = open_features(check, open_study(check, sdata, table_key), features)
     with later_step(check):
-        candidates = model_candidates(models, encoder, whole)
+        candidates = model_candidates(models, encoder, whole, features)
         raise_problems(_reserved(candidates))
     _check_table(check, whole, layer, genes, (groups, inner))
     check.raise_all()
@@ -248,8 +253,10 @@ def _with_baselines(
 ) -> dict[str, Candidate]:
     """Add the baselines that are not among the models under another label; the labels of baselines are reserved."""
     # Baselines use the embedding of the first model, so that a difference is due to the model.
-    first = next(iter(candidates.values()))["encoder"]
-    added = {label: {"encoder": first if encoder is None else encoder, **one} for label, one in extra.items()}
+    first = next(iter(candidates.values()))
+    inputs = {"encoder": first["encoder"] if encoder is None else encoder}
+    inputs |= {"features": first["features"]} if "features" in first else {}
+    added = {label: {**inputs, **one} for label, one in extra.items()}
     present = {label: completed(one, study) for label, one in candidates.items()}
     missing = {label: one for label, one in added.items() if completed(one, study) not in present.values()}
     raise_problems(

@@ -35,8 +35,11 @@ from img2gene.tl._arguments import (
     check_name,
     check_seed,
     check_store,
+    checked_features,
+    checked_loggers,
     create_predictor,
     later_step,
+    open_features,
 )
 from img2gene.tl._debias import checked_debias
 from img2gene.tl._training import TrainingRun
@@ -60,6 +63,7 @@ def fit(
     train_on: Iterable[str] | None = None,
     validate_on: Iterable[str] | None = None,
     encoder: str | None = None,
+    features: str | None = None,
     seed: int | None = None,
     key_added: str = "img2gene",
     table_key: str = "table",
@@ -73,6 +77,7 @@ def fit(
     finetune_batch_size: int = 32,
     uncertainty: bool = True,
     level: float = 0.9,
+    logger: Any = None,
     inplace: bool = True,
     **params: Any,
 ) -> Model | None:
@@ -99,6 +104,7 @@ def fit(
     encoder
         Which embedding, if several are stored. With ``finetune``, which encoder: by default that of the stored embedding,
         without one the offline default.
+    %(features)s
     seed
         Seed of everything random; None takes ``img2gene.settings.seed``.
     key_added
@@ -133,6 +139,10 @@ def fit(
         have them at hand, others are fitted up to five times more), and keep how far training embeddings lie apart.
     level
         Nominal coverage of the intervals, between 0 and 1.
+    logger
+        Logger of Lightning, or several, such as ``CSVLogger``, ``TensorBoardLogger`` or ``WandbLogger`` of
+        ``lightning.pytorch.loggers``. It receives the losses and the validation score of every epoch, named
+        ``<training run>/<value>`` as in :func:`img2gene.pl.training`. Models that are not trained in epochs report nothing.
     inplace
         If False, the model is returned and not stored.
     **params
@@ -167,23 +177,20 @@ def fit(
     check_name(check, "key_added", key_added)
     groups, layer = check.text("groups", groups), check.text("layer", layer, optional=True)
     encoder, genes = check.text("encoder", encoder, optional=True), check_gene_choice(check, genes)
+    features = checked_features(check, features, encoder=encoder, finetune=finetune)
     level, min_depth = check_between(check, "level", level), check.number("min_depth", min_depth, 0, 1)
-    seed = check_seed(check, seed)
+    seed, loggers = check_seed(check, seed), checked_loggers(check, logger)
     trained, held_out = check.labels("train_on", train_on), check.labels("validate_on", validate_on)
     options = _options(check, finetune, finetune_epochs, finetune_learning_rate, finetune_batch_size)
     debiased = checked_debias(check, debias, model, params)
     predictor = _predictor(check, model, params)
-    study = open_study(check, sdata, table_key)
+    study = open_features(check, open_study(check, sdata, table_key), features)
     with later_step(check):
         check.messages += layer_problems(study.table, layer, study.name)
     if inplace is not False:
         check_store(check, study.stored_table, "key_added", key_added)
     with later_step(check):
-        inputs = (
-            _stored_inputs(study, predictor, encoder)
-            if options is None
-            else _finetuning(study, predictor, encoder, options)
-        )
+        inputs = _inputs(study, predictor, encoder, features, options)
     with later_step(check):
         # Positions are read here so that their problems are part of the one error.
         _ = study.positions
@@ -195,7 +202,7 @@ def fit(
     check.raise_all()
     if genes is None:
         check_panel(study, division.held_out, allow_leakage=allow_leakage)
-    run = TrainingRun(study, layer, groups, division, min_depth, seed, debiased)
+    run = TrainingRun(study, layer, groups, division, min_depth, seed, debiased, loggers)
     result = run.train(predictor, inputs, genes, level if uncertainty else None)
     if not inplace:
         return result
@@ -255,13 +262,22 @@ def check_split(study: Study, division: Split, groups: str, allow_leakage: bool,
         )
 
 
-def _stored_inputs(study: Study, predictor: Predictor, encoder: str | None) -> Inputs:
-    identity = choose_encoder(study, encoder)
-    features = embedding(study, identity)
+def _inputs(
+    study: Study,
+    predictor: Predictor,
+    encoder: str | None,
+    features: str | None,
+    options: FineTuningParameters | None,
+) -> Inputs | StudyFineTuning:
+    """Read the features that a model is trained on, or prepare the fine-tuning that computes them."""
+    if options is not None:
+        return _finetuning(study, predictor, encoder, options)
+    identity = choose_encoder(study, encoder, features)
+    values = embedding(study, identity)
     if "tokens" not in declared_inputs(predictor):
         # Otherwise predictions would demand tokens that the model does not use.
-        return Inputs(without_tokens(identity), features, None)
-    return Inputs(identity, features, tokens(study, identity))
+        return Inputs(without_tokens(identity), values, None)
+    return Inputs(identity, values, tokens(study, identity))
 
 
 def _finetuning(

@@ -13,7 +13,7 @@ from img2gene._docs import fill_parameters
 from img2gene._leaks.find import Finding, find_leaks
 from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.inputs import choose_encoder, has_embedding
-from img2gene.tl._arguments import check_seed
+from img2gene.tl._arguments import check_seed, checked_features, open_features
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -30,6 +30,7 @@ def check_leaks(
     groups: str = "patient",
     layer: str | None = None,
     encoder: str | None = None,
+    features: str | None = None,
     table_key: str = "table",
     seed: int | None = None,
 ) -> pd.DataFrame:
@@ -47,6 +48,8 @@ def check_leaks(
         Layer with labels on a scale of your own; by default labels are made of X.
     encoder
         Which embedding is looked at, if several are stored.
+    features
+        A matrix to look at in place of an embedding, as in :func:`img2gene.tl.fit`.
     %(table_key_embedding)s
     seed
         Seed of the spots that are drawn from large sections; None takes ``img2gene.settings.seed``.
@@ -86,9 +89,11 @@ def check_leaks(
     check = Arguments()
     groups, layer = check.text("groups", groups), check.text("layer", layer, optional=True)
     encoder, seed = check.text("encoder", encoder, optional=True), check_seed(check, seed)
-    study = open_study(check, sdata, table_key)
+    features = checked_features(check, features, encoder=encoder)
+    study = open_features(check, open_study(check, sdata, table_key), features)
     check.raise_all()
-    identity = choose_encoder(study, encoder) if encoder is not None or has_embedding(study) else None
+    named = encoder is not None or features is not None
+    identity = choose_encoder(study, encoder, features) if named or has_embedding(study) else None
     if identity is None:
         logger.info("no embedding: sections are compared by their expression alone")
     report_off_tissue(study)

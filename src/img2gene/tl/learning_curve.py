@@ -39,7 +39,9 @@ from img2gene.tl._arguments import (
     check_gene_groups,
     check_seed,
     check_workers,
+    checked_features,
     later_step,
+    open_features,
 )
 from img2gene.tl._cross_validation.candidates import Candidate, ModelsGiven, model_candidates
 from img2gene.tl._cross_validation.checkpoint import Part, open_results
@@ -77,6 +79,7 @@ def learning_curve(
     gene_groups: GeneGroups = None,
     layer: str | None = None,
     encoder: str | None = None,
+    features: str | None = None,
     seed: int | None = None,
     n_jobs: int = 1,
     n_threads: int = 1,
@@ -119,6 +122,7 @@ def learning_curve(
     layer
         Layer with labels on a scale of your own, as in :func:`img2gene.tl.fit`.
     %(encoder)s
+    %(features)s
     seed
         Seed of samples and models; None takes ``img2gene.settings.seed``. Repeats differ by their samples alone.
     n_jobs
@@ -164,17 +168,18 @@ def learning_curve(
     fractions, by = _fractions(check, fractions), check.choice("by", by, UNITS)
     groups, tested_groups = check.text("groups", groups), check.labels("test_on", test_on)
     layer, encoder = check.text("layer", layer, optional=True), check.text("encoder", encoder, optional=True)
+    features = checked_features(check, features, encoder=encoder)
     genes, gene_sets = check_gene_choice(check, genes), check_gene_groups(check, gene_groups)
     n_repeats, seed = check.whole("n_repeats", n_repeats, 1, MOST_REPEATS), check_seed(check, seed)
     n_jobs, n_threads = check_workers(check, n_jobs, n_threads)
     folder = check.path("folder", folder, optional=True)
     min_depth = check.number("min_depth", min_depth, 0, 1)
     check_flags(check, allow_leakage=allow_leakage)
-    whole = open_study(check, sdata, table_key)
+    whole = open_features(check, open_study(check, sdata, table_key), features)
     with later_step(check):
         check.messages += layer_problems(whole.table, layer, whole.name)
     with later_step(check):
-        candidates = model_candidates(models, encoder, whole)
+        candidates = model_candidates(models, encoder, whole, features)
     with later_step(check):
         tested = _tested(whole, tested_groups, groups)
     with later_step(check):

@@ -22,8 +22,8 @@ from img2gene._study.sections import region_column
 from img2gene._study.study import Study
 from img2gene.models import Model
 from img2gene.models.predictor import centres_by_section
-from img2gene.tl._arguments import check_flags, check_model
-from img2gene.tl._prediction.finer import FinerPrediction, check_resolution, store, target_problems
+from img2gene.tl._arguments import check_flags, check_model, checked_features
+from img2gene.tl._prediction.finer import FinerPrediction, check_embedded, check_resolution, store, target_problems
 from img2gene.tl._prediction.study import Request, StudyPrediction
 from img2gene.tl._prediction.values import resolve_model
 
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Sections with fewer spots have no mean to speak of.
 _FEW_SPOTS = 20
+# A table with less than this share of its region's spots was filtered; quality control removes fewer.
+_PART = 0.5
 _MAX_LAYER_BYTES = 4 * 2**30
 
 
@@ -45,6 +47,7 @@ def predict(
     *,
     table_key: str = "table",
     key_added: str = "img2gene",
+    features: str | None = None,
     uncertainty: bool = True,
     depth: float | str | None = None,
     out: str | Path | None = None,
@@ -68,6 +71,10 @@ def predict(
         Table whose rows are predicted.
     key_added
         Name of the result.
+    features
+        Matrix to predict from in place of the one that is named like the training's, as in :func:`img2gene.tl.fit`: for
+        example LazySlide's table ``"uni2_tiles"`` for a model that was trained on ``obsm["X_uni2"]``. It must come from the
+        same encoder, as far as that is recorded, see :func:`img2gene.pp.describe_features`.
     uncertainty
         Write SD, interval and percentile, too, where the model was fitted with `uncertainty=True`.
     depth
@@ -141,7 +148,7 @@ def predict(
     request = Request.of(check, key_added, uncertainty, depth, out, dtype, client)
     check_flags(check, inplace=inplace)
     resolution_um, totals = check_resolution(check, resolution_um, totals, out)
-    model = check_model(check, model)
+    model, features = check_model(check, model), checked_features(check, features, resolution_um=resolution_um)
     check.raise_all()
     study = open_study(check, sdata, table_key)
     with check.collect():
@@ -151,14 +158,14 @@ def predict(
     check.raise_all()
     trained = resolve_model(study, model, key_added)
     request = request.of_model(trained)
-    inputs, table = model_inputs(study, trained, lazy=out is not None), study.stored_table
+    inputs, table = model_inputs(study, trained, lazy=out is not None, features=features), study.stored_table
     columns = table.var_names.get_indexer(trained.genes)
     # A layer is dense and has all genes of the table, however few the model predicts.
     fits = out is None and table.n_obs * table.n_vars * 4 <= _MAX_LAYER_BYTES
     if inplace and not ((columns >= 0).all() and fits):
         _check_regions(study, key_added)
     report_off_tissue(study)
-    _warn_of_few_spots(study, trained)
+    _warn_of_parts(study, trained)
     warn_of_other_resolution(study, np.arange(study.n_obs), trained.report.get("resolution_um"))
     _report_genes(study, trained, columns, key_added)
     prediction = StudyPrediction(study, trained, inputs, request)
@@ -181,6 +188,7 @@ def predict(
 
 def _predicted_finer(finer: FinerPrediction, inplace: bool) -> AnnData | None:
     """Predict tiles smaller than spots, and write their table with its squares, or return the table."""
+    check_embedded(finer.model)
     if inplace:
         raise_problems(target_problems(finer.study, finer.key))
     fine = finer.run()
@@ -191,8 +199,8 @@ def _predicted_finer(finer: FinerPrediction, inplace: bool) -> AnnData | None:
     return None
 
 
-def _warn_of_few_spots(study: Study, model: Model) -> None:
-    """Warn of sections whose mean, which predictions refer to, says little."""
+def _warn_of_parts(study: Study, model: Model) -> None:
+    """Warn of sections whose mean, which predictions refer to, says little or is that of a part."""
     if not centres_by_section(model.predictor):
         return
     names, counts = np.unique(study.sections[in_tissue(study.table)], return_counts=True)
@@ -203,6 +211,18 @@ def _warn_of_few_spots(study: Study, model: Model) -> None:
             "do not show. Predict whole sections, and filter afterwards",
             listing(few),
             _FEW_SPOTS,
+        )
+    shapes = {region: len(study.sdata[region]) for region in study.regions if region in study.sdata}
+    parts = [
+        f"{region} ({len(rows)} of {shapes[region]})"
+        for region, rows in study.regions.items()
+        if len(rows) < _PART * shapes.get(region, 0)
+    ]
+    if parts:
+        logger.warning(
+            "the table has less than half of the spots of %s. Unless only spots off the tissue are gone, predictions will differ: "
+            "the model predicts spots relative to the mean of their section. Predict whole sections, and filter afterwards",
+            listing(parts),
         )
 
 

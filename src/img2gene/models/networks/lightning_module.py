@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from img2gene._errors import Img2GeneError
 from img2gene._files.folders import atomic_path
 from img2gene.models.networks.checkpoints import sign
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
+from img2gene.settings import tqdm_bar
 
 # Weights start at order one and stay there; beyond this they have run away.
 _LARGE_WEIGHT = 1e4
@@ -33,8 +34,11 @@ class Epoch(Iterable[Any]):
 class TrainingModule(pl.LightningModule):
     """Trains the members of an ensemble side by side; keeps the weights of the best validation."""
 
-    def __init__(self, task: TrainingTask, schedule: TrainingSchedule) -> None:
+    def __init__(
+        self, task: TrainingTask, schedule: TrainingSchedule, report: Callable[[dict[str, float]], None] | None = None
+    ) -> None:
         super().__init__()
+        self.report = report
         self.task, self.schedule, self.ensemble = task, schedule, task.ensemble
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
@@ -135,7 +139,8 @@ class TrainingModule(pl.LightningModule):
                 self.best = {name: value.detach().clone() for name, value in kept.items()}
                 self.best_epoch, self.best_score = self.current_epoch + 1, score
         self._sums["validation"] = score
-        self.log("validation", score, batch_size=1)
+        # Loggers are told of the whole epoch, under the name of the run.
+        self.log("validation", score, batch_size=1, logger=False)
 
     def on_train_epoch_end(self) -> None:
         """Record the epoch."""
@@ -143,6 +148,8 @@ class TrainingModule(pl.LightningModule):
         entry = {"epoch": float(self.current_epoch + 1)}
         entry |= {name: float(value) / count for name, value in self._sums.items()}
         self.history.append(entry if score is None else {**entry, "validation": score})
+        if self.report is not None:
+            self.report(self.history[-1])
 
     def _not_finite(self, losses: dict[str, Tensor], batch: Any, batch_idx: int) -> str:
         parts = [name for name, value in losses.items() if name != "loss" and not torch.isfinite(value).all()]
@@ -222,9 +229,7 @@ class EpochBar(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
-        from tqdm.auto import tqdm
-
-        self.bar = tqdm(total=trainer.max_epochs, initial=trainer.current_epoch, desc=self.label, unit="epoch")
+        self.bar = tqdm_bar(total=trainer.max_epochs, initial=trainer.current_epoch, desc=self.label, unit="epoch")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Advance the bar by one epoch."""

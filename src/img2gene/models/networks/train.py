@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,36 @@ from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule
 from img2gene.settings import settings
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EpochLog:
+    """Loggers of Lightning that every training run reports to, and how many epochs they were told of."""
+
+    loggers: Sequence[Any] = ()
+    n_epochs: int = 0
+
+    def report(self, label: str, epoch: dict[str, float]) -> None:
+        """Report the losses and the validation score of an epoch of the training run ``label``."""
+        self.n_epochs += 1
+        values = {f"{label}/{name}": value for name, value in epoch.items() if name != "epoch"}
+        for one in self.loggers:
+            one.log_metrics(values, step=int(epoch["epoch"]))
+
+
+# A context and no argument, as models of every kind are fitted through one interface that knows no epochs.
+_LOG: ContextVar[EpochLog] = ContextVar("img2gene_epoch_log")
+
+
+@contextlib.contextmanager
+def log_to(loggers: Sequence[Any]) -> Iterator[EpochLog]:
+    """Report the epochs of all training runs within to loggers of Lightning."""
+    log = EpochLog(loggers)
+    token = _LOG.set(log)
+    try:
+        yield log
+    finally:
+        _LOG.reset(token)
 
 
 def train(
@@ -60,13 +93,14 @@ def _build(task: TrainingTask, schedule: TrainingSchedule, folder: Path | None, 
         callbacks.append(LastEpoch(folder / LAST, label))
     if settings.progress:
         callbacks.append(EpochBar(label))
+    log = _LOG.get(EpochLog())
     hardware = {"accelerator": schedule.accelerator, "devices": schedule.devices, "precision": schedule.precision}
     trainer = _trainer(
         hardware,
         max_epochs=schedule.max_epochs,
         check_val_every_n_epoch=schedule.validate_every,
         callbacks=callbacks,
-        logger=False,
+        logger=list(log.loggers) or False,
         enable_checkpointing=folder is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -74,7 +108,8 @@ def _build(task: TrainingTask, schedule: TrainingSchedule, folder: Path | None, 
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
     )
-    return TrainingModule(task, schedule), trainer
+    report = partial(log.report, label) if log.loggers else None
+    return TrainingModule(task, schedule, report), trainer
 
 
 def _trainer(hardware: dict[str, Any], **options: Any) -> Any:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from img2gene import _schema
 from img2gene._errors import listing
+from img2gene._study.expression import expression_unit
 from img2gene._study.study import Study
 from img2gene.tl._cross_validation.checkpoint import Part
 from img2gene.tl._cross_validation.folds import OuterFolds
@@ -33,6 +34,8 @@ class Assembly:
         The study whose spots were held out.
     candidates
         Labels of the models, baselines included.
+    layer
+        Layer with labels; None for counts.
     """
 
     study: Study
@@ -40,6 +43,7 @@ class Assembly:
     candidates: list[str]
     folds: list[Fold]
     parts: Parts
+    layer: str | None
 
     def scores(self) -> pd.DataFrame:
         """Scores of all models, then of the baselines that come with the first."""
@@ -120,6 +124,7 @@ class Assembly:
             layers={name: values[order] for name, values in stacked.items() if values.ndim == 2 and name != "X"},
         )
         # Positions are (row, column); scanpy and squidpy expect (x, y).
+        out.uns[_schema.SCALE] = expression_unit(self.layer)
         out.obsm["spatial"] = study.positions[rows][:, ::-1].copy()
         return out
 

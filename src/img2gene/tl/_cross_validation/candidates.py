@@ -21,16 +21,24 @@ ModelsGiven = str | Sequence[str] | Mapping[str, str | Mapping[str, Any]]
 Candidate = dict[str, Any]
 
 
-def model_candidates(models: ModelsGiven, encoder: str | None, study: Study) -> dict[str, Candidate]:
+def model_candidates(
+    models: ModelsGiven, encoder: str | None, study: Study, features: str | None = None
+) -> dict[str, Candidate]:
     """Collect the arguments of ``fit`` for each label; unknown models, parameters and embeddings are refused."""
-    candidates = {str(label): {"encoder": encoder, **as_plain(one)} for label, one in _by_label(models).items()}
+    inputs = {"encoder": encoder} | ({} if features is None else {"features": features})
+    candidates = {str(label): {**inputs, **as_plain(one)} for label, one in _by_label(models).items()}
     problems = Problems(["`models` is empty."] * (not candidates))
     # Each embedding is checked once, so that several models on a missing one make one problem.
     wrong = [one["encoder"] for one in candidates.values() if not isinstance(one["encoder"], str | None)]
     problems.messages += [f"encoder={shown(name)}: expected the name of an encoder, or None." for name in wrong[:1]]
+    problems.messages += [
+        f"models[{label!r}] names features={shown(one['features'])}; pass `features=` to the call, for all models."
+        for label, one in candidates.items()
+        if one.get("features") != features
+    ]
     for name in dict.fromkeys(one["encoder"] for one in candidates.values() if one["encoder"] not in wrong):
         with problems.collect():
-            choose_encoder(study, name)
+            choose_encoder(study, name, features)
     # Folds have no images any more, so only here can these be compared with the embeddings.
     with problems.collect():
         check_images(study)
@@ -41,6 +49,11 @@ def model_candidates(models: ModelsGiven, encoder: str | None, study: Study) -> 
     return candidates
 
 
+def candidate_identity(study: Study, candidate: Candidate) -> dict[str, Any]:
+    """Look up the embedding, or the matrix of features, that a candidate trains on."""
+    return choose_encoder(study, candidate["encoder"], candidate.get("features"))
+
+
 def completed(candidate: Candidate, study: Study) -> str:
     """Write a candidate with its defaults and its embedding as JSON: the same text for candidates that train alike."""
     # A default that is written out trains the same model, so defaults are filled in before texts are compared.
@@ -49,7 +62,7 @@ def completed(candidate: Candidate, study: Study) -> str:
         for name, parameter in inspect.signature(registry.get(candidate["model"])).parameters.items()
         if parameter.default is not parameter.empty
     }
-    whole = {**defaults, **candidate, "encoder": choose_encoder(study, candidate["encoder"])["name"]}
+    whole = {**defaults, **candidate, "encoder": candidate_identity(study, candidate)["name"]}
     return json.dumps(whole, sort_keys=True, default=str)
 
 
@@ -89,7 +102,7 @@ def _try(label: str, candidate: Mapping[str, Any]) -> None:
         )
     if not isinstance(candidate["model"], str):
         raise Img2GeneError(f"models[{label!r}]: {shown(candidate['model'])} is no name of a model.")
-    params = {key: value for key, value in candidate.items() if key not in ("model", "encoder")}
+    params = {key: value for key, value in candidate.items() if key not in ("model", "encoder", "features")}
     try:
         create_predictor(candidate["model"], params)
     except Img2GeneError as error:

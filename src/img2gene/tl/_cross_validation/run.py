@@ -21,13 +21,13 @@ from img2gene._errors import Img2GeneError, LeakageError, listing, raise_problem
 from img2gene._files.folders import ResumableFolder, fingerprint
 from img2gene._leaks.find import Finding, find_leaks
 from img2gene._study.expression import library_size
-from img2gene._study.inputs import choose_encoder, embedding
+from img2gene._study.inputs import embedding
 from img2gene._study.panel import Genes, check_genes, check_panel, choose_genes, is_named, named_genes, panel_genes
 from img2gene._study.study import Study
 from img2gene._versions import versions
-from img2gene.settings import settings
+from img2gene.settings import settings, tqdm_bar
 from img2gene.tl._cross_validation.assemble import Assembly, Parts
-from img2gene.tl._cross_validation.candidates import Candidate
+from img2gene.tl._cross_validation.candidates import Candidate, candidate_identity
 from img2gene.tl._cross_validation.checkpoint import Part, load_part, open_results, save_part
 from img2gene.tl._cross_validation.folds import OuterFolds
 from img2gene.tl._cross_validation.result import UNKNOWN, WITHIN, CrossValidation
@@ -124,7 +124,7 @@ class CrossValidationRun:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        return choose_encoder(self.study, next(iter(self.candidates.values()))["encoder"])
+        return candidate_identity(self.study, next(iter(self.candidates.values())))
 
     def _fold(self, name: str, held: np.ndarray, genes: Genes, groups: GeneGroups) -> Fold:
         """Choose genes and gene groups on the training rows alone."""
@@ -160,7 +160,7 @@ class CrossValidationRun:
     def _assemble(
         self, folds: list[Fold], parts: Parts, record: dict[str, Any], leaks: list[Finding], warnings: list[str]
     ) -> CrossValidation:
-        assembly = Assembly(self.study, self.outer, list(self.candidates), folds, parts)
+        assembly = Assembly(self.study, self.outer, list(self.candidates), folds, parts, self.options.layer)
         scores = assembly.scores()
         if any(leak.severity == "error" for leak in leaks):
             scores["leakage"] = True
@@ -221,8 +221,8 @@ def study_fingerprint(
         "positions": study.positions,
         "pathways": np.asarray(table.obsm[_schema.PATHWAYS]) if _schema.PATHWAYS in table.obsm else None,
     }
-    for name in {candidate["encoder"] for candidate in candidates.values()}:
-        identity = choose_encoder(study, name)
+    for candidate in candidates.values():
+        identity = candidate_identity(study, candidate)
         arrays[f"embedding {identity['name']}"] = embedding(study, identity)
     return fingerprint(**arrays)
 
@@ -236,8 +236,6 @@ def run_tasks(
 
     The folder is closed at the end, also after an error.
     """
-    from tqdm.auto import tqdm
-
     # A part that was stored without predictions does not serve a call that keeps them.
     parts = {
         key: part
@@ -248,7 +246,7 @@ def run_tasks(
         logger.info("took %d of %d finished parts from %s", len(parts), len(tasks), results.folder)
     todo = {key: task for key, task in tasks.items() if key not in parts}
     run = _in_processes if client is None else partial(_on_cluster, client)
-    with results, tqdm(total=len(todo), desc=title, unit="fit", disable=not settings.progress) as bar:
+    with results, tqdm_bar(total=len(todo), desc=title, unit="fit", disable=not settings.progress) as bar:
         for number, part in run(list(todo.values()), results, n_jobs):
             parts[list(todo)[number]] = part
             bar.update()

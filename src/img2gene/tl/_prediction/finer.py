@@ -40,6 +40,16 @@ def check_resolution(check: Arguments, resolution_um: Any, totals: Any, out: Any
     return resolution_um, totals
 
 
+def check_embedded(model: Model) -> None:
+    """Refuse features that cannot be computed for tiles: only encoders of this package embed them."""
+    matrix = model.inputs.get("matrix")
+    if matrix is not None:
+        raise Img2GeneError(
+            f"resolution_um=: tiles are embedded here, and nothing is known of the encoder of the matrix {matrix!r}. Train on an "
+            "embedding of `img2gene.pp.embed_patches`, or leave `resolution_um` out."
+        )
+
+
 @dataclass(frozen=True)
 class FinerPrediction:
     """A prediction on tiles that are smaller than spots.
@@ -119,6 +129,7 @@ class FinerPrediction:
                 fine,
                 encoders.get(inputs["name"]).name,
                 orientations=inputs["orientations"],
+                augment=inputs.get("augment"),
                 tokens=inputs.get("tokens"),
                 table_key=self.key,
                 client=self.request.client if self.request.client is not None else False,

@@ -24,7 +24,7 @@ from img2gene.models.data import RowSource
 from img2gene.models.depth_scale import TRAINING, DepthScale
 from img2gene.models.prepared import PreparedPrediction
 from img2gene.models.row_blocks import blocks
-from img2gene.settings import settings
+from img2gene.settings import settings, tqdm_bar
 from img2gene.tl._arguments import check_flags, check_name
 from img2gene.tl._prediction.values import at_depth, new_patients, predicted_table, prediction_record, spread
 from img2gene.tl._scoring.depth import required_scale
@@ -182,9 +182,9 @@ class StudyPrediction:
         writer.begin(self.table({}, ood), arrays, part_rows(shape[1], dtype.itemsize))
 
     def _progress(self, done: int) -> Any:
-        from tqdm.auto import tqdm
-
-        return tqdm(initial=done, total=self.study.n_obs, desc="predict", unit="spot", disable=not settings.progress)
+        return tqdm_bar(
+            initial=done, total=self.study.n_obs, desc="predict", unit="spot", disable=not settings.progress
+        )
 
     def _path(self, name: str) -> str:
         return "X" if name == self.request.key else f"layers/{name}"

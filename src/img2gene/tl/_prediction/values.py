@@ -77,6 +77,8 @@ def prediction_record(
     """Name the model that predicted and the depth, the level of the intervals and the threshold of the percentile."""
     facts = {"level": calibration.level, "ood_threshold": calibration.threshold} if calibration is not None else None
     by = {"model": model.name, "fingerprint": model.fingerprint} | ({} if depth is None else {"depth": depth})
+    if model.labels["layer"] is not None:
+        by["layer"] = model.labels["layer"]
     records = {}
     for record, value in ((_schema.UNCERTAINTY, facts), (_schema.PREDICTED_BY, by)):
         known = _schema.read_json(table, record, default={})

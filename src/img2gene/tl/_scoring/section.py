@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from img2gene import _schema, metrics
+from img2gene import metrics
 from img2gene._errors import Img2GeneError
 from img2gene._study.study import Study
 from img2gene.metrics.catalog import ARGUMENTS, CATALOG, METRICS
@@ -35,7 +35,7 @@ class Places:
     Attributes
     ----------
     positions
-        (n_spots, 2: row, column), in pixels.
+        (n_spots, 2: row, column), on any scale.
     graph
         Row-normalised graph of the six nearest spots.
     """
@@ -45,10 +45,12 @@ class Places:
 
     @classmethod
     def of(cls, study: Study, rows: np.ndarray) -> Places | None:
-        """Read the positions of some rows; None if no patches are recorded."""
-        if _schema.PATCH_BBOX not in study.table.obsm:
+        """Read the positions of some rows: patch centres, else ``obsm["spatial"]``; None if there is neither."""
+        if study.places is None:
             return None
-        positions = study.centers[rows]
+        positions = study.places[rows]
+        if not np.isfinite(positions).all():
+            return None
         return cls(positions, metrics.neighbor_graph(positions))
 
 

@@ -111,11 +111,15 @@ def check_leakage(study: Study, model: Model, chosen: list[str], allow: bool) ->
 def renamed_sections(study: Study, model: Model, chosen: list[str]) -> set[str]:
     """Find sections that were trained on under another name, by the embeddings of their spots."""
     known = model.report.get("spots")
-    values = study.table.obsm.get(_schema.embedding_key(model.inputs["name"]))
+    values = study.table.obsm.get(_schema.matrix_key(model.inputs))
     # Models of earlier versions name no spots, and those with a fine-tuned encoder take no stored embedding.
     if not isinstance(known, dict) or "finetuned" in model.inputs or values is None or np.ndim(values) != 2:
         return set()
-    digests = {name: spot_digests(np.asarray(values)[study.sections == name]) for name in chosen}
+    values = in_memory(values)
+    if values.dtype.kind not in "iuf":
+        return set()
+    values = dense(values)
+    digests = {name: spot_digests(values[study.sections == name]) for name in chosen}
     return {name for name, spots in digests.items() if any(same_spots(spots, other) for other in known.values())}
 
 

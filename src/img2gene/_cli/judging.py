@@ -1,0 +1,119 @@
+"""``img2gene evaluate``, ``report``, ``card`` and ``benchmark``: how far a model can be trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from img2gene._cli.options import Json, Key, ModelFile, Out, Overwrite, Seed, Set, Study, TableKey, further
+from img2gene._cli.output import finish
+from img2gene._cli.stores import check_target, open_store
+
+_SHOWN = ("model", "genes", "pcc", "spearman", "mse", "ssim")
+
+
+def evaluate(
+    study: Study,
+    *,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="CSV file for the scores of every gene.", show_default=False)
+    ] = None,
+    model: ModelFile = None,
+    sections: Annotated[
+        list[str] | None, typer.Option("--section", help="Section to score; by default those not trained on.")
+    ] = None,
+    key: Key = "img2gene",
+    seed: Seed = None,
+    table_key: TableKey = "table",
+    more: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Score predictions against measured expression, beside three baselines."""
+    import img2gene as ig
+    from img2gene._files.folders import write_bytes
+
+    taken = ("model", "sections", "key", "seed", "table_key")
+    arguments = further(ig.tl.evaluate, more, taken)
+    target = None if out is None else check_target(out, overwrite, ".csv")
+    chosen = {"sections": sections or None, "key": key, "seed": seed, "table_key": table_key}
+    scores = ig.tl.evaluate(open_store(study), model, inplace=False, **chosen, **arguments)
+    if target is not None:
+        write_bytes(target, scores.to_csv(index=False).encode())
+    summary = ig.tl.summarize(scores)
+    # Whether a patient leaks is unknown (NA) where patients are not recorded.
+    leakage = bool(scores["leakage"].fillna(False).astype(bool).any())
+    facts = {"sections": list(dict.fromkeys(scores["section"].astype(str))), "leakage": leakage}
+    if not as_json:
+        summary = summary[[name for name in _SHOWN if name in summary]]
+    finish(({} if target is None else {"out": str(target)}) | facts, as_json, summary)
+
+
+def report(
+    study: Study,
+    *,
+    out: Out,
+    model: ModelFile = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    key: Key = "img2gene",
+    seed: Seed = None,
+    table_key: TableKey = "table",
+    more: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page: data, splits, scores with baselines, maps, uncertainty, warnings."""
+    import img2gene as ig
+
+    taken = ("data", "cv", "model", "title", "key", "seed", "table_key", "overwrite")
+    arguments, target = further(ig.report, more, taken), check_target(out, overwrite, ".html")
+    arguments |= {} if title is None else {"title": title}
+    page = ig.report(
+        open_store(study),
+        target,
+        model=model,
+        key=key,
+        seed=seed,
+        table_key=table_key,
+        overwrite=overwrite,
+        **arguments,
+    )
+    finish({"out": str(page)}, as_json)
+
+
+def card(
+    model: Annotated[Path, typer.Argument(help="File of the model.", show_default=False)],
+    *,
+    out: Out,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write the card of a model in Markdown: training data, splits, scores, limits."""
+    import img2gene as ig
+    from img2gene._files.folders import write_bytes
+
+    target = check_target(out, overwrite, ".md")
+    write_bytes(target, ig.io.model_card(ig.io.load_model(model)).encode())
+    finish({"out": str(target)}, as_json)
+
+
+def benchmark(context: typer.Context) -> None:
+    """Score models on published protocols; takes the options of `python -m img2gene.benchmark`."""
+    import pandas as pd
+
+    from img2gene.benchmark.__main__ import main, parser
+
+    as_json = "--json" in context.args
+    arguments = [text for text in context.args if text != "--json"]
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        status = main(arguments)
+    if status:
+        # The command has printed what is wrong; 2 is kept for command lines that cannot be parsed.
+        raise typer.Exit(1)
+    chosen = parser().parse_args(arguments)
+    if as_json and not chosen.list:
+        finish({"out": str(chosen.out)}, as_json, pd.read_csv(chosen.out / "summary.csv"))

@@ -1,0 +1,216 @@
+"""Take any matrix as features: one in obsm, or a table with a row for each spot, as LazySlide writes them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from img2gene import _schema
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, raise_problems
+from img2gene._study.geometry import locate_region, recorded
+from img2gene._study.matrices import in_memory
+from img2gene._study.microns import resolve_mpp
+from img2gene._study.study import Study
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+# What two records of features can disagree in, and how messages call it.
+_FACTS = {
+    "revision": "encoder revision",
+    "patch_um": "fields of view (µm)",
+    "input_px": "input size (px)",
+    "orientations": "orientations",
+    "width": "width",
+}
+
+
+def with_features(study: Study, features: str) -> Study:
+    """Return the study with the matrix ``features`` in ``obsm``, as numbers in the order of its rows.
+
+    Without patches, positions in µm are added, too, as far as they can be found.
+    """
+    obsm = dict(study.table.obsm)
+    obsm[features] = _matrix(study, features)
+    if _schema.PATCH_BBOX not in obsm and _schema.POSITIONS not in obsm:
+        positions = _positions(study)
+        obsm |= {} if positions is None else {_schema.POSITIONS: positions}
+    return Study(study.sdata, study.table_key, _with_obsm(study.table, obsm))
+
+
+def features_identity(study: Study, features: str) -> dict[str, Any]:
+    """Describe a matrix that :func:`with_features` has added, as far as it is recorded what it holds.
+
+    Embeddings of this package have their own record, so that they are the same under both names.
+    """
+    for name, identity in study.record("encoder", {}).items():
+        if _schema.embedding_key(name) == features:
+            return identity
+    width = int(study.table.obsm[features].shape[1])
+    known = study.record(_schema.FEATURES, {}).get(features, {})
+    if known and known["width"] != width:
+        raise Img2GeneError(
+            f"`{features}` has {width} columns, its record in `{study.name}` says {known['width']}. Describe it again: "
+            f"`img2gene.pp.describe_features(sdata, {features!r}, …{study.table_argument})`."
+        )
+    return {"name": _name(study, features), **known, "matrix": features, "width": width}
+
+
+def is_described(identity: Mapping[str, Any]) -> bool:
+    """Whether it is known which encoder computed the features."""
+    return "revision" in identity or "input_px" in identity
+
+
+def differences(trained: Mapping[str, Any], stored: Mapping[str, Any], where: str) -> list[str]:
+    """List what is known to differ between the features of the training and those of an object."""
+    both = is_described(trained) and is_described(stored)
+    names = {"name": "encoder", **_FACTS} if both else _FACTS
+    pairs = {label: (trained.get(fact), stored.get(fact)) for fact, label in names.items()}
+    return [
+        f"The model was trained with {label} {one}, {where} has {other}."
+        for label, (one, other) in pairs.items()
+        if one is not None and other is not None and one != other
+    ]
+
+
+def trained_features(study: Study, trained: dict[str, Any], features: str | None) -> tuple[Study, dict[str, Any]]:
+    """Find the features that a model takes; refuse those of another encoder, revision or width.
+
+    ``features`` names the matrix; None takes the one that has the name of the training's.
+    """
+    key = trained.get("matrix") if features is None else features
+    if key is None:
+        raise Img2GeneError("The model was trained on an embedding; name the matrix to take in its place.")
+    study = with_features(study, key)
+    stored = features_identity(study, key)
+    raise_problems(differences(trained, stored, f"`{key}` of `{study.name}`"))
+    if is_described(trained) and not is_described(stored):
+        logger.warning(
+            "it is not recorded which encoder computed `%s` of `%s`; it is taken to be %s at revision %s, as in the training. Say so "
+            "with `img2gene.pp.describe_features`",
+            *(key, study.name, trained["name"], trained.get("revision")),
+        )
+    return study, stored
+
+
+def matrices(study: Study) -> list[str]:
+    """Name the matrices of a study that can be features: in obsm, and tables of the same regions."""
+    obsm = [
+        name
+        for name, values in study.table.obsm.items()
+        if name not in (_schema.PATCH_BBOX, "spatial") and len(getattr(values, "shape", ())) == 2
+    ]
+    tables = [
+        name
+        for name, table in study.sdata.tables.items()
+        if name != study.table_key and set(_keys(table)) & set(_keys(study.table))
+    ]
+    return [*obsm, *(f"tables[{name!r}]" for name in tables)]
+
+
+def _matrix(study: Study, features: str) -> Any:
+    """Read a matrix as numbers (n_obs, width); arrays in a store stay there."""
+    table, tables = study.table, study.sdata.tables
+    if features in table.obsm:
+        return _numbers(table.obsm[features], f"`{study.name}.obsm['{features}']`")
+    if features in tables and features != study.table_key:
+        rows = _rows_in(study, features)
+        return _numbers(tables[features].X, f"`sdata.tables['{features}']`")[rows]
+    hint = (
+        f"Name a matrix of `obsm`, or a table with a row for each spot of `{study.name}`. Embed patches here with "
+        "`img2gene.pp.embed_patches`."
+    )
+    raise MissingKeyError(missing(features, f"{study.name}.obsm and sdata.tables", matrices(study), hint))
+
+
+def _numbers(values: Any, name: str) -> Any:
+    """Convert a matrix to a dense array of real numbers; name what is none."""
+    if isinstance(values, pd.DataFrame):
+        text = [
+            str(column)
+            for column, dtype in values.dtypes.items()
+            if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype)
+        ]
+        if text:
+            raise Img2GeneError(f"{name} has columns that are no numbers ({listing(text, 5)}); leave them out.")
+        values = values.to_numpy(dtype=np.float32, na_value=np.nan)
+    if values is None or len(getattr(values, "shape", ())) != 2 or not values.shape[1]:
+        raise Img2GeneError(
+            f"{name} has shape {getattr(values, 'shape', None)}; features are a matrix (n_spots, width)."
+        )
+    if not hasattr(values, "compute"):
+        values = in_memory(values)
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise Img2GeneError(f"{name} masks {int(np.ma.getmaskarray(values).sum())} values; fill them.")
+    if values.dtype.kind not in "iuf":
+        raise Img2GeneError(f"{name} holds {values.dtype} values, not numbers.")
+    return values.toarray() if sp.issparse(values) else values
+
+
+def _rows_in(study: Study, features: str) -> np.ndarray:
+    """Find the row of each spot in a table of features; refuse a table of other spots."""
+    other = study.sdata.tables[features]
+    own, there = pd.Index(_keys(study.table)), pd.Index(_keys(other))
+    what = f"`sdata.tables['{features}']`"
+    if not there.is_unique:
+        raise Img2GeneError(f"{what} names {int(there.duplicated().sum())} spots twice; each needs one row.")
+    rows = there.get_indexer(own)
+    if (rows >= 0).all():
+        return rows
+    regions = [sorted({region for region, _ in keys}) for keys in (own, there)]
+    absent = own[rows < 0]
+    raise Img2GeneError(
+        f"{what} holds features of other spots or tiles: {len(absent)} of {len(own)} spots of `{study.name}` have no row in it "
+        f"({listing((f'{region} {spot}' for region, spot in absent), 3)}). `{study.name}` annotates {listing(regions[0], 5)}, the "
+        f"table of features {listing(regions[1], 5) if len(there) else 'nothing'}. Extract features of the same spots, or choose "
+        f"among {listing(matrices(study))}."
+    )
+
+
+def _keys(table: AnnData) -> list[tuple[str, str]]:
+    """Name the region and the instance of each row; empty for a table that annotates nothing."""
+    attrs = table.uns.get("spatialdata_attrs")
+    if not isinstance(attrs, Mapping) or not {attrs.get("region_key"), attrs.get("instance_key")} <= {*table.obs}:
+        return []
+    columns = [table.obs[attrs[key]].astype(str).tolist() for key in ("region_key", "instance_key")]
+    return list(zip(*columns, strict=True))
+
+
+def _name(study: Study, features: str) -> str:
+    """Name the encoder of a matrix by its key: `X_uni2` in obsm and LazySlide's table `uni2_tiles` are `uni2`."""
+    for region in study.regions:
+        features = features.removesuffix(f"_{region}")
+    return features.removeprefix("X_") or features
+
+
+def _positions(study: Study) -> np.ndarray | None:
+    """Find row and column of each spot in µm without patches, float64 (n_obs, 2); None if microns are not known."""
+    positions = np.full((study.n_obs, 2), np.nan)
+    spatial = study.table.obsm.get("spatial")
+    for region, rows in study.regions.items():
+        mpp = recorded(study.table, region).get("mpp")
+        if mpp and spatial is not None:
+            positions[rows] = np.asarray(spatial, dtype=float)[rows, 1::-1] * float(mpp)
+            continue
+        try:
+            geometry = locate_region(study, region, rows, None)
+            positions[rows] = geometry.centers * resolve_mpp(study, [geometry], mpp=None, spot_um=None)[region]
+        except Img2GeneError as error:
+            logger.info("positions of %s in µm are not known: %s", region, error)
+            return None
+    return positions if np.isfinite(positions).all() else None
+
+
+def _with_obsm(table: AnnData, obsm: dict[str, Any]) -> AnnData:
+    """Return a table with another obsm, which shares everything else."""
+    import anndata as ad
+
+    layers = {name: values for name, values in table.layers.items() if name is not None}
+    return ad.AnnData(table.X, obs=table.obs, var=table.var, obsm=obsm, layers=layers, uns=dict(table.uns))

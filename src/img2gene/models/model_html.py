@@ -1,0 +1,52 @@
+"""How a notebook shows a trained model."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, Any
+
+from img2gene._errors import listing
+
+if TYPE_CHECKING:
+    from img2gene.models.model import Model
+
+_CELL = "text-align:left;vertical-align:top"
+
+
+def model_html(model: Model) -> str:
+    """Write what a model is and what it was trained on as an HTML table; names are escaped."""
+    title = html.escape(f"Model: {model.name}")
+    cells = "".join(
+        f'<tr><th style="{_CELL}">{html.escape(name)}</th><td style="{_CELL}">{html.escape(str(value))}</td></tr>'
+        for name, value in _facts(model).items()
+        if value
+    )
+    return f"<p><b>{title}</b></p><table>{cells}</table>"
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    report, inputs, layer = model.report, model.inputs, model.labels.get("layer")
+    patients, leakage = report.get("patients"), report.get("leakage")
+    fields = inputs.get("patch_um") or []
+    return {
+        "predicts": f"{len(model.genes)} genes: {listing(model.genes, 6)}",
+        "expression": "log1p(CP10K) of counts" if layer is None else f"layer {layer!r}",
+        "encoder": _encoder(inputs),
+        "fields of view": ", ".join(f"{side:g} µm" for side in fields),
+        "trained on": f"{report.get('n_spots', 0):,} spots of {listing(report.get('sections', []), 6)}",
+        "patients": listing(patients, 6) if patients else "not recorded",
+        "held out": listing(report.get("held_out") or [], 6) if report.get("held_out") else "nothing",
+        "leakage": f"{listing(leakage, 6)} on both sides of the split" if leakage else "",
+        "intervals": _intervals(model),
+        "img2gene": report.get("img2gene", ""),
+    }
+
+
+def _encoder(inputs: dict[str, Any]) -> str:
+    name, revision = inputs.get("name", "unknown"), inputs.get("revision")
+    tuned = ", fine-tuned" if inputs.get("finetuned") else ""
+    return f"{name}{f' ({revision})' if revision else ''}{tuned}"
+
+
+def _intervals(model: Model) -> str:
+    return "none" if model.calibration is None else f"hold {model.calibration.level:.0%} of new measurements"

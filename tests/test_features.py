@@ -1,0 +1,202 @@
+"""Any matrix as features: the same predictions whatever holds it, and refusals that say what is wrong."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from spatialdata.models import TableModel
+
+import img2gene as ig
+from img2gene._errors import Img2GeneError, MissingKeyError
+
+
+def matrix(sdata):
+    return np.asarray(sdata["table"].obsm["X_tiny"])
+
+
+def without_patches(sdata):
+    table = sdata["table"]
+    for key in ("X_tiny", "patch_bbox"):
+        del table.obsm[key]
+    record = dict(table.uns["img2gene"])
+    table.uns["img2gene"] = {key: value for key, value in record.items() if key not in ("patches", "encoder")}
+    return sdata
+
+
+def features_table(sdata, rows=None, region_suffix=""):
+    """A table as LazySlide writes it: features in X, and the tile that each row belongs to."""
+    table = sdata["table"]
+    attrs = table.uns["spatialdata_attrs"]
+    rows = np.arange(table.n_obs) if rows is None else rows
+    regions = table.obs[attrs["region_key"]].astype(str).to_numpy()[rows] + region_suffix
+    obs = pd.DataFrame(
+        {"library_id": pd.Categorical(regions), "tile_id": table.obs[attrs["instance_key"]].to_numpy()[rows]}
+    )
+    obs.index = obs.index.astype(str)
+    part = ad.AnnData(matrix(sdata)[rows].copy(), obs=obs)
+    return TableModel.parse(part, region=sorted(set(regions)), region_key="library_id", instance_key="tile_id")
+
+
+def fitted(sdata, **options):
+    return ig.tl.fit(sdata, "ridge", validate_on=["C"], inplace=False, **options)
+
+
+def predicted(sdata, model, **options):
+    return ig.tl.predict(sdata, model, inplace=False, **options).X
+
+
+def test_the_same_features_give_the_same_predictions_whatever_holds_them(study):
+    table = study["table"]
+    ours = predicted(study, fitted(study))
+    order = np.random.default_rng(0).permutation(table.n_obs)
+    study.tables["mine_tiles"] = features_table(study, order)
+    table.obsm["X_array"] = matrix(study).astype(np.float64)
+    table.obsm["X_frame"] = pd.DataFrame(matrix(study), index=table.obs_names)
+    table.obsm["X_sparse"] = sp.csr_matrix(matrix(study))
+    for name in ("X_array", "X_frame", "X_sparse", "mine_tiles"):
+        model = fitted(study, features=name)
+        np.testing.assert_array_equal(predicted(study, model), ours)
+        assert model.inputs["matrix"] == name
+
+
+def test_an_embedding_of_this_package_is_the_same_under_both_names(study):
+    assert fitted(study, features="X_tiny").fingerprint == fitted(study, encoder="tiny").fingerprint
+
+
+def test_patches_are_not_needed(study):
+    table = study["table"]
+    table.obsm["X_mine"] = matrix(study)
+    model = fitted(study, features="X_mine")
+    expected = predicted(study, model)
+    bare = without_patches(study)
+    again = fitted(bare, features="X_mine")
+    np.testing.assert_allclose(predicted(bare, again), expected, atol=1e-5)
+    ig.tl.predict(bare, again)
+    scores = ig.tl.evaluate(bare, again, sections=["C1"])
+    assert scores["pcc"].notna().any()
+
+
+def test_cross_validation_and_learning_curve_train_on_a_matrix(study):
+    study["table"].obsm["X_mine"] = matrix(study)
+    options = {"baselines": False, "n_permutations": 2}
+    ours = ig.tl.cross_validate(study, "ridge", encoder="tiny", **options)
+    mine = ig.tl.cross_validate(study, "ridge", features="X_mine", **options)
+    pd.testing.assert_series_equal(mine.scores["pcc"], ours.scores["pcc"])
+    assert mine.settings["encoder"]["matrix"] == "X_mine"
+    curve = ig.tl.learning_curve(study, "ridge", features="X_mine", fractions=(1,), n_repeats=1)
+    np.testing.assert_allclose(curve["pcc"], ig.tl.learning_curve(study, "ridge", fractions=(1,), n_repeats=1)["pcc"])
+    assert len(ig.tl.check_leaks(study, features="X_mine")) == len(ig.tl.check_leaks(study))
+
+
+def test_another_matrix_can_be_predicted_from(study, caplog):
+    model = fitted(study)
+    study["table"].obsm["X_mine"] = matrix(study)
+    np.testing.assert_array_equal(predicted(study, model, features="X_mine"), predicted(study, model))
+    assert "not recorded which encoder computed `X_mine`" in caplog.text
+
+
+def test_features_of_another_encoder_or_revision_are_refused(study):
+    table = study["table"]
+    table.obsm["X_uni2"] = matrix(study)
+    ig.pp.describe_features(study, "X_uni2", encoder="uni2-h", revision="a", patch_um=112, licence="CC-BY-NC-ND-4.0")
+    model = fitted(study, features="X_uni2")
+    assert model.inputs == {
+        "name": "uni2-h", "revision": "a", "width": 6, "patch_um": [112.0], "licence": "CC-BY-NC-ND-4.0", "matrix": "X_uni2",
+    }  # fmt: skip
+    predicted(study, model)
+    ig.pp.describe_features(study, "X_uni2", encoder="uni2-h", revision="b", patch_um=112)
+    with pytest.raises(Img2GeneError, match=r"encoder revision a, `X_uni2` of .* has b"):
+        predicted(study, model)
+    ig.pp.describe_features(study, "X_uni2", encoder="virchow2", revision="a", patch_um=224)
+    with pytest.raises(Img2GeneError, match=r"(?s)encoder uni2-h, .* has virchow2.*fields of view .*112.* has \[224"):
+        predicted(study, model)
+    # the model knows its features after it was stored, too
+    with pytest.raises(Img2GeneError, match="width 6, `X_wide` of .* has 7"):
+        table.obsm["X_wide"] = np.ones((table.n_obs, 7))
+        predicted(study, model, features="X_wide")
+
+
+def test_the_description_is_stored_with_the_model(study, tmp_path):
+    study["table"].obsm["X_uni2"] = matrix(study)
+    ig.pp.describe_features(study, "X_uni2", encoder="uni2-h", revision="a")
+    path = ig.io.save_model(fitted(study, features="X_uni2"), tmp_path / "model")
+    assert ig.io.load_model(path).inputs["revision"] == "a"
+
+
+FAULTS = {
+    "NaN": (lambda x: x.__setitem__((3, 0), np.nan), "is NaN in 1 rows: fill them or leave out these spots"),
+    "infinite": (lambda x: x.__setitem__((3, 0), np.inf), "is NaN in 1 rows"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FAULTS.values(), ids=FAULTS)
+def test_faulty_values_are_refused(study, change, message):
+    values = matrix(study).copy()
+    change(values)
+    study["table"].obsm["X_mine"] = values
+    with pytest.raises(Img2GeneError, match=message):
+        fitted(study, features="X_mine")
+
+
+def test_what_is_no_matrix_of_numbers_is_refused(study):
+    table = study["table"]
+    table.obsm["X_text"] = pd.DataFrame({"a": ["x"] * table.n_obs, "b": 1.0}, index=table.obs_names)
+    table.obsm["X_cube"] = np.ones((table.n_obs, 2, 2))
+    table.obsm["X_flags"] = np.ones((table.n_obs, 2), dtype=bool)
+    for name, message in {
+        "X_text": r"columns that are no numbers \(a\)",
+        "X_cube": "features are a matrix",
+        "X_flags": "holds bool values, not numbers",
+    }.items():
+        with pytest.raises(Img2GeneError, match=message):
+            fitted(study, features=name)
+    with pytest.raises(Img2GeneError, match="expected the name of a matrix; store it first"):
+        fitted(study, features=matrix(study))
+    with pytest.raises(MissingKeyError, match=r"`X_uni` not found .*available: .*X_tiny"):
+        fitted(study, features="X_uni")
+    with pytest.raises(Img2GeneError, match="contradict each other: pass one"):
+        fitted(study, features="X_tiny", encoder="tiny")
+
+
+def test_a_table_of_other_tiles_is_refused(study):
+    study.tables["other_tiles"] = features_table(study, region_suffix="_tiles")
+    with pytest.raises(
+        Img2GeneError, match=r"features of other spots or tiles: .* have no row .*A1_spots.*A1_spots_tiles"
+    ):
+        fitted(study, features="other_tiles")
+    study.tables["short_tiles"] = features_table(study, np.arange(10))
+    with pytest.raises(Img2GeneError, match=rf"{study['table'].n_obs - 10} of {study['table'].n_obs} spots"):
+        fitted(study, features="short_tiles")
+    twice = features_table(study)
+    tiles = twice.obs["tile_id"].to_numpy().copy()
+    tiles[0] = tiles[1]
+    twice.obs["tile_id"] = tiles
+    study.tables["twice_tiles"] = twice
+    with pytest.raises(Img2GeneError, match="names 1 spots twice"):
+        fitted(study, features="twice_tiles")
+
+
+def test_what_a_matrix_does_not_have_is_said(study):
+    study["table"].obsm["X_mine"] = matrix(study)
+    model = fitted(study, features="X_mine")
+    with pytest.raises(Img2GeneError, match="nothing is known of the encoder of the matrix 'X_mine'"):
+        ig.tl.predict(study, model, resolution_um=40)
+    with pytest.raises(Img2GeneError, match="restained patches belong to an embedding"):
+        fitted(study, features="X_mine", debias="stain")
+
+
+def test_joined_sections_keep_the_description_and_refuse_a_contradiction(make_section):
+    first, second = make_section("S1", "P1"), make_section("S2", "P2", seed=1)
+    for sdata in (first, second):
+        sdata["table"].obsm["X_uni2"] = np.ones((sdata["table"].n_obs, 3))
+        ig.pp.describe_features(sdata, "X_uni2", encoder="uni2-h", revision="a")
+    joined = ig.io.concat_sections([first, second])
+    record = ig.pp.describe_features(joined, "X_uni2", encoder="x", revision="a", inplace=False)
+    assert record["uns"]["features"]["X_uni2"]["name"] == "x"
+    assert ig._schema.read_json(joined["table"], "features") == {
+        "X_uni2": {"name": "uni2-h", "revision": "a", "width": 3}
+    }
+    ig.pp.describe_features(second, "X_uni2", encoder="uni2-h", revision="b")
+    with pytest.raises(Img2GeneError, match=r"Features `obsm\['X_uni2'\]` .*described differently: revision 'a'"):
+        ig.io.concat_sections([first, second])

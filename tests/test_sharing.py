@@ -1,0 +1,217 @@
+"""Shared models: fetched from a server and from the hub's client, checked by digest, and described by a card."""
+
+import functools
+import hashlib
+import http.server
+import sys
+import threading
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import img2gene as ig
+from img2gene._errors import Img2GeneError
+from img2gene._files import hub
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(ig.settings, "cache_dir", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def scored_study(shared_study, copy_of):
+    sdata = copy_of(shared_study)
+    ig.tl.fit(sdata, "ridge", validate_on=["C"])
+    ig.tl.predict(sdata)
+    ig.tl.evaluate(sdata, n_permutations=2)
+    return sdata
+
+
+@pytest.fixture
+def published(scored_study, tmp_path):
+    """A file as its publisher has it."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    return ig.io.save_model(scored_study, folder / "model.img2gene")
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def server(published):
+    """Serve the folder of the published file, and count requests."""
+    requests = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=published.parent)
+    ) as host:
+        thread = threading.Thread(target=host.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{host.server_port}", requests
+        host.shutdown()
+        thread.join()
+
+
+def test_a_model_is_downloaded_once_and_is_the_same(server, published, scored_study):
+    address, requests = server
+    known = digest(published)
+    model = ig.io.load_model(f"{address}/model.img2gene", sha256=known)
+    assert model.fingerprint == ig.get.model(scored_study).fingerprint
+    again = ig.io.load_model(f"{address}/model.img2gene", sha256=f"sha256:{known.upper()}".replace("SHA256", "sha256"))
+    assert again.fingerprint == model.fingerprint and requests == ["/model.img2gene"]
+    assert ig.tl.predict(scored_study, model, inplace=False).n_vars == len(model.genes)
+
+
+def test_another_file_is_deleted_asked_for_once_more_and_named(server, published, tmp_path):
+    address, requests = server
+    known = digest(published)
+    published.write_bytes(b"something else")
+    with pytest.raises(
+        Img2GeneError, match=rf"{address}/model.img2gene does not hold the file with sha256 {known}: two"
+    ):
+        ig.io.load_model(f"{address}/model.img2gene", sha256=known)
+    assert len(requests) == 2
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_second_download_that_is_right_is_taken(server, published, monkeypatch):
+    address, requests = server
+    content, known = published.read_bytes(), digest(published)
+    published.write_bytes(content[:-1])
+    import pooch.core
+
+    monkeypatch.setattr(pooch.core.time, "sleep", lambda seconds: published.write_bytes(content))
+    assert ig.io.load_model(f"{address}/model.img2gene", sha256=known).name == "ridge"
+    assert len(requests) == 2
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_anew(server, published, tmp_path):
+    address, requests = server
+    ig.io.load_model(f"{address}/model.img2gene", sha256=digest(published))
+    (copy,) = (tmp_path / "cache" / "models").iterdir()
+    copy.write_bytes(b"cut")
+    ig.io.load_model(f"{address}/model.img2gene", sha256=digest(published))
+    assert len(requests) == 2
+
+
+def test_addresses_that_cannot_be_used_are_refused(server, published):
+    address, requests = server
+    with pytest.raises(Img2GeneError, match=r"needs the digest of the file, `sha256=…`"):
+        ig.io.load_model(f"{address}/model.img2gene")
+    with pytest.raises(Img2GeneError, match="expected 64 hexadecimal digits"):
+        ig.io.load_model(f"{address}/model.img2gene", sha256="abc")
+    assert not requests
+    with pytest.raises(Img2GeneError, match=rf"{address}/absent cannot be downloaded \(404"):
+        ig.io.load_model(f"{address}/absent", sha256="0" * 64)
+    with pytest.raises(Img2GeneError, match=rf"its sha256 is {digest(published)}, expected 000"):
+        ig.io.load_model(published, sha256="0" * 64)
+    assert ig.io.load_model(published, sha256=digest(published)).name == "ridge"
+
+
+# The hub
+
+
+@pytest.fixture
+def client(monkeypatch, published):
+    """What is called of the hub's client."""
+    calls = []
+
+    def hf_hub_download(repository, file, revision):
+        calls.append((repository, file, revision))
+        return str(published)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
+    return calls
+
+
+def test_a_model_of_the_hub_is_named_with_its_revision(client, published):
+    assert ig.io.load_model("hf://lab/breast@v1").name == "ridge"
+    ig.io.load_model("hf://lab/breast/models/other.img2gene@0a1b", sha256=digest(published))
+    assert client == [("lab/breast", "model.img2gene", "v1"), ("lab/breast", "models/other.img2gene", "0a1b")]
+    for name in ("hf://lab/breast", "hf://lab@v1", "hf://lab/breast@"):
+        with pytest.raises(Img2GeneError, match="expected 'hf://owner/name@revision'"):
+            ig.io.load_model(name)
+    with pytest.raises(Img2GeneError, match="hf://lab/breast@v1 is not the file that was asked for"):
+        ig.io.load_model("hf://lab/breast@v1", sha256="0" * 64)
+
+
+def test_the_hubs_refusals_say_what_to_do(monkeypatch):
+    def hf_hub_download(repository, file, revision):
+        error = OSError("401 Client Error")
+        error.response = types.SimpleNamespace(status_code=401)
+        raise error
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
+    with pytest.raises(
+        Img2GeneError, match=r"gated: accept its terms on https://huggingface.co/lab/x, then run `hf auth login`"
+    ):
+        ig.io.load_model("hf://lab/x@v1")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(Img2GeneError, match=r"needs huggingface-hub: `pip install \"img2gene\[zoo\]\"`"):
+        ig.io.load_model("hf://lab/x@v1")
+    assert hub.is_remote("https://a") and not hub.is_remote("/models/a.img2gene")
+
+
+# Cards
+
+
+def test_a_card_says_what_the_report_holds(scored_study, published, tmp_path):
+    text = ig.io.model_card(scored_study, tmp_path / "README.md", licence="CC-BY-4.0", limits=["Breast only."])
+    assert (tmp_path / "README.md").read_text() == text
+    for part in ("sections | A1, A2, B1", "patients | 2: A, B", "held out | C1", "split by | patient", "revision 1"):
+        assert part in text, part
+    assert "- Breast only." in text and "license: cc-by-4.0" in text and "Trained on 2 patients" in text
+    # The file alone is enough.
+    assert ig.io.model_card(ig.io.load_model(published), licence="CC-BY-4.0", limits=["Breast only."]) == text
+
+
+def test_the_scores_of_a_card_are_those_of_the_evaluation_beside_baselines(scored_study):
+    summary = pd.read_json(__import__("io").StringIO(scored_study["table"].uns["img2gene"]["evaluation"]))
+    text = ig.io.model_card(scored_study)
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and "| all |" in line]
+    stated = {row[0].removeprefix("| "): float(row[2]) for row in rows if row[2].strip()}
+    known = summary[summary["genes"] == "all"].set_index("model")["pcc"].dropna()
+    assert len(known) > 1 and "ridge" in stated
+    assert stated == pytest.approx(known.round(3).to_dict(), abs=1e-3)
+    np.testing.assert_allclose(stated["ridge"], known["ridge"], atol=1e-3)
+
+
+def test_a_model_without_a_held_out_score_gets_no_card(trained_study, tmp_path):
+    with pytest.raises(Img2GeneError, match="no score on sections that were held out, and no model is offered without"):
+        ig.io.model_card(trained_study, tmp_path / "README.md")
+    assert not (tmp_path / "README.md").exists()
+    with pytest.raises(Img2GeneError, match=r"expected the DataFrame of `img2gene.tl.summarize`"):
+        ig.io.model_card(trained_study, scores=3)
+
+
+def test_the_scores_of_another_model_are_not_taken(scored_study, copy_of):
+    sdata = copy_of(scored_study)
+    evaluation = sdata["table"].uns["img2gene"]["evaluation"]
+    model = ig.tl.fit(sdata, "ridge", validate_on=["B"], inplace=False)
+    from img2gene.io.model_store import write_model
+
+    write_model(sdata["table"], model, "img2gene")
+    assert sdata["table"].uns["img2gene"].get("evaluation") == evaluation
+    with pytest.raises(Img2GeneError, match="no score on sections"):
+        ig.io.model_card(sdata)
+
+
+def test_scores_on_patients_of_the_training_are_marked(shared_study, copy_of):
+    sdata = copy_of(shared_study)
+    ig.tl.fit(sdata, "ridge", groups="section", validate_on=["A2"], allow_leakage=True)
+    ig.tl.predict(sdata)
+    ig.tl.evaluate(sdata, n_permutations=2, allow_leakage=True)
+    assert "these scores are optimistic" in ig.io.model_card(sdata)
