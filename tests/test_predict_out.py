@@ -288,7 +288,9 @@ def test_predictions_in_a_store_are_scored_like_those_of_the_study(dtype, traine
     ig.tl.predict(sdata, out=tmp_path / "predicted.zarr", dtype=dtype)
     assert "img2gene" not in sdata["table"].layers
     scores = ig.tl.evaluate(sdata, n_permutations=0)
-    pd.testing.assert_frame_equal(scores, expected, rtol=1e-5 if dtype == "float32" else 0.02, atol=1e-2)
+    # Half precision may move one of 49 spots over the bound of its interval.
+    atol = 1e-5 if dtype == "float32" else 1.01 / 49
+    pd.testing.assert_frame_equal(scores, expected, rtol=1e-5 if dtype == "float32" else 0.02, atol=atol)
     assert np.isfinite(sdata["table"].var["pcc"]).any()
 
 
