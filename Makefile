@@ -11,7 +11,7 @@ endif
 
 BIN := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo test reliability zoo lint docs test-matrix test-lowest test-lazyslide clean distclean
+.PHONY: help demo test reliability bench zoo lint docs test-matrix test-lowest test-lazyslide clean distclean
 # Targets share an environment that only one pip at a time may change.
 .NOTPARALLEL:
 
@@ -32,6 +32,10 @@ test: $(VENV)/.installed-test  ## run the whole test suite and the docstrings' e
 reliability: export OMP_NUM_THREADS ?= 1
 reliability: $(VENV)/.installed-test  ## damage models, kill, interrupt and race in full numbers, into benchmarks/results/reliability.md (ARGS=<options>)
 	$(BIN) benchmarks/reliability.py $(ARGS)
+
+bench: export OMP_NUM_THREADS ?= 2
+bench: $(VENV)/.installed-test  ## print the tables of work on slides, stores and clusters (ARGS="--quick", or --only predict_out.py)
+	$(BIN) benchmarks/bench.py $(ARGS)
 
 zoo: $(VENV)/.installed-demo  ## build the models that the public sections allow, each with a card that states its held-out score
 	$(BIN) benchmarks/zoo.py --out zoo $(ARGS)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from spatialdata import read_zarr
 
@@ -277,3 +278,25 @@ def test_rows_outside_the_study_are_refused():
     with pytest.raises(ig.Img2GeneError, match="outside 0 to 3"):
         whole(slice(0, 4))
     assert SimpleNamespace(**whole(slice(0, 3))).values.shape == (3, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_predictions_in_a_store_are_scored_like_those_of_the_study(dtype, trained_study, copy_of, tmp_path):
+    sdata = copy_of(trained_study)
+    ig.tl.predict(sdata)
+    expected = ig.tl.evaluate(sdata, n_permutations=0, inplace=False)
+    ig.tl.predict(sdata, out=tmp_path / "predicted.zarr", dtype=dtype)
+    assert "img2gene" not in sdata["table"].layers
+    scores = ig.tl.evaluate(sdata, n_permutations=0)
+    # Half precision may move one of 49 spots over the bound of its interval.
+    atol = 1e-5 if dtype == "float32" else 1.01 / 49
+    pd.testing.assert_frame_equal(scores, expected, rtol=1e-5 if dtype == "float32" else 0.02, atol=atol)
+    assert np.isfinite(sdata["table"].var["pcc"]).any()
+
+
+def test_a_store_of_other_rows_is_not_scored(trained_study, copy_of, tmp_path):
+    sdata = copy_of(trained_study)
+    ig.tl.predict(sdata, out=tmp_path / "predicted.zarr")
+    sdata.tables["img2gene"] = sdata["img2gene"][::-1].copy()
+    with pytest.raises(ig.MissingKeyError, match="the table `img2gene` predicts other rows"):
+        ig.tl.evaluate(sdata)

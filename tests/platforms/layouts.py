@@ -314,8 +314,8 @@ def merscope(folder: Path, *, mpp: float = 0.5) -> Run:
     return Run(Written(folder, image, pixels, names, xy, counts, mpp), matrix, image)
 
 
-def hest(folder: Path, *, mpp: float = 0.5) -> Written:
-    """Write section ``X1`` of HEST-1k with 9 spots."""
+def hest(folder: Path, *, mpp: float = 0.5, technology: str = "Spatial Transcriptomics") -> Written:
+    """Write section ``X1`` of HEST-1k with 9 spots, 50 µm apart."""
     import anndata as ad
 
     pixels, counts = draw(500, 520), np.random.default_rng(8).poisson(6, (9, len(UNIQUE)))
@@ -328,6 +328,7 @@ def hest(folder: Path, *, mpp: float = 0.5) -> Written:
         (folder / name).mkdir(parents=True)
     table.write_h5ad(folder / "st" / "X1.h5ad")
     _image(folder, pixels).rename(folder / "wsis" / "X1.tif")
-    about = {"pixel_size_um_estimated": mpp, "patient": 3, "dataset_title": "Study"}
+    about = {"pixel_size_um_estimated": mpp, "patient": 3, "dataset_title": "Study", "st_technology": technology}
+    about["spot_diameter"] = 30.0
     (folder / "metadata" / "X1.json").write_text(json.dumps(about))
     return Written(folder, folder / "wsis" / "X1.tif", pixels, names, xy, counts, mpp)

@@ -158,3 +158,39 @@ def test_a_section_of_hest_has_its_slide_and_patient(tmp_path):
     (tmp_path / "metadata" / "X1.json").write_text("{}")
     with pytest.raises(Img2GeneError, match="gives no pixel_size_um_estimated"):
         ig.io.read_hest(tmp_path, "X1")
+
+
+@pytest.mark.parametrize(
+    ("technology", "spot_um"), [("Spatial Transcriptomics", 30), ("Visium", 55), ("Xenium", 50), ("Visium HD", 50)]
+)
+def test_spots_of_hest_have_the_size_of_their_technology(tmp_path, technology, spot_um):
+    # Spots lie 50 µm apart, and the metadata record 30 µm.
+    layouts.hest(tmp_path, technology=technology)
+    region = ig.io.read_hest(tmp_path, "X1").shapes["X1_spots"]
+    np.testing.assert_allclose(region["radius"], spot_um / 2 / 0.5)
+
+
+def test_an_unknown_size_of_spots_of_hest_is_asked_for(tmp_path):
+    layouts.hest(tmp_path)
+    about = json.loads((tmp_path / "metadata" / "X1.json").read_text())
+    (tmp_path / "metadata" / "X1.json").write_text(json.dumps(about | {"spot_diameter": None}))
+    with pytest.raises(Img2GeneError, match="does not give the size of the spots .*Pass `spot_um=`"):
+        ig.io.read_hest(tmp_path, "X1")
+    region = ig.io.read_hest(tmp_path, "X1", spot_um=100).shapes["X1_spots"]
+    np.testing.assert_allclose(region["radius"], 100)
+
+
+def test_control_probes_of_hest_are_no_genes(tmp_path):
+    import anndata as ad
+
+    written = layouts.hest(tmp_path, technology="Xenium")
+    path = tmp_path / "st" / "X1.h5ad"
+    stored = ad.read_h5ad(path)
+    names = ["NegControlProbe_00042", "BLANK_0069", "antisense_PROKR2"]
+    controls = ad.AnnData(
+        np.full((stored.n_obs, 3), 9, dtype=np.float32), obs=stored.obs, var=pd.DataFrame(index=names)
+    )
+    ad.concat([stored, controls], axis=1, merge="first").write_h5ad(path)
+    table = ig.io.read_hest(tmp_path, "X1")["table"]
+    assert list(table.var_names) == list(layouts.UNIQUE)
+    np.testing.assert_array_equal(table.obs["library_size"], written.counts.sum(axis=1))

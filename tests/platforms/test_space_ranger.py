@@ -1,9 +1,11 @@
 """Readers of Visium and Visium HD give the study that the files describe, whatever version wrote them."""
 
+import gzip
 import json
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import img2gene as ig
@@ -195,3 +197,50 @@ def test_a_large_tiff_stays_on_disk_and_gives_the_same_pixels(tmp_path, monkeypa
     assert any("from-zarr" in str(key) for key in sdata["S_image"].data.dask)
     np.testing.assert_array_equal(open_image(sdata, "S_image").whole(), written.pixels)
     np.testing.assert_array_equal(sdata["table"].uns["spatial"]["S"]["images"]["hires"], written.pixels[::4, ::4])
+
+
+def test_the_section_is_named_after_its_folder_in_characters_that_can_be_stored(tmp_path):
+    written = layouts.visium(tmp_path / "Größe" / "my run (2)", "2")
+    assert list(ig.io.read_visium(written.path, image=written.pixels).images) == ["my_run_2_image"]
+
+
+def test_files_that_an_archive_gzipped_are_read(tmp_path):
+    written = layouts.visium(tmp_path / "run", "1")
+    archive = tmp_path / "GEO"
+    archive.mkdir()
+    (written.path / "filtered_feature_bc_matrix.h5").rename(archive / "GSM1_filtered_feature_bc_matrix.h5")
+    for name in ("tissue_positions_list.csv", "scalefactors_json.json", "tissue_hires_image.png"):
+        content = (written.path / "spatial" / name).read_bytes()
+        (archive / f"GSM1_{name}.gz").write_bytes(gzip.compress(content))
+    check_study(ig.io.read_visium(archive, image=written.image), written)
+    hires = ig.io.read_visium(archive)
+    check_study(hires, written, scale=0.25)
+    np.testing.assert_array_equal(open_image(hires, "GEO_image").whole(), written.pixels[::4, ::4])
+
+
+def test_what_is_packed_or_unpacked_is_named_with_what_to_do(tmp_path):
+    written = layouts.visium(tmp_path / "A", "2")
+    counts = tmp_path / "A" / "outs" / "filtered_feature_bc_matrix.h5"
+    with pytest.raises(Img2GeneError, match="is a file. Pass the folder it lies in"):
+        ig.io.read_visium(counts)
+    counts.with_name(counts.name + ".gz").write_bytes(gzip.compress(counts.read_bytes()))
+    counts.unlink()
+    with pytest.raises(Img2GeneError, match="Unpack filtered_feature_bc_matrix.h5.gz with gunzip"):
+        ig.io.read_visium(written.path, image=written.pixels)
+    written = layouts.visium(tmp_path / "B", "text")
+    matrix = tmp_path / "B" / "filtered_feature_bc_matrix"
+    for path in list(matrix.glob("*.gz")):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    with pytest.raises(Img2GeneError, match="expected to be gzipped: gzip "):
+        ig.io.read_visium(written.path, image=written.pixels)
+
+
+def test_spots_without_a_position_are_named(tmp_path):
+    written = layouts.visium(tmp_path, "2")
+    place = tmp_path / "outs" / "spatial" / "tissue_positions.csv"
+    frame = pd.read_csv(place).astype({"pxl_row_in_fullres": float})
+    frame.loc[frame["barcode"] == written.names[3], "pxl_row_in_fullres"] = np.nan
+    frame.to_csv(place, index=False)
+    with pytest.raises(Img2GeneError, match=f"1 of 32 spots or cells have no position .{written.names[3]}"):
+        ig.io.read_visium(tmp_path, section="S", image=written.pixels)

@@ -11,6 +11,7 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, listing
 from img2gene._study.geometry import region_matrix
+from img2gene._study.lattices import nearest_distance
 from img2gene._study.study import Study
 
 if TYPE_CHECKING:
@@ -195,6 +196,4 @@ def _distances(centers: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def _spacing(places: np.ndarray) -> float:
     """Median distance between neighbouring spots."""
-    from scipy.spatial import cKDTree
-
-    return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1])) if len(places) > 1 else 0.0
+    return nearest_distance(places) or 0.0

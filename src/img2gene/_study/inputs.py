@@ -89,7 +89,7 @@ def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
     large = n_extreme(values)
     if large:
         raise Img2GeneError(f"`obsm['{key}']` holds values beyond ±{LARGEST:.0e} in {large} rows: {again}")
-    if len(values) > 1 and (values == values[0]).all():
+    if len(values) > 1 and (values[1] == values[0]).all() and (values == values[0]).all():
         logger.warning("`obsm['%s']` does not vary: all spots have one embedding, and get one prediction", key)
     return values.astype(np.float32, copy=False)
 

@@ -83,6 +83,23 @@ def possible_visium_pitches(grid: np.ndarray | None, centers: np.ndarray) -> lis
     return pitches
 
 
+def nearest_distance(places: np.ndarray) -> float | None:
+    """Return the median distance of places (n, 2) to their nearest neighbour; None for fewer than two places.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from img2gene._study.lattices import nearest_distance
+    >>> nearest_distance(np.array([[0.0, 0.0], [0.0, 3.0], [4.0, 0.0], [0.0, 0.0]]))
+    3.0
+    """
+    from scipy.spatial import cKDTree
+
+    # Coincident places count once.
+    distinct = np.unique(places, axis=0)
+    return float(np.median(cKDTree(distinct).query(distinct, k=2)[0][:, 1])) if len(distinct) > 1 else None
+
+
 def diameter_doubt(grid: np.ndarray | None, centers: np.ndarray, spot_px: float, spot_um: float) -> str:
     """Say why spots of ``spot_px`` pixels may not have ``spot_um`` µm; empty without a doubt.
 
@@ -183,12 +200,10 @@ def _rounding(side: float) -> float:
 
 def _hexagonal_neighbours(centers: np.ndarray) -> float | None:
     """Return the distance of nearest neighbours if all lie in directions of a hexagonal array, NaN without neighbours."""
-    from scipy.spatial import cKDTree
-
     places = np.unique(_sample(centers), axis=0)
-    if len(places) < 2:
+    pitch = nearest_distance(places)
+    if pitch is None:
         return float("nan")
-    pitch = float(np.median(cKDTree(places).query(places, k=2)[0][:, 1]))
     vectors = _near_vectors(places, 1.3 * pitch)
     # The sixth power is the same for the six directions of a hexagonal array.
     order = abs(((vectors / np.abs(vectors)) ** 6).mean())

@@ -14,6 +14,8 @@ from img2gene._study.matrices import dense, in_memory
 from img2gene._study.study import Study
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from img2gene.models import Model
 
 _ENSEMBL = re.compile(r"ENS[A-Z]*\d{6,}")
@@ -49,6 +51,14 @@ def _by_other_model(study: Study, key: str) -> bool:
     return len(set(made_by)) > 1
 
 
+def separate_table(study: Study, key: str) -> AnnData | None:
+    """Find the table ``key`` of predictions for the rows of the study by the model on record; None without one."""
+    separate = study.sdata.tables.get(key)
+    if separate is None or separate is study.stored_table or not separate.obs_names.equals(study.table.obs_names):
+        return None
+    return None if _by_other_model(study, key) else separate
+
+
 def check_predictor(study: Study, model: Model, key: str) -> None:
     """Raise if another model made the predictions under ``key``: its split may leak where this one does not."""
     by = study.record(_schema.PREDICTED_BY, {}).get(key)
@@ -81,12 +91,12 @@ def predicted_values(study: Study, genes: list[str], key: str, *, part: str | No
     The separate table can hold genes that the study's table lacks. ``part`` is ``"std"``, ``"lower"`` or ``"upper"``
     for the standard deviation or the bounds of the interval.
     """
-    table, separate = study.table, study.sdata.tables.get(key)
+    table, separate = study.table, separate_table(study, key)
     layer = key if part is None else _schema.uncertainty_keys(key)[part]
     sources = {}
     if layer in table.layers:
         sources[f"{study.name}.var_names"] = (table.var_names, table.layers[layer])
-    if separate is not None and separate.obs_names.equals(table.obs_names) and not _by_other_model(study, key):
+    if separate is not None:
         if part is None:
             sources[f"sdata['{key}'].var_names"] = (separate.var_names, separate.X)
         elif layer in separate.layers:

@@ -12,7 +12,8 @@ from img2gene._errors import Img2GeneError, listing
 
 logger = logging.getLogger(__name__)
 
-# Columns of the keypoints that Xenium Explorer exports: places of the run, and the same places in the aligned image.
+# Columns of the keypoints that Xenium Explorer exports: pixels of the morphology image, and of the aligned image. Its
+# matrix has the same direction: kb.10xgenomics.com/hc/en-us/articles/35386990499853
 _FIXED, _MOVING = ("fixedX", "fixedY"), ("alignmentX", "alignmentY")
 _LARGEST_STRETCH = 0.1
 _NOTABLE_STRETCH = 0.02

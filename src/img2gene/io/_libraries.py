@@ -20,6 +20,7 @@ from img2gene._study.lattices import (
     array_positions,
     diameter_doubt,
     hexagonal_pitch,
+    nearest_distance,
 )
 from img2gene._study.sections import text_labels
 from img2gene.io.sections import position_problems
@@ -205,7 +206,7 @@ def _check_units(
     if factor > _HIRES_FACTOR or not on_image:
         return
     pitch = None if grid is None else hexagonal_pitch(grid, positions)
-    pitch = _nearest(positions) if pitch is None else pitch
+    pitch = nearest_distance(positions) if pitch is None else pitch
     diameter = _factors(entry).get(_DIAMETER)
     if pitch is not None and diameter is not None and float(np.asarray(diameter).item()) < _TOUCHING * pitch:
         return
@@ -215,14 +216,6 @@ def _check_units(
         f"its image `{image}` ({pixels.shape[0]} × {pixels.shape[1]} px), but `obsm['spatial']` must hold pixels of the full "
         f"resolution. Divide them by the scale factor: `adata.obsm['spatial'] = adata.obsm['spatial'] / {factor:g}`."
     )
-
-
-def _nearest(positions: np.ndarray) -> float | None:
-    """Return the median distance to the nearest spot; None for fewer than two places."""
-    from scipy.spatial import cKDTree
-
-    places = np.unique(positions, axis=0)
-    return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1])) if len(places) > 1 else None
 
 
 def _image(entry: Mapping[str, Any], image: str, where: str) -> np.ndarray:

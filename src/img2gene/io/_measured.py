@@ -24,6 +24,11 @@ logger = logging.getLogger(__name__)
 GENE_IDS = "gene_ids"
 _ENSEMBL = r"^ENS[A-Z]*G\d{6,}(\.\d+)?$"
 _SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol")
+# Names of probes and codewords that measure no gene: CosMx, and Xenium.
+_CONTROLS = (
+    *("negprb", "negative", "systemcontrol", "falsecode"),
+    *("negcontrol", "antisense_", "blank_", "unassignedcodeword", "deprecatedcodeword", "intergenic_region"),
+)
 # Microscopes of pathology scan at .25 to .5 µm per px; at 1 µm, nuclei have some 8 px.
 COARSE_UM = 1.0
 
@@ -82,9 +87,7 @@ def build_study(
 def _inside(xy: np.ndarray, image: np.ndarray | da.Array, section: str, table: AnnData) -> np.ndarray:
     """Mark the rows that lie on the image, bool (n_obs,); name the others, and raise without any on it."""
     height, width = image.shape[:2]
-    lost = table.obs_names[~np.isfinite(xy).all(axis=1)]
-    if len(lost):
-        raise Img2GeneError(f"{section}: {len(lost)} spots or cells have no position ({listing(lost, 5)}).")
+    _check_finite(xy, table, section)
     inside: np.ndarray = np.all((xy >= 0) & (xy < (width, height)), axis=1)
     if not inside.any():
         (left, top), (right, bottom) = xy.min(axis=0), xy.max(axis=0)
@@ -101,6 +104,16 @@ def _inside(xy: np.ndarray, image: np.ndarray | da.Array, section: str, table: A
             len(inside),
         )
     return inside
+
+
+def _check_finite(xy: np.ndarray, table: AnnData, source: object) -> None:
+    """Refuse rows whose place is no number."""
+    lost = table.obs_names[~np.isfinite(xy).all(axis=1)]
+    if len(lost):
+        raise Img2GeneError(
+            f"{source}: {len(lost)} of {table.n_obs} spots or cells have no position ({listing(lost, 5)}). Complete the "
+            "positions, or remove these rows from the counts."
+        )
 
 
 def _outline(sdata: SpatialData, outlines: GeoSeries, section: str) -> None:
@@ -135,6 +148,15 @@ def name_genes(table: AnnData) -> None:
         logger.info("%d symbols belong to several genes (%s), which were numbered", len(twice), listing(twice, 5))
         table.var_names = _numbered(table.var_names)
     table.var.index.name = None
+
+
+def without_controls(table: AnnData, source: object) -> AnnData:
+    """Leave out the control probes of CosMx and Xenium, which measure no gene and are known by their names."""
+    controls = [str(name).lower().startswith(_CONTROLS) for name in table.var_names]
+    if not any(controls):
+        return table
+    logger.info("%s: left out %d control probes (%s)", source, sum(controls), listing(table.var_names[controls], 3))
+    return table[:, [not control for control in controls]].copy()
 
 
 def symbols_of(table: AnnData) -> pd.Series | None:
@@ -193,7 +215,9 @@ def join_positions(
     chosen = frame.loc[table.obs_names]
     for name in chosen.columns.difference([*columns, *_schema_columns()], sort=False):
         table.obs[name] = chosen[name].to_numpy()
-    return table, chosen[list(columns)].to_numpy(dtype=float)
+    xy = chosen[list(columns)].to_numpy(dtype=float)
+    _check_finite(xy, table, source)
+    return table, xy
 
 
 def _schema_columns() -> list[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError, listing
 from img2gene._study.lattices import array_positions
-from img2gene.io._folders import Folder
+from img2gene.io._folders import Folder, open_file
 from img2gene.io._libraries import spot_sizes
 from img2gene.io._measured import build_study, join_positions
 from img2gene.io._pictures import open_picture
@@ -34,6 +34,8 @@ _COLUMNS = [_BARCODE, "in_tissue", "array_row", "array_col", _Y, _X]
 _POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 _SCALES = ("scalefactors_json.json",)
 _HIRES = ("tissue_hires_image.png", "tissue_hires_image.jpg")
+# Archives such as GEO hold every file gzipped.
+_GZIP = ".gz"
 # The hires image is rounded to whole pixels, and its scale factor is that of one axis.
 _SIZE_ERROR = 0.01
 
@@ -62,7 +64,7 @@ def read_array(
     """Read the spots or bins of one folder with counts and ``spatial``."""
     scales = read_scales(folder)
     table = read_counts(folder, counts)
-    place = scales.files.find(*_POSITIONS)
+    place = scales.files.find(*_or_gzipped(_POSITIONS))
     if place is None:
         raise folder.unknown([f"spatial/{name}" for name in _POSITIONS])
     table, xy = join_positions(table, _read_positions(place), (_X, _Y), place)
@@ -79,16 +81,21 @@ def read_scales(folder: Folder) -> Scales:
     """Find the folder ``spatial`` and read its scale factors; some downloads lay its files beside the counts."""
     inner = folder.find("spatial")
     files = Folder(inner, folder.platform) if inner is not None and inner.is_dir() else folder
-    source = files.find(*_SCALES)
+    source = files.find(*_or_gzipped(_SCALES))
     if source is None:
         raise folder.unknown([f"spatial/{name}" for name in _SCALES])
     try:
-        factors = json.loads(source.read_bytes())
-    except (OSError, ValueError) as error:
+        with open_file(source) as file:
+            factors = json.load(file)
+    except (OSError, ValueError, EOFError) as error:
         raise Img2GeneError(f"{source} cannot be read as JSON ({error}).") from error
     if not isinstance(factors, dict):
         raise Img2GeneError(f"{source} holds no scale factors by name.")
     return Scales(files, factors, source)
+
+
+def _or_gzipped(names: tuple[str, ...]) -> list[str]:
+    return [*names, *(name + _GZIP for name in names)]
 
 
 def read_counts(folder: Folder, counts: str | None, kind: str = "feature_bc_matrix") -> AnnData:
@@ -123,7 +130,9 @@ def read_matrix(path: Path) -> AnnData:
                 else sc.read_10x_h5(path, gex_only=True)
             )
     except Exception as error:
-        raise Img2GeneError(f"{path} cannot be read as a feature matrix of 10x Genomics ({error}).") from error
+        unpacked = path.is_dir() and any(path.glob("matrix.mtx"))
+        hint = f" Its files are expected to be gzipped: gzip {str(path)!r}/*" if unpacked else ""
+        raise Img2GeneError(f"{path} cannot be read as a feature matrix of 10x Genomics ({error}).{hint}") from error
     if not table.n_obs or not table.n_vars:
         raise Img2GeneError(f"{path} holds no counts of genes ({table.n_obs} barcodes, {table.n_vars} genes).")
     return table
@@ -138,12 +147,12 @@ def _read_positions(path: Path) -> pd.DataFrame:
             frame = pd.read_parquet(path)
         else:
             # The first column names itself in files with a header, from Space Ranger 2 on.
-            with path.open() as file:
-                named = file.readline().lower().startswith((_BARCODE, f'"{_BARCODE}'))
+            with open_file(path) as file:
+                named = _BARCODE.encode() in file.readline().lower()
             frame = pd.read_csv(path) if named else pd.read_csv(path, header=None)
             if not named and frame.shape[1] == len(_COLUMNS):
                 frame.columns = pd.Index(_COLUMNS)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise Img2GeneError(f"{path} cannot be read as a table of positions ({error}).") from error
     lacking = [name for name in _COLUMNS if name not in frame]
     if lacking:
@@ -156,7 +165,7 @@ def _read_positions(path: Path) -> pd.DataFrame:
 
 def choose_image(scales: Scales, image: Any, section: str) -> tuple[np.ndarray | da.Array, float]:
     """Open the full-resolution image, or else the hires one; also return its pixels per full-resolution pixel."""
-    path = scales.files.find(*_HIRES)
+    path = scales.files.find(*_or_gzipped(_HIRES))
     if image is None:
         if path is None:
             raise Img2GeneError(
@@ -174,7 +183,7 @@ def _check_size(shape: tuple[int, ...], hires: Path, factor: float) -> None:
     """Refuse an image that is not the one whose pixels the positions refer to."""
     from PIL import Image
 
-    with Image.open(hires) as picture:
+    with open_file(hires) as file, Image.open(file) as picture:
         width, height = (side / factor for side in picture.size)
     tolerance = _SIZE_ERROR + 2 / (factor * max(width, height))
     if max(abs(shape[0] / height - 1), abs(shape[1] / width - 1)) > tolerance:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
 from img2gene.io._alignment import pixel_size, read_alignment, to_pixels
 from img2gene.io._folders import Folder, check_folder, section_name
-from img2gene.io._measured import build_study, join_positions
+from img2gene.io._measured import build_study, join_positions, without_controls
 from img2gene.io._pictures import open_picture
 
 if TYPE_CHECKING:
@@ -20,15 +19,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-logger = logging.getLogger(__name__)
-
 _PLATFORM = "CosMx (flat files of AtoMx)"
 _COUNTS = ("exprMat_file.csv", "exprMat_file.csv.gz")
 _CELLS = ("metadata_file.csv", "metadata_file.csv.gz")
 _X, _Y = "CenterX_global_px", "CenterY_global_px"
 _KEYS = ["fov", "cell_ID"]
-# Names of probes that measure no gene.
-_CONTROLS = ("negprb", "negative", "systemcontrol", "falsecode")
+# https://nanostring-biostats.github.io/CosMx-Analysis-Scratch-Space/posts/flat-file-exports/flat-files-compare.html
+_PIXEL_UM = 0.12028
 
 
 def read_cosmx(
@@ -38,7 +35,7 @@ def read_cosmx(
     alignment: str | Path | np.ndarray,
     section: str | None = None,
     patient: str | None = None,
-    pixel_um: float = 0.12028,
+    pixel_um: float = _PIXEL_UM,
     cell_um: float = 10.0,
 ) -> SpatialData:
     """Read the cells of one CosMx section, placed on an H&E image that is aligned with it.
@@ -60,7 +57,7 @@ def read_cosmx(
     patient
         Donor of the section. Give all sections of one donor the same name, because splits keep patients apart by it.
     pixel_um
-        Microns per global pixel of the run; the first instruments had 0.18.
+        Microns per global pixel of the run. AtoMx writes 0.12028; the ReadMe of older data sets names 0.18.
     cell_um
         Diameter of the circles that stand for cells, in µm.
 
@@ -126,13 +123,9 @@ def _read_counts(path: Path) -> AnnData:
 
     frame = _read(path, [])
     frame = frame[frame["cell_ID"] != 0].drop(columns=[*_KEYS, "cell"], errors="ignore")
-    controls = [name for name in frame if str(name).lower().startswith(_CONTROLS)]
-    if controls:
-        logger.info("%s: left out %d control probes (%s)", path, len(controls), listing(controls, 3))
-    frame = frame.drop(columns=controls)
     text = [name for name, dtype in frame.dtypes.items() if dtype.kind not in "uif"]
     if text or frame.empty:
         raise Img2GeneError(f"{path} holds no counts of genes (columns that are no numbers: {listing(text)}).")
     table = AnnData(sp.csr_matrix(frame.to_numpy(dtype=np.float32)))
     table.obs_names, table.var_names = frame.index, frame.columns.astype(str)
-    return table
+    return without_controls(table, path)

@@ -10,6 +10,7 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError
 from img2gene._study.colours import to_rgb
+from img2gene.io._folders import open_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,6 +25,10 @@ _ORIENTATION = 274  # tag of TIFF files and of EXIF
 _ANIMATED = {"GIF", "PNG", "WEBP"}
 _OWN_FILE = "Save the page that the positions of the spots refer to as a file of its own."
 _UNCERTAIN = "the intensity scale is not certain. Convert the image to 8-bit RGB first."
+_MERGE = (
+    " If the pages are the red, green and blue planes of one image, merge them: `tifffile.imwrite(path, "
+    "tifffile.imread(name).transpose(1, 2, 0), photometric='rgb', tile=(512, 512))`."
+)
 # Pillow's readers raise these on files that are cut, damaged or no image.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
@@ -41,7 +46,7 @@ def read_image(path: Path) -> np.ndarray:
     # Pillow refuses images of the size of whole slides as possible decompression bombs. Users trust their own files.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path) as picture:
+        with open_file(path) as file, Image.open(file) as picture:
             _check_orientation(picture, str(path))
             _check_pages(picture, str(path))
             return _as_rgb(picture, str(path))
@@ -121,7 +126,7 @@ def _check_pages(picture: Image, name: str) -> None:
     if n_equal > 1:
         raise Img2GeneError(
             f"{name}: {n_equal} of {len(sizes)} pages have the same size of {width} × {height} px, as in a stack of focal "
-            f"planes, and only one page can be read. {_OWN_FILE}"
+            f"planes, and only one page can be read. {_OWN_FILE}{_MERGE if n_equal == 3 else ''}"
         )
 
 

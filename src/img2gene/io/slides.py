@@ -17,6 +17,7 @@ from img2gene._errors import Img2GeneError, listing
 from img2gene._study.colours import WHITE
 from img2gene._study.lattices import AGREEMENT
 from img2gene._study.pyramids import check_pyramid, check_sizes
+from img2gene.io._folders import storable_name
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -97,8 +98,7 @@ def section_name(file: Path) -> str:
     >>> section_name(Path("data/patient 1 (A).ome.tiff"))
     'patient_1_A'
     """
-    stem = _OME.sub("", file.stem if not _OME.search(file.name) else file.name)
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", stem).strip("_")
+    return storable_name(_OME.sub("", file.stem if not _OME.search(file.name) else file.name))
 
 
 def _open(file: Path) -> Any:

@@ -35,7 +35,7 @@ _RUN = "stored_run"
 # A part is what a kill can lose, and what has to fit into memory.
 _PART_BYTES = 2**25
 _MOST_ROWS = 4096
-_CHUNK_BYTES = 2**22
+_CHUNK_BYTES = 2**23
 _LAZY_GROUPS = ("layers", "obsm")
 _EMBEDDING = _schema.embedding_key("")
 
@@ -327,7 +327,9 @@ def _write_part(folder: Path, number: int, rows: int, values: Mapping[str, np.nd
     group = zarr.open_group(folder / _TABLE, mode="r+", use_consolidated=False)
     files = []
     for path, block in values.items():
-        array = cast("zarr.Array[Any]", group[path])
+        # zarr compares every chunk with its fill value otherwise, which takes longer than writing it.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            array = cast("zarr.Array[Any]", group[path])
         array[number * rows : number * rows + len(block)] = block
         files += sorted(path for path in (folder / _TABLE / path / "c" / str(number)).rglob("*") if path.is_file())
     _flush(files)

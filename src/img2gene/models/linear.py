@@ -80,9 +80,12 @@ class LinearPredictor(ABC):
         weights = (projection @ coefficients.astype(np.float64)).astype(np.float32) if folded else coefficients
 
         def predict(rows: slice) -> Block:
-            centred = means[number[rows]]
-            np.subtract(features[rows], centred, out=centred)
-            predicted = (centred if folded else centred @ projection).astype(np.float32) @ weights
+            block, members = features[rows], number[rows]
+            # Most blocks lie in one section, whose mean need not be repeated for every row.
+            reference = means[members[:1]] if (members == members[:1]).all() else means[members]
+            centred = np.empty(block.shape, dtype=np.float32 if folded else np.float64)
+            np.subtract(block, reference, out=centred, dtype=np.float64, casting="same_kind")
+            predicted = (centred if folded else (centred @ projection).astype(np.float32)) @ weights
             predicted += label_mean
             return predicted, None
 

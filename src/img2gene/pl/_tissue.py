@@ -11,6 +11,7 @@ import numpy as np
 from img2gene._errors import Img2GeneError, MissingKeyError, no_such
 from img2gene._study.geometry import Geometry, locate
 from img2gene._study.images import thumbnail
+from img2gene._study.lattices import nearest_distance
 from img2gene._study.microns import resolve_mpp
 from img2gene._study.study import Study
 from img2gene.pl._figures import scale_bar
@@ -165,11 +166,7 @@ def _microns(study: Study, geometry: Geometry) -> float | None:
 
 def _nearest(centers: np.ndarray) -> float:
     """Median distance of the spots to their nearest neighbour, in pixels."""
-    from scipy.spatial import cKDTree
-
-    # Coincident spots count once.
-    places = np.unique(centers, axis=0)
-    return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1])) if len(places) > 1 else 10.0
+    return nearest_distance(centers) or 10.0
 
 
 def draw(

@@ -11,6 +11,7 @@ from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing, no_such
 from img2gene._study.geometry import Geometry, choose_image, locate_region, transformations
+from img2gene._study.lattices import nearest_distance
 from img2gene._study.predictions import predicted_values
 from img2gene._study.study import Study
 from img2gene.tl._arguments import check_flags
@@ -196,11 +197,9 @@ def _image(
 
 def _pitch(centers: np.ndarray, diameter: float) -> float:
     """Median distance in µm of neighbouring spots, which is the diameter of a single spot."""
-    from scipy.spatial import cKDTree
-
-    places = np.unique(centers, axis=0)
-    if len(places) > 1:
-        return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1]))
+    distance = nearest_distance(centers)
+    if distance is not None:
+        return distance
     return float(diameter) if diameter > 0 else 1.0
 
 

@@ -17,7 +17,7 @@ from img2gene.metrics.moments import Moments
 from img2gene.metrics.regression import ranks
 from img2gene.models import Model
 from img2gene.tl._scoring.depth import MeasuredDepth
-from img2gene.tl._scoring.selection import labelled, layer_values
+from img2gene.tl._scoring.selection import labelled, layer_values, stored_values
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -83,14 +83,14 @@ class SectionValues:
         cls, study: Study, model: Model, rows: np.ndarray, columns: np.ndarray, key: str, depth: MeasuredDepth
     ) -> SectionValues:
         """Values of some rows and columns of a table, with predictions under ``key``, converted to ``depth``."""
-        table = study.table
         kept, truth = labelled(study, model, rows, columns)
 
         def layer(name: str) -> np.ndarray:
-            return layer_values(study, name, kept, columns)
+            return layer_values(study, key, name, kept, columns)
 
         std, lower, upper = (
-            layer(name) if name in table.layers else None for name in (f"{key}_std", f"{key}_lower", f"{key}_upper")
+            None if stored_values(study, key, name) is None else layer(name)
+            for name in (f"{key}_std", f"{key}_lower", f"{key}_upper")
         )
         predicted = layer(key)
         missing = int(np.isnan(predicted).any(axis=1).sum())

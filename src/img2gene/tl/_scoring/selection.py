@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError, listi
 from img2gene._study.depth import report_other_scale
 from img2gene._study.expression import labels, layer_problems, measured
 from img2gene._study.matrices import dense, in_memory
-from img2gene._study.predictions import check_predictor, no_shared_genes
+from img2gene._study.predictions import check_predictor, no_shared_genes, separate_table
 from img2gene._study.sections import folded
 from img2gene._study.spots import same_spots, spot_digests
 from img2gene._study.study import Study
@@ -124,21 +125,21 @@ def renamed_sections(study: Study, model: Model, chosen: list[str]) -> set[str]:
 
 def check_scorable(study: Study, model: Model, key: str) -> None:
     """Raise if ``key`` holds no predictions of this model, or the table no expression on the scale of its training."""
-    table, separate = study.table, study.sdata.tables.get(key)
+    table, values = study.table, stored_values(study, key, key)
     if not table.n_vars:
         raise Img2GeneError(f"Nothing to score against: `{study.name}` has no genes, so no expression is measured.")
     if not any(gene in table.var_names for gene in model.genes):
         raise Img2GeneError(no_shared_genes(model.genes, table.var_names))
-    if key not in table.layers:
-        where = f" (a table `{key}` holds predictions for `img2gene.pl.prediction`)" * (separate is not None)
+    if values is None:
+        where = f" (the table `{key}` predicts other rows, or with another model)" * (key in study.sdata.tables)
         hint = f"Run `img2gene.tl.predict` first{where}."
         raise MissingKeyError(missing(key, f"{study.name}.layers", table.layers, hint))
     check_predictor(study, model, key)
     raise_problems(layer_problems(table, model.labels["layer"], study.name))
     report_other_scale(study, model)
-    values = in_memory(table.layers[key])
-    if values.dtype.kind not in "iuf":
-        raise Img2GeneError(f"`{study.name}.layers['{key}']` holds {values.dtype} values, not predictions.")
+    dtype = values[0].dtype if hasattr(values[0], "compute") else in_memory(values[0]).dtype
+    if dtype.kind not in "iuf":
+        raise Img2GeneError(f"`{study.name}.layers['{key}']` holds {dtype} values, not predictions.")
 
 
 def measured_genes(study: Study, model: Model) -> list[str]:
@@ -156,12 +157,34 @@ def scored_values(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read measured and predicted expression (n_spots, n_genes) of the ``rows`` that were measured."""
     kept, truth = labelled(study, model, rows, columns)
-    return truth, layer_values(study, key, kept, columns)
+    return truth, layer_values(study, key, key, kept, columns)
 
 
-def layer_values(study: Study, key: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Read rows and columns of a layer as a dense array."""
-    return dense(in_memory(study.table.layers[key])[rows][:, columns])
+def stored_values(study: Study, key: str, name: str) -> tuple[Any, pd.Index] | None:
+    """Find the prediction ``key``, or its layer ``name``, and the genes of its columns; None if it was not written.
+
+    It is a layer of the table, or in the table ``key``, where ``out=`` of :func:`img2gene.tl.predict` leaves it.
+    """
+    if name in study.table.layers:
+        return study.table.layers[name], study.table.var_names
+    # Tiles and studies without the genes of the model have a table of their own, too.
+    separate = separate_table(study, key)
+    values = None if separate is None else separate.X if name == key else separate.layers.get(name)
+    return None if separate is None or values is None else (values, separate.var_names)
+
+
+def layer_values(study: Study, key: str, name: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Read some rows, and columns of the study's table, of a prediction as a dense array."""
+    stored = stored_values(study, key, name)
+    if stored is None:
+        raise MissingKeyError(missing(name, f"{study.name}.layers", study.table.layers))
+    values, genes = stored
+    places = genes.get_indexer(study.table.var_names[columns])
+    # Of a table in a store, only the chosen rows are read.
+    part = values[rows] if hasattr(values, "compute") else in_memory(values)[rows]
+    array = dense(in_memory(part[:, places]))
+    # Sums of half precision would lose digits.
+    return array.astype(np.promote_types(array.dtype, np.float32), copy=False)
 
 
 def labelled(study: Study, model: Model, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
