@@ -107,6 +107,7 @@ nitpick_ignore_regex = [
         "os",
         "pandas",
         "pathlib",
+        "scanpy",
         "scipy",
         "spatialdata",
         "squidpy",

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from img2gene._errors import Img2GeneError
-from img2gene.settings import settings
 
 logger = logging.getLogger(__name__)
 
@@ -25,15 +24,15 @@ def is_remote(source: str) -> bool:
     return source.startswith((HUB, *_WEB))
 
 
-def fetched(source: str, sha256: str | None) -> Path:
+def fetched(source: str, sha256: str | None, folder: Path) -> Path:
     """Return the file at an address, from the cache if it was fetched before.
 
     ``"hf://owner/name@revision"`` is the file ``model.img2gene`` of a repository of the hub,
-    ``"hf://owner/name/file@revision"`` another one. A plain address needs a digest.
+    ``"hf://owner/name/file@revision"`` another one. A plain address needs a digest; its file is kept in ``folder``.
     """
     if sha256 is not None:
         sha256 = checked_digest(sha256)
-    path = _of_hub(source) if source.startswith(HUB) else _of_web(source, sha256)
+    path = _of_hub(source) if source.startswith(HUB) else _of_web(source, sha256, folder)
     if sha256 is not None:
         check_digest(path, sha256, source)
     return path
@@ -78,7 +77,7 @@ def _of_hub(source: str) -> Path:
         raise Img2GeneError(f"{source} cannot be fetched: {error} Its files are listed on {page}.") from error
 
 
-def _of_web(source: str, sha256: str | None) -> Path:
+def _of_web(source: str, sha256: str | None, folder: Path) -> Path:
     """Download a file once; one with another digest is deleted and asked for once more."""
     if sha256 is None:
         raise Img2GeneError(
@@ -89,8 +88,8 @@ def _of_web(source: str, sha256: str | None) -> Path:
     from requests import RequestException
 
     name = f"{sha256[:16]}-{source.rstrip('/').rpartition('/')[2].partition('?')[0] or _FILE}"
-    folder = pooch.create(
-        path=Path(settings.cache_dir) / "models",
+    store = pooch.create(
+        path=folder,
         base_url="",
         registry={name: f"sha256:{sha256}"},
         urls={name: source},
@@ -98,7 +97,7 @@ def _of_web(source: str, sha256: str | None) -> Path:
     )
     with _quiet(pooch):
         try:
-            return Path(folder.fetch(name, progressbar=False))
+            return Path(store.fetch(name, progressbar=False))
         except ValueError as error:
             raise Img2GeneError(
                 f"{source} does not hold the file with sha256 {sha256}: two downloads differed from it, and were deleted. Ask its "

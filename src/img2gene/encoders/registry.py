@@ -128,7 +128,7 @@ def _from_hub(name: str) -> EncoderSpec:
 
 def _of_repository(source: str, commit: str, known: str) -> EncoderSpec:
     """Describe a timm model of the hub that no entry describes, and register it for this session."""
-    from img2gene.encoders.wrapping import of_repository
+    from img2gene.encoders.repository import of_repository
 
     try:
         spec = of_repository(source, commit)

@@ -1,28 +1,24 @@
-"""Make encoders of networks and functions that are at hand, and of timm models of the hub that no entry describes."""
+"""Make encoders of networks and functions that are at hand."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from img2gene._checks import Arguments, shown
-from img2gene._errors import Img2GeneError, MissingKeyError
+from img2gene._errors import Img2GeneError
 from img2gene.encoders.base import TorchEncoder
-from img2gene.encoders.spec import HUB, EncoderSpec
-from img2gene.encoders.timm_hub import build
+from img2gene.encoders.registry import register
+from img2gene.encoders.repository import known_side
+from img2gene.encoders.spec import EncoderSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
     from img2gene.encoders.base import Encoder
-
-_SIDE = 224
 
 
 def wrap(
@@ -76,28 +72,20 @@ def wrap(
     """
     import torch
 
-    from img2gene.encoders.registry import register
-
     check = Arguments()
     if not callable(model):
         check.messages.append(f"model={shown(model)}: expected a torch module, or a function of patches.")
     is_module = isinstance(model, torch.nn.Module)
     known = getattr(model, "pretrained_cfg", None) or {}
-    side = check.whole("input_px", input_px or _known_side(known), 1)
+    side = check.whole("input_px", input_px or known_side(known), 1)
     if is_module and revision is None:
         revision = _digest(model)
     if revision is None:
         check.messages.append(
             "revision=None: name the version of this function, so that models can tell it from later ones."
         )
-    mean, std = (known.get(key) if value is None else value for key, value in (("mean", mean), ("std", std)))
-    if is_module and (mean is None or std is None):
-        check.messages.append(
-            "mean=None, std=None: the network comes without statistics of its training images. Pass what it was trained with, such as "
-            "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225) of ImageNet."
-        )
+    statistics = _statistics(check, known, mean, std) if is_module else ((0.0,) * 3, (1.0,) * 3)
     check.raise_all()
-    statistics: tuple[Any, Any] = (mean, std) if is_module else ((0.0,) * 3, (1.0,) * 3)
     given = WrappedModel(model, is_module)
     spec = EncoderSpec(
         name=name,
@@ -115,6 +103,17 @@ def wrap(
     )
     register(spec)
     return spec
+
+
+def _statistics(check: Arguments, known: dict[str, Any], mean: Any, std: Any) -> tuple[Any, Any]:
+    """Take the normalisation of a call, or what timm has recorded; a module without any is refused."""
+    mean, std = (known.get(key) if value is None else value for key, value in (("mean", mean), ("std", std)))
+    if mean is None or std is None:
+        check.messages.append(
+            "mean=None, std=None: the network comes without statistics of its training images. Pass what it was trained with, such as "
+            "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225) of ImageNet."
+        )
+    return mean, std
 
 
 class WrappedModel:
@@ -172,11 +171,6 @@ class FunctionEncoder:
         return np.asarray(self.function(resized), dtype=np.float32)
 
 
-def _known_side(known: dict[str, Any]) -> int:
-    size = known.get("input_size") or (3, _SIDE, _SIDE)
-    return int(size[-1])
-
-
 def _digest(model: Any) -> str:
     """Compute a digest of the weights of a module."""
     digest = hashlib.sha256()
@@ -184,45 +178,3 @@ def _digest(model: Any) -> str:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()))
     return digest.hexdigest()[:40]
-
-
-def of_repository(source: str, commit: str) -> EncoderSpec:
-    """Describe a timm model of the hub by the configuration in its repository; today's commit where none is named."""
-    repository = source.removeprefix(HUB)
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise MissingKeyError(f'this needs huggingface-hub: `pip install "img2gene[timm]"` ({error}).') from error
-    try:
-        # The path in the client's cache names the commit, also without a connection.
-        path = Path(hf_hub_download(repository, "config.json", revision=commit or "main"))
-        config = json.loads(path.read_text())
-    except Exception as error:
-        # The hub's client has many errors, and a configuration can be damaged.
-        raise MissingKeyError(f"{type(error).__name__}: {str(error)[:300]}.") from error
-    return _described(source, commit or path.parent.name, config)
-
-
-def _described(source: str, commit: str, config: dict[str, Any]) -> EncoderSpec:
-    known = {**config, **(config.get("pretrained_cfg") or {})}
-    absent = [name for name in ("architecture", "num_features", "mean", "std") if not known.get(name)]
-    if absent:
-        raise Img2GeneError(
-            f"The repository {source} does not state {', '.join(absent)}, which an encoder of timm needs. Load it yourself, and pass "
-            "it with its statistics: `img2gene.encoders.wrap(network, name, mean=…, std=…)`."
-        )
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", source.rpartition("/")[2])
-    return EncoderSpec(
-        name=f"{name}-{commit}",
-        width=int(known["num_features"]),
-        input_px=_known_side(known),
-        any_size=False,
-        mpp=None,
-        mean=tuple(known["mean"]),
-        std=tuple(known["std"]),
-        licence=str(known.get("license", "not stated")),
-        gated=False,
-        source=source,
-        revision=commit,
-        build=build,
-    )

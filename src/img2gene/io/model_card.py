@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from img2gene import _schema
 from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError, listing
 from img2gene._files.folders import write_bytes
@@ -83,6 +84,8 @@ def model_card(
     >>> print(ig.io.model_card(sdata, licence="CC-BY-4.0", title="A synthetic ridge").splitlines()[7])
     # A synthetic ridge
     """
+    from img2gene.models import Model
+
     check = Arguments()
     target = check.path("path", path, optional=True)
     title, licence = check.text("title", title, optional=True), check.text("licence", licence, optional=True)
@@ -90,7 +93,7 @@ def model_card(
     if scores is not None and not isinstance(scores, pd.DataFrame):
         check.messages.append(f"scores={shown(scores)}: expected the DataFrame of `img2gene.tl.summarize`.")
     check.raise_all()
-    trained = scored_model(model, key, table_key)
+    trained = model if isinstance(model, Model) else scored_model(_schema.get_table(model, table_key), key)
     table = _scores(trained, scores)
     parts = [
         _front(trained, licence),

@@ -18,6 +18,7 @@ from img2gene._files.folders import write_bytes
 from img2gene._files.hub import check_digest, checked_digest, fetched, is_remote
 from img2gene._files.locks import remove_stale
 from img2gene.models.stored import parse_json
+from img2gene.settings import settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -116,26 +117,23 @@ def save_model(
     """
     from safetensors.numpy import save
 
+    from img2gene.models import Model
+
     check = Arguments()
     target: Path = check.path("path", path)
     check.flag("overwrite", overwrite)
     check.raise_all()
     with _file_errors(target, "written"):
         target = _file_to_write(target, overwrite)
-    trained = scored_model(model, key, table_key)
+    trained = model if isinstance(model, Model) else scored_model(_schema.get_table(model, table_key), key)
     config, arrays = trained.storable_state()
     remove_stale(target.parent, target.name)
     write_bytes(target, save(arrays, metadata={"img2gene": json.dumps(config, allow_nan=False)}))
     return target
 
 
-def scored_model(model: Model | SpatialData, key: str, table_key: str) -> Model:
-    """Return a model, or read that of a study with the scores that it has there."""
-    from img2gene.models import Model
-
-    if isinstance(model, Model):
-        return model
-    table = _schema.get_table(model, table_key)
+def scored_model(table: AnnData, key: str) -> Model:
+    """Read the model of a table, with the scores that it has there."""
     model = read_model(table, key)
     scored = _schema.read_json(table, _schema.SCORED_BY, default={})
     if scored.get("fingerprint") == model.fingerprint and scored.get("key") == key:
@@ -177,6 +175,10 @@ def load_model(path: str | Path, *, sha256: str | None = None) -> Model:
     sha256
         Digest of the file, which plain addresses need. A download with another digest is deleted and tried once more.
 
+    Returns
+    -------
+    The trained model, checked against its digests.
+
     Raises
     ------
     Img2GeneError
@@ -195,7 +197,7 @@ def load_model(path: str | Path, *, sha256: str | None = None) -> Model:
     file: Path = check.path("path", path)
     check.raise_all()
     if isinstance(path, str) and is_remote(path):
-        file = fetched(path, sha256)
+        file = fetched(path, sha256, Path(settings.cache_dir) / "models")
     with _file_errors(file, "read"):
         file = model_file(file) or _refuse_absent(file)
         if sha256 is not None:
