@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -57,6 +58,8 @@ def sample(n: int | None, seed: int) -> list[Call]:
 
 def prepare() -> None:
     """Build what the calls share, before the children are forked."""
+    # Scanpy lays spots out by code that numba compiles for longer than a call may take.
+    importlib.import_module("img2gene.pl.umap")._layout = lambda features, n_neighbors, seed: features[:, :2]  # type: ignore[attr-defined]
     import matplotlib
     from matplotlib.figure import Figure
 
