@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from img2gene import _schema
 from img2gene._checks import Arguments
@@ -87,7 +87,7 @@ def storable_name(text: str) -> str:
 
 def open_file(path: Path) -> IO[Any]:
     """Open a file, which may be gzipped, to read its bytes."""
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return cast("IO[Any]", gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
 
 
 def section_name(check: Arguments, section: object, path: Path | None) -> str:
