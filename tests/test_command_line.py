@@ -72,9 +72,6 @@ def done(tmp_path_factory, tiny_encoder):
             study = {"embed": "study.zarr"}.get(words[2], "embedded.zarr")
             study = "predicted.zarr" if words[2] in ("evaluate", "report") else study
             assert words[0] == "img2gene"
-            if words[2] == "card" and not hasattr(ig.io, "model_card"):  # TODO merge
-                Path("card.md").write_text("")
-                continue
             assert main(shlex.split(filled(command, study))[1:]) == 0, command
     finally:
         os.chdir(before)
@@ -180,7 +177,7 @@ def test_stores_are_joined(tmp_path, study, capsys):
         ("predict {embedded} --model {model} --out {predicted}", 1, "--overwrite"),
         ("predict {embedded} --model {model} --out nowhere/new", 1, "does not exist"),
         ("embed {study} --set bath_size=3 --out new", 2, "near: batch_size"),
-        ("embed {study} --encoder tinny --out new", 1, "tiny"),
+        ("embed {study} --encoder tinny --out new", 1, "encoders.list"),
         ("read visium {folder} --patient A --patient B --out new", 2, "2 times"),
         ("read visium nowhere --out new", 1, "No such file or folder: nowhere"),
         ("read visium {folder} --out new", 1, "Space Ranger"),

@@ -26,10 +26,10 @@ def test_a_csv_logger_is_told_what_the_history_holds(study, tmp_path):
     ig.tl.fit(study, "img2gene", logger=CSVLogger(tmp_path, name="", version=""), **QUICK)
     written = pd.read_csv(tmp_path / "metrics.csv")
     history = ig.get.model(study).predictor.history_
-    runs = {str(entry.get("run", "fit")) for entry in history}
+    runs = {str(entry.get("run", "fit")).replace(" ", "") for entry in history}
     assert {name.split("/")[0] for name in written if "/" in name} == runs
     for entry in history:
-        run = str(entry.get("run", "fit"))
+        run = str(entry.get("run", "fit")).replace(" ", "")
         for name in ("loss", *(["validation"] if "validation" in entry else [])):
             column = f"{run}/{name}"
             (value,) = written.loc[written["step"] == entry["epoch"], column].dropna()

@@ -80,7 +80,7 @@ process JUDGE {
     """
     img2gene --quiet evaluate ${study} --model ${model} --out scores.csv
     img2gene --quiet report ${study} --model ${model} --out report.html
-    img2gene --quiet card ${model} --out card.md
+    img2gene --quiet card ${model} --scores scores.csv --out card.md
     """
 }
 

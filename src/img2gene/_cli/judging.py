@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +40,7 @@ def evaluate(
     taken = ("model", "sections", "key", "seed", "table_key")
     arguments = further(ig.tl.evaluate, more, taken)
     target = None if out is None else check_target(out, overwrite, ".csv")
-    chosen = {"sections": sections or None, "key": key, "seed": seed, "table_key": table_key}
+    chosen: dict[str, Any] = {"sections": sections or None, "key": key, "seed": seed, "table_key": table_key}
     scores = ig.tl.evaluate(open_store(study), model, inplace=False, **chosen, **arguments)
     if target is not None:
         write_bytes(target, scores.to_csv(index=False).encode())
@@ -89,15 +89,22 @@ def card(
     model: Annotated[Path, typer.Argument(help="File of the model.", show_default=False)],
     *,
     out: Out,
+    scores: Annotated[
+        Path | None, typer.Option(help="Scores that evaluate wrote; by default those stored with the model.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the model.")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the card.")] = None,
+    limit: Annotated[list[str] | None, typer.Option(help="A known limit that the report cannot know.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write the card of a model in Markdown: training data, splits, scores, limits."""
     import img2gene as ig
-    from img2gene._files.folders import write_bytes
 
     target = check_target(out, overwrite, ".md")
-    write_bytes(target, ig.io.model_card(ig.io.load_model(model)).encode())
+    trained = ig.io.load_model(model)
+    summary = None if scores is None else ig.tl.summarize(ig.io.read_csv(scores))
+    ig.io.model_card(trained, target, title=title, licence=licence, limits=limit or (), scores=summary)
     finish({"out": str(target)}, as_json)
 
 

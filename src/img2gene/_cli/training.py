@@ -76,7 +76,7 @@ def _image(sdata: SpatialData, name: str | None) -> str:
     images = list(sdata.images)
     if name is None and len(images) == 1:
         return images[0]
-    if name not in images:
+    if name is None or name not in images:
         problem = "The study has several images" if name is None else f"The study has no image {name!r}"
         raise Img2GeneError(f"{problem} (available: {listing(images)}). Pass --image.")
     return name
@@ -110,7 +110,7 @@ def fit(
     taken = ("genes", "groups", "train_on", "validate_on", "encoder", "seed", "table_key", "key_added", "model")
     arguments, target = further(ig.tl.fit, more, taken), check_target(out, overwrite, ".img2gene")
     _use_device(device)
-    trained = ig.tl.fit(
+    trained: Any = ig.tl.fit(
         open_store(study),
         model,
         genes=names_or_number(genes),

@@ -17,6 +17,7 @@ from img2gene.models.checked import checked_prediction, checked_state
 from img2gene.models.data import LARGEST, RowSource, float_array, n_extreme, n_faulty, with_prefix
 from img2gene.models.depth_scale import DepthScale
 from img2gene.models.genes import FIXED, GeneNames, top_genes
+from img2gene.models.model_html import model_html
 from img2gene.models.predictor import Predictor, declared_inputs
 from img2gene.models.stored import (
     as_json,
@@ -266,8 +267,6 @@ class Model:
         return f"Model({self.name}, {len(self.genes)} genes, encoder={self.inputs.get('name')}, trained on {trained})"
 
     def _repr_html_(self) -> str:
-        from img2gene.models.model_html import model_html
-
         return model_html(self)
 
     def describe(self) -> str:

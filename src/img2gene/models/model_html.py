@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from img2gene._errors import listing
-
-if TYPE_CHECKING:
-    from img2gene.models.model import Model
 
 _CELL = "text-align:left;vertical-align:top"
 
 
-def model_html(model: Model) -> str:
+def model_html(model: Any) -> str:
     """Write what a model is and what it was trained on as an HTML table; names are escaped."""
     title = html.escape(f"Model: {model.name}")
     cells = "".join(
@@ -24,7 +21,7 @@ def model_html(model: Model) -> str:
     return f"<p><b>{title}</b></p><table>{cells}</table>"
 
 
-def _facts(model: Model) -> dict[str, Any]:
+def _facts(model: Any) -> dict[str, Any]:
     report, inputs, layer = model.report, model.inputs, model.labels.get("layer")
     patients, leakage = report.get("patients"), report.get("leakage")
     fields = inputs.get("patch_um") or []
@@ -48,5 +45,5 @@ def _encoder(inputs: dict[str, Any]) -> str:
     return f"{name}{f' ({revision})' if revision else ''}{tuned}"
 
 
-def _intervals(model: Model) -> str:
+def _intervals(model: Any) -> str:
     return "none" if model.calibration is None else f"hold {model.calibration.level:.0%} of new measurements"

@@ -92,7 +92,8 @@ def measured_vs_predicted(
     panels = _panels(predictions, names, predictions.chosen_sections(sections))
     n_columns = min(_COLUMNS, len(panels))
     n_rows = -(-len(panels) // n_columns)
-    size = (panel_size * n_columns + 1.0, panel_size * 1.15 * n_rows)
+    # Room for titles of two lines, and for the labels of both axes.
+    size = (panel_size * n_columns + 1.0, panel_size * 1.2 * n_rows + 0.6)
     figure, grid = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
     drawn = [
         _density(ax, name, truth, predicted, cmap)

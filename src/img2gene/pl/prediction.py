@@ -211,7 +211,7 @@ def _shrink_texts(figure: Figure, panel_size: float) -> None:
     """Give small panels small texts, so that neighbours do not overlap."""
     for ax in figure.axes:
         for text in (ax.title, ax.yaxis.label):
-            text.set_fontsize(text.get_fontsize() * min(1.0, panel_size / _FULL_TEXT_INCHES))
+            text.set_fontsize(float(text.get_fontsize()) * min(1.0, panel_size / _FULL_TEXT_INCHES))
 
 
 def _draw_map(ax: Axes, name: str, row: MapRow, scale: tuple[float, float], unit: str, style: dict[str, Any]) -> None:

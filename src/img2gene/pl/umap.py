@@ -162,7 +162,8 @@ def _draw(ax: Axes, places: np.ndarray, values: pd.Series, name: str, dots: dict
         known = np.isfinite(numbers)
         low, high = color_limits(numbers)
         ax.scatter(*places[~known].T, color="0.85", **dots)
-        drawn = ax.scatter(*places[known].T, c=numbers[known], cmap=cmap, vmin=low, vmax=high, **dots)
+        across, down = places[known].T
+        drawn = ax.scatter(across, down, c=numbers[known], cmap=cmap, vmin=low, vmax=high, **dots)
         bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.02)
         bar.set_label(name, fontsize=8)
         bar.ax.tick_params(labelsize=7)
@@ -171,8 +172,8 @@ def _draw(ax: Axes, places: np.ndarray, values: pd.Series, name: str, dots: dict
     for number, one in enumerate(dict.fromkeys(names)):
         ax.scatter(*places[names == one].T, color=_color(number), label=one, **dots)
     if len(set(names)) <= _MOST_COLORS:
-        title, beside = {"title": name, "title_fontsize": 8}, {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-        ax.legend(fontsize=7, frameon=False, markerscale=2, **title, **beside)
+        style: dict[str, Any] = {"fontsize": 7, "title_fontsize": 8, "frameon": False, "markerscale": 2}
+        ax.legend(title=name, loc="upper left", bbox_to_anchor=(1, 1), **style)
 
 
 def _color(number: int) -> str:
