@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,15 @@ def _genes() -> list[str]:
     return studies.panel(studies.complete())
 
 
+@cache
+def _compiled() -> dict[str, Any]:
+    """Lay out a few spots once: numba compiles for longer than a call may take."""
+    from img2gene.pl.umap import _layout
+
+    _layout(np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32), 15, 0)
+    return {}
+
+
 _TRAINING = {"train_on": ["P1", "P2"], "validate_on": [studies.HELD_OUT], "genes": 5}
 _CHEAP = {"models": ["mean"], "encoder": studies.ENCODER, "genes": 5}
 
@@ -126,9 +136,9 @@ STUDY: dict[str, Callable[[], Arguments]] = {
     "pl.localization": lambda: {"tissue": "marked", "sections": ["P3_S1"]},
     "pl.patches": lambda: {"n": 1},
     "pl.pathways": lambda: {"sections": ["P3_S1"]},
-    "pl.retrieved": lambda: {"spots": studies.study()["table"].obs_names[0], "key": "retriever", "n": 2},
+    "pl.retrieved": lambda: {"spots": _study()["table"].obs_names[0], "key": "retriever", "n": 2},
     "pl.slide": lambda: {"gene": _genes()[0], "section": "P3_S1"},
-    "pl.umap": lambda: {"color": "patient", "max_spots": 30},
+    "pl.umap": lambda: _compiled() | {"color": "patient", "max_spots": 30},
     "get.model": lambda: {},
     "get.patches": lambda: {"index": [0]},
     "get.pathways": lambda: {},
