@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import img2gene as ig
 from img2gene._errors import Img2GeneError, LeakageError, MissingKeyError
 from img2gene.metrics import gene_correlation, structure_score
+from img2gene.pl.correlation import _name_genes
 
 
 @pytest.fixture(autouse=True)
@@ -375,6 +376,13 @@ def test_an_unclustered_figure_keeps_the_order_of_the_genes(study):
 
 def test_names_are_left_out_where_they_do_not_fit(study):
     result = ig.tl.gene_correlation(study)
-    ax = ig.pl.gene_correlation(result, panel_size=0.5).axes[0]
+    ax = plt.figure().add_subplot()
+    _name_genes(ax, list(result.genes), panel_size=0.5)
     assert not ax.get_yticklabels()
     assert ax.get_xlabel() == "12 genes"
+
+
+def test_panels_grow_until_names_can_be_read(study):
+    result = ig.tl.gene_correlation(study)
+    ax = ig.pl.gene_correlation(result, panel_size=0.5).axes[0]
+    assert min(label.get_fontsize() for label in ax.get_yticklabels()) >= 6

@@ -27,7 +27,7 @@ encoder
     "features": """\
 features
     A matrix to train on in place of an embedding: its name in obsm, as ``"X_uni2"``, or a table with a row for each
-    spot, as LazySlide's ``"uni2_tiles"``. It needs no patches, only microns per pixel that are recorded or can be found.""",
+    spot, as LazySlide's ``"uni2_tiles"``. It needs no patches, only microns per pixel that are recorded or found.""",
     "inplace_result": """\
 inplace
     If False, only the result is returned and nothing is written.""",

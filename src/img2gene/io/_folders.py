@@ -87,8 +87,7 @@ def storable_name(text: str) -> str:
 
 def open_file(path: Path) -> IO[Any]:
     """Open a file, which may be gzipped, to read its bytes."""
-    opened: IO[Any] = cast("IO[Any]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
-    return opened
+    return cast("IO[Any]", gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
 
 
 def section_name(check: Arguments, section: object, path: Path | None) -> str:
