@@ -147,9 +147,7 @@ def test_without_places_maps_are_not_scored(study):
     found = ig.tl.evaluate(study, inplace=False)
     assert found[["ssim", "moran"]].isna().all(axis=None)
     # The null permutes spots in the order of their places.
-    found, expected = (
-        scores[scores["model"] != NULL].drop(columns=["ssim", "moran"]) for scores in (found, expected)
-    )
+    found, expected = (scores[scores["model"] != NULL].drop(columns=["ssim", "moran"]) for scores in (found, expected))
     pd.testing.assert_frame_equal(found, expected)
 
 
