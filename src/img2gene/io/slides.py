@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,7 +108,8 @@ def _open(file: Path) -> Any:
         from wsidata.reader import READERS
     except ImportError as error:
         raise Img2GeneError(f'Slides need wsidata: pip install "img2gene[wsi]" ({error}).') from error
-    if not file.exists():
+    # Unlike that of a path, this answers for a name that is too long, too.
+    if not os.path.exists(file):
         raise Img2GeneError(f"There is no file {str(file)!r}. Check the path.")
     # OpenSlide sees neither the pyramid of an OME-TIFF nor its microns.
     names: list[Any] = ["tiffslide", None] if _OME.search(file.name) else [None]

@@ -287,8 +287,12 @@ def _unfinished(path: Path) -> Path:
 
 def _is_finished(path: Path, facts: dict[str, Any], what: str) -> bool:
     """Check whether a store already holds the result of this run; refuse to replace any other."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return False
+    try:
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return False
+    except OSError as error:
+        # The system refuses the path itself, such as one that is too long, or does not let its folder be read.
+        raise Img2GeneError(f"`out` cannot be used as a path ({error.strerror}); choose another one.") from error
     stored = None
     if path.is_dir():
         try:

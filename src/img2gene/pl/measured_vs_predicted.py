@@ -84,7 +84,7 @@ def measured_vs_predicted(
     names, sections = check.names("genes", genes, optional=True, empty=True), check.labels("sections", sections)
     check.stored(key, table_key)
     cmap, panel_size = check.colors(cmap), check.panel(panel_size)
-    if names is not None and len(names) > _MOST_PANELS:
+    if isinstance(names, list) and len(names) > _MOST_PANELS:
         check.messages.append(f"genes: {len(names)} genes; at most {_MOST_PANELS} panels are drawn.")
     check.raise_all()
     predictions = Predictions.of(study_or_kept(data, table_key), key, names)
