@@ -2,12 +2,12 @@
 
 from img2gene._files.tables import read_csv
 from img2gene.io._concat import concat_sections
+from img2gene.io.cards import model_card
 from img2gene.io.convert import from_anndata, to_anndata
 from img2gene.io.cosmx import read_cosmx
 from img2gene.io.hest_sections import read_hest
 from img2gene.io.legacy_st import read_legacy_st
 from img2gene.io.merscope import read_merscope
-from img2gene.io.model_card import model_card
 from img2gene.io.model_store import load_model, save_model
 from img2gene.io.sections import build_section
 from img2gene.io.slides import read_slide
