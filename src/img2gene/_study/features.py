@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What two records of features can disagree in, and how messages call it.
+# Entries in which two records of features can differ, and their names in messages.
 _FACTS = {
     "revision": "encoder revision",
     "patch_um": "fields of view (µm)",
@@ -35,7 +35,7 @@ _FACTS = {
 def with_features(study: Study, features: str) -> Study:
     """Return the study with the matrix ``features`` in ``obsm``, as numbers in the order of its rows.
 
-    Without patches, positions in µm are added, too, as far as they can be found.
+    Without patches, positions in µm are added, too, if they can be found.
     """
     obsm = dict(study.table.obsm)
     obsm[features] = _matrix(study, features)
@@ -46,9 +46,9 @@ def with_features(study: Study, features: str) -> Study:
 
 
 def features_identity(study: Study, features: str) -> dict[str, Any]:
-    """Describe a matrix that :func:`with_features` has added, as far as it is recorded what it holds.
+    """Return what is recorded about a matrix that :func:`with_features` has added.
 
-    Embeddings of this package have their own record, so that they are the same under both names.
+    An embedding of this package keeps the record of its encoder, so both names of it mean the same input.
     """
     for name, identity in study.record("encoder", {}).items():
         if _schema.embedding_key(name) == features:
