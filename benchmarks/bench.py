@@ -40,6 +40,30 @@ MEASUREMENTS = (
         ["--locations", "5000", "20000", "--genes", "200"],
     ),
     Measurement("Fit of the ridge", "ridge_scaling.py", [], ["--genes", "100", "--spots", "300", "--repeats", "1"]),
+    Measurement(
+        "Fit of the ridge against RidgeCV of scikit-learn",
+        "ridge_peer.py",
+        [],
+        ["--spots", "2000", "--width", "64", "--genes", "400", "--peer-genes", "100"],
+    ),
+    Measurement(
+        "From raw counts and pixels to a prediction in a store",
+        "end_to_end.py",
+        [],
+        ["--synthetic", "--encoder", "color-texture"],
+    ),
+    Measurement(
+        "Encoder speed: torch and onnxruntime",
+        "encoder_speed.py",
+        [],
+        ["--batch-sizes", "8", "--patches", "8", "--repeats", "1"],
+    ),
+    Measurement(
+        "Embedding and training on one device",
+        "gpu.py",
+        ["--device", "cpu", "--batch-sizes", "8", "32", "--spots", "128", "--workers", "1"],
+        ["--device", "cpu", "--quick"],
+    ),
     Measurement("One and two workers of dask", "workers.py", [], ["--spots", "40", "--encoder", "color-texture"]),
     Measurement(
         "Predictions finer than spots", "finer.py", [], ["--bins", "4", "--genes", "10", "--structure-um", "30"]

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,7 +85,10 @@ def assert_same_weights(one, two):
 def test_two_processes_are_one_with_batches_twice_as_large(n, validated):
     # The mean of the gradients of two equal batches is the gradient of both batches at once.
     validate = score if validated else None
-    alone, both = task(batches=joined(n), validate=validate), task(batches=lambda epoch: pairs(epoch, n), validate=validate)
+    alone, both = (
+        task(batches=joined(n), validate=validate),
+        task(batches=lambda epoch: pairs(epoch, n), validate=validate),
+    )
     expected, run = train(alone, schedule()), train(both, together())
     assert_same_weights(both, alone)
     assert run.best_epoch == expected.best_epoch
@@ -224,7 +228,7 @@ def test_a_killed_script_without_a_main_guard_leaves_no_process_and_goes_on(tmp_
 def _alive(pid):
     try:
         # A process that nobody waits for stays as a zombie.
-        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
@@ -240,7 +244,15 @@ def test_models_fit_in_two_processes(name, tmp_path):
         groups=np.repeat(["a", "b", "c"], n // 3),
         positions=np.tile(np.stack(np.divmod(np.arange(n // 3), 6), axis=1) * 100.0, (3, 1)),
     )
-    quick = {"dim": 8, "heads": 1, "n_components": 4, "max_epochs": 3, "batch_size": 16, "n_models": 1, "n_validations": 1}
+    quick = {
+        "dim": 8,
+        "heads": 1,
+        "n_components": 4,
+        "max_epochs": 3,
+        "batch_size": 16,
+        "n_models": 1,
+        "n_validations": 1,
+    }
     options = {**quick, "accelerator": "cpu", "devices": 2}
     model = ig.models.create(name, **options, checkpoint_dir=tmp_path)
     model.fit(data, seed=0)

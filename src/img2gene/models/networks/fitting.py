@@ -66,7 +66,9 @@ class NetworkFitting(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what training in another process does not need: the results so far, and the ridge's."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("trials", "ridge", "ridge_held_out")}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("trials", "ridge", "ridge_held_out")
+        }
 
     @cached_property
     def ridge(self) -> Ridge:
