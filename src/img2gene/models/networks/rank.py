@@ -54,7 +54,7 @@ def _attempt(shared: Path, rank: int) -> Outcome:
         # A file that the process wrote which started this one.
         job: RankJob = pickle.loads((shared / JOB).read_bytes())
         return _run(job, shared, rank)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - raised by the process that asked
         if not isinstance(error, Img2GeneError):
             error.add_note(f"In training process {rank + 1}:\n{traceback.format_exc()}")
         return Outcome(error)
@@ -91,7 +91,7 @@ def _packed(outcome: Outcome) -> bytes:
     try:
         content: Any = cloudpickle.dumps(outcome)
         pickle.loads(content)
-    except Exception:
+    except Exception:  # noqa: BLE001
         # Some errors cannot be built again from their arguments.
         content = cloudpickle.dumps(Outcome(RuntimeError(f"{type(outcome.error).__name__}: {outcome.error}")))
     return content
