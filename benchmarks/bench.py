@@ -27,7 +27,7 @@ MEASUREMENTS = (
         "Stream of patches against readers of single tiles",
         "patch_streaming.py",
         [],
-        ["--side", "2000", "--spots", "200", "--tiles", "20"],
+        ["--side", "2000", "--spots", "50", "--tiles", "20"],
     ),
     Measurement(
         "Time outside the encoder's forward pass", "embed_overhead.py", [], ["--spots", "16", "--repeats", "1"]
@@ -77,7 +77,7 @@ def run(measurement: Measurement, *, quick: bool, minutes: float) -> bool:
     print(f"\n## {measurement.title}\n\n`python benchmarks/{' '.join([measurement.script, *words])}`\n", flush=True)
     start = time.perf_counter()
     try:
-        code = subprocess.run([sys.executable, str(HERE / measurement.script), *words], timeout=60 * minutes).returncode
+        code = subprocess.run([sys.executable, "-W", "ignore", str(HERE / measurement.script), *words], timeout=60 * minutes).returncode
     except subprocess.TimeoutExpired:
         code = "stopped"
     print(f"\n{time.perf_counter() - start:.0f} s, exit code {code}", flush=True)
