@@ -77,7 +77,9 @@ def run(measurement: Measurement, *, quick: bool, minutes: float) -> bool:
     print(f"\n## {measurement.title}\n\n`python benchmarks/{' '.join([measurement.script, *words])}`\n", flush=True)
     start = time.perf_counter()
     try:
-        code = subprocess.run([sys.executable, "-W", "ignore", str(HERE / measurement.script), *words], timeout=60 * minutes).returncode
+        code = subprocess.run(
+            [sys.executable, "-W", "ignore", str(HERE / measurement.script), *words], timeout=60 * minutes
+        ).returncode
     except subprocess.TimeoutExpired:
         code = "stopped"
     print(f"\n{time.perf_counter() - start:.0f} s, exit code {code}", flush=True)
