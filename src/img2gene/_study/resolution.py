@@ -57,9 +57,13 @@ def section_resolutions(study: Study, rows: np.ndarray | None = None) -> dict[st
     """Read microns per pixel of each section's patches, for the sections among ``rows``; those unknown are left out."""
     record = study.record("patches") or {}
     resolutions: dict[str, float] = {}
+    # A mask: sorting the rows of each region takes a tenth of the time of a prediction.
+    among = np.full(study.n_obs, rows is None)
+    if rows is not None:
+        among[rows] = True
     for region, members in study.regions.items():
         mpp = record.get("regions", {}).get(region, {}).get("mpp")
-        chosen = members if rows is None else np.intersect1d(members, rows)
+        chosen = members[among[members]]
         if not mpp or not len(chosen):
             continue
         um = seen_um(mpp, record.get("resolution_um"))
