@@ -58,10 +58,19 @@ def resize(patches: np.ndarray, side: int) -> torch.Tensor:
     import torch.nn.functional as F
 
     # In 8 bits torch is twenty times as fast as in floats, and the results differ by at most one grey level.
-    pixels = torch.from_numpy(np.ascontiguousarray(patches)).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(_contiguous(patches)).permute(0, 3, 1, 2)
     if pixels.shape[-1] == side or not len(pixels):
         return pixels
     return F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _contiguous(patches: np.ndarray) -> np.ndarray:
+    """Copy turned or mirrored patches into the order of their pixels; others stay as they are."""
+    if patches.flags.c_contiguous or patches.strides[-1] != patches.itemsize:
+        return np.ascontiguousarray(patches)
+    # Whole pixels of three bytes are copied twice as fast as single bytes.
+    pixels = np.ascontiguousarray(patches.view(np.dtype((np.void, patches.shape[-1])))[..., 0])
+    return pixels.view(patches.dtype).reshape(patches.shape)
 
 
 def normalise(pixels: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> torch.Tensor:
