@@ -359,7 +359,9 @@ def test_arrays_and_tensors_are_normalised_alike():
     np.testing.assert_array_equal(normalise_array(images.numpy(), MEAN, STD), normalise(images, MEAN, STD).numpy())
 
 
-@pytest.mark.parametrize("turn", [lambda x: x.swapaxes(1, 2), lambda x: np.rot90(x, 1, axes=(1, 2)), lambda x: x[:, ::2, ::2]])
+@pytest.mark.parametrize(
+    "turn", [lambda x: x.swapaxes(1, 2), lambda x: np.rot90(x, 1, axes=(1, 2)), lambda x: x[:, ::2, ::2]]
+)
 def test_turned_patches_are_resized_as_their_copies(turn):
     patches = turn(np.random.default_rng(0).integers(0, 256, (2, 30, 30, 3), dtype=np.uint8))
     np.testing.assert_array_equal(resize(patches, 10).numpy(), resize(patches.copy(), 10).numpy())
