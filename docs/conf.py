@@ -71,7 +71,7 @@ nb_merge_streams = True
 # Warnings are shown where they occur, and a test of the built pages refuses them.
 nb_output_stderr = "show"
 # But for these two: squidpy passes docrep names that docrep does not know, whenever it is imported
-# (https://github.com/scverse/squidpy).
+# (https://github.com/scverse/squidpy/issues/1230).
 os.environ["PYTHONWARNINGS"] = ",".join(
     f"ignore:'{name}' is not a valid key!:SyntaxWarning" for name in ("n_jobs", "show_progress_bar")
 )

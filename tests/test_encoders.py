@@ -16,7 +16,7 @@ import img2gene as ig
 from img2gene import _schema, encoders
 from img2gene._errors import Img2GeneError, MissingKeyError
 from img2gene.encoders import registry
-from img2gene.encoders.base import normalise, resize, resolve_amp, resolve_device
+from img2gene.encoders.base import normalise, normalise_array, resize, resolve_amp, resolve_device
 from img2gene.encoders.efficientnet.encoder import build
 from img2gene.encoders.efficientnet.network import (
     EfficientNetLite0,
@@ -352,3 +352,16 @@ def test_onnx_is_named_when_it_is_missing(monkeypatch):
     with pytest.raises(Img2GeneError, match=r"needs onnx and onnxruntime"):
         encoders.load("default", backend="onnx", device="cpu")
     assert isinstance(encoders.load("default", device="cpu").network, EfficientNetLite0 | PooledStages)
+
+
+def test_arrays_and_tensors_are_normalised_alike():
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 9, 9), dtype=np.uint8))
+    np.testing.assert_array_equal(normalise_array(images.numpy(), MEAN, STD), normalise(images, MEAN, STD).numpy())
+
+
+@pytest.mark.parametrize(
+    "turn", [lambda x: x.swapaxes(1, 2), lambda x: np.rot90(x, 1, axes=(1, 2)), lambda x: x[:, ::2, ::2]]
+)
+def test_turned_patches_are_resized_as_their_copies(turn):
+    patches = turn(np.random.default_rng(0).integers(0, 256, (2, 30, 30, 3), dtype=np.uint8))
+    np.testing.assert_array_equal(resize(patches, 10).numpy(), resize(patches.copy(), 10).numpy())

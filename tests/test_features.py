@@ -77,6 +77,36 @@ def test_patches_are_not_needed(study):
     assert scores["pcc"].notna().any()
 
 
+def test_scores_of_genes_and_places_need_no_patches(study):
+    table = study["table"]
+    table.obsm["X_mine"] = matrix(study)
+    ig.tl.fit(study, "knn", features="X_mine", validate_on=["C"])
+    ig.tl.predict(study)
+    expected = ig.tl.predictability(study, n_permutations=19), ig.tl.retrieve(study, spots=table.obs_names[:3])
+    bare = without_patches(study)
+    pd.testing.assert_frame_equal(ig.tl.predictability(bare, n_permutations=19), expected[0])
+    pd.testing.assert_frame_equal(ig.tl.retrieve(bare, spots=table.obs_names[:3]), expected[1])
+
+
+def test_pathways_are_chosen_by_a_matrix_as_by_the_embedding(study):
+    genes = study["table"].var_names
+    sets = {f"set {first}": list(genes[first : first + 5]) for first in range(0, 15, 3)}
+    options = {"gene_sets": sets, "n_top": 2, "min_genes": 3, "inplace": False}
+    ours = ig.pp.score_pathways(study, encoder="tiny", **options)
+    study["table"].obsm["X_mine"] = matrix(study)
+    bare = without_patches(study)
+    mine = ig.pp.score_pathways(bare, features="X_mine", **options)
+    assert mine["uns"]["pathways"] == ours["uns"]["pathways"]
+    # Features that say nothing about the genes rank the sets otherwise.
+    bare["table"].obsm["X_noise"] = np.random.default_rng(0).normal(size=bare["table"].obsm["X_mine"].shape)
+    other = ig.pp.score_pathways(bare, features="X_noise", **options)["uns"]["pathways"]
+    assert other["enrichment"] != ours["uns"]["pathways"]["enrichment"]
+    with pytest.raises(Img2GeneError, match="contradict each other"):
+        ig.pp.score_pathways(bare, features="X_mine", encoder="tiny", **options)
+    with pytest.raises(MissingKeyError, match="X_absent"):
+        ig.pp.score_pathways(bare, features="X_absent", **options)
+
+
 def test_cross_validation_and_learning_curve_train_on_a_matrix(study):
     study["table"].obsm["X_mine"] = matrix(study)
     options = {"baselines": False, "n_permutations": 2}

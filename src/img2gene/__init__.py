@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,13 @@ _SUBPACKAGES = [
 _OWN = ["Img2GeneError", "LeakageError", "MissingKeyError", "Settings", "__version__", "report", "settings"]
 __all__ = [*_OWN, *_SUBPACKAGES]
 __version__ = version("img2gene")
+
+# squidpy 1.8.2 gives these whenever it is imported, in its worker processes, too; later releases do not:
+# https://github.com/scverse/squidpy/issues/1230
+for _argument in ("n_jobs", "show_progress_bar"):
+    warnings.filterwarnings("ignore", f"'{_argument}' is not a valid key!", SyntaxWarning)
+# tqdm's advice in notebooks without ipywidgets, where bars of text do as well.
+warnings.filterwarnings("ignore", "IProgress not found")
 
 
 def __getattr__(name: str) -> object:

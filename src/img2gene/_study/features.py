@@ -37,12 +37,19 @@ def with_features(study: Study, features: str) -> Study:
 
     Without patches, positions in µm are added, too, if they can be found.
     """
-    obsm = dict(study.table.obsm)
-    obsm[features] = _matrix(study, features)
-    if _schema.PATCH_BBOX not in obsm and _schema.POSITIONS not in obsm:
-        positions = _positions(study)
-        obsm |= {} if positions is None else {_schema.POSITIONS: positions}
-    return Study(study.sdata, study.table_key, _with_obsm(study.table, obsm))
+    obsm = dict(study.table.obsm) | {features: _matrix(study, features)}
+    return with_positions(Study(study.sdata, study.table_key, _with_obsm(study.table, obsm)))
+
+
+def with_positions(study: Study) -> Study:
+    """Return a study without patches with the positions of its spots in µm, if they can be found; others as they are."""
+    obsm = study.table.obsm
+    if _schema.PATCH_BBOX in obsm or _schema.POSITIONS in obsm:
+        return study
+    positions = _positions(study)
+    if positions is None:
+        return study
+    return Study(study.sdata, study.table_key, _with_obsm(study.table, {**obsm, _schema.POSITIONS: positions}))
 
 
 def features_identity(study: Study, features: str) -> dict[str, Any]:

@@ -58,20 +58,47 @@ def resize(patches: np.ndarray, side: int) -> torch.Tensor:
     import torch.nn.functional as F
 
     # In 8 bits torch is twenty times as fast as in floats, and the results differ by at most one grey level.
-    pixels = torch.from_numpy(np.ascontiguousarray(patches)).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(_contiguous(patches)).permute(0, 3, 1, 2)
     if pixels.shape[-1] == side or not len(pixels):
         return pixels
     return F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _contiguous(patches: np.ndarray) -> np.ndarray:
+    """Copy turned or mirrored patches into the order of their pixels; others stay as they are."""
+    if patches.flags.c_contiguous or patches.strides[-1] != patches.itemsize:
+        return np.ascontiguousarray(patches)
+    # Whole pixels of three bytes are copied twice as fast as single bytes.
+    pixels = np.ascontiguousarray(patches.view(np.dtype((np.void, patches.shape[-1])))[..., 0])
+    return pixels.view(patches.dtype).reshape(patches.shape)
 
 
 def normalise(pixels: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> torch.Tensor:
     """Scale uint8 pixels (n, 3, h, w) to 0–1, subtract ``mean`` and divide by ``std``."""
     import torch
 
-    # One multiplication and one subtraction in place of three passes over the pixels.
-    scale = torch.tensor([1 / (255 * value) for value in std], device=pixels.device).view(1, 3, 1, 1)
-    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(1, 3, 1, 1)
+    scale, shift = (torch.from_numpy(values).to(pixels.device) for values in _scale_and_shift(mean, std))
     return pixels.float().mul_(scale).sub_(shift)
+
+
+def normalise_array(
+    pixels: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> np.ndarray:
+    """Compute what :func:`normalise` does in numpy.
+
+    For one image at a time, torch's threads cost more than they save: they wait for the next image at full load.
+    """
+    scale, shift = _scale_and_shift(mean, std)
+    values = pixels.astype(np.float32, order="C")
+    values *= scale
+    values -= shift
+    return values
+
+
+def _scale_and_shift(mean: tuple[float, float, float], std: tuple[float, float, float]) -> list[np.ndarray]:
+    """Return a factor and a shift of each channel: one multiplication and one subtraction in place of three passes."""
+    factors = [1 / (255 * value) for value in std], [m / s for m, s in zip(mean, std, strict=True)]
+    return [np.array(values, dtype=np.float32).reshape(1, 3, 1, 1) for values in factors]
 
 
 def resolve_device(device: str | None) -> str:

@@ -62,6 +62,8 @@ def register(spec: EncoderSpec) -> None:
     """
     if not isinstance(spec, EncoderSpec):
         raise Img2GeneError(f"spec={shown(spec)}: expected an `img2gene.encoders.EncoderSpec`.")
+    # The names of the package's own encoders are taken before anyone has asked for one.
+    _load_all()
     if _REGISTRY.get(spec.name, spec) != spec or spec.name in _ALIASES:
         raise Img2GeneError(f"An encoder named `{spec.name}` is registered already; choose another name.")
     _REGISTRY[spec.name] = spec

@@ -113,9 +113,9 @@ class EncoderSpec:
             "token_width": check.whole("token_width", self.token_width, 0),
             "any_size": check.flag("any_size", self.any_size),
             "gated": check.flag("gated", self.gated),
-            "mpp": check.number("mpp", self.mpp, optional=True),
-            "mean": _channels(check, "mean", self.mean),
-            "std": _channels(check, "std", self.std),
+            "mpp": check.number("mpp", self.mpp, above=0, optional=True),
+            "mean": channels(check, "mean", self.mean),
+            "std": channels(check, "std", self.std),
             "last_stage": tuple(stage) if isinstance(stage, list) else stage,
         }
 
@@ -136,8 +136,11 @@ def split_hub(source: str) -> tuple[str, str]:
     return repository, commit
 
 
-def _channels(check: Arguments, name: str, values: Any) -> Any:
-    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
+def channels(check: Arguments, name: str, values: Any) -> Any:
+    """Convert three numbers, one for each channel."""
+    is_listed = isinstance(values, Iterable) and not isinstance(values, str | bytes)
+    listed = tuple(values) if is_listed else ()
+    if len(listed) != 3:
         check.messages.append(f"{name}={shown(values)}: expected three numbers, for red, green and blue.")
         return values
-    return tuple(check.number(f"{name}[{place}]", value) for place, value in enumerate(values))
+    return tuple(check.number(f"{name}[{place}]", value) for place, value in enumerate(listed))

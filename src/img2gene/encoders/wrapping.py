@@ -13,7 +13,7 @@ from img2gene._errors import Img2GeneError
 from img2gene.encoders.base import TorchEncoder
 from img2gene.encoders.registry import register
 from img2gene.encoders.repository import known_side
-from img2gene.encoders.spec import EncoderSpec
+from img2gene.encoders.spec import EncoderSpec, channels
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,16 +77,16 @@ def wrap(
         check.messages.append(f"model={shown(model)}: expected a torch module, or a function of patches.")
     is_module = isinstance(model, torch.nn.Module)
     known = getattr(model, "pretrained_cfg", None) or {}
-    side = check.whole("input_px", input_px or known_side(known), 1)
-    if is_module and revision is None:
-        revision = _digest(model)
-    if revision is None:
+    side = check.whole("input_px", known_side(known) if input_px is None else input_px, 1)
+    if not is_module and revision is None:
         check.messages.append(
             "revision=None: name the version of this function, so that models can tell it from later ones."
         )
     statistics = _statistics(check, known, mean, std) if is_module else ((0.0,) * 3, (1.0,) * 3)
     check.raise_all()
-    given = WrappedModel(model, is_module)
+    given = WrappedModel(model, is_module, _digest(model) if is_module else "")
+    if is_module and revision is None:
+        revision = _revision(given.digest, statistics)
     spec = EncoderSpec(
         name=name,
         width=given.width(name, side),
@@ -113,48 +113,78 @@ def _statistics(check: Arguments, known: dict[str, Any], mean: Any, std: Any) ->
             "mean=None, std=None: the network comes without statistics of its training images. Pass what it was trained with, such as "
             "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225) of ImageNet."
         )
+        return mean, std
+    before = len(check.messages)
+    mean, std = channels(check, "mean", mean), channels(check, "std", std)
+    if len(check.messages) > before:
+        return mean, std
+    for name, values in (("mean", mean), ("std", std)):
+        # With statistics of bytes, every image would be nearly black.
+        if not all(0 <= value <= 1 for value in values):
+            check.messages.append(f"{name}={values}: expected values of RGB in 0–1; divide those of 0–255 by 255.")
+    if not all(std):
+        check.messages.append(f"std={std}: a standard deviation of 0 cannot be divided by.")
     return mean, std
 
 
 class WrappedModel:
     """The ``build`` function of an encoder that was made of a model at hand."""
 
-    def __init__(self, model: Any, is_module: bool) -> None:
-        self.model, self.is_module = model, is_module
+    def __init__(self, model: Any, is_module: bool, digest: str) -> None:
+        self.model, self.is_module, self.digest = model, is_module, digest
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, WrappedModel) and self.model is other.model
+        return isinstance(other, WrappedModel) and self.model is other.model and self.digest == other.digest
 
     def __hash__(self) -> int:
         return id(self.model)
 
     def __call__(self, spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str) -> Encoder:
-        """Return the encoder of the model."""
+        """Return the encoder of the model; refuse one that was trained on since it was wrapped."""
         if not self.is_module:
             return FunctionEncoder(self.model, spec.width)
+        if _digest(self.model) != self.digest:
+            raise Img2GeneError(
+                f"The weights of encoder `{spec.name}` have changed since `img2gene.encoders.wrap`, so they are not those of "
+                f"revision {spec.revision}. Wrap the network again under another name."
+            )
         return TorchEncoder(self.model, spec.width, spec.mean, spec.std, device=device, amp=amp, name=spec.name)
 
     def width(self, name: str, side: int) -> int:
-        """Count the features of a test image."""
-        grey = np.full((2, side, side, 3), 200, dtype=np.uint8)
+        """Count the features of test images; refuse features that are not a function of each image alone."""
+        pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
         try:
-            if self.is_module:
-                import torch
-
-                device = next(iter(self.model.parameters()), torch.empty(0)).device
-                with torch.inference_mode():
-                    self.model.eval()
-                    features = self.model(torch.zeros((2, 3, side, side), device=device))
-            else:
-                features = np.asarray(self.model(grey))
-            shape = tuple(features.shape)
+            both, one = (np.asarray(self._features(images)) for images in (pixels, pixels[:1]))
         except Exception as error:
             raise Img2GeneError(
                 f"The model of encoder `{name}` failed on two test images of {side} px: {type(error).__name__}: {error}"
             ) from error
-        if len(shape) != 2 or shape[0] != 2:
-            raise Img2GeneError(f"The model of encoder `{name}` returned {shape} for two images; expected (2, width).")
-        return int(shape[1])
+        if both.ndim != 2 or len(both) != 2 or both.dtype.kind not in "fiu":
+            what = f"{both.dtype} values of shape {both.shape}" if both.dtype.kind not in "fiu" else str(both.shape)
+            raise Img2GeneError(
+                f"The model of encoder `{name}` returned {what} for two images; expected numbers (2, width)."
+            )
+        if not np.isfinite(both).all():
+            raise Img2GeneError(f"The model of encoder `{name}` returned NaN or infinity for a test image.")
+        if one.shape[1:] != both.shape[1:] or not np.allclose(both[0], one[0], 1e-2, 1e-3 * np.abs(both).max()):
+            raise Img2GeneError(
+                f"The model of encoder `{name}` returned other features for an image alone than for the same image in a batch of "
+                "two: its features depend on the batch or on chance, and cannot be compared between calls. Switch that off."
+            )
+        return int(both.shape[1])
+
+    def _features(self, pixels: np.ndarray) -> Any:
+        if not self.is_module:
+            return self.model(pixels.copy())
+        import torch
+
+        device = next(iter(self.model.parameters()), torch.empty(0)).device
+        with torch.inference_mode():
+            self.model.eval()
+            features = self.model(torch.from_numpy(pixels / np.float32(255)).permute(0, 3, 1, 2).to(device))
+        if not isinstance(features, torch.Tensor):
+            raise TypeError(f"it returned a {type(features).__name__} and not a tensor (n, width)")
+        return features.float().cpu().numpy()
 
 
 class FunctionEncoder:
@@ -168,13 +198,23 @@ class FunctionEncoder:
         from img2gene.encoders.base import resize
 
         resized = resize(patches, side or patches.shape[1]).permute(0, 2, 3, 1).numpy()
-        return np.asarray(self.function(resized), dtype=np.float32)
+        # A copy, as a function can write into its argument, and other orientations are made of the same pixels.
+        return np.asarray(self.function(resized.copy()), dtype=np.float32)
 
 
 def _digest(model: Any) -> str:
-    """Compute a digest of the weights of a module."""
-    digest = hashlib.sha256()
+    """Compute a digest of the weights of a module, and of its layers, as some have none."""
+    import torch
+
+    digest = hashlib.sha256(repr(model).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()))
-    return digest.hexdigest()[:40]
+        # Modules can keep other things than tensors beside their weights.
+        is_tensor = isinstance(value, torch.Tensor)
+        digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()) if is_tensor else repr(value).encode())
+    return digest.hexdigest()
+
+
+def _revision(weights: str, statistics: tuple[Any, Any]) -> str:
+    """Name a version of a module by its weights and its normalisation, without which features are others."""
+    return hashlib.sha256(f"{weights} {statistics}".encode()).hexdigest()[:40]

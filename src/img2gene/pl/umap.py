@@ -71,7 +71,8 @@ def umap(
     Returns
     -------
     Figure. Spots on tissue, by :func:`scanpy.tl.umap` on the neighbours of their first 50 principal components; expression
-    is log1p(CP10K). The study is not changed. Distances between groups in a UMAP are no measure of difference.
+    is log1p(CP10K). The study is not changed. Distances between groups in a UMAP are no measure of difference. The first call
+    of a session takes up to a minute longer than the next ones, as UMAP is compiled (by numba) when it is imported.
 
     Raises
     ------

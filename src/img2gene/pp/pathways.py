@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
-from img2gene._checks import Arguments
+from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
 from img2gene._study.entrance import open_study, stored_positions
 from img2gene._study.expression import layer_problems, measured
+from img2gene._study.features import with_features
 from img2gene._study.inputs import choose_encoder, embedding, has_embedding
-from img2gene._study.origins import check_embedding
 from img2gene._study.pathways import log_counts, set_columns, to_columns
 from img2gene._study.study import Study
 from img2gene.pathways import match_gene_sets, read_gene_sets
@@ -43,6 +43,7 @@ def score_pathways(
     sections: Iterable[str] | None = None,
     organism: str = "auto",
     encoder: str | None = None,
+    features: str | None = None,
     gene_ids: str | None = None,
     min_genes: int = 5,
     seed: int | None = None,
@@ -78,6 +79,8 @@ def score_pathways(
     encoder
         Which embedding describes morphology, if several are stored. Without an embedding, genes are ranked by position
         alone.
+    features
+        A matrix that describes morphology in place of an embedding: its name in obsm, or a table with a row for each spot.
     gene_ids
         Column of var with other names of the genes, usually Ensembl ids; by default the first existing one of
         ``gene_ids``, ``gene_id`` and ``ensembl``. Sets are matched by whichever names cover more of their genes.
@@ -118,6 +121,7 @@ def score_pathways(
     n_top, min_genes = check.whole("n_top", n_top, 1), check.whole("min_genes", min_genes, 1)
     names = check.labels("sections", sections)
     encoder, gene_ids = check.text("encoder", encoder, optional=True), check.text("gene_ids", gene_ids, optional=True)
+    features = check.text("features", features, optional=True)
     seed = check.seed("seed", settings.seed if seed is None else seed)
     check.flag("inplace", inplace)
     study = open_study(check, sdata, table_key)
@@ -130,9 +134,7 @@ def score_pathways(
     if gene_ids is None or isinstance(gene_ids, str):
         with check.collect():
             other_names = _other_names(study, gene_ids)
-    if isinstance(encoder, str):
-        with check.collect():
-            choose_encoder(study, encoder)
+    study = _with_morphology(check, study, encoder, features)
     check.raise_all()
     rows = _measured_rows(study, rows)
     species = _organism(table, other_names) if organism == "auto" else organism
@@ -140,7 +142,7 @@ def score_pathways(
     columns, matching = match_gene_sets(collection, table.var_names, other_names, min_genes=min_genes)
     matched = {name: table.var_names[members].tolist() for name, members in columns.items()}
     options = {"method": method, "organism": species, "n_top": n_top, "matching": to_columns(matching)}
-    scores, record = _scored(_Selection(study, rows, seed), matched, encoder, options)
+    scores, record = _scored(_Selection(study, rows, seed, encoder, features), matched, options)
     update: dict[str, dict[str, Any]] = {"obsm": {key_added: scores}, "uns": {key_added: record}}
     if not inplace:
         return update
@@ -148,13 +150,28 @@ def score_pathways(
     return None
 
 
+def _with_morphology(check: Arguments, study: Study, encoder: Any, features: Any) -> Study:
+    """Check which embedding or matrix describes morphology, and return the study with that matrix."""
+    if isinstance(features, str):
+        if encoder is not None:
+            check.messages.append(
+                f"features={features!r} and encoder={shown(encoder)} contradict each other: pass one."
+            )
+        with check.collect():
+            return with_features(study, features)
+    elif isinstance(encoder, str):
+        with check.collect():
+            choose_encoder(study, encoder)
+    return study
+
+
 def _scored(
-    selection: _Selection, matched: dict[str, list[str]], encoder: str | None, options: dict[str, Any]
+    selection: _Selection, matched: dict[str, list[str]], options: dict[str, Any]
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Select pathways if there are more than wanted, and score them; return the scores and their record."""
     chosen, enrichment = list(matched), None
     if len(matched) > options["n_top"]:
-        chosen, enrichment = selection.choose(matched, options["n_top"], encoder)
+        chosen, enrichment = selection.choose(matched, options["n_top"])
     scores = selection.score(options["method"], {name: matched[name] for name in chosen})
     record = {
         "names": chosen,
@@ -205,11 +222,13 @@ def _organism(table: AnnData, other_names: list[str] | None) -> str:
 
 @dataclass(frozen=True)
 class _Selection:
-    """A study, and the rows on which its pathways are selected."""
+    """A study, the rows on which its pathways are selected, and what describes morphology."""
 
     study: Study
     rows: np.ndarray
     seed: int
+    encoder: str | None
+    features: str | None
 
     def record(self) -> dict[str, Any]:
         """Describe on which sections pathways were selected, and with which seed."""
@@ -220,12 +239,10 @@ class _Selection:
             "seed": self.seed,
         }
 
-    def choose(
-        self, gene_sets: dict[str, list[str]], n_top: int, encoder: str | None
-    ) -> tuple[list[str], pd.DataFrame]:
+    def choose(self, gene_sets: dict[str, list[str]], n_top: int) -> tuple[list[str], pd.DataFrame]:
         """Choose the pathways most enriched in the selected rows."""
         study, rows = self.study, self.rows
-        features = self._features(encoder)
+        features = self._morphology()
         return choose_pathways(
             log_counts(study.table, rows),
             list(study.table.var_names),
@@ -245,18 +262,16 @@ class _Selection:
         columns = set_columns(table, gene_sets)
         return score_spots(method, table.X, labels, columns, reference=self.rows, genes=table.var_names)
 
-    def _features(self, encoder: str | None) -> np.ndarray | None:
-        if encoder is None and not has_embedding(self.study):
+    def _morphology(self) -> np.ndarray | None:
+        if self.encoder is None and self.features is None and not has_embedding(self.study):
             return None
-        identity = choose_encoder(self.study, encoder)
-        check_embedding(self.study, identity["name"])
-        return embedding(self.study, identity)
+        return embedding(self.study, choose_encoder(self.study, self.encoder, self.features))
 
     def _positions(self, rows: np.ndarray) -> np.ndarray:
         obsm = self.study.table.obsm
         if "spatial" in obsm:
             return stored_positions(self.study, rows)
-        if _schema.PATCH_BBOX in obsm:
+        if _schema.PATCH_BBOX in obsm or _schema.POSITIONS in obsm:
             return self.study.positions[rows]
         raise Img2GeneError(
             'Selecting pathways needs the positions of the spots: set `obsm["spatial"]`, run `img2gene.pp.extract_patches` '

@@ -17,6 +17,7 @@ from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, 
 from img2gene._study.depth import report_other_scale
 from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.expression import in_tissue, labels, layer_problems
+from img2gene._study.features import with_positions
 from img2gene._study.localization import (
     agreement,
     annotated,
@@ -229,7 +230,7 @@ class _ScoredSpots:
         if not radius:
             return scores
         groups = [self.study.section_rows(name) for name in np.unique(self.sections)]
-        return smoothed(scores, pairs_within(self.study.positions, groups, radius))
+        return smoothed(scores, pairs_within(with_positions(self.study).positions, groups, radius))
 
     def check_classes(self, tissue: str, scores: np.ndarray, truth: np.ndarray, values: list[str]) -> None:
         """Raise if the annotation of the scored spots has one class only; a section may."""

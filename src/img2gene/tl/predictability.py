@@ -16,6 +16,7 @@ from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError
 from img2gene._study.entrance import open_study
 from img2gene._study.expression import count_problems, library_size
+from img2gene._study.features import with_positions
 from img2gene._study.replaced import PCC, foreign_scores, scored_by
 from img2gene.metrics.reliability import MIN_GENES, method_problems
 from img2gene.models import Model
@@ -127,6 +128,7 @@ def predictability(
     if inplace is not False:
         check.messages += foreign_scores(study.table, COLUMNS)
     check.raise_all()
+    study = with_positions(study)
     judged = resolve_model(study, model, key)
     check_scorable(study, judged, key)
     _check_thinning(judged, method)

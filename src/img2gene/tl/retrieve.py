@@ -15,6 +15,7 @@ from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing
 from img2gene._study.entrance import open_study, report_off_tissue
 from img2gene._study.expression import in_tissue
+from img2gene._study.features import with_positions
 from img2gene._study.model_inputs import model_inputs
 from img2gene._study.study import Study
 from img2gene.models import Model
@@ -190,7 +191,11 @@ def _names(study: Study, bank: ReferenceBank) -> np.ndarray:
     from scipy.spatial import cKDTree
 
     names = np.full(len(bank), pd.NA, dtype=object)
-    places, sections, spots = study.positions, study.sections, study.table.obs_names.to_numpy(dtype=object)
+    places, sections, spots = (
+        with_positions(study).positions,
+        study.sections,
+        study.table.obs_names.to_numpy(dtype=object),
+    )
     for section in np.intersect1d(np.unique(bank.sections), np.unique(sections)):
         here, there = np.flatnonzero(sections == section), np.flatnonzero(bank.sections == section)
         distance, nearest = cKDTree(places[here]).query(bank.positions[there])
