@@ -24,9 +24,10 @@ demo: $(VENV)/.installed-demo  ## train img2gene and the ridge, predict, score i
 	$(BIN) demo/run.py --out demo_output $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model $(MODEL))
 
 # One thread per process: the processes already fill the cores, and spinning OpenMP threads would only delay each other.
+# A test that hangs is named after ten minutes, instead of stopping the whole run without a word.
 test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.installed-test  ## run the whole test suite and the docstrings' examples (ARGS=<options of pytest>)
-	$(BIN) -m pytest -n $(JOBS) --doctest-modules $(ARGS) tests src/img2gene
+	$(BIN) -m pytest -n $(JOBS) --timeout 600 --doctest-modules $(ARGS) tests src/img2gene
 
 # Finished steps are kept, so an interrupted run goes on where it was: make reliability ARGS="--minutes 30"
 reliability: export OMP_NUM_THREADS ?= 1
@@ -45,9 +46,10 @@ lint: $(VENV)/.installed-lint  ## check style, format and types
 	$(BIN) -m ruff format --check .
 	$(BIN) -m mypy
 
-# -E: a tutorial's output depends on the source, which Sphinx does not know of.
+# -E: a tutorial's output depends on the source, which Sphinx does not know of. Pages run side by side, one thread each.
+docs: export OMP_NUM_THREADS ?= 1
 docs: $(VENV)/.installed-doc  ## build the documentation into docs/_build/html, warnings are errors
-	$(BIN) -m sphinx -E -W --keep-going -n -b html docs docs/_build/html
+	$(BIN) -m sphinx -E -W --keep-going -n -j $(JOBS) -b html docs docs/_build/html
 	$(BIN) -m pytest -q tests/test_site.py
 
 test-matrix: test-3.11 test-3.12 test-3.13  ## run the suite on every supported Python, found through pyenv
@@ -69,7 +71,7 @@ test-3.11 test-3.12 test-3.13:
 LOWEST := .venv-lowest
 test-lowest: export OMP_NUM_THREADS ?= 1
 test-lowest: $(LOWEST)/.installed  ## run the suite with the lowest releases that pyproject.toml allows (ARGS=<options of pytest>)
-	$(LOWEST)/bin/python -m pytest -n $(JOBS) -W ignore $(ARGS) tests
+	$(LOWEST)/bin/python -m pytest -n $(JOBS) --timeout 600 -W ignore $(ARGS) tests
 
 $(LOWEST)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(LOWEST)

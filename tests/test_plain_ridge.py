@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from img2gene import models
 from img2gene._errors import Img2GeneError
 from img2gene.metrics import pearson
-from img2gene.models import TrainingData, row_blocks
+from img2gene.models import TrainingData, centring, decomposition, row_blocks
 from img2gene.models.decomposition import decompose
 from img2gene.models.plain_ridge import PlainRidge, _gene_bins, _inverse_sd
 from img2gene.models.uncertainty.inner_folds import deal, inner_folds
@@ -397,6 +397,32 @@ def test_wide_and_tall_data_have_the_same_decomposition():
         expected = np.linalg.svd(features / found.scale, compute_uv=False)
         np.testing.assert_allclose(found.singular, expected, rtol=1e-6)
         np.testing.assert_allclose(found.components @ found.components.T, np.eye(8), atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["ridge", "ridge-plain"])
+def test_single_precision_of_large_arrays_predicts_the_same(kind, monkeypatch):
+    data = linear_data(n=300, width=40, shift=1.0)
+    double, single = models.create(kind), models.create(kind)
+    double.fit(data, seed=0)
+    monkeypatch.setattr(centring, "_DOUBLE_LIMIT", 0)
+    single.fit(data, seed=0)
+    expected = double.predict(data.features, data.sections)
+    found = single.predict(data.features, data.sections)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert not np.array_equal(found, expected)
+
+
+def test_leading_components_of_a_large_gram_matrix_are_those_of_the_exact_decomposition(monkeypatch):
+    rng = np.random.default_rng(0)
+    # Singular values that fall by a tenth from one component to the next.
+    features = (rng.normal(size=(400, 60)) * 0.9 ** np.arange(60)) @ rng.normal(size=(60, 200))
+    exact = decompose(features, np.zeros((400, 0)), 20, 0)
+    monkeypatch.setattr(decomposition, "_EXACT_LIMIT", 100)
+    found = decompose(features, np.zeros((400, 0)), 20, 0)
+    np.testing.assert_allclose(found.singular, exact.singular, rtol=0.01)
+    # The cosines of the angles between both spaces; the last components mix with those that are left out.
+    cosines = np.linalg.svd(found.components[:15] @ exact.components.T, compute_uv=False)
+    assert cosines.min() > 0.999
 
 
 def test_the_baseline_predicts_the_training_mean():
