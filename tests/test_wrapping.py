@@ -102,6 +102,7 @@ def test_a_module_may_keep_other_things_than_tensors():
         ({"mean": ("a", "b", "c")}, "mean"),
         ({"mpp": -1}, "mpp=-1"),
         ({"input_px": 0}, "input_px=0"),
+        ({"input_px": 2**40}, "input_px=1099511627776"),
     ],
 )
 def test_odd_numbers_are_refused(changes, message):
