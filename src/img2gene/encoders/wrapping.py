@@ -83,6 +83,8 @@ def wrap(
         check.messages.append(
             "revision=None: name the version of this function, so that models can tell it from later ones."
         )
+    if not isinstance(revision, str | int | None):
+        check.messages.append(f"revision={shown(revision)}: expected text.")
     statistics = _statistics(check, known, mean, std) if is_module else ((0.0,) * 3, (1.0,) * 3)
     check.raise_all()
     given = WrappedModel(model, is_module, _digest(model) if is_module else "")
