@@ -27,7 +27,7 @@ MEASUREMENTS = (
         "Stream of patches against readers of single tiles",
         "patch_streaming.py",
         [],
-        ["--side", "2000", "--spots", "200", "--tiles", "20"],
+        ["--side", "2000", "--spots", "50", "--tiles", "20"],
     ),
     Measurement(
         "Time outside the encoder's forward pass", "embed_overhead.py", [], ["--spots", "16", "--repeats", "1"]
@@ -40,6 +40,30 @@ MEASUREMENTS = (
         ["--locations", "5000", "20000", "--genes", "200"],
     ),
     Measurement("Fit of the ridge", "ridge_scaling.py", [], ["--genes", "100", "--spots", "300", "--repeats", "1"]),
+    Measurement(
+        "Fit of the ridge against RidgeCV of scikit-learn",
+        "ridge_peer.py",
+        [],
+        ["--spots", "2000", "--width", "64", "--genes", "400", "--peer-genes", "100"],
+    ),
+    Measurement(
+        "From raw counts and pixels to a prediction in a store",
+        "end_to_end.py",
+        [],
+        ["--synthetic", "--encoder", "color-texture"],
+    ),
+    Measurement(
+        "Encoder speed: torch and onnxruntime",
+        "encoder_speed.py",
+        [],
+        ["--batch-sizes", "8", "--patches", "8", "--repeats", "1"],
+    ),
+    Measurement(
+        "Embedding and training on one device",
+        "gpu.py",
+        ["--device", "cpu", "--batch-sizes", "8", "32", "--spots", "128", "--workers", "1"],
+        ["--device", "cpu", "--quick"],
+    ),
     Measurement("One and two workers of dask", "workers.py", [], ["--spots", "40", "--encoder", "color-texture"]),
     Measurement(
         "Predictions finer than spots", "finer.py", [], ["--bins", "4", "--genes", "10", "--structure-um", "30"]
@@ -53,7 +77,9 @@ def run(measurement: Measurement, *, quick: bool, minutes: float) -> bool:
     print(f"\n## {measurement.title}\n\n`python benchmarks/{' '.join([measurement.script, *words])}`\n", flush=True)
     start = time.perf_counter()
     try:
-        code = subprocess.run([sys.executable, str(HERE / measurement.script), *words], timeout=60 * minutes).returncode
+        code = subprocess.run(
+            [sys.executable, "-W", "ignore", str(HERE / measurement.script), *words], timeout=60 * minutes
+        ).returncode
     except subprocess.TimeoutExpired:
         code = "stopped"
     print(f"\n{time.perf_counter() - start:.0f} s, exit code {code}", flush=True)

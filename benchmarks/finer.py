@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import anndata as ad
@@ -98,16 +99,26 @@ def main() -> None:
     args = parser.parse_args()
     ig.settings.progress = False
     rows = []
-    for structure in args.structure_um:
-        maps = [make_maps(args.bins, args.genes, structure, seed) for seed in range(3)]
-        parts = [make_section(*found, args.depth, f"S{i}", i) for i, found in enumerate(maps)]
-        sdata = ig.io.concat_sections(parts)
-        ig.pp.extract_patches(sdata, patch_um=args.patch_um, patch_px=56)
-        ig.pp.embed_patches(sdata, args.encoder)
-        for where, train in (("same section", ["S0", "S1", "S2"]), ("other sections", ["S1", "S2"])):
-            ig.tl.fit(sdata, "ridge", train_on=train, groups="section", uncertainty=False)
-            rows += [{"structure (µm)": structure, "trained on": where, **row} for row in compared(sdata, maps[0][1])]
+    # All models predict the same tiles, which are embedded once.
+    with tempfile.TemporaryDirectory() as folder:
+        ig.settings.cache_dir = Path(folder)
+        for structure in args.structure_um:
+            rows += measured(args, structure)
     report(rows, args.out)
+
+
+def measured(args: argparse.Namespace, structure: float) -> list[dict[str, object]]:
+    """Scores of models that were trained with and without the section that is predicted."""
+    rows = []
+    maps = [make_maps(args.bins, args.genes, structure, seed) for seed in range(3)]
+    parts = [make_section(*found, args.depth, f"S{i}", i) for i, found in enumerate(maps)]
+    sdata = ig.io.concat_sections(parts)
+    ig.pp.extract_patches(sdata, patch_um=args.patch_um, patch_px=56)
+    ig.pp.embed_patches(sdata, args.encoder)
+    for where, train in (("same section", ["S0", "S1", "S2"]), ("other sections", ["S1", "S2"])):
+        ig.tl.fit(sdata, "ridge", train_on=train, groups="section", uncertainty=False)
+        rows += [{"structure (µm)": structure, "trained on": where, **row} for row in compared(sdata, maps[0][1])]
+    return rows
 
 
 def compared(sdata, shares: np.ndarray) -> list[dict[str, object]]:  # type: ignore[no-untyped-def]

@@ -20,12 +20,12 @@ def make_data(n_spots: int, n_genes: int, width: int, seed: int = 0) -> Training
     rng = np.random.default_rng(seed)
     latent = rng.normal(size=(n_spots, 100)) * np.linspace(3, 0.3, 100)
     features = latent @ rng.normal(size=(100, width)) / 10 + 0.5 * rng.normal(size=(n_spots, width))
-    labels = latent[:, :20] @ rng.normal(size=(20, n_genes)) / 10
-    labels += rng.standard_normal((n_spots, n_genes), dtype=np.float32) + np.linspace(2, 0, n_genes)
+    labels = rng.standard_normal((n_spots, n_genes), dtype=np.float32)
+    # In single precision, as 15,000 genes of 50,000 spots take gigabytes.
+    labels += latent[:, :20].astype(np.float32) @ (rng.normal(size=(20, n_genes)) / 10).astype(np.float32)
+    labels += np.linspace(2, 0, n_genes, dtype=np.float32)
     sections = np.array([f"S{number}" for number in np.arange(n_spots) % N_SECTIONS])
-    return TrainingData(
-        features.astype(np.float32), labels.astype(np.float32), sections, sections, rng.uniform(size=(n_spots, 2))
-    )
+    return TrainingData(features.astype(np.float32), labels, sections, sections, rng.uniform(size=(n_spots, 2)))
 
 
 def main() -> None:

@@ -444,6 +444,30 @@ class Mean(torch.nn.Module):
         return x.mean(dim=(2, 3)) * self.weight
 
 
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_features_do_not_depend_on_the_parts_that_a_gpu_gets(n):
+    class Tokens(Mean):
+        seen = ()
+
+        def forward(self, x):
+            self.seen = (*self.seen, len(x))
+            return super().forward(x)
+
+        def with_tokens(self, x, grid):
+            return self(x), x.mean(dim=(2, 3)).unsqueeze(1).expand(-1, grid**2, -1)
+
+    patches = np.random.default_rng(0).integers(0, 255, (n, 12, 12, 3), dtype=np.uint8)
+    whole, parts = (TorchEncoder(Tokens(), 3, (0.5,) * 3, (0.5,) * 3, device="cpu") for _ in range(2))
+    assert whole.pass_size is None
+    parts.pass_size = 2
+    np.testing.assert_array_equal(whole(patches, 8), parts(patches, 8))
+    for one, other in zip(whole.tokens(patches, 8, 2), parts.tokens(patches, 8, 2), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert max(parts.network.seen) == min(n, 2)
+    assert sum(parts.network.seen) == 2 * n
+    assert TorchEncoder(Mean(), 3, (0.5,) * 3, (0.5,) * 3, device="meta").pass_size == 32
+
+
 @pytest.fixture
 def trainable(tiny_encoder):
     encoder = TorchEncoder(Mean(), 3, (0.5,) * 3, (0.5,) * 3, device="cpu")

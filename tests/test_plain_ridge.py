@@ -404,7 +404,7 @@ def test_single_precision_of_large_arrays_predicts_the_same(kind, monkeypatch):
     data = linear_data(n=300, width=40, shift=1.0)
     double, single = models.create(kind), models.create(kind)
     double.fit(data, seed=0)
-    monkeypatch.setattr(centring, "_DOUBLE_LIMIT", 0)
+    monkeypatch.setattr(centring, "DOUBLE_LIMIT", 0)
     single.fit(data, seed=0)
     expected = double.predict(data.features, data.sections)
     found = single.predict(data.features, data.sections)

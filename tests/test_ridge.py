@@ -10,6 +10,7 @@ from img2gene import models
 from img2gene._errors import Img2GeneError
 from img2gene.metrics import pearson
 from img2gene.models import TrainingData
+from img2gene.models import ridge as ridge_module
 from img2gene.models.depth import depth_weights
 from img2gene.models.linear import one_standard_error
 from img2gene.models.plain_ridge import PlainRidge
@@ -297,3 +298,14 @@ def test_parameters_out_of_range_are_refused(params, message):
 def test_an_unfitted_ridge_says_so():
     with pytest.raises(Img2GeneError, match="not fitted yet"):
         Ridge().predict(np.zeros((2, 3), np.float32), np.array(["a", "a"]))
+
+
+@CENTRES
+def test_many_labels_are_fitted_in_single_precision_alike(center, monkeypatch):
+    data = linear_data(400, depth=1000.0)
+    expected = predicted(data, center=center)
+    monkeypatch.setattr(ridge_module, "DOUBLE_LIMIT", 10)
+    monkeypatch.setattr(ridge_module, "_MEAN_ROWS", 7)
+    found = predicted(data, center=center)
+    assert not np.array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

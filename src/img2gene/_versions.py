@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
@@ -25,6 +26,8 @@ def versions() -> dict[str, str]:
     return releases | {"python": platform.python_version(), "platform": platform.platform()}
 
 
+# Reading the metadata of ten packages takes a quarter of a second.
+@functools.cache
 def _version(name: str) -> str:
     """Return the installed release of a package."""
     try:

@@ -96,6 +96,9 @@ def _checked(name: str, value: Any) -> Any:
             value = check.seed(name, value)
         case "cache_dir":
             value = check.path(name, value)
+            if isinstance(value, Path):
+                # The folder stays the same when the working directory changes, and in the workers of a cluster.
+                value = value.absolute()
         case _:
             check.messages.append(f"`img2gene.settings` has no `{name}` ({near(name, known)}).")
     check.raise_all()

@@ -149,6 +149,13 @@ def _predict(folder: Path, number: int) -> str:
     return summary(table.to_memory())
 
 
+def _embed_into_store(folder: Path, number: int) -> str:
+    sdata = read_zarr(folder / "study.zarr")
+    with mock.patch.object(table_store, "_MOST_ROWS", 7):
+        ig.pp.embed_patches(sdata, studies.ENCODER, batch_size=3, out=folder / "embedded.zarr")
+    return summary(ig.io.open_table(folder / "embedded.zarr").to_memory())
+
+
 def _learning_curve(folder: Path, number: int) -> str:
     sdata = studies.copy_of(studies.embedded())
     curve = ig.tl.learning_curve(sdata, fractions=[0.5, 1.0], n_repeats=1, folder=folder / "curve", **_CHEAP)
@@ -182,6 +189,7 @@ JOBS = (
     Job("fit(checkpoint_dir=)", nothing, _fit),
     Job("cross_validate(folder=)", nothing, _cross_validate, share=3),
     Job("predict(out=)", nothing, _predict, share=3),
+    Job("embed_patches(out=)", _copy_store, _embed_into_store, share=3),
     Job("learning_curve(folder=)", nothing, _learning_curve),
     Job("benchmark", _draw_cohort, _benchmark, share=0.1),
 )

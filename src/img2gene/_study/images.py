@@ -383,15 +383,6 @@ def scale0(sdata: SpatialData, image_key: str) -> Any:
     return scales(sdata, image_key)[0]
 
 
-def thumbnail(sdata: SpatialData, image_key: str, step: int) -> tuple[np.ndarray, float]:
-    """Read about every ``step``-th pixel from the coarsest sufficient scale; also return the exact pixels per step."""
-    levels = scales(sdata, image_key)
-    factors = [round(levels[0].shape[1] / level.shape[1]) for level in levels]
-    best = max(i for i, factor in enumerate(factors) if factor <= max(step, 1))
-    inner = max(1, step // factors[best])
-    return open_image(sdata, image_key, scale=best).thumbnail(inner), float(inner * factors[best])
-
-
 def open_image(sdata: SpatialData, image_key: str, scale: int = 0) -> RGBImage:
     """Open an image element as uint8 RGB, read lazily."""
     image = scales(sdata, image_key)[scale]

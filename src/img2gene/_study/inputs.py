@@ -83,7 +83,9 @@ def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
     key, again = _schema.matrix_key(identity), _again(identity)
     values = _stored_array(study, key)
     _check_width(study, key, values.shape, identity)
-    bad = n_faulty(values[readable(study.table)])
+    rows = readable(study.table)
+    # Choosing rows copies them, and embeddings of slides take gigabytes.
+    bad = n_faulty(values if rows.all() else values[rows])
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN in {bad} rows: {again}")
     large = n_extreme(values)
@@ -153,7 +155,9 @@ def tokens(study: Study, identity: dict[str, Any]) -> np.ndarray | None:
         )
     with np.errstate(over="ignore"):
         values = values.astype(np.float16, copy=False)
-    bad = n_faulty(values[readable(study.table)])
+    rows = readable(study.table)
+    # Choosing rows copies them, and embeddings of slides take gigabytes.
+    bad = n_faulty(values if rows.all() else values[rows])
     if bad:
         raise Img2GeneError(f"`obsm['{key}']` is NaN or infinite in {bad} rows. {hint}")
     return values

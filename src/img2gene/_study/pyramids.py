@@ -1,7 +1,8 @@
-"""Check that the scales of an image show one picture in several sizes."""
+"""Check that the scales of an image show one picture in several sizes, and read small pictures of it."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from img2gene._study.images import RGBImage, open_image, scales
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
 
 # Scales round their size to whole pixels, and some programs crop up to one tile at the edge.
 _SIZE_TOLERANCE, _SIZE_PX = 0.02, 2
@@ -23,6 +26,31 @@ def scale_factors(sdata: SpatialData, image_key: str) -> np.ndarray:
     """Pixels of the full resolution per pixel of each scale, float (n_scales,)."""
     sizes = np.array([level.shape[1:] for level in scales(sdata, image_key)], dtype=float)
     return (sizes[0] / sizes).mean(axis=1)
+
+
+def thumbnail(sdata: SpatialData, image_key: str, step: int) -> tuple[np.ndarray, float]:
+    """Read about every ``step``-th pixel from the coarsest sufficient scale; also return the exact pixels per step.
+
+    What cannot be read is white, like glass, and a warning says where.
+    """
+    levels = scales(sdata, image_key)
+    factors = [round(levels[0].shape[1] / level.shape[1]) for level in levels]
+    best = max(i for i, factor in enumerate(factors) if factor <= max(step, 1))
+    inner = max(1, step // factors[best])
+    image = open_image(sdata, image_key, scale=best)
+    picture = image.thumbnail(inner)
+    if image.unreadable:
+        factor, (row, column) = factors[best], min(image.unreadable)
+        logger.warning(
+            "%d of %d parts of image `%s` cannot be read, and are taken for glass without tissue (the first at row %d, column %d). "
+            "Copy or export the file again",
+            len(image.unreadable),
+            (len(image.y_edges) - 1) * (len(image.x_edges) - 1),
+            image_key,
+            image.y_edges[row] * factor,
+            image.x_edges[column] * factor,
+        )
+    return picture, float(inner * factors[best])
 
 
 def check_pyramid(sdata: SpatialData, image_key: str) -> None:

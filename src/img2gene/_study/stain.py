@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene._study.images import open_image, scales, thumbnail
+from img2gene._study.images import open_image, scales
+from img2gene._study.pyramids import thumbnail
 from img2gene._study.tissue import slide_tissue
 
 if TYPE_CHECKING:

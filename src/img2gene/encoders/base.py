@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -147,6 +147,10 @@ def checked_amp(check: Arguments, amp: Any) -> Any:
     return amp
 
 
+# Images per pass on a GPU: while it computes one part of a batch, the processor resizes the next.
+_GPU_PASS = 32
+
+
 class TorchEncoder:
     """Runs a torch network in inference mode on normalised images.
 
@@ -184,27 +188,44 @@ class TorchEncoder:
         self.width, self.mean, self.std = width, mean, std
         self.device = resolve_device(device)
         self.amp = resolve_amp(amp, self.device)
+        # On the processor a part would wait for the one before.
+        self.pass_size = None if self.device == "cpu" else _GPU_PASS
         # Convolutions in channels-last order are faster on CPUs and on tensor cores; the features stay the same.
         layout = torch.channels_last
         self.network = network.eval().to(self.device, memory_format=layout)  # type: ignore[call-overload]
 
     def __call__(self, patches: np.ndarray, side: int | None = None) -> np.ndarray:
         """Compute features float32 (n, width) of uint8 (n, h, h, 3) patches, resized to ``side`` pixels first."""
-        with self._inference():
-            features = _array(self.network(self._images(patches, side)))
+        (features,) = self._computed(patches, side, lambda images: (self.network(images),))
         return checked_output(features, (len(patches), self.width), self.name, "features")
 
     def tokens(self, patches: np.ndarray, side: int | None, grid: int) -> tuple[np.ndarray, np.ndarray]:
         """Compute features and, in the same pass, tokens float32 (n, grid², token_width)."""
-        with self._inference():
-            features, tokens = map(_array, self.network.with_tokens(self._images(patches, side), grid))
+        features, tokens = self._computed(patches, side, lambda images: self.network.with_tokens(images, grid))
         return (
             checked_output(features, (len(patches), self.width), self.name, "features"),
             checked_output(tokens, (len(patches), grid**2, tokens.shape[-1]), self.name, "tokens"),
         )
 
+    def _computed(
+        self, patches: np.ndarray, side: int | None, run: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+    ) -> list[np.ndarray]:
+        """Run the network on all patches, part by part, and fetch the results when the last part is under way."""
+        import torch
+
+        size = self.pass_size or max(len(patches), 1)
+        with self._inference():
+            # At least one part, so that no patches give arrays without rows.
+            starts = range(0, max(len(patches), 1), size)
+            parts = [run(self._images(patches[start : start + size], side)) for start in starts]
+            return [_array(torch.cat(values)) for values in zip(*parts, strict=True)]
+
     def _images(self, patches: np.ndarray, side: int | None) -> torch.Tensor:
-        return normalise(resize(patches, side or patches.shape[1]).to(self.device), self.mean, self.std)
+        pixels = resize(patches, side or patches.shape[1])
+        if self.device.startswith("cuda"):
+            # From pinned memory the copy goes on while the processor resizes the next part.
+            pixels = pixels.contiguous().pin_memory().to(self.device, non_blocking=True)
+        return normalise(pixels.to(self.device), self.mean, self.std)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

@@ -11,7 +11,8 @@ import numpy as np
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
 from img2gene._study.entrance import stored_positions
 from img2gene._study.geometry import Geometry, locate_region, recorded, transformations
-from img2gene._study.images import scale0, thumbnail
+from img2gene._study.images import scale0
+from img2gene._study.pyramids import thumbnail
 from img2gene.io.sections import THUMBNAIL_PX
 
 if TYPE_CHECKING:

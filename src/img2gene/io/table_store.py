@@ -35,7 +35,8 @@ _RUN = "stored_run"
 # A part is what a kill can lose, and what has to fit into memory.
 _PART_BYTES = 2**25
 _MOST_ROWS = 4096
-_CHUNK_BYTES = 2**23
+# Chunks that hold whole rows are written without a copy; wide rows are cut, so that few genes can be read alone.
+_CHUNK_BYTES = 2**24
 _LAZY_GROUPS = ("layers", "obsm")
 _EMBEDDING = _schema.embedding_key("")
 
@@ -143,12 +144,15 @@ class StoredArray:
 
     def create(self, group: zarr.Group, rows: int) -> None:
         """Create it, empty, with chunks that parts of ``rows`` rows fill."""
-        width = max(_CHUNK_BYTES // max(rows * self.dtype.itemsize * int(np.prod(self.shape[2:], dtype=int)), 1), 1)
+        column = rows * self.dtype.itemsize * int(np.prod(self.shape[2:], dtype=int))
+        n_chunks = max(-(-column * self.shape[1] // _CHUNK_BYTES), 1)
+        # Equal widths, as a narrower last chunk would be filled up.
+        width = max(-(-self.shape[1] // n_chunks), 1)
         group.create_array(
             self.path,
             shape=self.shape,
             dtype=self.dtype,
-            chunks=(rows, min(width, self.shape[1]), *self.shape[2:]),
+            chunks=(rows, width, *self.shape[2:]),
             # Predictions and embeddings hardly shrink, and compressing them takes longer than writing them.
             compressors=None,
             fill_value=np.nan,

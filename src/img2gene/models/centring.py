@@ -8,7 +8,8 @@ from img2gene._errors import Img2GeneError, listing
 
 # Rows that are converted to double precision at a time.
 _BLOCK_ROWS = 2048
-_DOUBLE_LIMIT = 2**25
+# Larger arrays stay in single precision: memory and time matter more than the rounding of large means.
+DOUBLE_LIMIT = 2**25
 # What features and labels may refer to: the mean of their section, or of the training data.
 CENTRES = ("section", "none")
 
@@ -16,7 +17,7 @@ CENTRES = ("section", "none")
 def centre(values: np.ndarray, sections: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
     """Subtract ``reference``, or where it is None each section's own mean; float64 as long as that takes under 256 MiB."""
     # Double precision removes the rounding of large means; of large arrays memory and time matter more.
-    values = np.asarray(values, dtype=np.float64 if values.size < _DOUBLE_LIMIT else np.float32)
+    values = np.asarray(values, dtype=np.float64 if values.size < DOUBLE_LIMIT else np.float32)
     if reference is not None:
         return values - reference
     centred = np.empty_like(values)

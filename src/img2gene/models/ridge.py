@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene.models.centring import centre, check_centring
+from img2gene.models.centring import DOUBLE_LIMIT, centre, check_centring
 from img2gene.models.data import TrainingData
 from img2gene.models.decomposition import Decomposition, decompose, leading_directions
 from img2gene.models.depth import depth_weights
@@ -20,6 +20,8 @@ from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
 
 # Leading components differ most from each other in how well an image shows them, so their bins are narrow.
 _RESPONSE_EDGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+# Rows that a mean converts to double precision at a time.
+_MEAN_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,17 @@ class _WeightedSpots:
     scores
         float64 (n, k): principal component scores of the features.
     labels
-        float64 (n, n_genes).
+        (n, n_genes): float64, or float32 where they are many.
     """
 
     scores: np.ndarray
     labels: np.ndarray
+
+    @staticmethod
+    def products(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Products of scores and labels, float64 (k, n_genes), in the precision of the labels."""
+        # Of two precisions, numpy would copy the labels.
+        return (scores.astype(labels.dtype, copy=False).T @ labels).astype(np.float64, copy=False)
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class _Solution:
     def of(cls, spots: _WeightedSpots, n_responses: int, energy: float, seed: int) -> _Solution:
         """Solve for the products of some spots."""
         values, axes = np.linalg.eigh(spots.scores.T @ spots.scores)
-        products = axes.T @ (spots.scores.T @ spots.labels)
+        products = axes.T @ spots.products(spots.scores, spots.labels)
         responses = leading_directions(spots.labels, n_responses, seed)
         projected = products @ responses
         return cls(axes, np.maximum(values, 0), responses, projected, products - projected @ responses.T, energy)
@@ -91,7 +99,7 @@ class _Solution:
         rest = held.labels - along @ self.responses.T
         covariance = scores.T @ scores
         parts = [(self.projected[:, part], scores.T @ along[:, part]) for part in _bins(self.responses.shape[1])]
-        parts.append((self.rest, scores.T @ rest))
+        parts.append((self.rest, held.products(scores, rest)))
         total = max(float(np.square(held.labels).sum()), 1e-12)
         return np.array([_errors(self, covariance, *part, penalties) for part in parts]) / total
 
@@ -120,7 +128,7 @@ class _Inputs:
     scores
         float64 (n, k): principal component scores.
     labels
-        float64 (n, n_genes).
+        (n, n_genes): float64, or float32 where they are many.
     sections
         str (n,).
     weights
@@ -145,12 +153,14 @@ class _Inputs:
         reference = None if center == "section" else np.average(data.features, axis=0, weights=weights)
         centred = centre(data.features, data.sections, reference)
         decomposition = decompose(centred, np.zeros((len(centred), 0)), n_components, seed)
-        labels = np.asarray(data.labels, dtype=np.float64)
+        # In double precision, 15,000 genes of 50,000 spots and their centred copies would take over 20 GiB.
+        double = data.labels.size < DOUBLE_LIMIT
+        labels = np.asarray(data.labels, dtype=np.float64 if double else np.float32)
         return cls(decomposition, decomposition.scores(centred), labels, data.sections, weights, center, seed)
 
     def mean_label(self, rows: np.ndarray) -> np.ndarray:
         """Mean label of some spots, float32 (n_genes,)."""
-        return np.average(self.labels[rows], axis=0, weights=self.weights[rows]).astype(np.float32)
+        return _mean(self.labels[rows], self.weights[rows]).astype(np.float32)
 
     def solve(self, fitted: np.ndarray, n_responses: int) -> _Solution:
         """Solve for some spots."""
@@ -173,10 +183,11 @@ class _Inputs:
         parts = []
         for values in (self.scores, self.labels):
             if self.center == "none":
-                centred = values[rows] - np.average(values[reference], axis=0, weights=self.weights[reference])
+                centred = values[rows] - _mean(values[reference], self.weights[reference]).astype(values.dtype)
             else:
                 centred = _centre_weighted(values[rows], units[rows], self.weights[rows])
-            parts.append(centred * root)
+            centred *= root
+            parts.append(centred)
         return _WeightedSpots(*parts)
 
 
@@ -330,8 +341,17 @@ def _centre_weighted(values: np.ndarray, units: np.ndarray, weights: np.ndarray)
     centred = np.empty_like(values)
     for name in np.unique(units):
         rows = units == name
-        centred[rows] = values[rows] - np.average(values[rows], axis=0, weights=weights[rows])
+        centred[rows] = values[rows] - _mean(values[rows], weights[rows]).astype(values.dtype)
     return centred
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean over rows, float64, without a copy of single-precision values in double precision."""
+    if values.dtype == np.float64:
+        return np.average(values, axis=0, weights=weights)
+    parts = range(0, len(values), _MEAN_ROWS)
+    total: Any = sum(weights[i : i + _MEAN_ROWS] @ values[i : i + _MEAN_ROWS].astype(np.float64) for i in parts)
+    return total / weights.sum()
 
 
 def _bins(n_responses: int) -> list[slice]:

@@ -10,9 +10,9 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError, MissingKeyError, no_such
 from img2gene._study.geometry import Geometry, locate
-from img2gene._study.images import thumbnail
 from img2gene._study.lattices import nearest_distance
 from img2gene._study.microns import resolve_mpp
+from img2gene._study.pyramids import thumbnail
 from img2gene._study.study import Study
 from img2gene.pl._figures import scale_bar
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._docs import fill_parameters
-from img2gene._study.images import scale0, thumbnail
+from img2gene._study.images import scale0
+from img2gene._study.pyramids import thumbnail
 from img2gene.pl._arguments import PlotArguments, open_study
 from img2gene.pl._figures import labelled, scale_bar, shown_once
 from img2gene.pl._predictions import predicted_unit

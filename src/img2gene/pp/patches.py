@@ -15,11 +15,11 @@ from img2gene._errors import Img2GeneError, Problems
 from img2gene._study.colours import WHITE
 from img2gene._study.entrance import open_table
 from img2gene._study.geometry import Geometry, locate, recorded
-from img2gene._study.images import scale0, thumbnail
+from img2gene._study.images import scale0
 from img2gene._study.microns import resolve_mpp
 from img2gene._study.origins import carry_embeddings, patches_digest, region_origin
 from img2gene._study.patches import field_boxes
-from img2gene._study.pyramids import check_pyramid
+from img2gene._study.pyramids import check_pyramid, thumbnail
 from img2gene._study.resolution import warn_of_coarse_images, warn_of_enlarged_images
 from img2gene._study.study import Study
 from img2gene._study.tissue import box_fractions, tissue_mask

@@ -13,8 +13,9 @@ from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
-from img2gene._study.images import scale0, thumbnail
+from img2gene._study.images import scale0
 from img2gene._study.microns import image_mpp, warn_of_other_mpp
+from img2gene._study.pyramids import thumbnail
 from img2gene._study.tissue import box_fractions, slide_tissue
 from img2gene.pp._earlier_tiles import check_dependent_tables, remove_tiles, squares_name, taken_names
 from img2gene.pp.patches import DEFAULT_FIELDS_UM, check_fields, check_resolution, extract_patches

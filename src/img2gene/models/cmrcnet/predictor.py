@@ -92,7 +92,9 @@ class CMRCNet(NetworkPredictor):
     preset
         ``"paper"``: weights, temperature, keys and training of the publication; parameters that you pass replace its values.
     accelerator, devices, precision
-        As in Lightning's trainer; ``"auto"`` takes ``img2gene.settings.device``.
+        As in Lightning's trainer; ``"auto"`` takes ``img2gene.settings.device``. With n devices, n processes of this computer
+        train together, on the CPU, too: each step follows the mean gradient of n batches, so results depend on n, as they do
+        on ``batch_size``.
     checkpoint_dir
         Folder that an interrupted fit goes on from when it is called again with the same data and parameters.
 

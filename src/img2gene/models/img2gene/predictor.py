@@ -95,7 +95,9 @@ class Img2Gene(NetworkPredictor):
         without ridge, retrieval and centring; parameters that you pass replace its values. The paper scores 50, 35, 37 and
         10 pathways (:func:`img2gene.pp.score_pathways`).
     accelerator, devices, precision
-        As in Lightning's trainer; ``"auto"`` takes ``img2gene.settings.device``.
+        As in Lightning's trainer; ``"auto"`` takes ``img2gene.settings.device``. With n devices, n processes of this computer
+        train together, on the CPU, too: each step follows the mean gradient of n batches, so results depend on n, as they do
+        on ``batch_size``.
     checkpoint_dir
         Folder that an interrupted fit goes on from when it is called again with the same data and parameters.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from img2gene.models.data import TrainingData
 from img2gene.models.depth import depth_weights
 from img2gene.models.networks.parameters import NetworkParameters
 from img2gene.models.networks.stacking import stack_weights
-from img2gene.models.networks.train import accelerators, train
+from img2gene.models.networks.train import accelerators, n_processes, train
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
 from img2gene.models.ridge import Ridge
 from img2gene.models.uncertainty.held_out import HeldOut, unit_labels
@@ -62,6 +63,12 @@ class NetworkFitting(ABC):
         """Refuse a device that is not there before anything is computed or written; sort the spots."""
         resolve_accelerator(self.parameters.accelerator, self.parameters.devices)
         self.order, self.data = self.data.canonical_order(), self.data.in_canonical_order()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what training in another process does not need: the results so far, and the ridge's."""
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("trials", "ridge", "ridge_held_out")
+        }
 
     @cached_property
     def ridge(self) -> Ridge:
@@ -179,6 +186,9 @@ class NetworkFitting(ABC):
         # A fit may go on in another folder or on another device.
         for name in ("checkpoint_dir", "accelerator", "devices"):
             kept.pop(name)
+        if (n := n_processes(*resolve_accelerator(self.parameters.accelerator, self.parameters.devices))) > 1:
+            # A step of several processes follows as many batches.
+            kept["devices"] = n
         names = [part.name for part in dataclasses.fields(self.data)]
         facts = {**kept, "seed": self.seed, **fingerprint(**{name: getattr(self.data, name) for name in names})}
         # One folder for the whole fit: another process must not take it between validation and calibration.
@@ -290,13 +300,17 @@ def resolve_accelerator(accelerator: str, devices: Devices) -> tuple[str, Device
                 f"{setting}: this computer has no such device (available: {listing(name for name in there if there[name])}). "
                 "Choose another, or 'auto'."
             )
-    if kind == "cpu" and _n_processes(devices) > 1:
-        raise Img2GeneError(
-            f"devices={devices!r}: on the CPU, networks are trained in one process that uses all cores. Use devices=1."
-        )
+    if n_processes(kind, devices) > 1:
+        _refuse_launchers(devices)
     return kind, devices
 
 
-def _n_processes(devices: Devices) -> int:
-    """Number of processes that Lightning starts on the CPU."""
-    return int(devices) if isinstance(devices, int) or (isinstance(devices, str) and devices.isdecimal()) else 1
+def _refuse_launchers(devices: Devices) -> None:
+    """Refuse to start several processes in each of several that torchrun or srun have started."""
+    for name, launcher in (("WORLD_SIZE", "torchrun"), ("SLURM_STEP_NUM_TASKS", "srun")):
+        value = os.environ.get(name, "1")
+        if value.isdecimal() and int(value) > 1:
+            raise Img2GeneError(
+                f"devices={devices!r}: {launcher} has started {value} processes of this script ({name}={value}), and each would "
+                "start its own. Start the script once, by `python`, or by `srun --ntasks=1`: it starts one process for each device."
+            )

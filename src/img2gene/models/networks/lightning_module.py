@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,22 @@ _LARGE_WEIGHT = 1e4
 
 
 class Epoch(Iterable[Any]):
-    """The batches of one epoch."""
+    """The batches of one epoch that one of ``n`` processes takes, each with its weight in the mean over processes.
 
-    def __init__(self, task: TrainingTask, number: int) -> None:
-        self.task, self.number = task, number
+    Batch i goes to process i modulo ``n``. Where the last step has fewer batches than processes, those that have none do the
+    first one again with weight 0, because all must take the same number of steps.
+    """
 
-    def __iter__(self) -> Iterator[Any]:
-        return self.task.batches(self.number)
+    def __init__(self, task: TrainingTask, number: int, rank: int = 0, n: int = 1) -> None:
+        self.task, self.number, self.rank, self.n = task, number, rank, n
+
+    def __iter__(self) -> Iterator[tuple[Any, float]]:
+        batches = self.task.batches(self.number)
+        while step := list(itertools.islice(batches, self.n)):
+            if self.rank < len(step):
+                yield step[self.rank], self.n / len(step)
+            else:
+                yield step[0], 0.0
 
 
 class TrainingModule(pl.LightningModule):
@@ -65,8 +75,8 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": decay}
 
     def train_dataloader(self) -> Epoch:
-        """The batches of the current epoch."""
-        return Epoch(self.task, self.current_epoch)
+        """The batches of the current epoch that this process takes."""
+        return Epoch(self.task, self.current_epoch, self.trainer.global_rank, self.trainer.world_size)
 
     def val_dataloader(self) -> list[int]:
         """One validation step, which computes the whole score."""
@@ -77,22 +87,25 @@ class TrainingModule(pl.LightningModule):
         self.average = {name: value.to(self.device) for name, value in self.average.items()}
 
     def on_train_epoch_start(self) -> None:
-        """Seed the random draws of the epoch, so that they do not depend on earlier epochs."""
-        torch.manual_seed(self.schedule.seed * 1_000_003 + self.current_epoch)
+        """Seed the random draws of the epoch, so that they do not depend on earlier epochs, nor agree between processes."""
+        # Only the lower 32 bits of a seed count on the CPU, so the processes are spread over those.
+        torch.manual_seed(self.schedule.seed * 1_000_003 + self.current_epoch + self.trainer.global_rank * 0x9E3779B9)
         self._sums = {"batches": 0}
         if self.task.prepare is not None:
             with torch.no_grad():
                 self.task.prepare(self.ensemble)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, weighted: tuple[Any, float], batch_idx: int) -> Tensor:
         """Sum of the members' losses: each member's gradient is its own loss's."""
+        batch, weight = weighted
         losses = self.ensemble.call(self.task.loss, batch)
         if not torch.isfinite(losses["loss"]).all():
             raise Img2GeneError(self._not_finite(losses, batch, batch_idx))
-        self._sums["batches"] += 1
+        counted = weight > 0
+        self._sums["batches"] += counted
         for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach().mean()
-        return losses["loss"].sum()
+            self._sums[name] = self._sums.get(name, 0) + value.detach().mean() * counted
+        return losses["loss"].sum() * weight
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the averaged weights: single steps are noisy where batches are few."""
@@ -132,7 +145,8 @@ class TrainingModule(pl.LightningModule):
         if validate is None:
             return
         with self.averaged():
-            score = validate(self.ensemble)
+            # One score for all processes, which must keep the same weights and stop together.
+            score = self.trainer.strategy.broadcast(validate(self.ensemble) if self.trainer.is_global_zero else 0.0)
             if not self.best or score > self.best_score:
                 frozen = {name for name, value in self.ensemble.named_parameters() if not value.requires_grad}
                 kept = {name: value for name, value in self.ensemble.state_dict().items() if name not in frozen}
@@ -144,12 +158,23 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Record the epoch."""
-        score, count = self._sums.pop("validation", None), max(self._sums.pop("batches"), 1)
+        score = self._sums.pop("validation", None)
+        count, *sums = self._over_processes([self._sums.pop("batches"), *self._sums.values()])
         entry = {"epoch": float(self.current_epoch + 1)}
-        entry |= {name: float(value) / count for name, value in self._sums.items()}
+        entry |= {name: value / max(count, 1) for name, value in zip(self._sums, sums, strict=True)}
         self.history.append(entry if score is None else {**entry, "validation": score})
         if self.report is not None:
             self.report(self.history[-1])
+
+    def _over_processes(self, values: list[Any]) -> list[float]:
+        """Sums of numbers over all processes."""
+        plain = [float(value) for value in values]
+        if self.trainer.world_size == 1:
+            return plain
+        total: Tensor = self.trainer.strategy.reduce(
+            torch.tensor(plain, dtype=torch.float64, device=self.device), reduce_op="sum"
+        )
+        return total.tolist()
 
     def _not_finite(self, losses: dict[str, Tensor], batch: Any, batch_idx: int) -> str:
         parts = [name for name, value in losses.items() if name != "loss" and not torch.isfinite(value).all()]
@@ -162,10 +187,10 @@ class TrainingModule(pl.LightningModule):
             cause = "Likely float16 overflowed: use precision='bf16-mixed' or '32-true'."
         else:
             cause = f"Likely labels or features of extreme size in these spots, or too high a learning_rate ({rate})."
-        path = self._kept()
+        path, number = self._kept(), batch_idx * self.trainer.world_size + self.trainer.global_rank + 1
         kept = f"The checkpoint of the last good epoch is {path}." if path else "No model was stored."
         return (
-            f"The loss ({', '.join(parts) or 'total'}) is not finite in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: "
+            f"The loss ({', '.join(parts) or 'total'}) is not finite in epoch {self.current_epoch + 1}, batch {number}: "
             f"{self.task.describe(batch)}. {cause} {kept}"
         )
 
@@ -211,7 +236,11 @@ class LastEpoch(pl.callbacks.Checkpoint):
         self.path, self.label = path, label
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the checkpoint; Lightning calls this hook after the one of the module."""
+        """Write the checkpoint, from the first process only; Lightning calls this hook after the one of the module."""
+        if not trainer.is_global_zero:
+            # It writes nothing here, and waits for the first process.
+            trainer.save_checkpoint(self.path)
+            return
         with atomic_path(self.path) as temporary:
             try:
                 trainer.save_checkpoint(temporary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,9 @@ import torch
 
 from img2gene._errors import Img2GeneError
 from img2gene.models.networks.checkpoints import LAST, usable_checkpoint
+from img2gene.models.networks.ranks import train_on_ranks
 from img2gene.models.networks.training_task import TrainingRun, TrainingSchedule, TrainingTask
-from img2gene.settings import settings
+from img2gene.settings import settings, tqdm_bar
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,25 @@ class EpochLog:
         values = {f"{label}/{name}": value for name, value in epoch.items() if name != "epoch"}
         for one in self.loggers:
             one.log_metrics(values, step=int(epoch["epoch"]))
+
+    @contextlib.contextmanager
+    def followed(self, label: str, n_epochs: int) -> Iterator[Callable[[dict[str, float]], None]]:
+        """Yield what to call with each epoch of a run in other processes: it moves a bar and tells the loggers."""
+        bar, status = tqdm_bar(total=n_epochs, desc=label, unit="epoch", disable=not settings.progress), "failed"
+
+        def follow(epoch: dict[str, float]) -> None:
+            bar.update(int(epoch["epoch"]) - bar.n)
+            if self.loggers:
+                self.report(label, epoch)
+
+        try:
+            yield follow
+            status = "success"
+        finally:
+            bar.close()
+            # Lightning does so where it trains in this process.
+            for one in self.loggers:
+                one.finalize(status)
 
 
 # A context and no argument, as models of every kind are fitted through one interface that knows no epochs.
@@ -60,28 +80,59 @@ def train(
     With a ``folder``, a checkpoint is written there after each epoch, and a run that was interrupted goes on from it to the
     result of an uninterrupted one: everything random is drawn from the seed and the number of the epoch.
 
+    With n devices, n processes of this computer train together: each takes every n-th batch of an epoch, and each step follows
+    the mean of their gradients, as if batches were n times as large.
+
     Raises
     ------
     Img2GeneError
         The loss is not finite (the batch and the likely cause are named), or memory ran out; the checkpoint of the last
         good epoch stays.
     """
+    checkpoint, log = usable_checkpoint(folder, label), _LOG.get(EpochLog())
+    n = n_processes(schedule.accelerator, schedule.devices)
+    if n == 1:
+        report = partial(log.report, label) if log.loggers else None
+        return fit_here(task, schedule, folder=folder, checkpoint=checkpoint, label=label, report=report, log=log)
+    with log.followed(label, schedule.max_epochs) as follow:
+        return train_on_ranks(task, schedule, n, folder=folder, checkpoint=checkpoint, label=label, report=follow)
+
+
+def fit_here(
+    task: TrainingTask,
+    schedule: TrainingSchedule,
+    *,
+    folder: Path | None,
+    checkpoint: Path | None,
+    label: str,
+    report: Callable[[dict[str, float]], None] | None,
+    log: EpochLog | None = None,
+    together: bool = False,
+) -> TrainingRun:
+    """Train in this process, ``together`` with others that do the same; ``report`` gets each epoch."""
     # Importing sets the levels of Lightning's loggers, so it comes before they are silenced.
     import_lightning()
     # All devices are named, as leaving them out warns where there are several.
     devices = range(torch.cuda.device_count())
     with _quiet(), torch.random.fork_rng(devices), _memory_advice(schedule):
-        module, trainer = _build(task, schedule, folder, label)
-        last = usable_checkpoint(folder, label)
+        module, trainer = _build(task, schedule, folder, label, report, log or EpochLog(), together)
         try:
-            trainer.fit(module, ckpt_path=last, weights_only=True if last else None)
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
         except SystemExit as exit_:
             # What Lightning makes of an interruption from the keyboard would end a notebook's kernel.
             raise KeyboardInterrupt from exit_
     return module.finish()
 
 
-def _build(task: TrainingTask, schedule: TrainingSchedule, folder: Path | None, label: str) -> tuple[Any, Any]:
+def _build(
+    task: TrainingTask,
+    schedule: TrainingSchedule,
+    folder: Path | None,
+    label: str,
+    report: Callable[[dict[str, float]], None] | None,
+    log: EpochLog,
+    together: bool,
+) -> tuple[Any, Any]:
     lightning = import_lightning()
     from img2gene.models.networks.lightning_module import EpochBar, LastEpoch, TrainingModule
 
@@ -93,10 +144,10 @@ def _build(task: TrainingTask, schedule: TrainingSchedule, folder: Path | None, 
         callbacks.append(LastEpoch(folder / LAST, label))
     if settings.progress:
         callbacks.append(EpochBar(label))
-    log = _LOG.get(EpochLog())
     hardware = {"accelerator": schedule.accelerator, "devices": schedule.devices, "precision": schedule.precision}
     trainer = _trainer(
         hardware,
+        **_place(together),
         max_epochs=schedule.max_epochs,
         check_val_every_n_epoch=schedule.validate_every,
         callbacks=callbacks,
@@ -108,8 +159,20 @@ def _build(task: TrainingTask, schedule: TrainingSchedule, folder: Path | None, 
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
     )
-    report = partial(log.report, label) if log.loggers else None
     return TrainingModule(task, schedule, report), trainer
+
+
+def _place(together: bool) -> dict[str, Any]:
+    """Options of a trainer in one process, or in one of several that were started for it.
+
+    The environment is named, so that a job of SLURM or torchrun is not taken for processes that train together.
+    """
+    from lightning.pytorch.plugins.environments import LightningEnvironment
+    from lightning.pytorch.strategies import DDPStrategy
+
+    options: dict[str, Any] = {"plugins": [LightningEnvironment()]}
+    # Some losses leave parts of a network out, which then have no gradient to wait for.
+    return options | {"strategy": DDPStrategy(find_unused_parameters=True)} if together else options
 
 
 def _trainer(hardware: dict[str, Any], **options: Any) -> Any:
@@ -129,6 +192,23 @@ def accelerators() -> dict[str, bool]:
 
     available = {name: AcceleratorRegistry[name]["accelerator"].is_available() for name in AcceleratorRegistry}
     return available | {"gpu": available.get("cuda", False) or available.get("mps", False)}
+
+
+def n_processes(accelerator: str, devices: int | str | list[int]) -> int:
+    """Return the number of processes that train together: one for each device, on the CPU as many as ``devices`` says."""
+    if devices in (1, "1") or accelerator not in ("cpu", "gpu", "cuda"):
+        return 1
+    import_lightning()
+    from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    kind: Any = CPUAccelerator if accelerator == "cpu" else CUDAAccelerator
+    try:
+        number = kind.auto_device_count() if devices == "auto" else devices
+        return max(len(kind.get_parallel_devices(kind.parse_devices(number)) or ()), 1)
+    except (MisconfigurationException, TypeError, ValueError):
+        # The trainer says what is wrong with them.
+        return 1
 
 
 def import_lightning() -> Any:
@@ -157,6 +237,8 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        # Processes that train together copy the gradients of stacked weights once more.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         try:
             yield
         finally:
