@@ -129,8 +129,8 @@ def client(monkeypatch, published):
     """What is called of the hub's client."""
     calls = []
 
-    def hf_hub_download(repository, file, revision):
-        calls.append((repository, file, revision))
+    def hf_hub_download(repository, file, revision, force_download):
+        calls.append((repository, file, revision, force_download))
         return str(published)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
@@ -140,16 +140,34 @@ def client(monkeypatch, published):
 def test_a_model_of_the_hub_is_named_with_its_revision(client, published):
     assert ig.io.load_model("hf://lab/breast@v1").name == "ridge"
     ig.io.load_model("hf://lab/breast/models/other.img2gene@0a1b", sha256=digest(published))
-    assert client == [("lab/breast", "model.img2gene", "v1"), ("lab/breast", "models/other.img2gene", "0a1b")]
+    assert client == [
+        ("lab/breast", "model.img2gene", "v1", False),
+        ("lab/breast", "models/other.img2gene", "0a1b", False),
+    ]
     for name in ("hf://lab/breast", "hf://lab@v1", "hf://lab/breast@"):
         with pytest.raises(Img2GeneError, match="expected 'hf://owner/name@revision'"):
             ig.io.load_model(name)
     with pytest.raises(Img2GeneError, match="hf://lab/breast@v1 is not the file that was asked for"):
         ig.io.load_model("hf://lab/breast@v1", sha256="0" * 64)
+    # The copy in the client's cache could have been damaged, so the file was asked for once more.
+    assert client[2:] == [("lab/breast", "model.img2gene", "v1", again) for again in (False, True)]
+
+
+def test_a_damaged_copy_of_the_hubs_client_is_fetched_anew(published, tmp_path, monkeypatch):
+    cached = tmp_path / "cached.img2gene"
+    cached.write_bytes(published.read_bytes()[:-1])
+
+    def hf_hub_download(repository, file, revision, force_download):
+        if force_download:
+            cached.write_bytes(published.read_bytes())
+        return str(cached)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
+    assert ig.io.load_model("hf://lab/breast@v1", sha256=digest(published)).name == "ridge"
 
 
 def test_the_hubs_refusals_say_what_to_do(monkeypatch):
-    def hf_hub_download(repository, file, revision):
+    def hf_hub_download(repository, file, revision, force_download):
         error = OSError("401 Client Error")
         error.response = types.SimpleNamespace(status_code=401)
         raise error

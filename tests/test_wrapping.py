@@ -101,7 +101,9 @@ def test_a_module_may_keep_other_things_than_tensors():
         ({"mean": 0.5}, "mean=0.5: expected three numbers"),
         ({"mean": ("a", "b", "c")}, "mean"),
         ({"mpp": -1}, "mpp=-1"),
+        ({"revision": ["1"]}, "revision=.*expected text"),
         ({"input_px": 0}, "input_px=0"),
+        ({"input_px": 2**40}, "input_px=1099511627776"),
     ],
 )
 def test_odd_numbers_are_refused(changes, message):

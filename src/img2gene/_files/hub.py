@@ -32,9 +32,15 @@ def fetched(source: str, sha256: str | None, folder: Path) -> Path:
     """
     if sha256 is not None:
         sha256 = checked_digest(sha256)
-    path = _of_hub(source) if source.startswith(HUB) else _of_web(source, sha256, folder)
-    if sha256 is not None:
-        check_digest(path, sha256, source)
+    if not source.startswith(HUB):
+        return _of_web(source, sha256, folder)
+    path = _of_hub(source)
+    if sha256 is None:
+        return path
+    if _digest(path) != sha256:
+        # The copy in the cache of the hub's client can be damaged; it never looks at one again.
+        path = _of_hub(source, again=True)
+    check_digest(path, sha256, source)
     return path
 
 
@@ -48,15 +54,19 @@ def checked_digest(sha256: str) -> str:
 
 def check_digest(path: Path, sha256: str, source: str) -> None:
     """Refuse a file that does not have a digest."""
-    import hashlib
-
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = _digest(path)
     if found != sha256:
         raise Img2GeneError(f"{source} is not the file that was asked for: its sha256 is {found}, expected {sha256}.")
 
 
-def _of_hub(source: str) -> Path:
+def _digest(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _of_hub(source: str, *, again: bool = False) -> Path:
     address = _ADDRESS.fullmatch(source)
     if address is None or address["revision"] is None:
         raise Img2GeneError(
@@ -68,7 +78,8 @@ def _of_hub(source: str) -> Path:
     except ImportError as error:
         raise Img2GeneError(f'{source} needs huggingface-hub: `pip install "img2gene[zoo]"` ({error}).') from error
     try:
-        return Path(hf_hub_download(address["repository"], address["file"] or _FILE, revision=address["revision"]))
+        name, revision = address["file"] or _FILE, address["revision"]
+        return Path(hf_hub_download(address["repository"], name, revision=revision, force_download=again))
     except Exception as error:
         # The hub's client has many errors.
         page = f"https://huggingface.co/{address['repository']}"

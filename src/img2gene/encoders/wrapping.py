@@ -10,6 +10,7 @@ import numpy as np
 
 from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError
+from img2gene._schema import MAX_SIDE_PX
 from img2gene.encoders.base import TorchEncoder
 from img2gene.encoders.registry import register
 from img2gene.encoders.repository import known_side
@@ -77,11 +78,13 @@ def wrap(
         check.messages.append(f"model={shown(model)}: expected a torch module, or a function of patches.")
     is_module = isinstance(model, torch.nn.Module)
     known = getattr(model, "pretrained_cfg", None) or {}
-    side = check.whole("input_px", known_side(known) if input_px is None else input_px, 1)
+    side = check.whole("input_px", known_side(known) if input_px is None else input_px, 1, MAX_SIDE_PX)
     if not is_module and revision is None:
         check.messages.append(
             "revision=None: name the version of this function, so that models can tell it from later ones."
         )
+    if not isinstance(revision, str | int | None):
+        check.messages.append(f"revision={shown(revision)}: expected text.")
     statistics = _statistics(check, known, mean, std) if is_module else ((0.0,) * 3, (1.0,) * 3)
     check.raise_all()
     given = WrappedModel(model, is_module, _digest(model) if is_module else "")
@@ -152,8 +155,8 @@ class WrappedModel:
 
     def width(self, name: str, side: int) -> int:
         """Count the features of test images; refuse features that are not a function of each image alone."""
-        pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
         try:
+            pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
             both, one = (np.asarray(self._features(images)) for images in (pixels, pixels[:1]))
         except Exception as error:
             raise Img2GeneError(
