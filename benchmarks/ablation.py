@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
 from cohorts import Split, her2st, mouse_olfactory_bulb
 
 Run = Callable[[SpatialData, Split, str, int, str], list[dict[str, object]]]
-METRICS = ("pcc", "r2", "mse", "slope")
+METRICS = ("pcc", "r2", "mse", "slope", "coverage")
 GROUPS = {"HEG-250": ("mean", 250), "HVG-50": ("variance", 50)}
 SMALL = {"n_models": 2, "n_validations": 1, "retrieval": False}
 VARIANTS: dict[str, dict[str, object]] = {
