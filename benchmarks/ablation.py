@@ -1,7 +1,8 @@
 """Measure what each part of img2gene contributes on real sections, compared with the ridge on the same embeddings.
 
 ``python benchmarks/ablation.py`` trains every variant on every split of two cohorts, with three seeds, and writes one row per
-variant, split and seed; rows that are there already are not computed again.
+variant, split and seed; rows that are there already are not computed again. ``--cohorts lung_organoid_visium`` takes another
+folder of the data.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import img2gene as ig
 from img2gene.models import Model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
-from cohorts import Split, her2st, mouse_olfactory_bulb
+from cohorts import Split, recognise
 
 Run = Callable[[SpatialData, Split, str, int, str], list[dict[str, object]]]
 METRICS = ("pcc", "r2", "mse", "slope", "coverage")
@@ -55,7 +56,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 
 def read(folder: Path, name: str) -> tuple[SpatialData, list[Split]]:
     """An embedded cohort with its pathway scores, and its splits."""
-    cohort = {"her2st": her2st, "mob_st": mouse_olfactory_bulb}[name](folder / name)
+    cohort = recognise(folder / name)
     sdata = cohort.read()
     ig.pp.extract_patches(sdata)
     ig.pp.embed_patches(sdata, restained=40)
