@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -33,11 +34,25 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 SMALL = {"n_models": 2, "max_epochs": 1, "n_components": 4, "dim": 8, "heads": 1, "n_validations": 1}
 
 
-@pytest.fixture(scope="module")
-def client():
-    """Two workers of one thread each, in processes of their own."""
+@contextmanager
+def two_workers():
+    """A client of two workers of one thread each, in processes of their own."""
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Two workers that many tests use."""
+    with two_workers() as client:
+        yield client
+
+
+@pytest.fixture
+def mortal():
+    """Two workers of one test, which may kill them: one that is killed while it starts is not always started again."""
+    with two_workers() as client:
         yield client
 
 
@@ -142,21 +157,21 @@ def test_cross_validation_is_that_of_one_process_and_resumes_from_its_folder(cli
     pd.testing.assert_frame_equal(again.scores, expected.scores)
 
 
-def test_a_worker_that_is_killed_loses_nothing(client, tmp_path):
-    workers = set(client.scheduler_info()["workers"])
-    found = dict(run_parts(client, operator.call, partial(die_once, str(tmp_path / "killed")), list(range(12))))
+def test_a_worker_that_is_killed_loses_nothing(mortal, tmp_path):
+    workers = set(mortal.scheduler_info()["workers"])
+    found = dict(run_parts(mortal, operator.call, partial(die_once, str(tmp_path / "killed")), list(range(12))))
     assert found == {n: n**2 for n in range(12)} and (tmp_path / "killed").exists()
-    client.wait_for_workers(2)
-    assert set(client.scheduler_info()["workers"]) != workers
+    assert set(mortal.scheduler_info()["workers"]) != workers
 
 
-def test_work_that_kills_every_worker_is_given_up(client):
+def test_work_that_kills_every_worker_is_given_up(mortal):
+    # The second death is enough, so that no worker has to be started again.
+    mortal.cluster.scheduler.allowed_failures = 1
     with pytest.raises(ig.Img2GeneError, match="died again and again"):
-        list(run_parts(client, operator.call, partial(always_die, None), [1]))
-    client.wait_for_workers(2)
+        list(run_parts(mortal, operator.call, partial(always_die, None), [1]))
 
 
-def test_a_worker_killed_while_embedding_loses_nothing(client, embedded, copy_of, monkeypatch, tmp_path):
+def test_a_worker_killed_while_embedding_loses_nothing(mortal, embedded, copy_of, monkeypatch, tmp_path):
     sdata = copy_of(embedded)
     expected = sdata["table"].obsm["X_color-texture"].copy()
     plain = cluster_client._result
@@ -164,16 +179,15 @@ def test_a_worker_killed_while_embedding_loses_nothing(client, embedded, copy_of
 
     def result(future):
         if not killed:
-            info = client.scheduler_info()["workers"]
+            info = mortal.scheduler_info()["workers"]
             killed.append(next(iter(info)))
-            client.run(lambda: os.kill(os.getpid(), signal.SIGKILL), workers=killed, on_error="return")
+            mortal.run(lambda: os.kill(os.getpid(), signal.SIGKILL), workers=killed, on_error="return")
         return plain(future)
 
     monkeypatch.setattr(cluster_client, "_result", result)
-    ig.pp.embed_patches(sdata, "color-texture", client=client, out=tmp_path / "embedded.zarr")
+    ig.pp.embed_patches(sdata, "color-texture", client=mortal, out=tmp_path / "embedded.zarr")
     assert killed
     np.testing.assert_array_equal(sdata["table"].obsm["X_color-texture"].compute(), expected)
-    client.wait_for_workers(2)
 
 
 def test_the_current_client_is_taken_and_false_takes_none(client, embedded, monkeypatch):
