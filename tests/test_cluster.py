@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -169,6 +170,17 @@ def test_work_that_kills_every_worker_is_given_up(mortal):
     mortal.cluster.scheduler.allowed_failures = 1
     with pytest.raises(ig.Img2GeneError, match="died again and again"):
         list(run_parts(mortal, operator.call, partial(always_die, None), [1]))
+
+
+def test_a_cluster_without_workers_is_waited_for_with_a_word(monkeypatch, caplog):
+    monkeypatch.setattr(cluster_client, "_PATIENCE", 0.1)
+    options = {"n_workers": 0, "processes": False, "dashboard_address": None, "silence_logs": logging.CRITICAL}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+        starter = threading.Timer(1.0, cluster.scale, [1])
+        starter.start()
+        assert dict(run_parts(client, pow, 2, [3, 4])) == {0: 8, 1: 16}
+        starter.join()
+    assert caplog.text.count("the cluster has no worker, so this call waits") == 1
 
 
 def test_a_worker_killed_while_embedding_loses_nothing(mortal, embedded, copy_of, monkeypatch, tmp_path):

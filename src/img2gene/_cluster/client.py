@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +21,16 @@ from img2gene.settings import settings
 if TYPE_CHECKING:
     from distributed import Client
 
+logger = logging.getLogger(__name__)
+
 S = TypeVar("S")
 P = TypeVar("P")
 R = TypeVar("R")
 
 # Results wait on the workers until they are collected, so only some parts are handed out ahead.
 _AHEAD = 2
+# Seconds without a result after which a call looks whether there is any worker.
+_PATIENCE = 30.0
 
 
 def check_client(check: Arguments, client: Any) -> Client | None:
@@ -137,7 +143,7 @@ def _on_workers(
 
     running = as_completed(submitted(_AHEAD * n_threads(client)), loop=client.loop)
     try:
-        for future in running:
+        for future in _finished(client, running):
             number, result = pending.pop(future), _result(future)
             # The result would otherwise stay on its worker.
             future.release()
@@ -146,6 +152,24 @@ def _on_workers(
     finally:
         with suppress(Exception):
             client.cancel([*pending, common])
+
+
+def _finished(client: Client, running: Any) -> Iterator[Any]:
+    """Yield futures as they finish, and say once if there is no worker to wait for: some clusters start them late."""
+    since, told = time.monotonic(), False
+    while not running.is_empty():
+        if running.has_ready():
+            yield next(running)
+            since = time.monotonic()
+        elif not told and time.monotonic() - since > _PATIENCE:
+            since, told = time.monotonic(), not client.nthreads()
+            if told:
+                logger.warning(
+                    "the cluster has no worker, so this call waits until one starts. Interrupt it to stop; what is finished is "
+                    "kept where the call writes to a store or a folder"
+                )
+        else:
+            time.sleep(0.02)
 
 
 def _result(future: Any) -> Any:
