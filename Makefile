@@ -24,10 +24,11 @@ demo: $(VENV)/.installed-demo  ## train img2gene and the ridge, predict, score i
 	$(BIN) demo/run.py --out demo_output $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model $(MODEL))
 
 # One thread per process: the processes already fill the cores, and spinning OpenMP threads would only delay each other.
-# A test that hangs is named after ten minutes, instead of stopping the whole run without a word.
+# A test that hangs is named after ten minutes, instead of stopping the whole run without a word. A process that has nothing
+# left takes tests from the other, as long ones stand together.
 test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.installed-test  ## run the whole test suite and the docstrings' examples (ARGS=<options of pytest>)
-	$(BIN) -m pytest -n $(JOBS) --timeout 600 --doctest-modules $(ARGS) tests src/img2gene
+	$(BIN) -m pytest -n $(JOBS) --dist worksteal --timeout 600 --doctest-modules $(ARGS) tests src/img2gene
 
 # Finished steps are kept, so an interrupted run goes on where it was: make reliability ARGS="--minutes 30"
 reliability: export OMP_NUM_THREADS ?= 1
