@@ -348,15 +348,26 @@ def test_each_broken_rule_of_tokens_is_seen(tiny_encoder, kind, message):
         ({"licence": ""}, "no `licence`"),
         ({"source": ""}, "no `source`"),
         ({"revision": ""}, "no `revision`"),
-        ({"mean": (0.5,)}, "`mean` of the specification holds 1 values"),
         ({"std": (1.0, 0.0, 1.0)}, "`std` of the specification"),
-        ({"mpp": 0.0}, "`mpp` of the specification"),
     ],
 )
 def test_each_impossible_specification_is_seen(tiny_encoder, changes, message):
     spec = dataclasses.replace(tiny_encoder, **({"width": 3, "build": lambda spec, **options: Mean()} | changes))
     with pytest.raises(AssertionError, match=message):
         check_encoder(spec)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": (0.5,)}, r"mean=\(0.5,\): expected three numbers"),
+        ({"std": (1.0, 1.0)}, r"std=\(1.0, 1.0\): expected three numbers"),
+        ({"mpp": 0.0}, "mpp=0.0: expected a number above 0, or None"),
+    ],
+)
+def test_a_specification_that_cannot_be_is_refused_when_it_is_made(tiny_encoder, changes, message):
+    with pytest.raises(ig.Img2GeneError, match=message):
+        dataclasses.replace(tiny_encoder, **changes)
 
 
 @pytest.fixture

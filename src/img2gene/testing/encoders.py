@@ -90,14 +90,7 @@ def _encode(encode: Callable[..., Any], *arguments: Any) -> Any:
 def _check_fields(spec: EncoderSpec) -> None:
     for name in ("licence", "source", "revision"):
         demand(bool(getattr(spec, name)), f"The specification has no `{name}`.")
-    for name in ("mean", "std"):
-        values = getattr(spec, name)
-        demand(len(values) == 3, f"`{name}` of the specification holds {len(values)} values, expected 3 (RGB).")
     demand(min(spec.std) > 0, f"`std` of the specification is {spec.std}, expected positive values.")
-    demand(
-        spec.mpp is None or spec.mpp > 0,
-        f"`mpp` of the specification is {spec.mpp}, expected None or a positive value.",
-    )
 
 
 def _check_features(encoder: Encoder, width: int, patches: np.ndarray, side: int | None, atol: float) -> np.ndarray:

@@ -35,7 +35,7 @@ def check_resolution(check: Arguments, resolution_um: Any, totals: Any, out: Any
         check.messages.append(
             "out= and resolution_um=: tiles are corrected together, so they are not written chunk by chunk. Leave one out."
         )
-    if resolution_um is None and totals == "measured":
+    if resolution_um is None and isinstance(totals, str) and totals == "measured":
         check.messages.append('totals="measured" needs `resolution_um=`.')
     return resolution_um, totals
 
