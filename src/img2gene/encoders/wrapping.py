@@ -1,4 +1,4 @@
-"""Make encoders of networks and functions that are at hand."""
+"""Make encoders of networks and functions of the session."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def wrap(
     mpp
         Microns per pixel of its training images, where known.
     revision
-        Version of the weights, which models store. None takes a digest of the weights of a module; a function needs one.
+        Version of the model, which trained models store. None takes a digest of the weights, layers and normalisation of a
+        module; a function needs one.
     licence
         Licence of the weights.
 
@@ -131,7 +132,7 @@ def _statistics(check: Arguments, known: dict[str, Any], mean: Any, std: Any) ->
 
 
 class WrappedModel:
-    """The ``build`` function of an encoder that was made of a model at hand."""
+    """Builds the encoder of a wrapped model."""
 
     def __init__(self, model: Any, is_module: bool, digest: str) -> None:
         self.model, self.is_module, self.digest = model, is_module, digest
@@ -143,7 +144,7 @@ class WrappedModel:
         return id(self.model)
 
     def __call__(self, spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str) -> Encoder:
-        """Return the encoder of the model; refuse one that was trained on since it was wrapped."""
+        """Return the encoder of the model. A model whose weights have changed since `wrap` is refused."""
         if not self.is_module:
             return FunctionEncoder(self.model, spec.width)
         if _digest(self.model) != self.digest:
@@ -154,7 +155,7 @@ class WrappedModel:
         return TorchEncoder(self.model, spec.width, spec.mean, spec.std, device=device, amp=amp, name=spec.name)
 
     def width(self, name: str, side: int) -> int:
-        """Count the features of test images; refuse features that are not a function of each image alone."""
+        """Count the features of test images. Features of an image must not depend on other images, or vary between calls."""
         try:
             pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
             both, one = (np.asarray(self._features(images)) for images in (pixels, pixels[:1]))
@@ -172,7 +173,8 @@ class WrappedModel:
         if one.shape[1:] != both.shape[1:] or not np.allclose(both[0], one[0], 1e-2, 1e-3 * np.abs(both).max()):
             raise Img2GeneError(
                 f"The model of encoder `{name}` returned other features for an image alone than for the same image in a batch of "
-                "two: its features depend on the batch or on chance, and cannot be compared between calls. Switch that off."
+                "two: its features depend on the batch or on chance, so they cannot be compared between calls. Remove batch "
+                "normalisation in training mode, dropout, or whatever else does this."
             )
         return int(both.shape[1])
 
@@ -206,7 +208,7 @@ class FunctionEncoder:
 
 
 def _digest(model: Any) -> str:
-    """Compute a digest of the weights of a module, and of its layers, as some have none."""
+    """Compute a digest of the weights and layers of a module; some modules have no weights."""
     import torch
 
     digest = hashlib.sha256(repr(model).encode())
@@ -219,5 +221,5 @@ def _digest(model: Any) -> str:
 
 
 def _revision(weights: str, statistics: tuple[Any, Any]) -> str:
-    """Name a version of a module by its weights and its normalisation, without which features are others."""
+    """Compute the revision of a module from its digest and its normalisation: both change the features."""
     return hashlib.sha256(f"{weights} {statistics}".encode()).hexdigest()[:40]
