@@ -26,15 +26,6 @@ COHORT = "synthetic --set n_patients=3 --set n_sections=1 --set n_spots=20 --set
 PARAMS = {"source": COHORT, "encoder": "tiny", "model": "ridge", "held_out": "P3"}
 
 
-@pytest.fixture(autouse=True)
-def restore_logger():
-    logger = logging.getLogger("img2gene")
-    before = list(logger.handlers), logger.level
-    yield
-    logger.handlers, level = before
-    logger.setLevel(level)
-
-
 def run(*words):
     """Run the command in this process with words, or with one line of a shell."""
     return main(shlex.split(words[0]) if len(words) == 1 else list(map(str, words)))
@@ -268,3 +259,13 @@ def test_the_module_is_the_command_and_loads_nothing_heavy_for_its_help():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == f"{ig.__version__}\n0\n"
+
+
+def test_a_call_in_this_process_leaves_its_messages_and_progress_bars_as_they_were(monkeypatch):
+    package, command = logging.getLogger("img2gene"), logging.getLogger("img2gene._cli.app")
+    before = list(package.handlers), package.level, command.level
+    monkeypatch.setattr(ig.settings, "progress", True)
+    for options in (["--quiet", "--debug"], ["--verbose"]):
+        assert run(*options, "predict", "missing.zarr", "--out", "other.zarr") == 1
+        assert (list(package.handlers), package.level, command.level) == before
+        assert ig.settings.progress is True

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from img2gene._cli import judging, reading, training
-from img2gene._cli.output import log_to_stderr
+from img2gene._cli.output import left_as_found, log_to_stderr
 from img2gene._errors import Img2GeneError
 
 logger = logging.getLogger(__name__)
@@ -74,12 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments
         Words of the command line; None takes those of the process.
     """
+    with left_as_found(logger), warnings.catch_warnings():
+        # Dependencies warn of their own use of each other, which users of the command cannot change.
+        for kind in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
-        with warnings.catch_warnings():
-            # Dependencies warn of their own use of each other, which users of the command cannot change.
-            for kind in (DeprecationWarning, FutureWarning):
-                warnings.simplefilter("ignore", kind)
-            app(args=None if arguments is None else list(arguments), prog_name="img2gene")
+        app(args=None if arguments is None else list(arguments), prog_name="img2gene")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (Img2GeneError, OSError, MemoryError) as error:

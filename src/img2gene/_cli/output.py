@@ -6,7 +6,8 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -80,3 +81,18 @@ def log_to_stderr(verbose: bool) -> None:
     # A second call, in the same process, takes the place of the first.
     logger.handlers = [one for one in logger.handlers if not isinstance(one, RichHandler)] + [handler]
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+@contextmanager
+def left_as_found(command: logging.Logger) -> Iterator[None]:
+    """Undo afterwards what the options of a command change in the process: loggers and the progress bars."""
+    from img2gene.settings import settings
+
+    package = logging.getLogger("img2gene")
+    handlers, levels, progress = list(package.handlers), (package.level, command.level), settings.progress
+    try:
+        yield
+    finally:
+        package.handlers, settings.progress = handlers, progress
+        for logger, level in zip((package, command), levels, strict=True):
+            logger.setLevel(level)
