@@ -14,6 +14,7 @@ import img2gene as ig
 from img2gene._errors import Img2GeneError
 from img2gene.models.networks import train as training
 from img2gene.models.networks.ensemble import Ensemble
+from img2gene.models.networks.fitting import planned_epochs
 from img2gene.models.networks.layers import FeedForward, Linear
 from img2gene.models.networks.train import LAST, train
 from img2gene.models.networks.training_task import TrainingSchedule, TrainingTask
@@ -314,3 +315,11 @@ def test_features_that_do_not_vary_are_refused_before_training(name, size):
     )
     with pytest.raises(Img2GeneError, match="do not vary between the training spots of a section.*choose `ridge`"):
         ig.models.create(name).fit(data, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("n_batches", "epochs"),
+    [(1, 150), (6, 50), (25, 12), (50, 12), (60, 10), (94, 7), (300, 2), (10_000, 1)],
+)
+def test_few_spots_train_for_as_many_steps_and_many_spots_for_at_most_twice_as_many(n_batches, epochs):
+    assert planned_epochs(300, n_batches) == epochs

@@ -32,7 +32,9 @@ from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
 # Number of devices, or their numbers.
 Devices = int | str | list[int]
 _TOKEN_COMPONENTS = 64
+# Fewest and most epochs. Many spots need fewer: the fewest epochs never make more than twice the planned steps.
 _EPOCHS = (12, 150)
+_MOST_STEPS = 2
 _VALIDATIONS = 25
 # How strongly weights are drawn to the mean of the parts, as a few folds decide on them (docs/guide/img2gene.md).
 _SHRINKAGE = 0.1
@@ -196,9 +198,9 @@ class NetworkFitting(ABC):
         return self._progress
 
     def schedule(self, n_batches: int, n_steps: int) -> TrainingSchedule:
-        """Set up the training; without ``max_epochs`` it takes about ``n_steps`` steps."""
+        """Set up the training; ``n_steps`` and the batches of an epoch give its length, unless ``max_epochs`` does."""
         p = self.parameters
-        most = p.max_epochs or int(np.clip(math.ceil(n_steps / n_batches), *_EPOCHS))
+        most = p.max_epochs or planned_epochs(n_steps, n_batches)
         accelerator, devices = resolve_accelerator(p.accelerator, p.devices)
         return TrainingSchedule(
             max_epochs=most,
@@ -256,6 +258,13 @@ class NetworkPredictor:
     def summary(self) -> dict[str, Any]:
         """Report the choices and the validation scores."""
         return {name: value for name, value in self.report.items() if name != "history"}
+
+
+def planned_epochs(n_steps: int, n_batches: int) -> int:
+    """Return the epochs that take about ``n_steps`` steps, of ``n_batches`` each: from 12 (fewer for many spots) to 150."""
+    few, many = _EPOCHS
+    few = min(few, math.ceil(_MOST_STEPS * n_steps / n_batches))
+    return min(max(math.ceil(n_steps / n_batches), few), many)
 
 
 def train_stage(name: str, task: TrainingTask, schedule: TrainingSchedule, progress: ResumableFolder) -> TrainingRun:
