@@ -112,6 +112,23 @@ def test_file_becomes_a_lazy_pyramid_with_its_microns(tmp_path, name, write):
     assert sorted(sdata.coordinate_systems) == ["slide", "slide_um"]
 
 
+def test_the_resolution_of_a_print_is_not_taken_for_that_of_a_scan(tmp_path):
+    path, (pixels,) = tmp_path / "slide.tif", levels_of(PICTURE, (1,))
+    options = {"photometric": "rgb", "tile": (256, 256), "resolutionunit": "INCH"}
+    tifffile.imwrite(path, pixels, resolution=(72, 72), **options)
+    with pytest.raises(Img2GeneError, match=r"352.8 µm per pixel \(72 dots per inch\).*Pass `mpp=`"):
+        ig.io.read_slide(path)
+    assert image_mpp(ig.io.read_slide(path, mpp=0.5), "slide_image") == pytest.approx(0.5)
+    tifffile.imwrite(path, pixels, resolution=(50_800, 50_800), **options)
+    assert image_mpp(ig.io.read_slide(path), "slide_image") == pytest.approx(0.5)
+
+
+def test_a_folder_is_refused_with_what_it_holds(tmp_path):
+    (tmp_path / "level1.dcm").touch()
+    with pytest.raises(Img2GeneError, match=r"is a folder \(level1.dcm\).*any of its `.dcm` files"):
+        ig.io.read_slide(tmp_path)
+
+
 @FORMATS
 def test_slide_without_microns_is_refused_with_what_to_pass(tmp_path, name, write):
     path = write(tmp_path / name, levels_of(PICTURE), mpp=None)

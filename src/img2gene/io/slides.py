@@ -29,6 +29,9 @@ _CHUNK_PX = 1024
 _MOST_ANISOTROPY = 0.02
 _OME = re.compile(r"\.ome(\.tiff?|\.btf)?$", flags=re.IGNORECASE)
 _UNITS_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3}
+# Above it a file holds the resolution of a print or a screen (72 dots per inch are 353 µm), not that of a scan.
+_COARSEST_UM = 20.0
+_INCH_UM = 25_400.0
 # Scanners name their objective by these magnifications of a camera with pixels of about 10 µm.
 _OBJECTIVE_UM = 10.0
 
@@ -42,7 +45,7 @@ def read_slide(path: str | Path, mpp: float | None = None, *, section: str | Non
     Parameters
     ----------
     path
-        File of the slide.
+        File of the slide; of a DICOM slide, which is a folder of files, any of them.
     mpp
         Microns per pixel of the full resolution; by default what the file says. Another value than the file's is used,
         with a warning.
@@ -58,8 +61,8 @@ def read_slide(path: str | Path, mpp: float | None = None, *, section: str | Non
     Raises
     ------
     Img2GeneError
-        wsidata is not installed; the file does not exist or is no slide; it says nothing about microns per pixel, or that
-        pixels are not square; or the levels of its pyramid have different proportions or show different pictures.
+        wsidata is not installed; the file does not exist or is no slide; it says nothing about microns per pixel, more
+        than 20 (which is the resolution of a print), or that pixels are not square; or the levels of its pyramid have different proportions or show different pictures.
 
     Notes
     -----
@@ -111,6 +114,12 @@ def _open(file: Path) -> Any:
     # Unlike that of a path, this answers for a name that is too long, too.
     if not os.path.exists(file):
         raise Img2GeneError(f"There is no file {str(file)!r}. Check the path.")
+    if os.path.isdir(file):
+        found = sorted(name for name in os.listdir(file) if not name.startswith("."))
+        raise Img2GeneError(
+            f"{str(file)!r} is a folder ({listing(found) or 'empty'}). Pass the file of the slide; of a DICOM slide any of its "
+            "`.dcm` files: the other levels are found beside it."
+        )
     # OpenSlide sees neither the pyramid of an OME-TIFF nor its microns.
     names: list[Any] = ["tiffslide", None] if _OME.search(file.name) else [None]
     reasons = []
@@ -136,6 +145,11 @@ def _microns(file: Path, properties: Any, mpp: float | None) -> float:
             "file is wrong."
         )
     known = float(np.mean(sides)) if sides else None
+    if known is not None and known > _COARSEST_UM and mpp is None:
+        raise Img2GeneError(
+            f"{str(file)!r} says {known:.4g} µm per pixel ({_INCH_UM / known:.0f} dots per inch). That is the resolution of a "
+            "print or a screen, not of a scan. Pass `mpp=`, microns per pixel of the full resolution (about .25 at 40×, .5 at 20×)."
+        )
     if mpp is not None:
         if known is not None and abs(mpp / known - 1) > AGREEMENT:
             logger.warning("mpp=%.4g is used for %s, although the file says %.4g µm per pixel", mpp, file, known)
