@@ -355,3 +355,49 @@ def test_picture_full_of_tissue_is_tissue_everywhere():
     mask, detector = slide_tissue(pixels)
     assert detector.startswith("saturation (the corners")
     assert mask.mean() > 0.9
+
+
+def one_page(path, pixels, **options):
+    tags = {"tile": (256, 256), "resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, pixels, **{"photometric": "rgb"} | tags | options)
+    return path
+
+
+def macro_first(path):
+    with tifffile.TiffWriter(path) as tiff:
+        for pixels, um in ((PICTURE[:512, :512], 8), (PICTURE, 0.5)):
+            metadata = {"axes": "YXS", "PhysicalSizeX": um, "PhysicalSizeY": um}
+            tiff.write(pixels, photometric="rgb", tile=(256, 256), metadata=metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("grey.tif", lambda path: one_page(path, PICTURE[..., 0], photometric="minisblack"), "is grey"),
+        ("deep.tif", lambda path: one_page(path, PICTURE.astype(np.uint16) * 16), "uint16; slides are read as 8-bit"),
+        (
+            "turned.tif",
+            lambda path: one_page(path, PICTURE, extratags=[(274, "H", 1, 3, True)]),
+            "orientation tag is 3",
+        ),
+        ("macro.ome.tif", macro_first, "512 × 512 px is read from it, but its largest has 1,572,864"),
+    ],
+)
+def test_pixels_that_would_be_read_as_others_are_refused(tmp_path, name, write, message):
+    with pytest.raises(Img2GeneError, match=message):
+        ig.io.read_slide(write(tmp_path / name))
+
+
+def test_a_dicom_slide_has_the_pixels_and_microns_of_its_source(tmp_path):
+    wsidicomizer = pytest.importorskip("wsidicomizer")
+    (tmp_path / "dicom").mkdir()
+    source = write_svs(tmp_path / "slide.svs", levels_of(PICTURE))
+    files = wsidicomizer.WsiDicomizer.convert(
+        source, tmp_path / "dicom", tile_size=256, preferred_source=wsidicomizer.SourceIdentifier.OPENSLIDE
+    )
+    sdata = ig.io.read_slide(files[0], section="S")
+    pixels = sdata.images["S_image"]["scale0"].image.data.compute().transpose(1, 2, 0)
+    # JPEG changes each pixel by a few grey levels.
+    assert np.abs(pixels.astype(int) - PICTURE).mean() < 3
+    assert image_mpp(sdata, "S_image") == pytest.approx(0.5)

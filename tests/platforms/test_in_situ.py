@@ -138,7 +138,7 @@ def test_cells_of_cosmx_and_merscope_lie_on_the_aligned_image(tmp_path, write, r
         (layouts.cosmx, ig.io.read_cosmx, "Run_exprMat_file.csv"),
         (layouts.cosmx, ig.io.read_cosmx, "Run_metadata_file.csv"),
         (layouts.merscope, ig.io.read_merscope, "cell_by_gene.csv"),
-        (layouts.merscope, ig.io.read_merscope, "images/micron_to_mosaic_pixel_transform.csv"),
+        (layouts.merscope, ig.io.read_merscope, "cell_metadata.csv"),
     ],
 )
 def test_an_unknown_layout_of_cosmx_or_merscope_is_described(tmp_path, write, read, name):

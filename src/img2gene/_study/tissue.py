@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
+logger = logging.getLogger(__name__)
+
 _MIN_SATURATION, _MAX_SATURATION = 0.04, 0.15
+_LEAST_OF_CHANCE = 0.5
 _CORNER, _SMALLEST_PART, _MOST_PARTS, _BLACK = 0.02, 0.0005, 10_000, 20
 
 
@@ -47,6 +52,25 @@ def box_fractions(mask: np.ndarray, boxes: np.ndarray, step: float) -> np.ndarra
     y0, y1 = np.clip([y0, y1], 0, mask.shape[0])
     x0, x1 = np.clip([x0, x1], 0, mask.shape[1])
     return (total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]) / area
+
+
+def warn_of_glass(region: str, image_key: str, fractions: np.ndarray, mask: np.ndarray) -> None:
+    """Warn if the spots of a region lie on the glass of their image, and not on its tissue.
+
+    ``fractions`` (n,) are those of their patches that ``mask``, the tissue of the whole image, covers.
+    """
+    covered, mean = float(mask.mean()), float(fractions.mean()) if len(fractions) else 1.0
+    # Spots at random places would have the share of the whole image. Fat and pale tissue are missed in part.
+    if mean < _LEAST_OF_CHANCE * covered:
+        logger.warning(
+            "patches of region `%s` show %.0f %% tissue, and image `%s` as a whole %.0f %%: spots seem to lie beside the tissue. "
+            "Check that the image shows this section, that positions are (column, row), and the transformation or alignment; "
+            "draw them with `img2gene.pl.patches(sdata)`",
+            region,
+            100 * mean,
+            image_key,
+            100 * covered,
+        )
 
 
 def slide_tissue(thumbnail: np.ndarray) -> tuple[np.ndarray, str]:

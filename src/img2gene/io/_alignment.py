@@ -19,6 +19,7 @@ _LARGEST_STRETCH = 0.1
 _NOTABLE_STRETCH = 0.02
 # A landmark that is two cells away was likely set on another place.
 _NOTABLE_ERROR_UM = 20.0
+_MOST_OUTSIDE = 0.5
 
 
 def read_alignment(alignment: Any, unit_um: float, what: str) -> np.ndarray:
@@ -92,6 +93,25 @@ def to_pixels(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
     """Map places (n, 2) of the platform to columns and rows of the image."""
     inverse = np.linalg.inv(matrix)
     return xy @ inverse[:2, :2].T + inverse[:2, 2]
+
+
+def check_direction(matrix: np.ndarray, places: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Refuse a matrix whose inverse places the cells on the image, while it places most of them outside.
+
+    ``places`` (n, 2) are in units of the platform, as the target of ``matrix``.
+    """
+    known = places[np.isfinite(places).all(axis=1)]
+    given, turned = (_share_inside(to_pixels(one, known), shape) for one in (matrix, np.linalg.inv(matrix)))
+    if given < _MOST_OUTSIDE < turned:
+        raise Img2GeneError(
+            f"The alignment of the H&E image places {given:.0%} of the cells on it, and its inverse {turned:.0%}, so it leads from the "
+            "run to the image. Pass the way from pixels of the image to the run: `alignment=np.linalg.inv(matrix)`, or keypoints with "
+            "fixed and moving exchanged."
+        )
+
+
+def _share_inside(xy: np.ndarray, shape: tuple[int, ...]) -> float:
+    return float(np.all((xy >= 0) & (xy < (shape[1], shape[0])), axis=1).mean()) if len(xy) else 0.0
 
 
 def outlines_to_pixels(matrix: np.ndarray, outlines: Any) -> Any:

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
+from img2gene._errors import listing
 from img2gene._study.expression import are_counts, row_sums
-from img2gene.io._measured import name_genes, symbols_of
+from img2gene.io._measured import is_control, name_genes, symbols_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
 _LAYERS = ("counts", "raw_counts")
+_KINDS, _GENES, _TOTAL = "feature_types", "Gene Expression", "total_counts"
 
 
 def as_measured(adata: AnnData) -> AnnData:
@@ -27,9 +30,12 @@ def as_measured(adata: AnnData) -> AnnData:
     """
     if not adata.n_obs or adata.X is None or not adata.obs_names.is_unique:
         return adata
+    is_gene = _are_genes(adata.var)
+    if not is_gene.all():
+        adata = _genes_only(adata, is_gene)
     duplicated = not adata.var_names.is_unique
     if are_counts(adata.X):
-        sizes = _sizes_of_raw(adata)
+        sizes = _sizes_of_all(adata)
         if sizes is None and not duplicated and symbols_of(adata) is None:
             return adata
         table = _own(adata)
@@ -43,6 +49,23 @@ def as_measured(adata: AnnData) -> AnnData:
     return table
 
 
+def _are_genes(var: pd.DataFrame) -> np.ndarray:
+    """Mark genes among the features, bool (n_features,): no control probes, antibodies or other kinds of features."""
+    are_genes = np.array([not is_control(name) for name in var.index], dtype=bool)
+    if _KINDS in var and (var[_KINDS] == _GENES).any():
+        are_genes &= (var[_KINDS] == _GENES).to_numpy(dtype=bool)
+    return are_genes
+
+
+def _genes_only(adata: AnnData, is_gene: np.ndarray) -> AnnData:
+    """Leave out what measures no gene, and sums that counted it."""
+    others = adata.var_names[~is_gene]
+    logger.warning("left out %d features that measure no gene (%s)", len(others), listing(others, 3))
+    table = _own(adata[:, is_gene])
+    table.obs = table.obs.drop(columns=[_TOTAL], errors="ignore")
+    return table
+
+
 def _own(adata: AnnData) -> AnnData:
     with warnings.catch_warnings():
         # Symbols that several genes share are numbered later.
@@ -50,15 +73,30 @@ def _own(adata: AnnData) -> AnnData:
         return adata.to_memory() if adata.isbacked else adata.copy()
 
 
-def _sizes_of_raw(adata: AnnData) -> np.ndarray | None:
-    """Sum the counts of all genes in ``raw``, if X holds some of them; None otherwise."""
+def _sizes_of_all(adata: AnnData) -> np.ndarray | None:
+    """Find the library sizes over all genes, if X holds counts of some of them; None otherwise."""
+    if _schema.LIBRARY_SIZE in adata.obs:
+        return None
+    counted = row_sums(adata.X)
     raw = adata.raw
-    if raw is None or _schema.LIBRARY_SIZE in adata.obs or raw.shape[1] <= adata.n_vars or not are_counts(raw.X):
+    if raw is not None and raw.shape[1] > adata.n_vars and are_counts(raw.X):
+        measured = _are_genes(raw.var)
+        sizes = row_sums(raw.X[:, measured])
+        if not (sizes < counted).any():
+            logger.info("library sizes are sums over the %d genes of `adata.raw`", measured.sum())
+            return sizes
+    return _sizes_of_scanpy(adata, counted)
+
+
+def _sizes_of_scanpy(adata: AnnData, counted: np.ndarray) -> np.ndarray | None:
+    """Take the sums that ``scanpy.pp.calculate_qc_metrics`` wrote while the table had more genes; None without any."""
+    if _TOTAL not in adata.obs or adata.obs[_TOTAL].dtype.kind not in "uif":
         return None
-    sizes = row_sums(raw.X)
-    if (sizes < row_sums(adata.X)).any():
+    sizes = adata.obs[_TOTAL].to_numpy(dtype=np.float64)
+    # Sums of normalised expression are no whole numbers; those of other spots are less than the counts of some.
+    if not are_counts(sizes[:, None]) or (sizes < counted).any() or (sizes == counted).all():
         return None
-    logger.info("library sizes are sums over the %d genes of `adata.raw`", raw.shape[1])
+    logger.info("library sizes are those of `obs['%s']`, as X holds only a part of what was counted", _TOTAL)
     return sizes
 
 
@@ -69,7 +107,7 @@ def _with_counts(adata: AnnData) -> AnnData | None:
         logger.warning("X holds no counts, so raw counts are taken from `adata.layers['%s']`", key)
         table = _own(adata)
         table.X = table.layers.pop(key)
-        sizes = _sizes_of_raw(table)
+        sizes = _sizes_of_all(table)
         if sizes is not None:
             table.obs[_schema.LIBRARY_SIZE] = sizes
         return table
@@ -81,4 +119,9 @@ def _with_counts(adata: AnnData) -> AnnData | None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Variable names are not unique")
         table.var = adata.raw.var.copy()
+    is_gene = _are_genes(table.var)
+    table = table if is_gene.all() else _genes_only(table, is_gene)
+    sizes = _sizes_of_all(table)
+    if sizes is not None:
+        table.obs[_schema.LIBRARY_SIZE] = sizes
     return table

@@ -9,7 +9,9 @@ import numpy as np
 
 from img2gene import _schema
 from img2gene._errors import Img2GeneError, listing
+from img2gene._study.expression import count_problems
 from img2gene._study.geometry import equivalent_diameter
+from img2gene.io._file_microns import warn_of_other_microns
 from img2gene.io.sections import build_section
 
 if TYPE_CHECKING:
@@ -24,9 +26,10 @@ logger = logging.getLogger(__name__)
 GENE_IDS = "gene_ids"
 _ENSEMBL = r"^ENS[A-Z]*G\d{6,}(\.\d+)?$"
 _SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol")
-# Names of probes and codewords that measure no gene: CosMx, and Xenium.
+# Names of probes and codewords that measure no gene: CosMx, MERSCOPE, and Xenium.
 _CONTROLS = (
     *("negprb", "negative", "systemcontrol", "falsecode"),
+    "blank-",
     *("negcontrol", "antisense_", "blank_", "unassignedcodeword", "deprecatedcodeword", "intergenic_region"),
 )
 # Microscopes of pathology scan at .25 to .5 µm per px; at 1 µm, nuclei have some 8 px.
@@ -43,6 +46,7 @@ def build_study(
     mpp: float,
     spot_um: float | None = None,
     outlines: GeoSeries | None = None,
+    file: Any = None,
 ) -> SpatialData:
     """Build the study of one section, with circles or, if given, outlines of cells as its region.
 
@@ -58,11 +62,14 @@ def build_study(
         As for :func:`img2gene.io.build_section`. ``spot_um`` is not needed with outlines.
     outlines
         Polygons of the cells in pixels of ``image``, in the order of ``xy``.
+    file
+        File of ``image``; its microns per pixel are compared with ``mpp``.
     """
     import scipy.sparse as sp
 
     name_genes(table)
     table.X = sp.csr_matrix(table.X, dtype=np.float32)
+    _check_counts(table, section)
     inside = _inside(xy, image, section, table)
     if not inside.all():
         table, xy = table[inside].copy(), xy[inside]
@@ -74,6 +81,7 @@ def build_study(
     sdata = build_section(image, xy, table, section=section, patient=patient, mpp=mpp, spot_um=spot_um)
     if outlines is not None:
         _outline(sdata, outlines, section)
+    warn_of_other_microns(file, mpp, section)
     if mpp > COARSE_UM:
         logger.warning(
             "section %s: its image has %.3g µm per px, which is too coarse to show nuclei. Pass the full-resolution image as "
@@ -82,6 +90,22 @@ def build_study(
             mpp,
         )
     return sdata
+
+
+def _check_counts(table: AnnData, section: str) -> None:
+    """Refuse counts that are cut or damaged; values that were corrected or normalised are named in a warning."""
+    problems = count_problems(table.X, f"section {section}: X")
+    if not problems:
+        return
+    lowest = table.X.data.min(initial=0)
+    if not (np.isfinite(table.X.data).all() and lowest >= 0):
+        bad = ~np.isfinite(table.X.data) | (table.X.data < 0)
+        rows = np.unique(np.repeat(np.arange(table.n_obs), np.diff(table.X.indptr))[bad])
+        raise Img2GeneError(
+            f"{' '.join(problems)} These are in {len(rows)} spots or cells ({listing(table.obs_names[rows], 5)}): the file of "
+            "counts may be cut. Download or export it again, or remove these rows."
+        )
+    logger.warning("%s", " ".join(problems))
 
 
 def _inside(xy: np.ndarray, image: np.ndarray | da.Array, section: str, table: AnnData) -> np.ndarray:
@@ -151,12 +175,17 @@ def name_genes(table: AnnData) -> None:
 
 
 def without_controls(table: AnnData, source: object) -> AnnData:
-    """Leave out the control probes of CosMx and Xenium, which measure no gene and are known by their names."""
-    controls = [str(name).lower().startswith(_CONTROLS) for name in table.var_names]
+    """Leave out the control probes of CosMx, MERSCOPE and Xenium, which measure no gene and are known by their names."""
+    controls = [is_control(name) for name in table.var_names]
     if not any(controls):
         return table
     logger.info("%s: left out %d control probes (%s)", source, sum(controls), listing(table.var_names[controls], 3))
     return table[:, [not control for control in controls]].copy()
+
+
+def is_control(name: object) -> bool:
+    """Check whether a feature is a control probe or a codeword that measures no gene, by its name."""
+    return str(name).lower().startswith(_CONTROLS)
 
 
 def symbols_of(table: AnnData) -> pd.Series | None:
@@ -194,6 +223,8 @@ def join_positions(
     ``frame`` is indexed by the names of the rows; ``columns`` hold x and y, and the other columns go to ``obs``. Rows
     without a place are named in a warning.
     """
+    import pandas as pd
+
     listed = table.obs_names.isin(frame.index)
     absent = table.obs_names[~listed]
     if not listed.any():
@@ -202,7 +233,11 @@ def join_positions(
             f"{listing(frame.index, 3)}). The files belong to different sections."
         )
     if not frame.index.is_unique:
-        raise Img2GeneError(f"{source} lists the same spot or cell twice.")
+        twice = frame.index[frame.index.duplicated()].unique()
+        raise Img2GeneError(
+            f"{source} lists {len(twice)} spots or cells twice ({listing(twice, 3)}), as where it holds several slides. Give "
+            "each section a folder and files of its own."
+        )
     if len(absent):
         logger.warning(
             "left out %d of %d spots or cells, of which %s lists no position: %s",
@@ -215,7 +250,12 @@ def join_positions(
     chosen = frame.loc[table.obs_names]
     for name in chosen.columns.difference([*columns, *_schema_columns()], sort=False):
         table.obs[name] = chosen[name].to_numpy()
-    xy = chosen[list(columns)].to_numpy(dtype=float)
+    places = chosen[list(columns)].apply(pd.to_numeric, errors="coerce")
+    no_number = places.isna() & chosen[list(columns)].notna()
+    if no_number.any(axis=None):
+        shown = chosen[list(columns)].to_numpy()[no_number.to_numpy()]
+        raise Img2GeneError(f"{source}: {listing(columns)} hold values that are no numbers ({listing(shown, 3)}).")
+    xy = places.to_numpy(dtype=float)
     _check_finite(xy, table, source)
     return table, xy
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from img2gene._errors import Img2GeneError, raise_problems
+from img2gene._errors import Img2GeneError, listing, raise_problems
 from img2gene.io.image_files import check_file, read_image
 from img2gene.io.sections import image_problems
 
@@ -29,6 +29,11 @@ def open_picture(image: Any) -> np.ndarray | da.Array:
     if not isinstance(image, Path):
         raise_problems(image_problems(image))
         return image
+    if image.is_dir():
+        raise Img2GeneError(
+            f"image={str(image)!r} is a folder ({listing(sorted(path.name for path in image.iterdir()), 5)}). Name the file of "
+            "the H&E image (TIFF, JPEG or PNG)."
+        )
     if not image.is_file():
         raise Img2GeneError(f"image={str(image)!r}: no such file. Name the H&E image (TIFF, JPEG or PNG).")
     lazy = _open_tiff(image) if image.suffix.lower() in _TIFF else None

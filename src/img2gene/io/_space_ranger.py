@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene._errors import Img2GeneError, listing
-from img2gene._study.lattices import array_positions
+from img2gene._study.lattices import VISIUM_PITCH_UM, VISIUM_SPOT_UM, array_positions
 from img2gene.io._folders import Folder, open_file
 from img2gene.io._libraries import spot_sizes
 from img2gene.io._measured import build_study, join_positions
 from img2gene.io._pictures import open_picture
+from img2gene.io._same_picture import check_picture
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -38,6 +39,7 @@ _HIRES = ("tissue_hires_image.png", "tissue_hires_image.jpg")
 _GZIP = ".gz"
 # The hires image is rounded to whole pixels, and its scale factor is that of one axis.
 _SIZE_ERROR = 0.01
+_FEW = 100
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,41 @@ def read_array(
     place = scales.files.find(*_or_gzipped(_POSITIONS))
     if place is None:
         raise folder.unknown([f"spatial/{name}" for name in _POSITIONS])
-    table, xy = join_positions(table, _read_positions(place), (_X, _Y), place)
-    grid = array_positions(table.obs, np.arange(table.n_obs))
-    entry = {"scalefactors": scales.factors}
-    unit_um, width = spot_sizes(grid, entry, xy, str(scales.source), spot_um)
+    positions = _read_positions(place)
+    table, xy = join_positions(table, positions, (_X, _Y), place)
+    unit_um, width = _sizes(table, xy, positions, scales, spot_um)
     pixels, factor = choose_image(scales, image, section)
-    return build_study(
-        table, xy * factor, pixels, section=section, patient=patient, mpp=unit_um / factor, spot_um=width
-    )
+    sizes: dict[str, Any] = {"mpp": unit_um / factor, "spot_um": width}
+    sdata = build_study(table, xy * factor, pixels, section=section, patient=patient, file=image, **sizes)
+    check_image(sdata, scales, image, section)
+    return sdata
+
+
+def _sizes(
+    table: AnnData, xy: np.ndarray, positions: pd.DataFrame, scales: Scales, spot_um: float | None
+) -> tuple[float, float]:
+    """Find microns per unit of the positions, and the diameter of the spots."""
+    if table.n_obs < _FEW and positions[[_X, _Y]].notna().all(axis=None):
+        # A few counted spots can lie in one line, but the file lists all places of the array.
+        grid, places = array_positions(positions, np.arange(len(positions))), positions[[_X, _Y]].to_numpy(float)
+    else:
+        grid, places = array_positions(table.obs, np.arange(table.n_obs)), xy
+    sizes = spot_sizes(grid, {"scalefactors": scales.factors}, places, str(scales.source), spot_um)
+    diameter, pitch = scales.factors.get("spot_diameter_fullres"), VISIUM_PITCH_UM / sizes[0]
+    if sizes[1] == VISIUM_SPOT_UM and isinstance(diameter, int | float) and diameter > pitch:
+        raise Img2GeneError(
+            f"{scales.source}: spots have a diameter of {diameter:.4g} px (spot_diameter_fullres), but lie {pitch:.4g} px apart in the "
+            "table of positions, so they would overlap. Positions must be pixels of the full-resolution image: divide those of "
+            "a smaller image by its scale factor."
+        )
+    return sizes
+
+
+def check_image(sdata: SpatialData, scales: Scales, image: Any, section: str) -> None:
+    """Compare a given image, which the study holds in small, with the hires image of the folder, if there is one."""
+    hires = scales.files.find(*_or_gzipped(_HIRES))
+    if image is not None and hires is not None:
+        check_picture(sdata["table"].uns["spatial"][section]["images"]["hires"], hires, section)
 
 
 def read_scales(folder: Folder) -> Scales:

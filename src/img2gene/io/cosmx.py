@@ -9,7 +9,7 @@ import numpy as np
 
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
-from img2gene.io._alignment import pixel_size, read_alignment, to_pixels
+from img2gene.io._alignment import check_direction, pixel_size, read_alignment, to_pixels
 from img2gene.io._folders import Folder, check_folder, section_name
 from img2gene.io._measured import build_study, join_positions, without_controls
 from img2gene.io._pictures import open_picture
@@ -94,8 +94,10 @@ def read_cosmx(
     matrix = np.diag([pixel_um, pixel_um, 1.0]) @ read_alignment(alignment, pixel_um, "alignment of the H&E image")
     pixels = open_picture(image)
     table, places = join_positions(_read_counts(counts_path), _read(cells_path, [_X, _Y]), (_X, _Y), cells_path)
+    check_direction(np.diag([1 / pixel_um, 1 / pixel_um, 1.0]) @ matrix, places, pixels.shape)
     xy = to_pixels(matrix, places * pixel_um)
-    return build_study(table, xy, pixels, section=section, patient=patient, mpp=pixel_size(matrix), spot_um=cell_um)
+    sizes = {"mpp": pixel_size(matrix), "spot_um": cell_um}
+    return build_study(table, xy, pixels, section=section, patient=patient, file=image, **sizes)
 
 
 def _read(path: Path, needed: list[str]) -> pd.DataFrame:
@@ -122,7 +124,7 @@ def _read_counts(path: Path) -> AnnData:
     from anndata import AnnData
 
     frame = _read(path, [])
-    frame = frame[frame["cell_ID"] != 0].drop(columns=[*_KEYS, "cell"], errors="ignore")
+    frame = frame[frame["cell_ID"] != 0].drop(columns=[*_KEYS, "cell", "cell_id"], errors="ignore")
     text = [name for name, dtype in frame.dtypes.items() if dtype.kind not in "uif"]
     if text or frame.empty:
         raise Img2GeneError(f"{path} holds no counts of genes (columns that are no numbers: {listing(text)}).")

@@ -92,7 +92,8 @@ def read_hest(
     patient = _patient(about) if patient is None else patient
     mpp = float(about["pixel_size_um_estimated"])
     spot_um = _spot_size(about, stored, xy, mpp, details) if spot_um is None else spot_um
-    return build_study(table, xy, open_picture(image), section=section, patient=patient, mpp=mpp, spot_um=spot_um)
+    sizes = {"mpp": mpp, "spot_um": spot_um}
+    return build_study(table, xy, open_picture(image), section=section, patient=patient, file=image, **sizes)
 
 
 def _spot_size(about: dict[str, Any], stored: AnnData, xy: np.ndarray, mpp: float, source: Path) -> float:

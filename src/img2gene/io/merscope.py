@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from img2gene._checks import Arguments
-from img2gene._errors import Img2GeneError
-from img2gene.io._alignment import pixel_size, read_alignment, to_pixels
+from img2gene._errors import Img2GeneError, listing
+from img2gene.io._alignment import check_direction, pixel_size, read_alignment, to_pixels
 from img2gene.io._folders import Folder, check_folder, section_name
-from img2gene.io._measured import build_study, name_genes
+from img2gene.io._measured import build_study, join_positions, without_controls
 from img2gene.io._pictures import open_picture
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
 _PLATFORM = "MERSCOPE of Vizgen"
-_NEEDED = ("cell_by_gene.csv", "cell_metadata.csv", "images/micron_to_mosaic_pixel_transform.csv")
+_NEEDED = ("cell_by_gene.csv", "cell_metadata.csv")
+_X, _Y = "center_x", "center_y"
 
 
 def read_merscope(
@@ -39,7 +40,7 @@ def read_merscope(
     Parameters
     ----------
     path
-        Folder of one region, with ``cell_by_gene.csv``, ``cell_metadata.csv`` and ``images``.
+        Folder of one region, with ``cell_by_gene.csv`` and ``cell_metadata.csv``.
     image
         H&E image of the section: a file, or pixels as uint8 (height, width, 3). The mosaics of the run show fluorescence.
     alignment
@@ -83,28 +84,42 @@ def read_merscope(
         raise Folder(place, _PLATFORM).unknown(lacking)
     matrix = read_alignment(alignment, 1.0, "alignment of the H&E image")
     pixels = open_picture(image)
-    table = _read_cells(place)
-    xy = to_pixels(matrix, np.asarray(table.obsm["spatial"], dtype=float))
-    return build_study(table, xy, pixels, section=section, patient=patient, mpp=pixel_size(matrix), spot_um=cell_um)
+    table, microns = _read_cells(place)
+    check_direction(matrix, microns, pixels.shape)
+    xy = to_pixels(matrix, microns)
+    sizes = {"mpp": pixel_size(matrix), "spot_um": cell_um}
+    return build_study(table, xy, pixels, section=section, patient=patient, file=image, **sizes)
 
 
-def _read_cells(path: Path) -> AnnData:
-    """Read counts and places in µm with spatialdata-io."""
-    import spatialdata_io
+def _read_cells(path: Path) -> tuple[AnnData, np.ndarray]:
+    """Read counts and places in µm; the two tables may list cells in different orders."""
+    import scipy.sparse as sp
     from anndata import AnnData
 
+    counts, cells = _read(path / _NEEDED[0], []), _read(path / _NEEDED[1], [_X, _Y])
+    text = [name for name, dtype in counts.dtypes.items() if dtype.kind not in "uif"]
+    if text or counts.empty:
+        raise Img2GeneError(
+            f"{path / _NEEDED[0]} holds no counts of genes (columns that are no numbers: {listing(text)})."
+        )
+    table = AnnData(sp.csr_matrix(counts.to_numpy(dtype=np.float32)))
+    table.obs_names, table.var_names = counts.index, counts.columns.astype(str)
+    return join_positions(without_controls(table, path), cells, (_X, _Y), path / _NEEDED[1])
+
+
+def _read(path: Path, needed: list[str]) -> pd.DataFrame:
+    """Read a table of cells, indexed by their names in the first column, which have too many digits for a float."""
+    import pandas as pd
+
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The table is annotating")
-            warnings.filterwarnings("ignore", "Converting `region_key")
-            warnings.filterwarnings("ignore", ".*dtype.*", FutureWarning)
-            sdata = spatialdata_io.merscope(
-                path, z_layers=None, transcripts=False, cells_boundaries=False, mosaic_images=False
-            )
-    except Exception as error:
-        raise Img2GeneError(f"{path} cannot be read as a region of {_PLATFORM} ({error!r}).") from error
-    read = sdata["table"]
-    name_genes(read)
-    # Names of files say nothing about the donor or the section.
-    obs = read.obs.drop(columns=["region", "slide", "dataset_id", "cells_region", "EntityID"], errors="ignore")
-    return AnnData(read.X, obs=obs, var=read.var, obsm={"spatial": read.obsm["spatial"]})
+        frame = pd.read_csv(path, index_col=0, dtype={0: str}, low_memory=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise Img2GeneError(f"{path} cannot be read as a table ({error}).") from error
+    frame.index = pd.Index(frame.index.astype(str), name=None)
+    lacking = [name for name in needed if name not in frame]
+    if lacking:
+        raise Img2GeneError(
+            f"{path} has no layout of {_PLATFORM} that is known. Looked for the columns {listing(lacking)}, and found "
+            f"{listing(frame.columns)}."
+        )
+    return frame

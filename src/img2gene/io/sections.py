@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+logger = logging.getLogger(__name__)
+
 # squidpy draws the whole thumbnail under the spots; more pixels would not show at the usual figure size.
 THUMBNAIL_PX = 600
+_OWN = ("region", "spot_id", _schema.SECTION, _schema.PATIENT, _schema.LIBRARY_SIZE)
 # Larger than the usual patch, so that reading a patch touches at most four chunks.
 _CHUNK_PX = 1024
 
@@ -135,8 +139,39 @@ def assemble_section(
     table.uns["spatial"] = {section: squidpy_library(image, 2 * radius)}
     # spatialdata refuses a table that was parsed before.
     table.uns.pop("spatialdata_attrs", None)
+    _make_storable(table, {region_key, instance_key, *_OWN})
     parsed = TableModel.parse(table, region=region, region_key=region_key, instance_key=instance_key)
     return SpatialData(images={image_key: picture}, shapes={region: circles}, tables={"table": parsed})
+
+
+def _make_storable(table: AnnData, own: set[str]) -> None:
+    """Rename columns and keys that spatialdata cannot store, such as ``cell type``; a warning lists them.
+
+    Of names that differ in case only, those in ``own`` stay.
+    """
+    from spatialdata import sanitize_name, sanitize_table
+
+    slots = ("obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns")
+    before = {slot: list(getattr(table, slot).keys()) for slot in slots}
+    if all(
+        len({str(name).lower() for name in names}) == len(names)
+        and all(sanitize_name(name, slot in ("obs", "var")) == name for name in names)
+        for slot, names in before.items()
+    ):
+        return
+    table.obs = table.obs[sorted(before["obs"], key=lambda name: name not in own)]
+    ranked = list(table.obs)
+    sanitize_table(table)
+    stored = dict(zip(ranked, table.obs, strict=True))
+    table.obs = table.obs[[stored[name] for name in before["obs"]]]
+    renamed = [
+        f"{slot}[{old!r}] to {new!r}"
+        for slot, names in before.items()
+        for old, new in zip(names, getattr(table, slot).keys(), strict=True)
+        if old != new
+    ]
+    if renamed:
+        logger.warning("renamed %s: these names cannot be stored", listing(renamed))
 
 
 def _check(

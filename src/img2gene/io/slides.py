@@ -18,7 +18,9 @@ from img2gene._errors import Img2GeneError, listing
 from img2gene._study.colours import WHITE
 from img2gene._study.lattices import AGREEMENT
 from img2gene._study.pyramids import check_pyramid, check_sizes
+from img2gene.io._file_microns import COARSEST_UM, ome_microns, positive
 from img2gene.io._folders import storable_name
+from img2gene.io._slide_pixels import check_pixels
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -28,9 +30,6 @@ logger = logging.getLogger(__name__)
 _CHUNK_PX = 1024
 _MOST_ANISOTROPY = 0.02
 _OME = re.compile(r"\.ome(\.tiff?|\.btf)?$", flags=re.IGNORECASE)
-_UNITS_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3}
-# Above it a file holds the resolution of a print or a screen (72 dots per inch are 353 µm), not that of a scan.
-_COARSEST_UM = 20.0
 _INCH_UM = 25_400.0
 # Scanners name their objective by these magnifications of a camera with pixels of about 10 µm.
 _OBJECTIVE_UM = 10.0
@@ -62,7 +61,9 @@ def read_slide(path: str | Path, mpp: float | None = None, *, section: str | Non
     ------
     Img2GeneError
         wsidata is not installed; the file does not exist or is no slide; it says nothing about microns per pixel, more
-        than 20 (which is the resolution of a print), or that pixels are not square; or the levels of its pyramid have different proportions or show different pictures.
+        than 20 (which is the resolution of a print), or that pixels are not square; its pixels are grey, deeper than 8 bits or
+        stored turned; a larger picture of the file would be left out; or the levels of its pyramid have different
+        proportions or show different pictures.
 
     Notes
     -----
@@ -84,6 +85,7 @@ def read_slide(path: str | Path, mpp: float | None = None, *, section: str | Non
         _schema.check_name(section, "section")  # type: ignore[arg-type]
     check.raise_all()
     slide = _open(file)
+    check_pixels(file, slide.properties.shape)
     microns = _microns(file, slide.properties, mpp)
     check_sizes(slide.properties.level_shape, f"slide `{file}`")
     name = f"{section}_image"
@@ -138,14 +140,14 @@ def _open(file: Path) -> Any:
 
 def _microns(file: Path, properties: Any, mpp: float | None) -> float:
     """Find microns per pixel: ``mpp``, else what the file says."""
-    sides = _recorded(properties) or _ome_sizes(file)
+    sides = _recorded(properties) or ome_microns(file)
     if len(sides) == 2 and abs(sides[0] / sides[1] - 1) > _MOST_ANISOTROPY and mpp is None:
         raise Img2GeneError(
             f"{str(file)!r}: pixels are {sides[0]:.4g} × {sides[1]:.4g} µm, not square. Resample the slide, or pass `mpp=` if the "
             "file is wrong."
         )
     known = float(np.mean(sides)) if sides else None
-    if known is not None and known > _COARSEST_UM and mpp is None:
+    if known is not None and known > COARSEST_UM and mpp is None:
         raise Img2GeneError(
             f"{str(file)!r} says {known:.4g} µm per pixel ({_INCH_UM / known:.0f} dots per inch). That is the resolution of a "
             "print or a screen, not of a scan. Pass `mpp=`, microns per pixel of the full resolution (about .25 at 40×, .5 at 20×)."
@@ -167,39 +169,10 @@ def _microns(file: Path, properties: Any, mpp: float | None) -> float:
 def _recorded(properties: Any) -> list[float]:
     """Read the microns of both sides of a pixel from the properties of a slide; empty if they are not there."""
     raw: Mapping[str, Any] = json.loads(properties.raw) if properties.raw else {}
-    sides = [_positive(raw.get(name)) for name in ("mpp-x", "mpp-y")]
+    sides = [positive(raw.get(name)) for name in ("mpp-x", "mpp-y")]
     both = [side for side in sides if side is not None]
-    one = _positive(properties.mpp)
+    one = positive(properties.mpp)
     return both if len(both) == 2 else [one] if one is not None else []
-
-
-def _ome_sizes(file: Path) -> list[float]:
-    """Read the microns of both sides of a pixel from the metadata of an OME-TIFF; empty if they are not there."""
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(file) as tiff:
-            text = tiff.ome_metadata if tiff.is_ome else None
-            pixels = tifffile.xml2dict(text)["OME"]["Image"] if text else []
-    except (tifffile.TiffFileError, OSError, KeyError, SyntaxError, ValueError):
-        return []
-    # The first image is the slide, others are its label and macro pictures.
-    first = pixels[0] if isinstance(pixels, list) and pixels else pixels
-    entry = first.get("Pixels", {}) if isinstance(first, Mapping) else {}
-    sizes = []
-    for axis in "XY":
-        size, unit = _positive(entry.get(f"PhysicalSize{axis}")), entry.get(f"PhysicalSize{axis}Unit", "µm")
-        if size is not None and unit in _UNITS_UM:
-            sizes.append(size * _UNITS_UM[unit])
-    return sizes
-
-
-def _positive(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if 0 < number < np.inf else None
 
 
 def _multiscale(slide: Any, section: str, mpp: float) -> Any:

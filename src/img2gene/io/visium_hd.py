@@ -13,7 +13,7 @@ from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
 from img2gene.io._folders import Folder, check_folder, section_name
 from img2gene.io._measured import build_study
-from img2gene.io._space_ranger import COUNTS, Scales, choose_image, read_array, read_counts, read_scales
+from img2gene.io._space_ranger import COUNTS, Scales, check_image, choose_image, read_array, read_counts, read_scales
 
 if TYPE_CHECKING:
     from geopandas import GeoSeries
@@ -132,7 +132,10 @@ def _read_cells(root: Folder, counts: str | None, image: Any, section: str, pati
     outlines = outlines.scale(factor, factor, origin=(0, 0))
     centers = outlines.centroid
     xy = np.column_stack([centers.x, centers.y])
-    return build_study(table, xy, pixels, section=section, patient=patient, mpp=mpp / factor, outlines=outlines)
+    known: dict[str, Any] = {"section": section, "patient": patient, "mpp": mpp / factor}
+    sdata = build_study(table, xy, pixels, outlines=outlines, file=image, **known)
+    check_image(sdata, scales, image, section)
+    return sdata
 
 
 def _read_outlines(path: Path) -> GeoSeries:

@@ -11,9 +11,9 @@ import numpy as np
 
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError
-from img2gene.io._alignment import outlines_to_pixels, pixel_size, read_alignment, to_pixels
+from img2gene.io._alignment import check_direction, outlines_to_pixels, pixel_size, read_alignment, to_pixels
 from img2gene.io._folders import Folder, check_folder, section_name
-from img2gene.io._measured import build_study, name_genes
+from img2gene.io._measured import build_study, name_genes, without_controls
 from img2gene.io._pictures import open_picture
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def read_xenium(
     table, polygons = _read_cells(outs, outlines)
     # Cells are placed in µm, and the alignment in pixels of the morphology image.
     microns = np.diag([unit_um, unit_um, 1.0]) @ matrix
+    check_direction(matrix, table.obsm["spatial"] / unit_um, pixels.shape)
     xy = to_pixels(microns, table.obsm["spatial"])
     spot_um = 2 * np.sqrt(np.median(table.obs["cell_area"]) / np.pi)
     return build_study(
@@ -123,6 +124,7 @@ def read_xenium(
         patient=patient,
         mpp=pixel_size(microns),
         spot_um=float(spot_um),
+        file=image,
         outlines=None if polygons is None else outlines_to_pixels(microns, polygons),
     )
 
@@ -177,6 +179,7 @@ def _read_cells(path: Path, outlines: bool) -> tuple[Any, GeoSeries | None]:
     obs = read.obs.drop(columns=["region", "cell_labels"], errors="ignore")
     obs.index = read.obs["cell_id"].astype(str).to_numpy()
     table = AnnData(read.X, obs=obs, var=read.var, obsm={"spatial": read.obsm["spatial"]})
+    table = without_controls(table, path)
     if not outlines:
         return table, None
     polygons = sdata["cell_boundaries"].geometry

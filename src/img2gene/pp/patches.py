@@ -14,6 +14,7 @@ from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, Problems
 from img2gene._study.colours import WHITE
 from img2gene._study.entrance import open_table
+from img2gene._study.expression import in_tissue
 from img2gene._study.geometry import Geometry, locate, recorded
 from img2gene._study.images import scale0
 from img2gene._study.microns import resolve_mpp
@@ -22,7 +23,7 @@ from img2gene._study.patches import field_boxes
 from img2gene._study.pyramids import check_pyramid, thumbnail
 from img2gene._study.resolution import warn_of_coarse_images, warn_of_enlarged_images
 from img2gene._study.study import Study
-from img2gene._study.tissue import box_fractions, tissue_mask
+from img2gene._study.tissue import box_fractions, tissue_mask, warn_of_glass
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -213,6 +214,7 @@ def _found_patches(
     with problems.collect():
         # Thumbnails are stored by section, so missing names are noticed before anything is written.
         names = study.sections
+        used = in_tissue(study.table)
     problems.raise_all()
     for geometry in geometries:
         region, rows = geometry.region, geometry.rows
@@ -221,7 +223,9 @@ def _found_patches(
         picture, step = _overview(study.sdata, geometry.image_key, int(sides[region][0]))
         entry = _entry(study, geometry, resolution[region], sides[region], boxes, arguments)
         update["obsm"][_schema.PATCH_BBOX][rows] = boxes
-        update["obs"][_schema.PATCH_TISSUE][rows] = box_fractions(tissue_mask(picture), boxes, step)
+        tissue = tissue_mask(picture)
+        update["obs"][_schema.PATCH_TISSUE][rows] = box_fractions(tissue, boxes, step)
+        warn_of_glass(region, geometry.image_key, update["obs"][_schema.PATCH_TISSUE][rows[used[rows]]], tissue)
         update["obs"][_schema.PATCH_INSIDE][rows] = _inside(boxes, tuple(entry["size"]))
         update["uns"]["patches"]["regions"][region] = entry
         for name in dict.fromkeys(names[rows].tolist()):
