@@ -118,7 +118,9 @@ def from_anndata(
     SpatialData as from :func:`img2gene.io.build_section`, with one image per library and ``obsm["spatial"]`` in its
     pixels. Genes have unique symbols: Ensembl identifiers, as CELLxGENE has them, go to ``var["gene_ids"]``. If X holds no
     counts, they are taken from ``layers["counts"]`` or ``raw``, with a warning; ``raw`` with more genes than X gives the
-    library sizes, which are those of everything measured. Columns of ``obs`` stay as they are: ``library_size`` is used, ``section`` may divide a library into several
+    library sizes, which are those of everything measured, and so does ``obs["total_counts"]`` of scanpy where X holds a part of
+    the genes. Antibodies and control probes are left out, with a warning. Columns of ``obs`` stay as they are, but for names that
+    cannot be stored, such as ``cell type``: ``library_size`` is used, ``section`` may divide a library into several
     sections (cores of a tissue microarray), and if ``region`` or ``spot_id`` mean something else, the study uses
     ``img2gene_region`` and ``img2gene_spot_id``. Records and windows of patches of an earlier study are removed.
 
