@@ -1,6 +1,7 @@
 """Predictions that are written chunk by chunk into a store."""
 
 import errno
+import warnings
 from types import SimpleNamespace
 
 import anndata as ad
@@ -300,3 +301,10 @@ def test_a_store_of_other_rows_is_not_scored(trained_study, copy_of, tmp_path):
     sdata.tables["img2gene"] = sdata["img2gene"][::-1].copy()
     with pytest.raises(ig.MissingKeyError, match="the table `img2gene` predicts other rows"):
         ig.tl.evaluate(sdata)
+
+
+def test_a_store_is_written_without_warnings_of_libraries(trained_study, copy_of, tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ig.tl.predict(copy_of(trained_study), out=tmp_path / "p.zarr")
+    assert not [str(one.message) for one in caught if "autosharding" in str(one.message)]

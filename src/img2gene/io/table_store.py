@@ -20,6 +20,7 @@ from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
 from img2gene._files.folders import ResumableFolder
+from img2gene.io._library_warnings import without_library_warnings
 
 if TYPE_CHECKING:
     import zarr
@@ -321,7 +322,8 @@ def _write_skeleton(folder: Path, table: AnnData, arrays: list[StoredArray], row
     # A killed run may have left a part of it.
     shutil.rmtree(folder / _TABLE, ignore_errors=True)
     group = zarr.create_group(folder / _TABLE, zarr_format=3)
-    ad.io.write_elem(group, "/", table)
+    with without_library_warnings():
+        ad.io.write_elem(group, "/", table)
     for array in arrays:
         array.create(group, rows)
     files = [path for path in sorted((folder / _TABLE).rglob("*")) if path.is_file()]
