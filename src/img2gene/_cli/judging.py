@@ -35,7 +35,8 @@ def evaluate(
 ) -> None:
     """Score predictions against measured expression, beside three baselines."""
     import img2gene as ig
-    from img2gene._files.folders import write_bytes
+    from img2gene._files.tables import write_csv
+    from img2gene.tl.evaluate import scored_fingerprint
 
     taken = ("model", "sections", "key", "seed", "table_key")
     arguments = further(ig.tl.evaluate, more, taken)
@@ -43,7 +44,8 @@ def evaluate(
     chosen: dict[str, Any] = {"sections": sections or None, "key": key, "seed": seed, "table_key": table_key}
     scores = ig.tl.evaluate(open_store(study), model, inplace=False, **chosen, **arguments)
     if target is not None:
-        write_bytes(target, scores.to_csv(index=False).encode())
+        # So that a card is refused the scores of another model.
+        write_csv(scores.assign(**scored_fingerprint(scores)), target)
     summary = ig.tl.summarize(scores)
     # Whether a patient leaks is unknown (NA) where patients are not recorded.
     leakage = bool(scores["leakage"].fillna(False).astype(bool).any())
