@@ -155,7 +155,10 @@ def test_the_description_is_stored_with_the_model(study, tmp_path):
 
 
 FAULTS = {
-    "NaN": (lambda x: x.__setitem__((3, 0), np.nan), "is NaN or infinite in 1 rows: fill them or leave out these spots"),
+    "NaN": (
+        lambda x: x.__setitem__((3, 0), np.nan),
+        "is NaN or infinite in 1 rows: fill them or leave out these spots",
+    ),
     "infinite": (lambda x: x.__setitem__((3, 0), np.inf), "is NaN or infinite in 1 rows"),
 }
 
@@ -239,7 +242,9 @@ def test_named_columns_in_another_order_are_refused(study):
     model = fitted(study, features="X_named")
     expected = predicted(study, model)
     table.obsm["X_named"] = table.obsm["X_named"][names[::-1]]
-    with pytest.raises(Img2GeneError, match="`X_named` of .* other names, or another order, than those of the training's"):
+    with pytest.raises(
+        Img2GeneError, match="`X_named` of .* other names, or another order, than those of the training's"
+    ):
         predicted(study, model)
     # Columns without names are taken by their place, as those of an array are.
     table.obsm["X_named"] = values
@@ -248,6 +253,8 @@ def test_named_columns_in_another_order_are_refused(study):
 
 def test_a_matrix_in_place_of_its_name_is_the_only_problem(study):
     del study["table"].obsm["X_tiny"]
-    with pytest.raises(Img2GeneError, match=r"(?s)^features=array.*expected the name of a matrix; store it first") as error:
+    with pytest.raises(
+        Img2GeneError, match=r"(?s)^features=array.*expected the name of a matrix; store it first"
+    ) as error:
         fitted(study, features=np.ones((3, 2)))
     assert "embed_patches" not in str(error.value)

@@ -12,6 +12,7 @@ import typer
 from img2gene._cli.options import Json, Key, ModelFile, Out, Overwrite, Seed, Set, Study, TableKey, further
 from img2gene._cli.output import finish
 from img2gene._cli.stores import check_target, open_store
+from img2gene._errors import Img2GeneError
 
 _SHOWN = ("model", "genes", "pcc", "spearman", "mse", "ssim")
 
@@ -105,6 +106,11 @@ def card(
 
     target = check_target(out, overwrite, ".md")
     trained = ig.io.load_model(model)
+    if scores is None and not trained.report.get("evaluation"):
+        raise Img2GeneError(
+            f"{model} holds no scores on held-out sections, and no model is offered without them. Pass `--scores scores.csv`, which "
+            f"`img2gene evaluate STUDY --model {model} --out scores.csv` writes."
+        )
     summary = None if scores is None else ig.tl.summarize(ig.io.read_csv(scores))
     ig.io.model_card(trained, target, title=title, licence=licence, limits=limit or (), scores=summary)
     finish({"out": str(target)}, as_json)
