@@ -46,8 +46,10 @@ def outputs(model: Model) -> dict[str, Model]:
     weights = model.report["fit"].get("weights")
     if weights is None or model.name == "bleep":
         return {"": model}
+    # A network without the loss of a part has no such part.
+    absent = set() if model.predictor.parameters.regression > 0 else {"regression"}
     parts = {": mixture": model}
-    return parts | {f": {name}": alone(model, name) for name in PARTS[1:]}
+    return parts | {f": {name}": alone(model, name) for name in PARTS[1:] if name not in absent}
 
 
 def run(sdata: SpatialData, split: Split, variant: str, seed: int, cohort: str) -> list[dict[str, object]]:

@@ -448,3 +448,9 @@ def test_embeddings_of_the_old_images_may_be_replaced(make_study):
     ig.pp.extract_patches(back, patch_um=60, patch_px=32)
     ig.pp.embed_patches(back, "tiny")
     assert set(_schema.read_json(back["table"], "encoder")) == {"tiny"}
+
+
+def test_pixels_in_place_of_the_key_of_a_picture_are_refused_with_where_to_put_them(shared_study):
+    adata = ig.io.to_anndata(shared_study)
+    with pytest.raises(Img2GeneError, match=r"(?s)image=array.*expected the key of a picture in .*`image=\"fullres\"`"):
+        ig.io.from_anndata(adata, image=np.zeros((8, 8, 3), dtype=np.uint8))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from img2gene import _schema
-from img2gene._checks import Arguments
+from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
 from img2gene._study.entrance import column_problems, number_problems, object_problems, open_table
 from img2gene._study.expression import in_tissue, name_problems
@@ -156,7 +156,11 @@ def _check(adata: Any, spot_um: Any, library_key: Any, patient_key: Any, image: 
     spot_um = check.number("spot_um", spot_um, above=0, optional=True)
     for name, value, optional in (("library_key", library_key, True), ("patient_key", patient_key, True)):
         check.text(name, value, optional=optional)
-    check.text("image", image)
+    if not isinstance(image, str) or not image:
+        check.messages.append(
+            f"image={shown(image)}: expected the key of a picture in `adata.uns['spatial'][<library>]['images']`. Store another "
+            'picture there first: in full resolution as `"fullres"`, which `image="fullres"` then takes.'
+        )
     if not isinstance(adata, AnnData):
         check.messages.append(f"adata is a {type(adata).__name__}; expected an AnnData with raw counts.")
     check.raise_all()
