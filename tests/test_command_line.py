@@ -179,6 +179,8 @@ def test_stores_are_joined(tmp_path, study, capsys):
         ("read synthetic --set n_spots=3 --out new", 1, "n_spots"),
         ("evaluate {embedded} --model {model} --out new", 1, "img2gene"),
         ("card nowhere.img2gene --out new", 1, "nowhere.img2gene"),
+        ("card {model} --out new", 1, "Pass `--scores scores.csv`, which `img2gene evaluate STUDY --model"),
+        ("read anndata {model} --out new", 1, r"\.img2gene cannot be read as an AnnData"),
         ("benchmark --cohort nowhere", 1, "No cohort 'nowhere'"),
         ("benchmark --cohorts", 2, "--cohorts"),
         ("transmogrify", 2, "transmogrify"),

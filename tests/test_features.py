@@ -155,8 +155,11 @@ def test_the_description_is_stored_with_the_model(study, tmp_path):
 
 
 FAULTS = {
-    "NaN": (lambda x: x.__setitem__((3, 0), np.nan), "is NaN in 1 rows: fill them or leave out these spots"),
-    "infinite": (lambda x: x.__setitem__((3, 0), np.inf), "is NaN in 1 rows"),
+    "NaN": (
+        lambda x: x.__setitem__((3, 0), np.nan),
+        "is NaN or infinite in 1 rows: fill them or leave out these spots",
+    ),
+    "infinite": (lambda x: x.__setitem__((3, 0), np.inf), "is NaN or infinite in 1 rows"),
 }
 
 
@@ -230,3 +233,28 @@ def test_joined_sections_keep_the_description_and_refuse_a_contradiction(make_se
     ig.pp.describe_features(second, "X_uni2", encoder="uni2-h", revision="b")
     with pytest.raises(Img2GeneError, match=r"Features `obsm\['X_uni2'\]` .*described differently: revision 'a'"):
         ig.io.concat_sections([first, second])
+
+
+def test_named_columns_in_another_order_are_refused(study):
+    table = study["table"]
+    values, names = matrix(study), [f"feature {place}" for place in range(matrix(study).shape[1])]
+    table.obsm["X_named"] = pd.DataFrame(values, index=table.obs_names, columns=names)
+    model = fitted(study, features="X_named")
+    expected = predicted(study, model)
+    table.obsm["X_named"] = table.obsm["X_named"][names[::-1]]
+    with pytest.raises(
+        Img2GeneError, match="`X_named` of .* other names, or another order, than those of the training's"
+    ):
+        predicted(study, model)
+    # Columns without names are taken by their place, as those of an array are.
+    table.obsm["X_named"] = values
+    np.testing.assert_array_equal(predicted(study, model), expected)
+
+
+def test_a_matrix_in_place_of_its_name_is_the_only_problem(study):
+    del study["table"].obsm["X_tiny"]
+    with pytest.raises(
+        Img2GeneError, match=r"(?s)^features=array.*expected the name of a matrix; store it first"
+    ) as error:
+        fitted(study, features=np.ones((3, 2)))
+    assert "embed_patches" not in str(error.value)

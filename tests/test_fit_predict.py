@@ -211,7 +211,7 @@ FAULTS = {
     "several embeddings": (second_embedding, {}, r"Several embeddings are stored \(tiny, other\); say which with `encoder=`"),
     "embedding not stored": (None, {"encoder": "color-texture"}, r"`X_color-texture` not found in .* \(available: "),
     "encoder": (None, {"encoder": "magic"}, r"`magic` not found in `img2gene.encoders`"),
-    "incomplete embedding": (lambda s: s["table"].obsm["X_tiny"].__setitem__((3, 0), np.nan), {}, "`obsm\\['X_tiny'\\]` is NaN in 1 rows"),
+    "incomplete embedding": (lambda s: s["table"].obsm["X_tiny"].__setitem__((3, 0), np.nan), {}, "`obsm\\['X_tiny'\\]` is NaN or infinite in 1 rows"),
     "width": (lambda s: s["table"].obsm.__setitem__("X_tiny", np.ones((196, 2), np.float32)), {}, r"has shape \(196, 2\), its record says width 6"),
     "no patches": (lambda s: s["table"].obsm.pop("patch_bbox"), {}, "`patch_bbox` not found in .*Run `img2gene.pp.extract_patches` first"),
     "resolution": (forget_resolution, {}, "Microns per pixel of the regions A2_spots, C1_spots are not recorded .* run `img2gene.pp.extract_patches` again"),

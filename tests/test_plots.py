@@ -98,6 +98,7 @@ def test_genes_that_the_model_does_not_know_are_named(predicted):
     ("genes", "options", "message"),
     [
         ("nothing", {}, "`nothing` not found"),
+        ([], {}, "Name at least one gene .available: G00"),
         ("G00", {"sections": "Z9"}, "No section named Z9"),
         ("G00", {"sections": []}, "Name at least one section"),
         ("G00", {"key": "other"}, "`other` not found.*predict"),

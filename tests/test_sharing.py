@@ -181,6 +181,9 @@ def test_the_hubs_refusals_say_what_to_do(monkeypatch):
     with pytest.raises(Img2GeneError, match=r"needs huggingface-hub: `pip install \"img2gene\[zoo\]\"`"):
         ig.io.load_model("hf://lab/x@v1")
     assert hub.is_remote("https://a") and not hub.is_remote("/models/a.img2gene")
+    assert not hub.is_remote("C:/models/a.img2gene")
+    with pytest.raises(Img2GeneError, match=r"'s3://bucket/a.img2gene' cannot be fetched: expected a path, 'hf://"):
+        ig.io.load_model("s3://bucket/a.img2gene")
 
 
 # Cards
@@ -233,3 +236,18 @@ def test_scores_on_patients_of_the_training_are_marked(shared_study, copy_of):
     ig.tl.predict(sdata)
     ig.tl.evaluate(sdata, n_permutations=2, allow_leakage=True)
     assert "these scores are optimistic" in ig.io.model_card(sdata)
+
+
+def test_a_table_of_scores_of_another_model_is_refused(scored_study, tmp_path):
+    model = ig.get.model(scored_study)
+    scores = ig.tl.evaluate(scored_study, n_permutations=2, inplace=False)
+    summary = ig.tl.summarize(scores)
+    assert "## Scores" in ig.io.model_card(model, scores=summary)
+    other = ig.tl.fit(scored_study, "ridge", train_on=["A"], validate_on=["C"], inplace=False)
+    assert other.name == model.name
+    # The command line writes the fingerprint beside the scores, as a file keeps no more than its cells.
+    read = ig.tl.summarize(pd.DataFrame(scores.to_dict()).assign(fingerprint=model.fingerprint))
+    for table in (summary, read):
+        with pytest.raises(Img2GeneError, match=f"scores of another model: their fingerprint is {model.fingerprint}"):
+            ig.io.model_card(other, tmp_path / "README.md", scores=table)
+    assert not (tmp_path / "README.md").exists()

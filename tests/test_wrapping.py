@@ -142,3 +142,16 @@ def test_own_names_are_taken_before_any_encoder_was_asked_for():
     assert "`color-texture` is registered already" in said
     assert said.endswith("50\n")
     assert ig.encoders.get("color-texture").source == "img2gene"
+
+
+def test_a_network_in_training_is_left_in_training(study):
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.BatchNorm2d(3), nn.Flatten(), nn.Dropout(0.5))
+    network.train()
+    network[1].eval()
+    spec = encoders.wrap(network, "half", **STATISTICS)
+    ig.pp.embed_patches(study, spec, orientations=1)
+    first = np.asarray(study["table"].obsm["X_half"])
+    assert [layer.training for layer in network] == [True, False, True, True] and network.training
+    # Dropout would give other features at each call.
+    ig.pp.embed_patches(study, spec, orientations=1)
+    np.testing.assert_array_equal(study["table"].obsm["X_half"], first)

@@ -34,6 +34,7 @@ PANEL = "panel"
 PANELS = "panels"
 FORMER_ENCODERS = "former_encoders"
 FEATURES = "features"
+FINGERPRINT = "fingerprint"
 # Row and column of each spot in µm where there are no patches; never stored.
 POSITIONS = "img2gene_um"
 PATHWAYS = "pathways"

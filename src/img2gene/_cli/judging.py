@@ -12,6 +12,7 @@ import typer
 from img2gene._cli.options import Json, Key, ModelFile, Out, Overwrite, Seed, Set, Study, TableKey, further
 from img2gene._cli.output import finish
 from img2gene._cli.stores import check_target, open_store
+from img2gene._errors import Img2GeneError
 
 _SHOWN = ("model", "genes", "pcc", "spearman", "mse", "ssim")
 
@@ -35,7 +36,8 @@ def evaluate(
 ) -> None:
     """Score predictions against measured expression, beside three baselines."""
     import img2gene as ig
-    from img2gene._files.folders import write_bytes
+    from img2gene._files.tables import write_csv
+    from img2gene.tl.evaluate import scored_fingerprint
 
     taken = ("model", "sections", "key", "seed", "table_key")
     arguments = further(ig.tl.evaluate, more, taken)
@@ -43,7 +45,8 @@ def evaluate(
     chosen: dict[str, Any] = {"sections": sections or None, "key": key, "seed": seed, "table_key": table_key}
     scores = ig.tl.evaluate(open_store(study), model, inplace=False, **chosen, **arguments)
     if target is not None:
-        write_bytes(target, scores.to_csv(index=False).encode())
+        # So that a card is refused the scores of another model.
+        write_csv(scores.assign(**scored_fingerprint(scores)), target)
     summary = ig.tl.summarize(scores)
     # Whether a patient leaks is unknown (NA) where patients are not recorded.
     leakage = bool(scores["leakage"].fillna(False).astype(bool).any())
@@ -103,6 +106,11 @@ def card(
 
     target = check_target(out, overwrite, ".md")
     trained = ig.io.load_model(model)
+    if scores is None and not trained.report.get("evaluation"):
+        raise Img2GeneError(
+            f"{model} holds no scores on held-out sections, and no model is offered without them. Pass `--scores scores.csv`, which "
+            f"`img2gene evaluate STUDY --model {model} --out scores.csv` writes."
+        )
     summary = None if scores is None else ig.tl.summarize(ig.io.read_csv(scores))
     ig.io.model_card(trained, target, title=title, licence=licence, limits=limit or (), scores=summary)
     finish({"out": str(target)}, as_json)

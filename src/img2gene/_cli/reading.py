@@ -13,6 +13,7 @@ from img2gene._cli.options import Json, Out, Overwrite, Set, further
 from img2gene._cli.output import finish
 from img2gene._cli.stores import check_target, open_store, write_store
 from img2gene._errors import Img2GeneError
+from img2gene._files.h5ad import read_h5ad
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -96,10 +97,8 @@ def _one(platform: Platform, path: Path, named: dict[str, str], more: list[str] 
         _refuse(platform, {*named, *(["set"] if more else [])})
         return open_store(path)
     if platform is Platform.ANNDATA:
-        import anndata as ad
-
         _refuse(platform, set(named))
-        return ig.io.from_anndata(ad.read_h5ad(path), **further(ig.io.from_anndata, more))
+        return ig.io.from_anndata(read_h5ad(path), **further(ig.io.from_anndata, more))
     reader = getattr(ig.io, f"read_{platform.value.replace('-', '_')}")
     if platform is Platform.LEGACY_ST:
         lacking = {"image", "section"} - named.keys()

@@ -15,13 +15,21 @@ logger = logging.getLogger(__name__)
 HUB = "hf://"
 _WEB = ("https://", "http://")
 _ADDRESS = re.compile(r"hf://(?P<repository>[^/@]+/[^/@]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[^@]+))?")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DIGEST = re.compile("[0-9a-f]{64}")
 _FILE = "model.img2gene"
 
 
 def is_remote(source: str) -> bool:
-    """Whether a text is an address of the hub or of the web, and not a path."""
-    return source.startswith((HUB, *_WEB))
+    """Whether a text is an address of the hub or of the web, and not a path; other addresses are refused."""
+    if source.startswith((HUB, *_WEB)):
+        return True
+    if _SCHEME.match(source):
+        raise Img2GeneError(
+            f"{source!r} cannot be fetched: expected a path, '{HUB}owner/name@revision' or 'https://…'. Download the file, and "
+            "pass its path."
+        )
+    return False
 
 
 def fetched(source: str, sha256: str | None, folder: Path) -> Path:

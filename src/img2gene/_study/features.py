@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -62,12 +63,14 @@ def features_identity(study: Study, features: str) -> dict[str, Any]:
             return identity
     width = int(study.table.obsm[features].shape[1])
     known = study.record(_schema.FEATURES, {}).get(features, {})
+    columns = _columns(study, features)
+    named = {"columns": columns} if columns else {}
     if known and known["width"] != width:
         raise Img2GeneError(
             f"`{features}` has {width} columns, its record in `{study.name}` says {known['width']}. Describe it again: "
             f"`img2gene.pp.describe_features(sdata, {features!r}, …{study.table_argument})`."
         )
-    return {"name": _name(study, features), **known, "matrix": features, "width": width}
+    return {"name": _name(study, features), **known, "matrix": features, "width": width, **named}
 
 
 def is_described(identity: Mapping[str, Any]) -> bool:
@@ -80,11 +83,18 @@ def differences(trained: Mapping[str, Any], stored: Mapping[str, Any], where: st
     both = is_described(trained) and is_described(stored)
     names = {"name": "encoder", **_FACTS} if both else _FACTS
     pairs = {label: (trained.get(fact), stored.get(fact)) for fact, label in names.items()}
-    return [
+    messages = [
         f"The model was trained with {label} {one}, {where} has {other}."
         for label, (one, other) in pairs.items()
         if one is not None and other is not None and one != other
     ]
+    columns = [facts.get("columns") for facts in (trained, stored)]
+    if not messages and all(columns) and columns[0] != columns[1]:
+        messages.append(
+            f"The columns of {where} have other names, or another order, than those of the training's `{trained['matrix']}`. A "
+            "model takes features by their place: bring the columns into the order of the training."
+        )
+    return messages
 
 
 def trained_features(study: Study, trained: dict[str, Any], features: str | None) -> tuple[Study, dict[str, Any]]:
@@ -120,6 +130,19 @@ def matrices(study: Study) -> list[str]:
         if name != study.table_key and set(_keys(table)) & set(_keys(study.table))
     ]
     return [*obsm, *(f"tables[{name!r}]" for name in tables)]
+
+
+def _columns(study: Study, features: str) -> str | None:
+    """Compute a digest of the names of the columns, in their order; None for columns that are only numbered."""
+    table, tables = study.stored_table, study.sdata.tables
+    if features in table.obsm:
+        names = getattr(table.obsm[features], "columns", ())
+    else:
+        names = tables[features].var_names if features in tables else ()
+    names = [str(name) for name in names]
+    if names == [str(place) for place in range(len(names))]:
+        return None
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def _matrix(study: Study, features: str) -> Any:

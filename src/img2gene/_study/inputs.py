@@ -87,7 +87,7 @@ def embedding(study: Study, identity: dict[str, Any]) -> np.ndarray:
     # Choosing rows copies them, and embeddings of slides take gigabytes.
     bad = n_faulty(values if rows.all() else values[rows])
     if bad:
-        raise Img2GeneError(f"`obsm['{key}']` is NaN in {bad} rows: {again}")
+        raise Img2GeneError(f"`obsm['{key}']` is NaN or infinite in {bad} rows: {again}")
     large = n_extreme(values)
     if large:
         raise Img2GeneError(f"`obsm['{key}']` holds values beyond ±{LARGEST:.0e} in {large} rows: {again}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from img2gene import _schema
-from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing
+from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, no_such
 from img2gene._study.matrices import dense, in_memory
 from img2gene._study.study import Study
 
@@ -112,4 +112,6 @@ def predicted_values(study: Study, genes: list[str], key: str, *, part: str | No
             chosen = values[:, columns] if hasattr(values, "compute") else in_memory(values)[:, columns]
             return dense(in_memory(chosen)).astype(float)
     where, (names, _) = next(iter(sources.items()))
+    if not genes:
+        raise MissingKeyError(no_such("gene", (), names))
     raise MissingKeyError(missing(listing(gene for gene in genes if gene not in names), where, names))

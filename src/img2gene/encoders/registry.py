@@ -107,7 +107,7 @@ def get(name: str) -> EncoderSpec:
     if key not in _REGISTRY and is_commit(commit) and base in _REGISTRY and _REGISTRY[base].source.startswith(HUB):
         return _at_commit(_REGISTRY[base], commit)
     if key not in _REGISTRY:
-        hint = "See `img2gene.encoders.list()`."
+        hint = "See `img2gene.encoders.list()`. Other models of timm are 'timm:<name>', those of the hub 'hf-hub:owner/name'."
         if name.removeprefix("X_") in _REGISTRY:
             hint = f"`obsm[{name!r}]` holds its embedding: pass {name.removeprefix('X_')!r}."
         raise MissingKeyError(missing(_short(name), "img2gene.encoders", _REGISTRY, hint))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -152,7 +153,7 @@ class WrappedModel:
                 f"The weights of encoder `{spec.name}` have changed since `img2gene.encoders.wrap`, so they are not those of "
                 f"revision {spec.revision}. Wrap the network again under another name."
             )
-        return TorchEncoder(self.model, spec.width, spec.mean, spec.std, device=device, amp=amp, name=spec.name)
+        return ModuleEncoder(self.model, spec.width, spec.mean, spec.std, device=device, amp=amp, name=spec.name)
 
     def width(self, name: str, side: int) -> int:
         """Count the features of test images. Features of an image must not depend on other images, or vary between calls."""
@@ -184,12 +185,36 @@ class WrappedModel:
         import torch
 
         device = next(iter(self.model.parameters()), torch.empty(0)).device
-        with torch.inference_mode():
-            self.model.eval()
+        with torch.inference_mode(), _evaluating(self.model):
             features = self.model(torch.from_numpy(pixels / np.float32(255)).permute(0, 3, 1, 2).to(device))
         if not isinstance(features, torch.Tensor):
             raise TypeError(f"it returned a {type(features).__name__} and not a tensor (n, width)")
         return features.float().cpu().numpy()
+
+
+class ModuleEncoder(TorchEncoder):
+    """Runs a network of the session, which may still be trained: it is in evaluation mode only while it computes."""
+
+    def __init__(self, network: nn.Module, *arguments: Any, **options: Any) -> None:
+        with _evaluating(network):
+            super().__init__(network, *arguments, **options)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        with super()._inference(), _evaluating(self.network):
+            yield
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and each of its layers back into its own mode afterwards."""
+    modes = {layer: layer.training for layer in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes.items():
+            layer.training = training
 
 
 class FunctionEncoder:

@@ -125,6 +125,12 @@ def _scores(model: Model, scores: pd.DataFrame | None) -> pd.DataFrame:
             "`img2gene.tl.predict` and `img2gene.tl.evaluate` on held-out patients, and pass the study: "
             "`img2gene.io.model_card(sdata)`."
         )
+    scored = scores.attrs.get(_schema.FINGERPRINT, model.fingerprint)
+    if scored != model.fingerprint:
+        raise Img2GeneError(
+            f"These are scores of another model: their fingerprint is {scored}, that of this `{model.name}` {model.fingerprint}. Run "
+            "`img2gene.tl.predict` and `img2gene.tl.evaluate` with this model."
+        )
     return scores
 
 

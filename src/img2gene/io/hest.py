@@ -11,6 +11,7 @@ import numpy as np
 from img2gene import _schema
 from img2gene._checks import Arguments, name_text
 from img2gene._errors import Img2GeneError, listing, raise_problems
+from img2gene._files.h5ad import read_h5ad
 from img2gene.io.sections import build_section, position_problems
 
 if TYPE_CHECKING:
@@ -157,12 +158,7 @@ def read_section(folder: str | Path, name: str, patient: str | None) -> tuple[Sp
 
 
 def _read_counts(path: Path) -> AnnData:
-    import anndata as ad
-
-    try:
-        stored = ad.read_h5ad(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise Img2GeneError(f"{path} cannot be read as an AnnData ({error}).") from error
+    stored = read_h5ad(path)
     if stored.X is None or not stored.obs_names.is_unique:
         raise Img2GeneError(f"{path}: expected counts in X, and each barcode once.")
     return stored

@@ -10,6 +10,7 @@ import numpy as np
 
 from img2gene._checks import Arguments, name_text
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, raise_problems
+from img2gene._files.h5ad import read_h5ad
 from img2gene._study.lattices import VISIUM_SPOT_UM, array_positions, hexagonal_pitch, nearest_distance
 from img2gene.io._folders import Folder, check_folder, section_name
 from img2gene.io._measured import build_study, name_genes, without_controls
@@ -77,10 +78,7 @@ def read_hest(
         raise folder.unknown(lacking)
     counts, image, details = (place / name for name in names)
     about = _metadata(details)
-    try:
-        stored = ad.read_h5ad(counts)
-    except (OSError, ValueError, KeyError) as error:
-        raise Img2GeneError(f"{counts} cannot be read as an AnnData ({error}).") from error
+    stored = read_h5ad(counts)
     if "spatial" not in stored.obsm:
         raise MissingKeyError(missing("spatial", f"{counts}: obsm", stored.obsm))
     raise_problems(position_problems(stored.obsm["spatial"], stored.n_obs, f"{counts}: obsm['spatial']", "the counts"))

@@ -142,7 +142,8 @@ def checked_features(check: Arguments, features: Any, **others: Any) -> Any:
         check.messages.append(
             f"features={shown(features)}: expected the name of a matrix; store it first, `sdata['table'].obsm['X_mine'] = …`."
         )
-        return None
+        # Without it the embedding would be looked for, which nobody asked about.
+        check.raise_all()
     for name, value in others.items():
         if value is not None:
             check.messages.append(f"features={features!r} and {name}={shown(value)} contradict each other: pass one.")

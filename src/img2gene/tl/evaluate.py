@@ -194,7 +194,7 @@ def evaluate(
     result = pd.concat(parts, ignore_index=True)
     # This relies on the order of rows: every section has the same models, each with the same genes.
     result["pcc_pooled"] = np.tile(np.concatenate(list(pool(moments).values())), len(chosen))
-    result = _tidy(result, members)
+    result = _tidy(result, members, evaluated)
     if inplace:
         _write(study.stored_table, result, evaluated, key)
     return result
@@ -236,7 +236,16 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
         for group, members in groups.items():
             chosen = part[members[scores.index.get_indexer(part.index)]]
             rows.append(dict(zip(keys, names, strict=True)) | {"genes": group} | _means(chosen))
-    return pd.DataFrame(rows).astype({"leakage": "boolean"})
+    summary = pd.DataFrame(rows).astype({"leakage": "boolean"})
+    summary.attrs = scored_fingerprint(scores)
+    return summary
+
+
+def scored_fingerprint(scores: pd.DataFrame) -> dict[str, str]:
+    """Name the trained model that scores are of, as a table carries it or a file of scores states it; empty if unknown."""
+    name = _schema.FINGERPRINT
+    stated = scores[name].dropna().unique() if name in scores else [scores.attrs.get(name)]
+    return {name: str(stated[0])} if len(stated) == 1 and stated[0] else {}
 
 
 def _summary_keys(scores: Any, by: Any) -> list[str]:
@@ -319,12 +328,14 @@ def with_markers(check: Arguments, gene_groups: Any, markers: Any) -> GeneGroups
     return named if markers is None else groups
 
 
-def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:
+def _tidy(result: pd.DataFrame, groups: dict[str, list[str]], model: Model) -> pd.DataFrame:
     for name, members in groups.items():
         result[name] = result["gene"].isin(members)
     result["leakage"] = result["leakage"].astype("boolean")
     columns = ["model", "section", "patient", "gene", *groups, *METRICS, "n_spots", "leakage"]
-    return result[columns]
+    result = result[columns]
+    result.attrs[_schema.FINGERPRINT] = model.fingerprint
+    return result
 
 
 def _write(table: AnnData, result: pd.DataFrame, model: Model, key: str) -> None:

@@ -158,6 +158,8 @@ class Task:
             allow_leakage=True,
             inplace=False,
         )
+        # The scores of a fold are not those of a model that is kept.
+        scores.attrs.clear()
         # Several labels can stand for one kind of model, so the label replaces its name.
         scores["model"] = scores["model"].replace(model.name, self.label)
         layers = kept_layers(test.table, model, self.fold.absent) if self.keep else {}
