@@ -108,6 +108,9 @@ def test_settings_refuse_misspelt_names_and_unusable_values(tmp_path):
         settings.progres = False
     settings.batch_size, settings.cache_dir = np.int64(4), str(tmp_path)
     assert (settings.batch_size, settings.cache_dir) == (4, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(Img2GeneError, match="is a file; expected a folder"):
+        settings.cache_dir = tmp_path / "file"
     assert Settings(num_workers=np.int8(2)).num_workers == 2
 
 

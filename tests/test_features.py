@@ -258,3 +258,8 @@ def test_a_matrix_in_place_of_its_name_is_the_only_problem(study):
     ) as error:
         fitted(study, features=np.ones((3, 2)))
     assert "embed_patches" not in str(error.value)
+
+
+def test_places_are_no_features(study):
+    with pytest.raises(Img2GeneError, match=r"obsm\['spatial'\]` holds places.*Choose among X_tiny"):
+        ig.tl.fit(study, "ridge", features="spatial", validate_on=["C"], inplace=False)

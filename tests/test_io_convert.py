@@ -454,3 +454,16 @@ def test_pixels_in_place_of_the_key_of_a_picture_are_refused_with_where_to_put_t
     adata = ig.io.to_anndata(shared_study)
     with pytest.raises(Img2GeneError, match=r"(?s)image=array.*expected the key of a picture in .*`image=\"fullres\"`"):
         ig.io.from_anndata(adata, image=np.zeros((8, 8, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    "names", [("y", "x"), ("array_row", "array_col"), ("pxl_row_in_fullres", "pxl_col_in_fullres")]
+)
+def test_positions_whose_names_say_row_first_are_refused(shared_study, names):
+    adata = ig.io.to_anndata(shared_study)
+    xy = adata.obsm["spatial"]
+    adata.obsm["spatial"] = pd.DataFrame(xy[:, ::-1], index=adata.obs_names, columns=list(names))
+    with pytest.raises(Img2GeneError, match=f"has the columns {names[0]}, {names[1]}; expected x .*exchange them"):
+        ig.io.from_anndata(adata, spot_um=55)
+    adata.obsm["spatial"] = pd.DataFrame(xy, index=adata.obs_names, columns=["x", "y"])
+    np.testing.assert_allclose(ig.io.from_anndata(adata, spot_um=55)["table"].obsm["spatial"], xy)

@@ -99,6 +99,10 @@ def _checked(name: str, value: Any) -> Any:
             if isinstance(value, Path):
                 # The folder stays the same when the working directory changes, and in the workers of a cluster.
                 value = value.absolute()
+                if value.exists() and not value.is_dir():
+                    check.messages.append(
+                        f"cache_dir={shown(value)} is a file; expected a folder, which need not exist yet."
+                    )
         case _:
             check.messages.append(f"`img2gene.settings` has no `{name}` ({near(name, known)}).")
     check.raise_all()

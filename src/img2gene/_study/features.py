@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Places of spots and patches in obsm.
+_NO_FEATURES = (_schema.PATCH_BBOX, _schema.POSITIONS, "spatial")
 # Entries in which two records of features can differ, and their names in messages.
 _FACTS = {
     "revision": "encoder revision",
@@ -122,7 +124,7 @@ def matrices(study: Study) -> list[str]:
     obsm = [
         name
         for name, values in study.table.obsm.items()
-        if name not in (_schema.PATCH_BBOX, "spatial") and len(getattr(values, "shape", ())) == 2
+        if name not in _NO_FEATURES and len(getattr(values, "shape", ())) == 2
     ]
     tables = [
         name
@@ -148,6 +150,10 @@ def _columns(study: Study, features: str) -> str | None:
 def _matrix(study: Study, features: str) -> Any:
     """Read a matrix as numbers (n_obs, width); arrays in a store stay there."""
     table, tables = study.table, study.sdata.tables
+    if features in _NO_FEATURES:
+        raise Img2GeneError(
+            f"`{study.name}.obsm[{features!r}]` holds places, which say nothing of the image. Choose among {listing(matrices(study))}."
+        )
     if features in table.obsm:
         return _numbers(table.obsm[features], f"`{study.name}.obsm['{features}']`")
     if features in tables and features != study.table_key:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # squidpy draws the whole thumbnail under the spots; more pixels would not show at the usual figure size.
 THUMBNAIL_PX = 600
+# Names of the columns of positions, as programs write them: y, center_y, array_row, pxl_row_in_fullres.
+_ROWS, _COLUMNS = (re.compile(rf"(^|_){end}(_|$)", flags=re.IGNORECASE) for end in ("(y|row)", "(x|col)"))
 _OWN = ("region", "spot_id", _schema.SECTION, _schema.PATIENT, _schema.LIBRARY_SIZE)
 # Larger than the usual patch, so that reading a patch touches at most four chunks.
 _CHUNK_PX = 1024
@@ -232,6 +235,9 @@ def position_problems(xy: Any, n_obs: int, name: str, table: str) -> list[str]:
         return [f"{name} holds values that are not numbers, or masks some; expected an array ({n_obs}, 2)."]
     if places.shape != (n_obs, 2):
         return [f"{name} has shape {places.shape}; expected ({n_obs}, 2), one row per row of {table}."]
+    columns = [str(column) for column in getattr(xy, "columns", ())]
+    if len(columns) == 2 and _ROWS.search(columns[0]) and _COLUMNS.search(columns[1]):
+        return [f"{name} has the columns {columns[0]}, {columns[1]}; expected x (column), then y (row): exchange them."]
     bad = int((~np.isfinite(places)).any(axis=1).sum())
     return [f"{name} holds NaN or infinite positions in {bad} rows; leave out spots without a position."] * bool(bad)
 
