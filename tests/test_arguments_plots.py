@@ -1,5 +1,7 @@
 """Plots, reports, readers, checks and settings refuse bad arguments by name, before the work."""
 
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -93,7 +95,7 @@ def test_a_report_never_writes_beside_a_folder_or_where_it_cannot(tmp_path, monk
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_settings_refuse_misspelt_names_and_unusable_values(tmp_path):
+def test_settings_refuse_misspelt_names_and_unusable_values(tmp_path, monkeypatch):
     settings = Settings()
     for name, value in (
         ("batch_size", 0),
@@ -108,6 +110,9 @@ def test_settings_refuse_misspelt_names_and_unusable_values(tmp_path):
         settings.progres = False
     settings.batch_size, settings.cache_dir = np.int64(4), str(tmp_path)
     assert (settings.batch_size, settings.cache_dir) == (4, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    settings.cache_dir = Path("here")
+    assert settings.cache_dir == tmp_path / "here"
     (tmp_path / "file").touch()
     with pytest.raises(Img2GeneError, match="is a file; expected a folder"):
         settings.cache_dir = tmp_path / "file"

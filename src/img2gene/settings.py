@@ -63,7 +63,7 @@ class Settings:
         """Convert and check a value; a misspelt setting is refused."""
         # Defaults are set when the package is imported, which must not wait for numpy.
         default = getattr(type(self), name, None)
-        if name == "cache_dir" and isinstance(value, Path):
+        if name == "cache_dir" and value == _default_cache():
             default = value
         super().__setattr__(name, value if value is default else _checked(name, value))
 

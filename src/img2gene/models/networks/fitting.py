@@ -32,9 +32,9 @@ from img2gene.models.uncertainty.inner_folds import InnerFolds, inner_folds
 # Number of devices, or their numbers.
 Devices = int | str | list[int]
 _TOKEN_COMPONENTS = 64
-# Fewest and most epochs. Many spots need fewer: the fewest epochs never make more than twice the planned steps.
+# Fewest and most epochs. Many spots need fewer: the fewest epochs make at most half as many steps again as planned.
 _EPOCHS = (12, 150)
-_MOST_STEPS = 2
+_MOST_STEPS = 1.5
 _VALIDATIONS = 25
 # How strongly weights are drawn to the mean of the parts, as a few folds decide on them (docs/guide/img2gene.md).
 _SHRINKAGE = 0.1
