@@ -244,9 +244,8 @@ def test_names_that_no_library_has_are_refused_without_a_connection(enrichr, nam
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_copy(enrichr, tmp_path, monkeypatch, caplog):
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    monkeypatch.setattr(ig.settings, "cache_dir", blocked)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(ig.settings, "cache_dir", tmp_path / "file" / "folder")
     assert read_gene_sets("Shared_2024")["second"] == ["X"]
     assert "could not be kept" in caplog.text
 

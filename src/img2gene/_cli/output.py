@@ -51,13 +51,14 @@ def _plain(value: Any) -> Any:
 
 
 def _print_table(frame: pd.DataFrame) -> None:
+    from pandas.api.types import is_numeric_dtype
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     grid = Table(box=None, header_style="bold", pad_edge=False)
     for name in frame:
-        grid.add_column(escape(str(name)), justify="left" if frame[name].dtype == object else "right", no_wrap=True)
+        grid.add_column(escape(str(name)), justify="right" if is_numeric_dtype(frame[name]) else "left", no_wrap=True)
     for values in frame.itertuples(index=False):
         grid.add_row(*(escape(_cell(value)) for value in values))
     # A pipe has no width, so nothing is cut there.
