@@ -261,5 +261,5 @@ def test_a_matrix_in_place_of_its_name_is_the_only_problem(study):
 
 
 def test_places_are_no_features(study):
-    with pytest.raises(Img2GeneError, match=r"obsm\['spatial'\]` holds places.*Choose among X_tiny"):
+    with pytest.raises(Img2GeneError, match=r"obsm\['spatial'\]` holds positions.*Choose among X_tiny"):
         ig.tl.fit(study, "ridge", features="spatial", validate_on=["C"], inplace=False)

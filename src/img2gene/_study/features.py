@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Places of spots and patches in obsm.
+# Positions of spots and patches in obsm.
 _NO_FEATURES = (_schema.PATCH_BBOX, _schema.POSITIONS, "spatial")
 # Entries in which two records of features can differ, and their names in messages.
 _FACTS = {
@@ -152,7 +152,7 @@ def _matrix(study: Study, features: str) -> Any:
     table, tables = study.table, study.sdata.tables
     if features in _NO_FEATURES:
         raise Img2GeneError(
-            f"`{study.name}.obsm[{features!r}]` holds places, which say nothing of the image. Choose among {listing(matrices(study))}."
+            f"`{study.name}.obsm[{features!r}]` holds positions, not features of the image. Choose among {listing(matrices(study))}."
         )
     if features in table.obsm:
         return _numbers(table.obsm[features], f"`{study.name}.obsm['{features}']`")

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 UNITS_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3}
 # Above it a file holds the resolution of a print or a screen (72 dots per inch are 353 µm), not that of a scan.
 COARSEST_UM = 20.0
+INCH_UM = 25_400.0
 # Alignments by hand stretch a section by some percent.
 _NOTABLE = 0.1
 
@@ -83,7 +84,7 @@ def _ome(tiff: Any) -> list[float]:
 
 def _resolution(page: Any) -> list[float]:
     """Read the tags of the resolution, which count pixels per inch or centimetre."""
-    unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof(296, default=0)))
+    unit = {2: INCH_UM, 3: 10_000.0}.get(int(page.tags.valueof(296, default=0)))
     if unit is None:
         return []
     counts = [page.tags.valueof(tag, default=(0, 1)) for tag in (282, 283)]

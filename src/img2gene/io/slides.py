@@ -18,7 +18,7 @@ from img2gene._errors import Img2GeneError, listing
 from img2gene._study.colours import WHITE
 from img2gene._study.lattices import AGREEMENT
 from img2gene._study.pyramids import check_pyramid, check_sizes
-from img2gene.io._file_microns import COARSEST_UM, ome_microns, positive
+from img2gene.io._file_microns import COARSEST_UM, INCH_UM, ome_microns, positive
 from img2gene.io._folders import storable_name
 from img2gene.io._slide_pixels import check_pixels
 
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 _CHUNK_PX = 1024
 _MOST_ANISOTROPY = 0.02
 _OME = re.compile(r"\.ome(\.tiff?|\.btf)?$", flags=re.IGNORECASE)
-_INCH_UM = 25_400.0
 # Scanners name their objective by these magnifications of a camera with pixels of about 10 µm.
 _OBJECTIVE_UM = 10.0
 
@@ -149,7 +148,7 @@ def _microns(file: Path, properties: Any, mpp: float | None) -> float:
     known = float(np.mean(sides)) if sides else None
     if known is not None and known > COARSEST_UM and mpp is None:
         raise Img2GeneError(
-            f"{str(file)!r} says {known:.4g} µm per pixel ({_INCH_UM / known:.0f} dots per inch). That is the resolution of a "
+            f"{str(file)!r} says {known:.4g} µm per pixel ({INCH_UM / known:.0f} dots per inch). That is the resolution of a "
             "print or a screen, not of a scan. Pass `mpp=`, microns per pixel of the full resolution (about .25 at 40×, .5 at 20×)."
         )
     if mpp is not None:
