@@ -456,11 +456,11 @@ def test_html_escapes_names(result):
 
 @pytest.mark.parametrize("model", ["ridge", "knn", "bleep", "cmrcnet", "img2gene"])
 def test_noise_scores_nothing(shared_study, copy_of, model):
-    """Mean correlation over 20 seeds, with a confidence interval, where labels say nothing about features."""
+    """Mean correlation over 10 seeds, with a confidence interval, where labels say nothing about features."""
     small = {"n_models": 1, "n_validations": 1, "max_epochs": 2, "dim": 16}
     parameters = {"model": model, **({} if model in ("ridge", "knn") else small)}
     sdata, means = copy_of(shared_study), []
-    for seed in range(20):
+    for seed in range(10):
         counts = np.random.default_rng(seed).poisson(40, sdata["table"].shape)
         sdata["table"].X = type(sdata["table"].X)(counts.astype(np.float32))
         found = ig.tl.cross_validate(sdata, {"it": parameters}, baselines=False, n_permutations=0, seed=seed)

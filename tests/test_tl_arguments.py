@@ -56,6 +56,8 @@ FUNCTIONS = {
     "check_leaks": (ig.tl.check_leaks, (), "groups layer encoder table_key seed"),
     "pathway_contributions": (ig.tl.pathway_contributions, ("G00",), "gene model key table_key"),
 }  # fmt: skip
+# Their calls take long where they are not refused, so neighbouring arguments share the values.
+SLOW = ("cross_validate", "learning_curve")
 CALLS = [(name, argument) for name, (_, _, arguments) in FUNCTIONS.items() for argument in arguments.split()]
 
 
@@ -87,6 +89,8 @@ def test_no_argument_ends_in_an_error_of_another_package(trained_study, copy_of,
     sdata = copy_of(trained_study)
     # None is valid for most arguments, and other tests train with it.
     values = [value for value in HOSTILE.values() if value is not None]
+    if name in SLOW:
+        values = values[CALLS.index((name, argument)) % 2 :: 2]
     refused = [refused_or_done(sdata, name, argument, value) for value in values]
     assert sum(refused) > len(refused) / 3
 

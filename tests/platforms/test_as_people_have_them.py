@@ -28,11 +28,14 @@ def by_spatialdata(path, name):
 
 
 def embedding(sdata):
-    ig.pp.extract_patches(sdata, patch_um=112)
-    ig.pp.embed_patches(sdata, "color-texture")
+    """Names of some 300 spots, the same ones in whatever order they are, and their embeddings."""
     table = sdata["table"]
     order = np.argsort(table.obs_names)
-    return table.obs_names[order].tolist(), table.obsm["X_color-texture"][order]
+    table = table[order[:: max(len(order) // 300, 1)]].copy()
+    sdata.tables["table"] = table
+    ig.pp.extract_patches(sdata, patch_um=112)
+    ig.pp.embed_patches(sdata, "color-texture")
+    return table.obs_names.tolist(), table.obsm["X_color-texture"]
 
 
 @pytest.mark.real

@@ -50,13 +50,16 @@ class Lines:
     at: int = 0
     places: list[Place] = field(default_factory=list)
     known: dict[str, bool] = field(default_factory=dict)
+    before: Any = field(default=None, init=False)
 
     def __enter__(self) -> Lines:
+        # A measurement of coverage traces lines, too, and must go on afterwards.
+        self.before = sys.gettrace()
         sys.settrace(self._call)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self.before)
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
         filename = frame.f_code.co_filename

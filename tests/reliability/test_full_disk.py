@@ -11,7 +11,7 @@ from reliability.tally import Tally
 
 # Warnings of other packages would end trials with errors that no user sees.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("prepared_jobs")]
-N_EACH, SEED = 8, 0
+N_EACH, SEED = 5, 0
 SHORT = ("save_model", "gene-set cache", "predict(out=)")
 
 

@@ -7,7 +7,7 @@ from reliability.tally import Tally
 
 # Warnings of other packages would end trials with errors that no user sees.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("prepared_jobs")]
-N_EACH, SEED = 3, 0
+N_EACH, SEED = 2, 0
 
 
 @pytest.mark.parametrize("job", [job for job in jobs.JOBS if job.name != "benchmark"], ids=lambda job: job.name)
