@@ -14,6 +14,7 @@ from img2gene.models import Model, TrainingData, create
 from img2gene.models.bias.debiasing import Debiasing
 from img2gene.models.bias.level import SectionLevel
 from img2gene.models.bias.stain import StainShrinkage
+from img2gene.models.centring import centre
 from img2gene.models.img2gene.responses import Responses
 
 
@@ -195,6 +196,65 @@ def test_the_predictor_sees_shrunken_features_and_levels_are_added():
     np.testing.assert_allclose(model.predict(data.features, data.sections), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["ridge", "ridge-plain"])
+def test_shrinkage_is_a_penalty_on_what_the_stain_moves(name):
+    """Only the first feature moves with the stain: it is shrunk along its own axis, which scaling anew would undo."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(120, 5)).astype("f4") * np.float32([1, 2, 3, 4, 5])
+    labels = (features[:, :1] + features[:, 1:2] + rng.normal(size=(120, 6))).astype("f4")
+    sections = np.repeat(["a", "b", "c"], 40)
+    data = TrainingData(features, labels, sections, sections, rng.normal(size=(120, 2)))
+    changes = np.zeros((20, 5), dtype="f4")
+    changes[:, 0] = rng.choice([-2, 2], 20)
+    debiasing = Debiasing(StainShrinkage.fit(features, sections, changes))
+    model = create(name, penalty=0.5 * len(features))
+    model.fit(debiasing.seen(data), seed=0)
+    x, y = centre(features, sections, None), centre(labels, sections, None)
+    sd = x.std(axis=0)
+    # Factors are squared in the penalty: λ (1 + (3 r)²) for the first feature, λ for the others.
+    moved = np.array([2 / sd[0], 0, 0, 0, 0])
+    energy = (1 / (1 + np.square(3 * moved))).sum()
+    penalty = 0.5 * len(features) * energy * (1 + np.square(3 * moved))
+    z = x / sd
+    expected = z @ np.linalg.solve(z.T @ z + np.diag(penalty), z.T @ y) + labels.mean(axis=0)
+    found = model.predict(debiasing.features(features), sections)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_levels_and_the_predictions_that_they_are_added_to_have_one_mean(caplog):
+    """A depth-weighted ridge has a weighted mean; with it levels stay between those of the training sections."""
+    rng = np.random.default_rng(0)
+    sections = np.repeat(["a", "b", "c", "d"], 40)
+    level = np.repeat([0.0, 0.2, 2.0, 2.2], 40)[:, None]
+    features = (level + 0.1 * rng.normal(size=(160, 3))).astype("f4")
+    labels = (3 + features[:, :1] + 0.01 * rng.normal(size=(160, 2))).astype("f4")
+    library = np.repeat([100.0, 100.0, 10_000.0, 10_000.0], 40)
+    data = TrainingData(features, labels, sections, sections, rng.normal(size=(160, 2)), library=library)
+    model = create("ridge")
+    model.fit(data, seed=0)
+    assert np.abs(model.arrays["label_mean"] - labels.mean(axis=0)).min() > 0.3
+    found, _ = SectionLevel.fit(data, seed=0, spot_weights=model.spot_weights)
+    debiasing = Debiasing(level=replace(found, share=np.ones(1, dtype="f4")))
+    far = (features + 50).astype("f4")
+    for values, end in (
+        (far, labels[sections == "d"].mean(axis=0)),
+        (features - 50, labels[sections == "a"].mean(axis=0)),
+    ):
+        predicted = debiasing.add_levels(model.predict(values, sections), values, sections)
+        np.testing.assert_allclose(predicted.mean(axis=0), end, atol=0.02)
+
+
+def test_tokens_are_left_out_with_stain_and_a_warning_says_so(cohort, copy_of, caplog):
+    sdata, options = copy_of(cohort), {"max_epochs": 1, "n_models": 1, "n_validations": 0, "dim": 16, "inplace": False}
+    without = ig.tl.fit(sdata, debias="stain", validate_on=["P4"], uncertainty=False, **options)
+    ig.pp.embed_patches(sdata, "color-texture", restained=12, tokens=9)
+    with caplog.at_level(logging.WARNING, logger="img2gene"):
+        model = ig.tl.fit(sdata, debias="stain", validate_on=["P4"], uncertainty=False, **options)
+    assert "tokens of patches are left out" in caplog.text
+    expected, found = (ig.tl.predict(sdata, each, inplace=False).X for each in (without, model))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_nothing_is_done_unless_it_is_named(cohort):
     for name in ("ridge", "ridge-plain", "mean"):
         model = ig.tl.fit(cohort, name, validate_on=["P4"], inplace=False)
@@ -223,7 +283,7 @@ def test_an_effect_becomes_the_parameter_of_the_model(cohort):
     options = {"validate_on": ["P4"], "inplace": False, "max_epochs": 1, "n_models": 1, "n_validations": 0}
     model = ig.tl.fit(cohort, debias=["TDE", "stain"], uncertainty=False, **options)
     assert model.predictor.parameters.effect == "TDE"
-    assert model.report["debias"]["parts"] == ["stain"]
+    assert model.report["debias"]["parts"] == ["stain", "TDE"]
 
 
 @pytest.mark.parametrize(
@@ -235,11 +295,26 @@ def test_an_effect_becomes_the_parameter_of_the_model(cohort):
         ("ridge", {"debias": "colour"}, "debias='colour': choose from stain, level, depth, TE"),
         ("ridge", {"debias": 1}, "debias=1"),
         ("mean", {"debias": "level"}, "predicts levels itself"),
+        ("ridge", {"debias": "depth", "layer": "truth"}, "debias='depth' needs counts"),
+        ("img2gene", {"depth_weights": True, "layer": "truth"}, "depth_weights=True needs library sizes"),
+        (
+            "img2gene",
+            {"debias": "NIE", "neighborhood": False, "section_view": False},
+            "effect='NIE' is what the neighbourhood and the section add",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_named(cohort, model, params, message):
     with pytest.raises(Img2GeneError, match=message):
         ig.tl.fit(cohort, model, validate_on=["P4"], **params)
+
+
+def test_stain_and_fine_tuning_are_refused_before_anything_is_trained(cohort, monkeypatch):
+    from img2gene._study.finetuning import StudyFineTuning
+
+    monkeypatch.setattr(StudyFineTuning, "run", lambda *args, **kwargs: pytest.fail("trained"))
+    with pytest.raises(Img2GeneError, match="a fine-tuned encoder has no restained patches"):
+        ig.tl.fit(cohort, "ridge", encoder="efficientnet-lite0", finetune="last", debias="stain", validate_on=["P4"])
 
 
 def test_levels_of_few_groups_are_called_unknown(cohort, caplog):

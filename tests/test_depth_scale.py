@@ -94,6 +94,33 @@ def test_predictions_at_a_stated_depth_are_scored_at_the_measured_one(trained):
     assert "depth" not in table.uns["img2gene"]["predicted_by"]
 
 
+def test_returned_predictions_in_a_table_of_their_own_are_scored_at_the_measured_depth(trained):
+    ig.tl.predict(trained, depth="unlimited")
+    expected = ig.tl.evaluate(trained, inplace=False, n_permutations=0)
+    apart = ig.tl.predict(trained, depth="unlimited", inplace=False)
+    table = trained["table"]
+    for name in [name for name in table.layers if name.startswith("img2gene")]:
+        del table.layers[name]
+    del table.uns["img2gene"]["predicted_by"]
+    trained.tables["img2gene"] = apart
+    found = ig.tl.evaluate(trained, inplace=False, n_permutations=0)
+    for name in ("mse", "bias", "pcc"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+
+
+def test_expected_labels_settle_at_great_depth(trained):
+    first, *others = (ig.tl.predict(trained, depth=depth, inplace=False).X for depth in (1e7, 1e9, 1e12))
+    for values in others:
+        np.testing.assert_allclose(values, first, atol=0.001)
+    # Counts that vary more than those of Poisson have a lower mean logarithm than log1p(1e4 · share).
+    assert (first <= ig.tl.predict(trained, depth="unlimited", inplace=False).X + 1e-4).all()
+
+
+def test_measured_totals_have_a_depth_of_their_own(trained):
+    with pytest.raises(Img2GeneError, match="measured totals have the depth of their spots"):
+        ig.tl.predict(trained, resolution_um=50, totals="measured", depth="unlimited", inplace=False)
+
+
 def test_a_shallow_section_is_compared_at_its_depth(trained):
     thinned(trained, 0.01)
     raw = ig.tl.evaluate(trained, inplace=False).query("model == 'ridge'")
@@ -114,7 +141,7 @@ def test_the_depth_scale_is_stored(trained, tmp_path):
         Model.from_state(config, arrays)
 
 
-@pytest.mark.parametrize("depth", [0, -5, "deep", np.nan, True, [500], np.array([500, 600])])
+@pytest.mark.parametrize("depth", [0, 0.5, -5, "deep", np.nan, True, [500], np.array([500, 600])])
 def test_a_depth_that_is_none_is_refused(trained, depth):
     with pytest.raises(Img2GeneError, match="depth="):
         ig.tl.predict(trained, depth=depth)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,9 +59,19 @@ def separate_table(study: Study, key: str) -> AnnData | None:
     return None if _by_other_model(study, key) else separate
 
 
+def record_of(study: Study, key: str) -> dict[str, Any] | None:
+    """Facts on the predictions ``key``: their model, depth and layer; None if they have no record.
+
+    Predictions that were returned, and that users put into the study as a table, bring a record of their own.
+    """
+    by: dict[str, Any] | None = study.record(_schema.PREDICTED_BY, {}).get(key)
+    separate = separate_table(study, key) if by is None else None
+    return by if separate is None else _schema.read_json(separate, _schema.PREDICTED_BY, default={}).get(key)
+
+
 def check_predictor(study: Study, model: Model, key: str) -> None:
     """Raise if another model made the predictions under ``key``: its split may leak where this one does not."""
-    by = study.record(_schema.PREDICTED_BY, {}).get(key)
+    by = record_of(study, key)
     # Predictions from outside the package have no model on record and cannot be compared.
     if by is not None and by["fingerprint"] != model.fingerprint:
         made_by, judged = (

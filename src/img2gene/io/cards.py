@@ -213,6 +213,8 @@ def _counted(row: Any) -> list[str]:
 
 def _bias(report: dict[str, Any]) -> str:
     debias = report.get("debias") or {}
+    # A fit without debiasing names no parts.
+    debias = debias if debias.get("parts") else {}
     done = "Nothing was done against bias." if not debias else "Done against bias, with its effect in training:"
     rows = [(part, _value(facts)) for part, facts in debias.items()]
     return "## Bias\n\n" + done + (f"\n\n{_table(['part', 'effect'], rows)}" if rows else "")

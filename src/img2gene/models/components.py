@@ -33,8 +33,17 @@ class Components:
     center: str
 
     @classmethod
-    def fit(cls, features: np.ndarray, sections: np.ndarray, k: int, *, center: str, seed: int) -> Components:
-        """Components of features (n, …, width); of at most 20,000 rows, chosen at random."""
+    def fit(
+        cls,
+        features: np.ndarray,
+        sections: np.ndarray,
+        k: int,
+        *,
+        center: str,
+        seed: int,
+        scale: np.ndarray | None = None,
+    ) -> Components:
+        """Components of features (n, …, width), divided by ``scale``; of at most 20,000 rows, chosen at random."""
         from img2gene.models.centring import centre
         from img2gene.models.decomposition import decompose
 
@@ -46,7 +55,7 @@ class Components:
             rows = np.sort(np.random.default_rng(seed).choice(len(flat), 20_000, replace=False))
             flat, names = flat[rows], names[rows]
         centred = centre(flat, names, None if center == "section" else mean)
-        decomposition = decompose(centred, np.zeros((len(centred), 0)), k, seed)
+        decomposition = decompose(centred, np.zeros((len(centred), 0)), k, seed, scale)
         if not len(decomposition.components):
             raise Img2GeneError(
                 "The features do not vary between the training spots"

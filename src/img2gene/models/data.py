@@ -39,6 +39,8 @@ class TrainingData:
         float32 (n_spots, n_pathways): pathway scores; None where there are none.
     library
         float (n_spots,): library sizes; None where the labels are not made of counts.
+    feature_scale
+        float32 (width,): what models divide features by; None for the SD of the features within sections.
 
     Examples
     --------
@@ -60,6 +62,7 @@ class TrainingData:
     tokens: np.ndarray | None = None
     pathways: np.ndarray | None = None
     library: np.ndarray | None = None
+    feature_scale: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Refuse features and labels that no model can be fitted to."""
@@ -75,7 +78,7 @@ class TrainingData:
 
     def take(self, rows: np.ndarray) -> TrainingData:
         """Select spots by a boolean mask or indices."""
-        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        values = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "feature_scale"}
         return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
     def canonical_order(self) -> np.ndarray:

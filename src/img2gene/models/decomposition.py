@@ -52,12 +52,15 @@ class Decomposition:
         return coefficients
 
 
-def decompose(features: np.ndarray, labels: np.ndarray, n_components: int, seed: int) -> Decomposition:
-    """Scale centred features to unit SD and take the leading singular vectors.
+def decompose(
+    features: np.ndarray, labels: np.ndarray, n_components: int, seed: int, scale: np.ndarray | None = None
+) -> Decomposition:
+    """Scale centred features to unit SD, or divide them by a given ``scale``, and take the leading singular vectors.
 
     Exact through the smaller Gram matrix up to 1,500 rows or columns, randomised (Halko et al. 2011) above.
     """
-    scale = np.sqrt(np.square(features).mean(axis=0, dtype=np.float64))
+    if scale is None:
+        scale = np.sqrt(np.square(features).mean(axis=0, dtype=np.float64))
     # A feature that never varies (a filter that never fires) carries nothing; dividing by its rounding error would.
     scale = np.where(scale > 1e-6 * max(float(scale.max(initial=0)), 1e-12), scale, np.inf)
     scaled = features / scale.astype(features.dtype)

@@ -13,7 +13,7 @@ from img2gene.models.data import TARGET_SUM
 # Shares of all counts of a spot, dispersions, and mean counts, between which curves are interpolated.
 _SHARES = np.geomspace(1e-8, 1, 161)
 _DISPERSIONS = np.concatenate([[0], np.geomspace(0.01, 30, 15)])
-_MEANS = np.concatenate([[0], np.geomspace(1e-6, 1e7, 300)])
+_MEANS = np.concatenate([[0], np.geomspace(1e-6, 1e19, 577)])
 # Poisson sums are exact up to this mean; above it the logarithm is expanded around the mean.
 _LARGEST_SUM = 150
 _QUANTILES = 48

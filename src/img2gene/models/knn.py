@@ -71,7 +71,8 @@ class FeatureKNN:
         self.report |= {"k": int(chosen), "n_references": len(data.labels)}
 
     def _reference(self, data: TrainingData, seed: int) -> tuple[Components, ReferenceBank]:
-        components = Components.fit(data.features, data.sections, self.n_components, center=self.center, seed=seed)
+        options = {"center": self.center, "seed": seed, "scale": data.feature_scale}
+        components = Components.fit(data.features, data.sections, self.n_components, **options)
         mean = None if self.center == "section" else data.labels.mean(axis=0, dtype=np.float64)
         values = centre(data.labels, data.sections, mean).astype(np.float32)
         keys = unit_rows(components(data.features, data.sections))

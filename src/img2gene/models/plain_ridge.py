@@ -64,7 +64,7 @@ class PlainRidge(LinearPredictor):
         for genes, penalty in zip(bins, chosen, strict=True):
             penalties[genes] = penalty
         features, labels = self._centred(data.features, data.sections), self._centred(data.labels, data.sections)
-        decomposition = decompose(features, labels, self.n_components, seed)
+        decomposition = decompose(features, labels, self.n_components, seed, data.feature_scale)
         self._penalties = penalties
         self.arrays = {
             "feature_mean": data.features.mean(axis=0, dtype=np.float64).astype(np.float32),
@@ -126,7 +126,7 @@ class PlainRidge(LinearPredictor):
         features, labels = (
             self._centred(values[fitted], data.sections[fitted]) for values in (data.features, data.labels)
         )
-        decomposition = decompose(features, labels, self.n_components, seed)
+        decomposition = decompose(features, labels, self.n_components, seed, data.feature_scale)
         means = section_means(data.features[held], units)[1] - data.features[fitted].mean(axis=0, dtype=np.float64)
         return decomposition.scores(means) @ decomposition.coefficients(np.asarray(self._penalties))
 
@@ -190,7 +190,7 @@ class PlainRidge(LinearPredictor):
         fitted, held = split
         inside, outside = data.sections[fitted], folds.centred_in(data.sections)[held]
         features, labels = self._centred(data.features[fitted], inside), self._centred(data.labels[fitted], inside)
-        decomposition = decompose(features, labels, self.n_components, seed)
+        decomposition = decompose(features, labels, self.n_components, seed, data.feature_scale)
         return decomposition, decomposition.scores(
             centre(data.features[held], outside, self._reference(data.features[fitted]))
         )

@@ -152,7 +152,7 @@ class _Inputs:
         """Project the features of all spots."""
         reference = None if center == "section" else np.average(data.features, axis=0, weights=weights)
         centred = centre(data.features, data.sections, reference)
-        decomposition = decompose(centred, np.zeros((len(centred), 0)), n_components, seed)
+        decomposition = decompose(centred, np.zeros((len(centred), 0)), n_components, seed, data.feature_scale)
         # In double precision, 15,000 genes of 50,000 spots and their centred copies would take over 20 GiB.
         double = data.labels.size < DOUBLE_LIMIT
         labels = np.asarray(data.labels, dtype=np.float64 if double else np.float32)
@@ -274,6 +274,10 @@ class Ridge(LinearPredictor):
             predicted[held] = inputs.held_scores(fitted, held, folds).astype(np.float32) @ coefficients
         return predicted
 
+    def spot_weights(self, data: TrainingData) -> np.ndarray:
+        """Weights of training spots, float64 (n_spots,), with mean 1."""
+        return depth_weights(data.library if self.depth_weights else None, data.sections)
+
     @property
     def _intermediate(self) -> tuple[_Inputs, list[float]]:
         if self._fitted is None:
@@ -285,7 +289,7 @@ class Ridge(LinearPredictor):
 
     def _fit(self, data: TrainingData, seed: int) -> tuple[_Inputs, list[float]]:
         check_centring(data.sections, self.center)
-        weights = depth_weights(data.library if self.depth_weights else None, data.sections)
+        weights = self.spot_weights(data)
         inputs = _Inputs.of(data, weights, self.center, self.n_components, seed)
         everything = np.ones(len(weights), dtype=bool)
         solution = inputs.solve(everything, self.n_responses)

@@ -13,7 +13,7 @@ from img2gene import _schema
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches, no_such, raise_problems
 from img2gene._study.depth import report_other_scale
 from img2gene._study.expression import expression_unit, labels, measured
-from img2gene._study.predictions import check_predictor, predicted_values, prediction_problems
+from img2gene._study.predictions import check_predictor, predicted_values, prediction_problems, record_of
 from img2gene._study.sections import text_labels
 from img2gene._study.study import Study
 from img2gene.metrics._inputs import real_array
@@ -240,8 +240,7 @@ class Predictions:
 
 def predicted_unit(study: Study, key: str) -> str:
     """Unit of the predictions ``key`` of a study; empty if another package made them."""
-    # A separate table of predictions has the same record as the table that was predicted.
-    by = study.record(_schema.PREDICTED_BY, {}).get(key)
+    by = record_of(study, key)
     return "" if by is None else expression_unit(by.get("layer"))
 
 
@@ -252,7 +251,7 @@ def _stored_predictor(study: Study, key: str) -> Model | None:
     names = list(stored_models(study.table))
     if key not in names:
         return None
-    by = study.record(_schema.PREDICTED_BY, {}).get(key)
+    by = record_of(study, key)
     # A model can predict under the name of another one.
     for name in (key, *(name for name in names if name != key)):
         model = read_model(study.table, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,21 @@ class DebiasChoice:
     """Parts of the debiasing that a fit uses."""
 
     parts: tuple[str, ...] = ()
+    effect: str | None = None
+
+    def check(self, predictor: Predictor, layer: str | None, *, finetuned: bool) -> None:
+        """Refuse what can be known before anything is trained."""
+        if "stain" in self.parts and finetuned:
+            raise Img2GeneError("debias='stain': a fine-tuned encoder has no restained patches. Leave one of both out.")
+        if "level" in self.parts and not centres_by_section(predictor):
+            raise Img2GeneError(
+                f"debias='level': the model `{predictor.name}` does not centre by section, so it predicts levels itself. "
+                "Leave it out."
+            )
+        if "depth" in self.parts and layer is not None:
+            raise Img2GeneError(
+                "debias='depth' needs counts, which labels from `layer=` do not have. Leave `layer` out."
+            )
 
     def fit(
         self,
@@ -41,18 +55,14 @@ class DebiasChoice:
         seed: int,
     ) -> tuple[Debiasing | None, dict[str, Any]]:
         """Fit the parts to the training data; return them and a report of what was done and its measured effect."""
-        report: dict[str, Any] = {"parts": list(self.parts)}
+        report: dict[str, Any] = {"parts": list(self.parts) + ([] if self.effect is None else [self.effect])}
         stain = level = None
         if "stain" in self.parts:
             stain, report["stain"] = _stain(study, rows, identity, data)
         if "level" in self.parts:
-            seen = data if stain is None else dataclasses.replace(data, features=stain(data.features))
+            seen = Debiasing(stain).seen(data)
             level, report["level"] = _level(predictor, seen, seed)
         if "depth" in self.parts:
-            if data.library is None:
-                raise Img2GeneError(
-                    "debias='depth' needs counts, which labels from `layer=` do not have. Leave `layer` out."
-                )
             report["depth"] = {"predicted_at": _schema.UNLIMITED}
         return None if stain is None and level is None else Debiasing(stain, level), report
 
@@ -62,8 +72,6 @@ def _stain(
 ) -> tuple[StainShrinkage, dict[str, Any]]:
     """Fit the shrinkage to the restained patches of the training sections."""
     name = identity["name"]
-    if "finetuned" in identity:
-        raise Img2GeneError("debias='stain': a fine-tuned encoder has no restained patches. Leave one of both out.")
     if "matrix" in identity:
         raise Img2GeneError(
             f"debias='stain': restained patches belong to an embedding, and `{identity['matrix']}` is a matrix of your own. Embed with "
@@ -91,7 +99,7 @@ def checked_debias(check: Arguments, debias: Any, model: Any, params: dict[str, 
         return DebiasChoice()
     if chosen := [name for name in dict.fromkeys(names) if name in effects]:
         _take_effect(check, chosen, model, params)
-    return DebiasChoice(tuple(name for name in PARTS if name in names))
+    return DebiasChoice(tuple(name for name in PARTS if name in names), chosen[0] if chosen else None)
 
 
 def _effects() -> tuple[str, ...]:
@@ -120,12 +128,8 @@ def _take_effect(check: Arguments, chosen: list[str], model: Any, params: dict[s
 
 
 def _level(predictor: Predictor, data: TrainingData, seed: int) -> tuple[SectionLevel, dict[str, Any]]:
-    """Fit levels of sections; refuse a model that predicts levels itself."""
-    if not centres_by_section(predictor):
-        raise Img2GeneError(
-            f"debias='level': the model `{predictor.name}` does not centre by section, so it predicts levels itself. Leave it out."
-        )
-    level, report = SectionLevel.fit(data, seed=seed)
+    """Fit levels of sections."""
+    level, report = SectionLevel.fit(data, seed=seed, spot_weights=getattr(predictor, "spot_weights", None))
     if report["validated_on"] != "group":
         logger.warning(
             "fewer than %d training groups: levels were validated on left-out %ss, so levels of new patients are unknown",

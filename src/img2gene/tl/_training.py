@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -65,6 +65,7 @@ class TrainingRun:
     def run(self, predictor: Predictor, inputs: Inputs | StudyFineTuning, genes: Genes, level: float | None) -> Model:
         """Choose genes, fit, calibrate at ``level`` unless it is None, and wrap up the model with its report."""
         study = self.study
+        self.debias.check(predictor, self.layer, finetuned=not isinstance(inputs, Inputs))
         report_off_tissue(study)
         warn_of_unequal_sections(study, np.flatnonzero(self.division.train | self.division.held_out))
         rows = study.ordered(self.division.train & in_tissue(study.table))
@@ -81,7 +82,7 @@ class TrainingRun:
             sections,
             groups,
             positions,
-            tokens=None if inputs.tokens is None else inputs.tokens[rows],
+            tokens=self._tokens(inputs, rows),
             pathways=self._pathways(predictor, rows, inputs),
             # Labels of a layer need not come from counts, so no library size belongs to them.
             library=library_size(study.table)[rows] if self.layer is None else None,
@@ -113,7 +114,7 @@ class TrainingRun:
         one_patient: bool,
     ) -> tuple[Calibration | None, dict[str, Any]]:
         """Fit, and calibrate if a level is given and a part of the training data can be held out."""
-        seen = data if debiasing is None else replace(data, features=debiasing.features(data.features))
+        seen = data if debiasing is None else debiasing.seen(data)
         held_out = None
         if level is None:
             predictor.fit(seen, seed=self.seed)
@@ -135,6 +136,17 @@ class TrainingRun:
             )
         calibration, report = Calibration.fit(held_out, data, level=level, seed=self.seed, one_patient=one_patient)
         return calibration, {"uncertainty": report}
+
+    def _tokens(self, inputs: Inputs, rows: np.ndarray) -> np.ndarray | None:
+        """Tokens of the patches to train on; none with stain, which they would bring back, as they are not shrunken."""
+        if inputs.tokens is None:
+            return None
+        if "stain" in self.debias.parts:
+            logger.warning(
+                "debias='stain': tokens of patches are left out, as only embeddings are made to move less by stain"
+            )
+            return None
+        return inputs.tokens[rows]
 
     def _is_one_patient(self, rows: np.ndarray) -> bool:
         patients = self.study.patients

@@ -147,7 +147,7 @@ def predict(
     check = Arguments()
     request = Request.of(check, key_added, uncertainty, depth, out, dtype, client)
     check_flags(check, inplace=inplace)
-    resolution_um, totals = check_resolution(check, resolution_um, totals, out)
+    resolution_um, totals = check_resolution(check, resolution_um, totals, out, request.depth)
     model, features = check_model(check, model), checked_features(check, features, resolution_um=resolution_um)
     check.raise_all()
     study = open_study(check, sdata, table_key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from img2gene.models.bias.level import SectionLevel
 from img2gene.models.bias.stain import StainShrinkage
 from img2gene.models.centring import section_means
-from img2gene.models.data import RowSource, with_prefix
+from img2gene.models.data import RowSource, TrainingData, with_prefix
 from img2gene.models.row_blocks import Block, Rows
 
 
@@ -41,6 +41,12 @@ class Debiasing:
         if self.stain is None:
             return features
         return _Shrunken(features, self.stain) if isinstance(features, RowSource) else self.stain(features)
+
+    def seen(self, data: TrainingData) -> TrainingData:
+        """Training data as the predictor sees them; scaling the features anew would undo their shrinkage."""
+        if self.stain is None:
+            return data
+        return replace(data, features=self.stain(data.features), feature_scale=self.stain.scale)
 
     def levelled(self, predict: Rows, features: Any, sections: np.ndarray) -> Rows:
         """A function that predicts rows with the levels of their sections; ``features`` are those that the predictor saw."""

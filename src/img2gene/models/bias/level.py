@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,8 +67,13 @@ class SectionLevel:
             raise Img2GeneError("Scales of the section level must be above 0, and its share between 0 and 1.")
 
     @classmethod
-    def fit(cls, data: TrainingData, *, seed: int) -> tuple[SectionLevel, dict[str, Any]]:
+    def fit(
+        cls, data: TrainingData, *, seed: int, spot_weights: Callable[[TrainingData], np.ndarray] | None = None
+    ) -> tuple[SectionLevel, dict[str, Any]]:
         """Fit the ridge, and choose κ on groups that are left out; also return what that gave.
+
+        Levels are relative to the means of training spots with ``spot_weights``, those by which the predictor that levels are
+        added to weights spots; None for equal weights.
 
         With fewer than three groups sections are left out, and with fewer than three sections parts of sections. The
         report says so: levels of new groups then are not validated.
@@ -81,8 +87,10 @@ class SectionLevel:
         # Of shares that cannot be distinguished, the smallest is the safest.
         chosen = one_standard_error(errors, weights, [1 - share for share in _SHARES])
         mean = weights @ errors
-        arrays = {name: ridge.arrays[name] for name in ("feature_mean", "scale", "components", "coefficients")}
-        levels = section_means(data.labels, data.sections)[1] - ridge.arrays["label_mean"]
+        arrays = {name: ridge.arrays[name] for name in ("scale", "components", "coefficients")}
+        by_spot = None if spot_weights is None else spot_weights(data)
+        arrays["feature_mean"] = np.average(data.features, axis=0, weights=by_spot).astype(np.float32)
+        levels = section_means(data.labels, data.sections)[1] - np.average(data.labels, axis=0, weights=by_spot)
         ends = {"lowest": levels.min(axis=0).astype(np.float32), "highest": levels.max(axis=0).astype(np.float32)}
         share = _SHARES[chosen]
         report = {

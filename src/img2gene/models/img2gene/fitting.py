@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from img2gene._errors import Img2GeneError
 from img2gene._files.folders import ResumableFolder
 from img2gene.models.centring import section_means
 from img2gene.models.components import project_tokens
@@ -73,6 +74,10 @@ class Img2GeneFitting(NetworkFitting):
 
     def run(self) -> tuple[FittedImg2Gene, dict[str, Any]]:
         """The fitted model, and the report on it."""
+        if self.parameters.depth_weights and self.data.library is None:
+            raise Img2GeneError(
+                "depth_weights=True needs library sizes, which labels from `layer=` do not have. Leave one of both out."
+            )
         progress = self.open_progress()
         trials = self._validated(progress)
         weights = self._weigh(trials)

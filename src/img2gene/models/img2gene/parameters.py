@@ -71,6 +71,15 @@ class Img2GeneParameters(NetworkParameters):
         check.numbers(("distillation",), 0, 1)
         check.flags(("pathways", "neighborhood", "section_view", "retrieval", "refit", "depth_weights"))
 
+    def _context_is_left_out(self, valid: Callable[..., bool]) -> bool:
+        from img2gene.models.networks.debiasing import CONTEXT_EFFECTS
+
+        return (
+            valid("effect", "neighborhood", "section_view")
+            and self.effect in CONTEXT_EFFECTS
+            and not (self.neighborhood or self.section_view)
+        )
+
     def _combinations(self, valid: Callable[..., bool]) -> list[str]:
         problems = super()._combinations(valid)
         if valid("objective", "weighting") and self.objective != "gaussian" and self.weighting != "none":
@@ -79,6 +88,11 @@ class Img2GeneParameters(NetworkParameters):
             problems.append("depth_weights=True goes with objective='gaussian' only.")
         if valid("objective", "ridge") and self.objective == "negative_binomial" and self.ridge == "residual":
             problems.append("ridge='residual' has no counts to predict: choose 'mixture' or 'none'.")
+        if self._context_is_left_out(valid):
+            problems.append(
+                f"effect={self.effect!r} is what the neighbourhood and the section add, and both are left out. Set "
+                "`neighborhood` or `section_view`, or choose another effect."
+            )
         if valid("refit", "n_validations") and not self.refit and self.n_validations < 1:
             problems.append("refit=False keeps the network of a validation: set `n_validations` to 1 or more.")
         return problems

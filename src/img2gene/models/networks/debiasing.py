@@ -21,6 +21,10 @@ _TERMS: dict[str, tuple[frozenset[str], frozenset[str] | None]] = {
     "NIE": (frozenset({"around", "section"}), frozenset()),
 }
 EFFECTS = tuple(_TERMS)
+# What the views around a spot add to it; without these views it is nothing.
+CONTEXT_EFFECTS = tuple(
+    name for name, (seen, subtracted) in _TERMS.items() if "own" not in seen or "own" in (subtracted or ())
+)
 
 
 class Views(NamedTuple):

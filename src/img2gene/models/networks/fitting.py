@@ -87,7 +87,7 @@ class NetworkFitting(ABC):
     @cached_property
     def components(self) -> Components:
         """Principal components of the embedding."""
-        return self._components(self.data.features, self.parameters.n_components)
+        return self._components(self.data.features, self.parameters.n_components, self.data.feature_scale)
 
     @cached_property
     def token_components(self) -> Components | None:
@@ -101,8 +101,8 @@ class NetworkFitting(ABC):
         components, tokens = self.token_components, self.data.tokens
         return (0, 0) if components is None or tokens is None else (tokens.shape[1], len(components.axes))
 
-    def _components(self, values: np.ndarray, k: int) -> Components:
-        return Components.fit(values, self.data.sections, k, center=self.parameters.center, seed=self.seed)
+    def _components(self, values: np.ndarray, k: int, scale: np.ndarray | None = None) -> Components:
+        return Components.fit(values, self.data.sections, k, center=self.parameters.center, seed=self.seed, scale=scale)
 
     @cached_property
     def folds(self) -> InnerFolds:

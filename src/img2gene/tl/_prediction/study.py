@@ -65,7 +65,7 @@ class Request:
         check_name(check, "key_added", key)
         check_flags(check, uncertainty=uncertainty)
         if not (isinstance(depth, str) and depth in (_schema.UNLIMITED, TRAINING)):
-            depth = check.number("depth", depth, above=0, optional=True)
+            depth = check.number("depth", depth, 1, optional=True)
         path, dtype = check.path("out", out, optional=True), check.choice("dtype", dtype, ("float32", "float16"))
         if out is None and isinstance(dtype, str) and dtype == "float16":
             check.messages.append('dtype="float16" needs `out=`: predictions in the study are float32.')

@@ -10,6 +10,7 @@ import pandas as pd
 from img2gene import _schema
 from img2gene._errors import Img2GeneError
 from img2gene._study.expression import library_size
+from img2gene._study.predictions import record_of
 from img2gene._study.study import Study
 from img2gene.models import Model
 from img2gene.models.depth_scale import TRAINING, Depth, DepthScale
@@ -58,7 +59,7 @@ class MeasuredDepth:
 
 def predicted_depth(study: Study, key: str) -> Depth:
     """Read at which depth the predictions ``key`` were made."""
-    recorded = study.record(_schema.PREDICTED_BY, {}).get(key, {}).get("depth", TRAINING)
+    recorded = (record_of(study, key) or {}).get("depth", TRAINING)
     return np.inf if recorded == _schema.UNLIMITED else recorded
 
 
