@@ -1,7 +1,6 @@
 PYTHON ?= python3
 VENV ?= .venv
-# One more than the cores of a small machine, as tests also wait for files and other processes.
-JOBS ?= 3
+JOBS ?= 2
 # Options of pip that hold versions; `make test CONSTRAINTS=` takes the newest of everything.
 CONSTRAINTS ?= -c constraints.txt
 # Real sections for tests and tutorials; what needs them is skipped where there are none.

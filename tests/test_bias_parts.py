@@ -221,6 +221,23 @@ def test_shrinkage_is_a_penalty_on_what_the_stain_moves(name):
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
+@pytest.mark.parametrize(("name", "params"), [("ridge", {}), ("ridge-plain", {}), ("knn", {"k": 20})])
+def test_predictions_of_restained_patches_move_less(cohort, name, params):
+    table = cohort["table"]
+    width = table.obsm["X_color-texture"].shape[1]
+    changes = table.obsm["X_color-texture_restained"].toarray()
+    rows = np.flatnonzero(np.abs(changes).sum(axis=1))
+    moved = []
+    for debias in (None, "stain"):
+        model = ig.tl.fit(cohort, name, debias=debias, validate_on=["P4"], uncertainty=False, inplace=False, **params)
+        features, sections = table.obsm["X_color-texture"], table.obs["section"].astype(str).to_numpy()
+        stained = features.copy()
+        stained[rows] += changes[rows, :width]
+        before, after = (model.predict(values, sections) for values in (features, stained))
+        moved.append(np.sqrt(np.square(after - before)[rows].mean()))
+    assert moved[1] < 0.85 * moved[0]
+
+
 def test_levels_and_the_predictions_that_they_are_added_to_have_one_mean(caplog):
     """A depth-weighted ridge has a weighted mean; with it levels stay between those of the training sections."""
     rng = np.random.default_rng(0)

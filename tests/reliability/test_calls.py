@@ -10,7 +10,7 @@ from reliability.tally import Tally
 
 # Warnings of other packages would end trials with errors that no user sees.
 pytestmark = pytest.mark.filterwarnings("ignore")
-N, SEED, N_SHARES = 800, 0, 8
+N, SEED, N_SHARES = 400, 0, 4
 
 
 def test_every_public_function_is_called():
