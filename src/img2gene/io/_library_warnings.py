@@ -14,8 +14,9 @@ _KNOWN = (
     # spatialdata, at each table whose images were left out: https://github.com/scverse/spatialdata/blob/main/src/spatialdata/_core/spatialdata.py
     ("The table is annotating", UserWarning),
     ("SpatialData is not stored in the most current format", UserWarning),
-    # anndata and spatialdata with pandas 3.1: https://pandas.pydata.org/docs/dev/whatsnew/v3.1.0.html#deprecation-inplace
+    # dask and anndata on pandas 3.1: https://pandas.pydata.org/docs/dev/whatsnew/v3.1.0.html
     ("The inplace keyword in DataFrame", DeprecationWarning),
+    ("The 'future.infer_string' option is deprecated", DeprecationWarning),
 )
 
 
