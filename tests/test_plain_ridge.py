@@ -43,11 +43,15 @@ def predicted(data, new=None, **params):
 
 def test_taking_spots_takes_their_part_of_everything():
     data = linear_data(6)
-    whole = replace(data, tokens=np.arange(48, dtype=np.float16).reshape(6, 2, 4), library=np.arange(6.0))
+    scale = np.arange(1.0, data.features.shape[1] + 1)
+    tokens = np.arange(48, dtype=np.float16).reshape(6, 2, 4)
+    whole = replace(data, tokens=tokens, library=np.arange(6.0), feature_scale=scale)
     for rows in (np.array([4, 1]), np.array([False, True, False, False, True, False])):
         part = whole.take(rows)
         assert part.pathways is None
-        for name in (field.name for field in fields(whole) if field.name != "pathways"):
+        # Features have one scale, whichever spots are taken.
+        assert part.feature_scale is scale
+        for name in (field.name for field in fields(whole) if field.name not in ("pathways", "feature_scale")):
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows])
     assert part.library.tolist() == [1, 4]
     assert data.take(rows).tokens is None
