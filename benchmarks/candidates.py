@@ -80,7 +80,7 @@ def kernel(data: TrainingData, seed: int) -> Callable[[np.ndarray, np.ndarray], 
 
 
 def stiffer(factor: float) -> Callable[[], Ridge]:
-    """Ridges whose smallest possible penalties are larger than what the ridge chooses, by a factor."""
+    """Make a ridge whose penalties are those that ``ridge`` chooses, times a factor."""
 
     class Stiffer(Ridge):
         def _choose_penalties(self, inputs: Any, folds: InnerFolds, n_bins: int) -> list[float]:
@@ -102,7 +102,7 @@ CANDIDATES = {
 
 
 class Stacked:
-    """A candidate and the ridge, mixed by weights of inner folds; ``weights`` of None leave the ridge out."""
+    """A candidate and the ridge, mixed by weights of inner folds; ``alone`` leaves the ridge out."""
 
     name: ClassVar[str] = "stacked"
     shapes: ClassVar[dict[str, tuple[str, ...]]] = {}

@@ -238,7 +238,7 @@ def test_predictions_of_restained_patches_move_less(cohort, name, params):
     assert moved[1] < 0.85 * moved[0]
 
 
-def test_levels_and_the_predictions_that_they_are_added_to_have_one_mean(caplog):
+def test_levels_and_the_predictions_that_they_are_added_to_have_one_mean():
     """A depth-weighted ridge has a weighted mean; with it levels stay between those of the training sections."""
     rng = np.random.default_rng(0)
     sections = np.repeat(["a", "b", "c", "d"], 40)
