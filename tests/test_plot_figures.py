@@ -137,7 +137,18 @@ def test_density_counts_every_spot_once_and_states_the_scores(predicted):
     assert "spots × genes in a hexagon" in labels(together.get_figure())
 
 
+def test_density_is_drawn_on_the_axes_of_a_larger_figure(predicted):
+    figure, axes = plt.subplots(1, 2)
+    assert ig.pl.measured_vs_predicted(predicted, "G00", sections=["C1"], ax=axes[1]) is figure
+    alone = ig.pl.measured_vs_predicted(predicted, "G00", sections=["C1"]).axes[0]
+    assert axes[1].get_title() == alone.get_title() and axes[0].get_title() == ""
+    assert (axes[1].get_xlabel(), axes[1].get_ylabel()) == (f"predicted, {UNIT}", f"measured, {UNIT}")
+    np.testing.assert_array_equal(axes[1].collections[0].get_array(), alone.collections[0].get_array())
+
+
 def test_density_names_what_cannot_be_drawn(predicted):
+    with pytest.raises(Img2GeneError, match="ax: 2 genes need as many panels"):
+        ig.pl.measured_vs_predicted(predicted, ["G00", "G01"], ax=plt.subplots()[1])
     with pytest.raises(MissingKeyError, match="G99"):
         ig.pl.measured_vs_predicted(predicted, "G99")
     with pytest.raises(Img2GeneError, match="at most 60 panels"):

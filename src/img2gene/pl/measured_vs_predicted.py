@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.collections import PolyCollection
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
     from spatialdata import SpatialData
 
 _CELLS, _COLUMNS, _MOST_PANELS = 45, 5, 60
@@ -34,6 +34,7 @@ def measured_vs_predicted(
     table_key: str = "table",
     cmap: str = "viridis",
     panel_size: float = 2.6,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draw how many spots have which measured and which predicted expression.
 
@@ -54,6 +55,7 @@ def measured_vs_predicted(
         Colours of the number of spots, on a logarithmic scale.
     panel_size
         Side of a panel in inches.
+    %(ax)s Only for a single panel: one gene, or None.
 
     Returns
     -------
@@ -66,7 +68,7 @@ def measured_vs_predicted(
     MissingKeyError
         No such prediction, gene or section.
     Img2GeneError
-        No measured spot, or more than 60 genes.
+        No measured spot, more than 60 genes, or ``ax`` with several genes.
 
     Examples
     --------
@@ -78,33 +80,49 @@ def measured_vs_predicted(
     >>> ig.tl.predict(sdata)
     >>> figure = ig.pl.measured_vs_predicted(sdata, ["ERBB2", "COL1A1"])
     """
-    import matplotlib.pyplot as plt
-
     check = PlotArguments()
     names, sections = check.names("genes", genes, optional=True, empty=True), check.labels("sections", sections)
     check.stored(key, table_key)
     cmap, panel_size = check.colors(cmap), check.panel(panel_size)
-    if isinstance(names, list) and len(names) > _MOST_PANELS:
-        check.messages.append(f"genes: {len(names)} genes; at most {_MOST_PANELS} panels are drawn.")
+    check.axes(ax)
+    n_panels = len(names) if isinstance(names, list) else 1
+    if n_panels > _MOST_PANELS:
+        check.messages.append(f"genes: {n_panels} genes; at most {_MOST_PANELS} panels are drawn.")
+    elif ax is not None and n_panels > 1:
+        check.messages.append(f"ax: {n_panels} genes need as many panels; pass one gene, or leave `ax` out.")
     check.raise_all()
     predictions = Predictions.of(study_or_kept(data, table_key), key, names)
     predictions.report_other_scale()
     panels = _panels(predictions, names, predictions.chosen_sections(sections))
-    n_columns = min(_COLUMNS, len(panels))
-    n_rows = -(-len(panels) // n_columns)
+    figure, grid = _axes(len(panels), panel_size, ax)
+    drawn = [
+        _density(one, name, truth, predicted, cmap)
+        for one, (name, (truth, predicted)) in zip(grid.flat, panels.items(), strict=False)
+    ]
+    for one in grid.flat[len(panels) :]:
+        one.set_axis_off()
+    _color_bar(figure, grid, drawn, "spots" if names is not None else "spots × genes")
+    across, down = (labelled(what, predictions.unit) for what in ("predicted", "measured"))
+    if ax is None:
+        figure.supxlabel(across, fontsize=9)
+        figure.supylabel(down, fontsize=9)
+    else:
+        ax.set_xlabel(across, fontsize=9)
+        ax.set_ylabel(down, fontsize=9)
+    return shown_once(figure if ax is None else ax)
+
+
+def _axes(n_panels: int, panel_size: float, ax: Axes | None) -> tuple[Figure | SubFigure, np.ndarray]:
+    """Return the axes of all panels (rows, columns) with their figure: a new one, or that of the given axes."""
+    import matplotlib.pyplot as plt
+
+    if ax is not None:
+        return ax.figure, np.array([[ax]])
+    n_columns = min(_COLUMNS, n_panels)
+    n_rows = -(-n_panels // n_columns)
     # Room for titles of two lines, and for the labels of both axes.
     size = (panel_size * n_columns + 1.0, panel_size * 1.2 * n_rows + 0.6)
-    figure, grid = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
-    drawn = [
-        _density(ax, name, truth, predicted, cmap)
-        for ax, (name, (truth, predicted)) in zip(grid.flat, panels.items(), strict=False)
-    ]
-    for ax in grid.flat[len(panels) :]:
-        ax.set_axis_off()
-    _color_bar(figure, grid, drawn, "spots" if names is not None else "spots × genes")
-    figure.supxlabel(labelled("predicted", predictions.unit), fontsize=9)
-    figure.supylabel(labelled("measured", predictions.unit), fontsize=9)
-    return shown_once(figure)
+    return plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
 
 
 def _panels(
@@ -143,7 +161,7 @@ def _density(ax: Axes, name: str, truth: np.ndarray, predicted: np.ndarray, cmap
     return drawn
 
 
-def _color_bar(figure: Figure, grid: np.ndarray, drawn: list[PolyCollection], what: str) -> None:
+def _color_bar(figure: Figure | SubFigure, grid: np.ndarray, drawn: list[PolyCollection], what: str) -> None:
     """Give all panels one scale, from one spot to the fullest hexagon, and a colour bar."""
     from matplotlib.colors import LogNorm
 
