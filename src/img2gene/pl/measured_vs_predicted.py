@@ -55,7 +55,8 @@ def measured_vs_predicted(
         Colours of the number of spots, on a logarithmic scale.
     panel_size
         Side of a panel in inches.
-    %(ax)s Only for a single panel: one gene, or None.
+    ax
+        Axes to draw a single panel on, of one gene or of all genes together; by default new ones.
 
     Returns
     -------
