@@ -24,7 +24,7 @@ def write_slide(path: Path, side: int, n_spots: int) -> SpatialData:
     centres = _lattice(side, n_spots)
     spots = ShapesModel.parse(centres, geometry=0, radius=27.5 / MPP, transformations={"slide": Identity()})
     image = Image2DModel.parse(
-        _texture(side),
+        texture(side),
         dims=("c", "y", "x"),
         c_coords=["r", "g", "b"],
         transformations={"slide": Identity()},
@@ -44,7 +44,7 @@ def _lattice(side: int, n_spots: int) -> np.ndarray:
     return np.column_stack([x, y])
 
 
-def _texture(side: int) -> da.Array:
+def texture(side: int) -> da.Array:
     rng = np.random.default_rng(0)
     coarse = gaussian_filter(rng.normal(size=(CHUNK, CHUNK)), 12, mode="wrap")
     fine = gaussian_filter(rng.normal(size=(CHUNK, CHUNK)), 1.5, mode="wrap")

@@ -32,6 +32,12 @@ MEASUREMENTS = (
     Measurement(
         "Time outside the encoder's forward pass", "embed_overhead.py", [], ["--spots", "16", "--repeats", "1"]
     ),
+    Measurement(
+        "A whole slide as a store and as OME-TIFF",
+        "whole_slide.py",
+        [],
+        ["--side", "4000", "--encoders", "color-texture"],
+    ),
     Measurement("Memory of embedding a slide above the encoder", "memory.py", [], ["--side", "6000", "--spots", "400"]),
     Measurement(
         "Predictions in a store against the plain product and a write",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -33,19 +35,27 @@ class Stopwatch:
             self.seconds += time.perf_counter() - start
 
 
-def embed(sdata: SpatialData, encoder: encoders.Encoder, orientations: int, num_workers: int) -> tuple[float, float]:
-    """Wall time of ``embed_patches`` and of the forward passes within, in seconds."""
+@contextmanager
+def watched(encoder: encoders.Encoder) -> Iterator[Stopwatch | None]:
+    """Time the forward passes of an encoder that ``embed_patches`` loads meanwhile; None for one without a network."""
     inner = encoder.encoder  # type: ignore[attr-defined]
     # onnxruntime runs in the encoder itself, torch in its network.
-    network = inner if hasattr(inner, "forward") else inner.network
-    watch = Stopwatch(network.forward)
+    network = inner if hasattr(inner, "forward") else getattr(inner, "network", None)
+    with mock.patch.object(registry, "load_spec", lambda *args, **kwargs: encoder):
+        if network is None:
+            yield None
+            return
+        watch = Stopwatch(network.forward)
+        with mock.patch.object(network, "forward", watch):
+            yield watch
+
+
+def embed(sdata: SpatialData, encoder: encoders.Encoder, orientations: int, num_workers: int) -> tuple[float, float]:
+    """Wall time of ``embed_patches`` and of the forward passes within, in seconds."""
     start = time.perf_counter()
-    with (
-        mock.patch.object(network, "forward", watch),
-        mock.patch.object(registry, "load_spec", lambda *args, **kwargs: encoder),
-    ):
+    with watched(encoder) as watch:
         ig.pp.embed_patches(sdata, orientations=orientations, num_workers=num_workers)
-    return time.perf_counter() - start, watch.seconds
+    return time.perf_counter() - start, watch.seconds if watch else 0.0
 
 
 def measure(sdata: SpatialData, backends: list[str], orientations: int, repeats: int) -> list[dict[str, object]]:

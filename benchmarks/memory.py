@@ -40,10 +40,10 @@ def child(action: str, path: str, encoder: str, fields: list[float], mpp: float)
     ig.pp.embed_patches(sdata, encoder)
 
 
-def peak_memory(arguments: list[str]) -> tuple[float, float]:
-    """Peak resident memory (GiB) and wall time (s) of this script run with ``--child``."""
+def peak_memory(arguments: list[object], script: str = __file__) -> tuple[float, float]:
+    """Peak resident memory (GiB) and wall time (s) of a script, this one by default, that is run with ``--child``."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, __file__, "--child", json.dumps(arguments)])
+    process = subprocess.Popen([sys.executable, "-W", "ignore", script, "--child", json.dumps(arguments)])
     watched, peak = psutil.Process(process.pid), 0
     done = threading.Event()
     while not done.wait(_INTERVAL_S):

@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 _BAR_FONT = 7
 
 
-def shown_once(drawn: Figure | Axes) -> Figure:
+def shown_once(drawn: Figure | SubFigure | Axes) -> Figure:
     """Return the figure of what was drawn, so that a notebook shows it once.
 
     The inline backend of Jupyter shows every open figure at the end of a cell. A figure that is also the value of the cell would
     be shown twice.
     """
-    from matplotlib.axes import Axes
-
     # Axes can lie in a part of a figure.
-    figure: Any = drawn.get_figure(root=True) if isinstance(drawn, Axes) else drawn
+    figure: Any = drawn.get_figure(root=True)
     # IPython calls this method first when it shows an object. An attribute, because the figure may be the user's own.
     figure._ipython_display_ = partial(_close_before_display, figure)
     return figure

@@ -110,7 +110,7 @@ def measured_vs_predicted(
     else:
         ax.set_xlabel(across, fontsize=9)
         ax.set_ylabel(down, fontsize=9)
-    return shown_once(figure if ax is None else ax)
+    return shown_once(figure)
 
 
 def _axes(n_panels: int, panel_size: float, ax: Axes | None) -> tuple[Figure | SubFigure, np.ndarray]:
