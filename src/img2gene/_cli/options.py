@@ -87,11 +87,11 @@ def further(function: Callable, texts: Iterable[str] | None, taken: Iterable[str
     """
     arguments = parsed(texts)
     parameters = inspect.signature(function).parameters
-    own = {*taken, *_SET_BY_COMMAND}
-    known = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD and name not in own]
+    elsewhere = {*taken, *_SET_BY_COMMAND}
+    known = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD and name not in elsewhere]
     takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
     for name in arguments:
-        if name in own:
+        if name in elsewhere:
             raise typer.BadParameter(f"--set {name}: the command sets this argument itself.")
         if not takes_any and name not in known:
             raise typer.BadParameter(f"--set {name}: no argument of {function.__name__} ({near(name, known)}).")

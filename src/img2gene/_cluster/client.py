@@ -76,8 +76,8 @@ def _check_versions(client: Client) -> None:
     """Refuse workers without this version of the package, whose results may differ."""
     known: Any = client.get_versions(packages=["img2gene"])
     own = version("img2gene")
-    found = {name: (facts or {}).get("packages", {}).get("img2gene") for name, facts in known["workers"].items()}
-    differ = {name: release for name, release in found.items() if release != own}
+    releases = {name: (facts or {}).get("packages", {}).get("img2gene") for name, facts in known["workers"].items()}
+    differ = {name: release for name, release in releases.items() if release != own}
     if differ:
         text = listing(f"{name}: {release or 'not installed'}" for name, release in differ.items())
         raise Img2GeneError(

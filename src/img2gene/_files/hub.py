@@ -62,9 +62,9 @@ def checked_digest(sha256: str) -> str:
 
 def check_digest(path: Path, sha256: str, source: str) -> None:
     """Refuse a file that does not have a digest."""
-    found = _digest(path)
-    if found != sha256:
-        raise Img2GeneError(f"{source} is not the file that was asked for: its sha256 is {found}, expected {sha256}.")
+    digest = _digest(path)
+    if digest != sha256:
+        raise Img2GeneError(f"{source} is not the file that was asked for: its sha256 is {digest}, expected {sha256}.")
 
 
 def _digest(path: Path) -> str:

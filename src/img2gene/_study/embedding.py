@@ -145,8 +145,8 @@ class Embedder:
         if new:
             encoded = self._encode([pixels[new] for pixels in fields])
             self.cache.add([keys[row] for row in new], encoded)
-            found = {keys[row]: {name: x[i] for name, x in encoded.items()} for i, row in enumerate(new)}
-            known = [found[key] if entry is None else entry for key, entry in zip(keys, known, strict=True)]
+            computed = {keys[row]: {name: x[i] for name, x in encoded.items()} for i, row in enumerate(new)}
+            known = [computed[key] if entry is None else entry for key, entry in zip(keys, known, strict=True)]
         names = self._names
         return {name: np.stack([entry[name] for entry in known if entry is not None]) for name in names}
 

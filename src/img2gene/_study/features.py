@@ -193,19 +193,19 @@ def _numbers(values: Any, name: str) -> Any:
 def _rows_in(study: Study, features: str) -> np.ndarray:
     """Find the row of each spot in a table of features; refuse a table of other spots."""
     other = study.sdata.tables[features]
-    own, there = pd.Index(_keys(study.table)), pd.Index(_keys(other))
+    spots, described = pd.Index(_keys(study.table)), pd.Index(_keys(other))
     what = f"`sdata.tables['{features}']`"
-    if not there.is_unique:
-        raise Img2GeneError(f"{what} names {int(there.duplicated().sum())} spots twice; each needs one row.")
-    rows = there.get_indexer(own)
+    if not described.is_unique:
+        raise Img2GeneError(f"{what} names {int(described.duplicated().sum())} spots twice; each needs one row.")
+    rows = described.get_indexer(spots)
     if (rows >= 0).all():
         return rows
-    regions = [sorted({region for region, _ in keys}) for keys in (own, there)]
-    absent = own[rows < 0]
+    regions = [sorted({region for region, _ in keys}) for keys in (spots, described)]
+    absent = spots[rows < 0]
     raise Img2GeneError(
-        f"{what} holds features of other spots or tiles: {len(absent)} of {len(own)} spots of `{study.name}` have no row in it "
+        f"{what} holds features of other spots or tiles: {len(absent)} of {len(spots)} spots of `{study.name}` have no row in it "
         f"({listing((f'{region} {spot}' for region, spot in absent), 3)}). `{study.name}` annotates {listing(regions[0], 5)}, the "
-        f"table of features {listing(regions[1], 5) if len(there) else 'nothing'}. Extract features of the same spots, or choose "
+        f"table of features {listing(regions[1], 5) if len(described) else 'nothing'}. Extract features of the same spots, or choose "
         f"among {listing(matrices(study))}."
     )
 

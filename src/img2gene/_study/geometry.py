@@ -231,15 +231,15 @@ def equivalent_diameter(geometry: Any) -> float:
 
 def micron_scales(sdata: SpatialData, image_key: str) -> dict[str, float]:
     """Read microns per pixel of an image from its coordinate systems in microns, which are called ``<section>_um``."""
-    found, axes = {}, ("x", "y")
+    scales, axes = {}, ("x", "y")
     for system, transformation in transformations(sdata, image_key).items():
         if system == _schema.micron_system(system.removesuffix("_um")):
             matrix = transformation.to_affine_matrix(axes, axes)
             try:
-                found[f"the coordinate system `{system}`"] = isotropic_scale(matrix, system, image_key)
+                scales[f"the coordinate system `{system}`"] = isotropic_scale(matrix, system, image_key)
             except Img2GeneError:
                 continue
-    return found
+    return scales
 
 
 def transformations(sdata: SpatialData, name: str) -> dict[str, Any]:

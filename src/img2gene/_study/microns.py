@@ -312,10 +312,10 @@ def _belongs(sdata: SpatialData, region: str, regions: list[str], image_key: str
     if _scale(sdata, region, image_key) is None:
         return False
     try:
-        own = image if image is not None and image in sdata.images else largest_aligned(sdata, region, regions)
+        imaged_on = image if image is not None and image in sdata.images else largest_aligned(sdata, region, regions)
     except Img2GeneError:
         return False
-    return own == image_key or covers_same_place(sdata, own, image_key)
+    return imaged_on == image_key or covers_same_place(sdata, imaged_on, image_key)
 
 
 def _scale(sdata: SpatialData, region: str, image_key: str) -> float | None:

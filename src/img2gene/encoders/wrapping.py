@@ -89,12 +89,12 @@ def wrap(
         check.messages.append(f"revision={shown(revision)}: expected text.")
     statistics = _statistics(check, known, mean, std) if is_module else ((0.0,) * 3, (1.0,) * 3)
     check.raise_all()
-    given = WrappedModel(model, is_module, _digest(model) if is_module else "")
+    wrapped = WrappedModel(model, is_module, _digest(model) if is_module else "")
     if is_module and revision is None:
-        revision = _revision(given.digest, statistics)
+        revision = _revision(wrapped.digest, statistics)
     spec = EncoderSpec(
         name=name,
-        width=given.width(name, side),
+        width=wrapped.width(name, side),
         input_px=side,
         any_size=False,
         mpp=mpp,
@@ -104,7 +104,7 @@ def wrap(
         gated=False,
         source="wrapped",
         revision=str(revision),
-        build=given,
+        build=wrapped,
     )
     register(spec)
     return spec

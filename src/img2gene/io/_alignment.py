@@ -101,10 +101,10 @@ def check_direction(matrix: np.ndarray, places: np.ndarray, shape: tuple[int, ..
     ``places`` (n, 2) are in units of the platform, as the target of ``matrix``.
     """
     known = places[np.isfinite(places).all(axis=1)]
-    given, turned = (_share_inside(to_pixels(one, known), shape) for one in (matrix, np.linalg.inv(matrix)))
-    if given < _MOST_OUTSIDE < turned:
+    placed, turned = (_share_inside(to_pixels(one, known), shape) for one in (matrix, np.linalg.inv(matrix)))
+    if placed < _MOST_OUTSIDE < turned:
         raise Img2GeneError(
-            f"The alignment of the H&E image places {given:.0%} of the cells on it, and its inverse {turned:.0%}, so it leads from the "
+            f"The alignment of the H&E image places {placed:.0%} of the cells on it, and its inverse {turned:.0%}, so it leads from the "
             "run to the image. Pass the way from pixels of the image to the run: `alignment=np.linalg.inv(matrix)`, or keypoints with "
             "fixed and moving exchanged."
         )

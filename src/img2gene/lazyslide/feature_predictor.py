@@ -185,13 +185,13 @@ def _model_problems(model: Model, mpp: float | None) -> list[str]:
 
 def _check_release() -> None:
     try:
-        found = version("lazyslide")
+        installed = version("lazyslide")
     except PackageNotFoundError:
         # Another program may call the predictor.
         return
-    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    numbers = tuple(int(part) for part in installed.split(".")[:2] if part.isdigit())
     if numbers < _NEEDED:
         raise Img2GeneError(
-            f"LazySlide {found} shows models a part of the slide at a time, so predictions would depend on `batch_size`. Update it: "
+            f"LazySlide {installed} shows models a part of the slide at a time, so predictions would depend on `batch_size`. Update it: "
             f"pip install 'lazyslide>={'.'.join(map(str, _NEEDED))}'."
         )

@@ -67,13 +67,13 @@ class _WholeSections:
         values = np.empty((len(names), self.n_genes), dtype=np.float32)
         spread: np.ndarray | None = np.empty_like(values)
         for name, (members, (predicted, sd)) in self.kept.items():
-            own = names == name
-            places = np.searchsorted(members, rows.start + np.flatnonzero(own))
-            values[own] = predicted[places]
+            in_section = names == name
+            places = np.searchsorted(members, rows.start + np.flatnonzero(in_section))
+            values[in_section] = predicted[places]
             if sd is None or spread is None:
                 spread = None
             else:
-                spread[own] = sd[places]
+                spread[in_section] = sd[places]
         return values, spread
 
     def _section(self, name: str) -> tuple[np.ndarray, Block]:

@@ -95,10 +95,10 @@ def retrieved(
     size = (panel_size * (n + 1), panel_size * 1.35 * len(names))
     figure, grid = plt.subplots(len(names), n + 1, figsize=size, squeeze=False, layout="constrained")
     sections = dict(zip(study.table.obs_names, study.sections, strict=True))
-    for axes, (spot, found) in zip(grid, references.groupby("spot", sort=False), strict=True):
-        pictures = _pictures(sdata, [spot, *found["reference"]], {"field": field, "table_key": table_key})
+    for axes, (spot, similar) in zip(grid, references.groupby("spot", sort=False), strict=True):
+        pictures = _pictures(sdata, [spot, *similar["reference"]], {"field": field, "table_key": table_key})
         titles = [f"{spot}\n{sections[spot]}"]
-        titles += [f"{row.similarity:.2f}\n{row.section}" for row in found.itertuples(index=False)]
+        titles += [f"{row.similarity:.2f}\n{row.section}" for row in similar.itertuples(index=False)]
         for ax, picture, title in zip(axes, pictures, titles, strict=True):
             _patch(ax, picture, title, width_um)
         axes[0].spines[:].set(visible=True, linewidth=2)

@@ -143,19 +143,19 @@ def normalize_stain(
         raise Img2GeneError(
             f"{listing(taken)} exist already. Choose another `key_added`, or delete them: `del sdata[…]`."
         )
-    found, problems = {}, Problems()
+    normalised, problems = {}, Problems()
     if isinstance(reference, str):
         reference = Sample.of(sdata, reference).reference(method)
     for name, target in targets.items():
         with problems.collect():
-            found[target] = _normalised(sdata, name, reference)
+            normalised[target] = _normalised(sdata, name, reference)
     problems.raise_all()
     if not inplace:
-        return found
+        return normalised
     with _schema.all_or_nothing(sdata):
-        for target, image in found.items():
+        for target, image in normalised.items():
             sdata.images[target] = image
-    logger.info("wrote images %s", listing(found))
+    logger.info("wrote images %s", listing(normalised))
     return None
 
 

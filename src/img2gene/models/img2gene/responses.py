@@ -41,10 +41,10 @@ class Responses:
         """Components of centred labels (n_spots, G) of training spots with ``weights`` (n_spots,)."""
         if n >= labels.shape[1]:
             return cls()
-        found = leading_directions(labels * np.sqrt(weights)[:, None], n, seed)
+        leading = leading_directions(labels * np.sqrt(weights)[:, None], n, seed)
         directions = np.zeros((labels.shape[1], n), dtype=np.float32)
         # Few spots have fewer components; the outputs of the others count nothing.
-        directions[:, : found.shape[1]] = found
+        directions[:, : leading.shape[1]] = leading
         return cls(directions)
 
     def reduce(self, labels: Tensor) -> Tensor:

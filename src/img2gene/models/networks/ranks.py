@@ -142,10 +142,10 @@ class Ranks:
     def taken(cls, n: int) -> Iterator[Ranks]:
         """Waiting processes, or new ones; they wait again if all have told how their run ended, and are ended if not."""
         with _GUARD:
-            found = next((ranks for ranks in _IDLE if ranks.is_usable(n)), None)
-            if found is not None:
-                _IDLE.remove(found)
-        ranks = found or cls(n)
+            idle = next((ranks for ranks in _IDLE if ranks.is_usable(n)), None)
+            if idle is not None:
+                _IDLE.remove(idle)
+        ranks = idle or cls(n)
         try:
             yield ranks
         finally:
