@@ -194,7 +194,7 @@ def test_a_card_says_what_the_report_holds(scored_study, published, tmp_path):
     assert (tmp_path / "README.md").read_text() == text
     for part in ("sections | A1, A2, B1", "patients | 2: A, B", "held out | C1", "split by | patient", "revision 1"):
         assert part in text, part
-    assert "- Breast only." in text and "license: cc-by-4.0" in text and "Trained on 2 patients" in text
+    assert "- Breast only." in text and 'license: "cc-by-4.0"' in text and "Trained on 2 patients" in text
     # The file alone is enough.
     assert ig.io.model_card(ig.io.load_model(published), licence="CC-BY-4.0", limits=["Breast only."]) == text
 
@@ -236,6 +236,55 @@ def test_scores_on_patients_of_the_training_are_marked(shared_study, copy_of):
     ig.tl.predict(sdata)
     ig.tl.evaluate(sdata, n_permutations=2, allow_leakage=True)
     assert "these scores are optimistic" in ig.io.model_card(sdata)
+
+
+def test_scores_of_sections_that_were_trained_on_get_no_card(scored_study, copy_of, tmp_path):
+    sdata = copy_of(scored_study)
+    model = ig.get.model(sdata)
+    chosen = {"sections": ["C1", "A1"], "allow_leakage": True, "n_permutations": 2}
+    scores = ig.tl.evaluate(sdata, **chosen)
+    stored = ig.io.load_model(ig.io.save_model(sdata, tmp_path / "model"))
+    for given in ((sdata, None), (stored, None), (model, ig.tl.summarize(scores))):
+        with pytest.raises(Img2GeneError, match=r"no scores on held-out sections: the model was trained on A1. Run"):
+            ig.io.model_card(given[0], tmp_path / "README.md", scores=given[1])
+    assert not (tmp_path / "README.md").exists()
+    # The same section under another name is known by its spots.
+    table = sdata["table"]
+    table.obs["section"] = table.obs["section"].astype(str).replace({"A1": "new"}).astype("category")
+    table.obs["patient"] = table.obs["patient"].astype(str).where(table.obs["section"] != "new", "N").astype("category")
+    renamed = ig.tl.evaluate(sdata, sections=["new"], allow_leakage=True, n_permutations=2, inplace=False)
+    with pytest.raises(Img2GeneError, match="the model was trained on new"):
+        ig.io.model_card(model, scores=ig.tl.summarize(renamed))
+
+
+def test_scores_of_no_named_model_are_refused(scored_study, tmp_path):
+    model = ig.get.model(scored_study)
+    scores = ig.tl.evaluate(scored_study, n_permutations=2, inplace=False)
+    summary = ig.tl.summarize(scores)
+    summary.to_csv(tmp_path / "summary.csv", index=False)
+    read = pd.read_csv(tmp_path / "summary.csv")
+    with pytest.raises(Img2GeneError, match="nothing says of which model they are"):
+        ig.io.model_card(model, scores=read)
+    # A file can say so in a column.
+    card = ig.io.model_card(model, scores=read.assign(fingerprint=model.fingerprint))
+    assert card == ig.io.model_card(model, scores=summary)
+    # Scores of two models joined are those of none.
+    other = scores.assign(fingerprint="1234")
+    both = ig.tl.summarize(pd.concat([scores.assign(fingerprint=model.fingerprint), other]))
+    with pytest.raises(Img2GeneError, match="nothing says of which model they are"):
+        ig.io.model_card(model, scores=both)
+
+
+def test_what_is_written_into_a_card_stays_in_its_place(scored_study):
+    yaml = pytest.importorskip("yaml")
+    for licence in ("My Licence: v1", "no", "1.0", '"quoted" # and more', "cc-by-4.0"):
+        text = ig.io.model_card(
+            scored_study, title="A ridge\n# Validated", licence=licence, limits=["Breast\n\n## Licence\nonly."]
+        )
+        assert yaml.safe_load(text.split("---")[1])["license"] == licence.lower()
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert "# A ridge # Validated" in headings and "# Validated" not in headings
+    assert headings.count("## Licence") == 1 and "- Breast ## Licence only." in text
 
 
 def test_a_table_of_scores_of_another_model_is_refused(scored_study, tmp_path):

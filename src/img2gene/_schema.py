@@ -35,6 +35,8 @@ PANELS = "panels"
 FORMER_ENCODERS = "former_encoders"
 FEATURES = "features"
 FINGERPRINT = "fingerprint"
+# Scored sections that the model was trained on.
+TRAINED_ON = "trained_on"
 # Row and column of each spot in µm where there are no patches; never stored.
 POSITIONS = "img2gene_um"
 PATHWAYS = "pathways"

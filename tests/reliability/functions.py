@@ -92,7 +92,8 @@ _CHEAP = {"models": ["mean"], "encoder": studies.ENCODER, "genes": 5}
 
 
 def _stated_scores() -> pd.DataFrame:
-    return pd.DataFrame({"model": ["ridge"], "genes": ["all"], "pcc": [0.5]})
+    fingerprint = studies.trained("ridge").fingerprint
+    return pd.DataFrame({"model": ["ridge"], "genes": ["all"], "pcc": [0.5], "fingerprint": [fingerprint]})
 
 
 def _mean_colour(pixels: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ def evaluate(
     """Score predictions against measured expression, beside three baselines."""
     import img2gene as ig
     from img2gene._files.tables import write_csv
-    from img2gene.tl.evaluate import scored_fingerprint
+    from img2gene._study.scored import stated_facts
 
     taken = ("model", "sections", "key", "seed", "table_key")
     arguments = further(ig.tl.evaluate, more, taken)
@@ -45,8 +45,8 @@ def evaluate(
     chosen: dict[str, Any] = {"sections": sections or None, "key": key, "seed": seed, "table_key": table_key}
     scores = ig.tl.evaluate(open_store(study), model, inplace=False, **chosen, **arguments)
     if target is not None:
-        # So that a card is refused the scores of another model.
-        write_csv(scores.assign(**scored_fingerprint(scores)), target)
+        # So that a card is refused the scores of another model, and of sections that were trained on.
+        write_csv(scores.assign(**stated_facts(scores)), target)
     summary = ig.tl.summarize(scores)
     # Whether a patient leaks is unknown (NA) where patients are not recorded.
     leakage = bool(scores["leakage"].fillna(False).astype(bool).any())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from img2gene import _schema
 from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError, listing
 from img2gene._files.folders import write_bytes
+from img2gene._study.scored import stated_facts
 from img2gene.io.model_store import scored_model
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ def model_card(
 ) -> str:
     """Write the card of a model: training data, patients, split, scores with baselines, bias, known limits, licence.
 
-    A model without a score on held-out sections gets no card.
+    A model without a score on held-out sections gets no card. Scores of sections that were held out, but share a patient with
+    the training, are marked.
 
     Parameters
     ----------
@@ -59,7 +62,8 @@ def model_card(
         Known limits that the report cannot know, a sentence each.
     scores
         What :func:`img2gene.tl.summarize` returns. None takes the scores that :func:`img2gene.io.save_model` stored with the
-        model, or those of the study.
+        model, or those of the study. Scores that do not say of which model they are, such as a summary that went through a
+        CSV file, are refused.
     key, table_key
         Where in the study the model is stored.
 
@@ -70,7 +74,8 @@ def model_card(
     Raises
     ------
     Img2GeneError
-        The model has no scores on held-out sections, an argument is invalid, or the file cannot be written.
+        The model has no scores on held-out sections, the scores are of another or an unknown model or of sections that it was
+        trained on, an argument is invalid, or the file cannot be written.
 
     Examples
     --------
@@ -94,11 +99,12 @@ def model_card(
     if scores is not None and not isinstance(scores, pd.DataFrame):
         check.messages.append(f"scores={shown(scores)}: expected the DataFrame of `img2gene.tl.summarize`.")
     check.raise_all()
+    title, licence, stated = _one_line(title), _one_line(licence), [_one_line(limit) for limit in stated]
     trained = model if isinstance(model, Model) else scored_model(_schema.get_table(model, table_key), key)
     table = _scores(trained, scores)
     parts = [
         _front(trained, licence),
-        f"# {title or _title(trained)}",
+        f"# {title or _one_line(_title(trained))}",
         _summary(trained, licence),
         _use(target),
         _training(trained.report),
@@ -117,26 +123,46 @@ def model_card(
 def _scores(model: Model, scores: pd.DataFrame | None) -> pd.DataFrame:
     """Take the given scores, or the stored ones; refuse a model without scores on held-out sections."""
     stored = model.report.get("evaluation")
+    # Scores that are stored with a model are its own.
+    facts = {} if scores is None else stated_facts(scores)
     if scores is None and isinstance(stored, list) and stored:
         scores = pd.DataFrame(stored)
+        facts = {**stated_facts(scores), _schema.FINGERPRINT: model.fingerprint}
     if scores is None or not {"model", "genes", "pcc"} <= set(scores) or model.name not in set(scores["model"]):
         raise Img2GeneError(
             f"The model `{model.name}` has no score on sections that were held out, and no model is offered without one. Run "
             "`img2gene.tl.predict` and `img2gene.tl.evaluate` on held-out patients, and pass the study: "
             "`img2gene.io.model_card(sdata)`."
         )
-    scored = scores.attrs.get(_schema.FINGERPRINT, model.fingerprint)
+    _check_facts(model, facts)
+    return scores
+
+
+def _check_facts(model: Model, facts: dict[str, str]) -> None:
+    """Refuse scores of another or an unknown model, and of sections that it was trained on."""
+    scored, trained_on = facts.get(_schema.FINGERPRINT), facts.get(_schema.TRAINED_ON)
+    if scored is None:
+        raise Img2GeneError(
+            "scores: nothing says of which model they are, as tables lose it in files and joined tables of several models have "
+            "none. Pass what `img2gene.tl.summarize` returned for scores of this model, or the scored study: "
+            "`img2gene.io.model_card(sdata)`."
+        )
     if scored != model.fingerprint:
         raise Img2GeneError(
             f"These are scores of another model: their fingerprint is {scored}, that of this `{model.name}` {model.fingerprint}. Run "
             "`img2gene.tl.predict` and `img2gene.tl.evaluate` with this model."
         )
-    return scores
+    if trained_on:
+        raise Img2GeneError(
+            f"These are no scores on held-out sections: the model was trained on {trained_on}. Run `img2gene.tl.evaluate(sdata)`, "
+            "which scores the sections that the model was not trained on, unless `sections` names others."
+        )
 
 
 def _front(model: Model, licence: str | None) -> str:
     """Write what the hub reads."""
-    lines = ["library_name: img2gene", f"license: {(licence or 'unknown').lower()}"]
+    # A string of JSON is one of YAML, whatever it holds.
+    lines = ["library_name: img2gene", f"license: {json.dumps((licence or 'unknown').lower(), ensure_ascii=False)}"]
     return "\n".join(["---", *lines, "tags: [spatial-transcriptomics, histology, img2gene]", "---"])
 
 
@@ -249,8 +275,13 @@ def _licence(model: Model, licence: str | None) -> str:
 
 
 def _table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    lines = [head, ["---"] * len(head), *([_one_line(str(cell)).replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _one_line(text: Any) -> Any:
+    """Fold the lines of a text, as a line break would begin another part of the card; None stays None."""
+    return None if text is None else " ".join(str(text).split())
 
 
 def _number(value: Any) -> str:

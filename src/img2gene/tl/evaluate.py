@@ -17,6 +17,7 @@ from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, missing, near_matches
 from img2gene._study.entrance import open_study
 from img2gene._study.replaced import PCC, foreign_scores, scored_by
+from img2gene._study.scored import facts_of_scores, stated_facts
 from img2gene.metrics.catalog import METRICS
 from img2gene.models import Model
 from img2gene.models.genes import top_genes
@@ -50,8 +51,19 @@ logger = logging.getLogger(__name__)
 GENE_GROUPS: dict[str, tuple[str, int]] = {"HEG": ("mean", 50), "HVG": ("dispersion", 50), "SVG": ("moran", 50)}
 GeneGroups = Mapping[str, tuple[str, int] | list[str]] | None
 BASELINE_ROWS = (MEAN, ORACLE, NULL)
-# Columns of score tables that are neither metrics nor gene groups; cross-validation adds the last two.
-_FIXED_COLUMNS = ("model", "section", "patient", "gene", "n_spots", "leakage", "fold", "scope")
+# Columns of score tables that are neither metrics nor gene groups; cross-validation adds the fold and scope, files the last two.
+_FIXED_COLUMNS = (
+    "model",
+    "section",
+    "patient",
+    "gene",
+    "n_spots",
+    "leakage",
+    "fold",
+    "scope",
+    _schema.FINGERPRINT,
+    _schema.TRAINED_ON,
+)
 _NEEDED = ("section", "gene", "pcc", "leakage")
 __all__ = [
     "BASELINE_ROWS",
@@ -194,7 +206,8 @@ def evaluate(
     result = pd.concat(parts, ignore_index=True)
     # This relies on the order of rows: every section has the same models, each with the same genes.
     result["pcc_pooled"] = np.tile(np.concatenate(list(pool(moments).values())), len(chosen))
-    result = _tidy(result, members, evaluated)
+    result = _tidy(result, members)
+    result.attrs = facts_of_scores(evaluated.fingerprint, leaked.trained_on)
     if inplace:
         _write(study.stored_table, result, evaluated, key)
     return result
@@ -237,15 +250,8 @@ def summarize(scores: pd.DataFrame, by: str | list[str] = "model") -> pd.DataFra
             chosen = part[members[scores.index.get_indexer(part.index)]]
             rows.append(dict(zip(keys, names, strict=True)) | {"genes": group} | _means(chosen))
     summary = pd.DataFrame(rows).astype({"leakage": "boolean"})
-    summary.attrs = scored_fingerprint(scores)
+    summary.attrs = stated_facts(scores)
     return summary
-
-
-def scored_fingerprint(scores: pd.DataFrame) -> dict[str, str]:
-    """Name the trained model that scores are of, as a table carries it or a file of scores states it; empty if unknown."""
-    name = _schema.FINGERPRINT
-    stated = scores[name].dropna().unique() if name in scores else [scores.attrs.get(name)]
-    return {name: str(stated[0])} if len(stated) == 1 and stated[0] else {}
 
 
 def _summary_keys(scores: Any, by: Any) -> list[str]:
@@ -328,22 +334,21 @@ def with_markers(check: Arguments, gene_groups: Any, markers: Any) -> GeneGroups
     return named if markers is None else groups
 
 
-def _tidy(result: pd.DataFrame, groups: dict[str, list[str]], model: Model) -> pd.DataFrame:
+def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:
     for name, members in groups.items():
         result[name] = result["gene"].isin(members)
     result["leakage"] = result["leakage"].astype("boolean")
     columns = ["model", "section", "patient", "gene", *groups, *METRICS, "n_spots", "leakage"]
-    result = result[columns]
-    result.attrs[_schema.FINGERPRINT] = model.fingerprint
-    return result
+    return result[columns]
 
 
 def _write(table: AnnData, result: pd.DataFrame, model: Model, key: str) -> None:
     scores = result[result["model"] == model.name]
     pcc = scores.groupby("gene")["pcc"].mean().reindex(table.var_names)
-    container = dict(table.uns.get(key, {"format": _schema.FORMAT})) | {
-        "evaluation": summarize(result).to_json(orient="records")
-    }
+    summary = summarize(result)
+    # JSON keeps columns, not attributes; the fingerprint is stored beside it.
+    summary = summary.assign(**{n: text for n, text in summary.attrs.items() if n == _schema.TRAINED_ON})
+    container = dict(table.uns.get(key, {"format": _schema.FORMAT})) | {"evaluation": summary.to_json(orient="records")}
     with _schema.all_or_nothing(table):
         table.uns[key] = container
         _schema.apply(table, {"var": {PCC: pcc}, "uns": scored_by(key, model.fingerprint)})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -80,17 +81,40 @@ def report_unlabelled(study: Study, model: Model, chosen: list[str]) -> None:
         )
 
 
-def check_leakage(study: Study, model: Model, chosen: list[str], allow: bool) -> Callable[[str], object]:
-    """Return a function that says whether a section's patient was trained on; NA where patients are not recorded."""
+@dataclass(frozen=True)
+class Leakage:
+    """Says of each scored section whether its patient was trained on; NA where patients are not recorded.
+
+    Attributes
+    ----------
+    trained_on
+        Sections that were trained on, also under another name.
+    leaked
+        These, and other sections of patients who were trained on.
+    unknown
+        Whether patients are not recorded.
+    """
+
+    trained_on: list[str]
+    leaked: set[str]
+    unknown: bool
+
+    def __call__(self, section: str) -> object:
+        return True if section in self.leaked else pd.NA if self.unknown else False
+
+
+def check_leakage(study: Study, model: Model, chosen: list[str], allow: bool) -> Leakage:
+    """Find out which scored sections are of patients who were trained on, and refuse them unless they are allowed."""
     patients = study.patients
     trained = {folded(name) for name in model.report["patients"] or []}
-    leaked = {name for name in chosen if name in model.report["sections"]}
+    known = {*model.report["sections"], *renamed_sections(study, model, chosen)}
+    trained_on = [name for name in chosen if name in known]
+    leaked = set(trained_on)
     if patients is not None:
         # Patients may have other names than when the model was trained.
         present = np.isin(study.sections, model.report["sections"])
         trained |= set(map(folded, patients[present].tolist()))
         leaked |= {name for name in chosen if trained & set(map(folded, patients[study.sections == name].tolist()))}
-    leaked |= renamed_sections(study, model, chosen)
     # A split that was allowed to leak at training needs no second permission for the sections it held out.
     declared = set(model.report["held_out"]) if model.report["leakage"] else set()
     undeclared = sorted(leaked - declared)
@@ -104,8 +128,7 @@ def check_leakage(study: Study, model: Model, chosen: list[str], allow: bool) ->
             "sections %s share a patient with the training sections; their scores are optimistic",
             listing(sorted(leaked)),
         )
-    unknown = patients is None or model.report["patients"] is None
-    return lambda name: True if name in leaked else pd.NA if unknown else False
+    return Leakage(trained_on, leaked, patients is None or model.report["patients"] is None)
 
 
 def renamed_sections(study: Study, model: Model, chosen: list[str]) -> set[str]:
