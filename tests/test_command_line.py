@@ -169,6 +169,9 @@ def test_stores_are_joined(tmp_path, study, capsys):
         ("predict {embedded} --model {model} --out nowhere/new", 1, "does not exist"),
         ("embed {study} --set bath_size=3 --out new", 2, "near: batch_size"),
         ("embed {study} --encoder tinny --out new", 1, "encoders.list"),
+        ("embed {study} --encoder tiny --image scan --out new", 2, "--image scan names the image to tile, .*--tile-um"),
+        ("fit {embedded} --model ridge --device cudax --out new", 1, "device='cudax': this computer has no such device"),
+        ("predict {embedded} --model {model} --device cudax --out new", 1, "device='cudax': this computer has no"),
         ("read visium {folder} --patient A --patient B --out new", 2, "2 times"),
         ("read visium nowhere --out new", 1, "No such file or folder: nowhere"),
         ("read visium {folder} --out new", 1, "Space Ranger"),
@@ -261,6 +264,33 @@ def test_the_module_is_the_command_and_loads_nothing_heavy_for_its_help():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == f"{ig.__version__}\n0\n"
+
+
+def test_a_call_in_this_process_leaves_the_device_as_it_was(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(ig.settings, "device", "auto")
+    seen = []
+    monkeypatch.setattr(ig.tl, "fit", lambda *arguments, **options: seen.append(ig.settings.device))
+    assert run("fit", done / "embedded.zarr", "--device", "cpu", "--out", tmp_path / "new") == 1
+    assert (seen, ig.settings.device) == (["cpu"], "auto")
+
+
+def test_the_list_of_the_benchmark_is_json_on_demand(tmp_path, capsys):
+    assert run("benchmark", "--list", "--json", "--data", tmp_path) == 0
+    facts = json.loads(capsys.readouterr().out)
+    her2st = next(cohort for cohort in facts["cohorts"] if cohort["name"] == "her2st")
+    assert her2st["sections"] == [] and her2st["state"].startswith("absent; expected")
+    assert "lopo" in [protocol["name"] for protocol in facts["protocols"]]
+    assert run("benchmark", "--list", "--data", tmp_path) == 0
+    assert her2st["title"] in capsys.readouterr().out
+
+
+def test_scores_of_sections_that_were_trained_on_give_no_card(done, tmp_path, capsys):
+    model, scores = done / "model.img2gene", tmp_path / "scores.csv"
+    words = ("evaluate", done / "predicted.zarr", "--model", model, "--section", "P1_S1", "--set", "allow_leakage=True")
+    assert run(*words, "--out", scores) == 0
+    assert run("card", model, "--scores", scores, "--out", tmp_path / "card.md") == 1
+    assert "the model was trained on P1_S1" in capsys.readouterr().err
+    assert not (tmp_path / "card.md").exists()
 
 
 def test_a_call_in_this_process_leaves_its_messages_and_progress_bars_as_they_were(monkeypatch):

@@ -120,15 +120,18 @@ def benchmark(context: typer.Context) -> None:
     """Score models on published protocols; takes the options of `python -m img2gene.benchmark`."""
     import pandas as pd
 
-    from img2gene.benchmark.__main__ import main, parser
+    from img2gene.benchmark.__main__ import listed, main, parser
 
     as_json = "--json" in context.args
     arguments = [text for text in context.args if text != "--json"]
+    if as_json and (asked := parser().parse_args(arguments)).list:
+        finish(listed(asked.data), as_json)
+        return
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         status = main(arguments)
     if status:
         # The command has printed what is wrong; 2 is kept for command lines that cannot be parsed.
         raise typer.Exit(1)
-    chosen = parser().parse_args(arguments)
-    if as_json and not chosen.list:
-        finish({"out": str(chosen.out)}, as_json, pd.read_csv(chosen.out / "summary.csv"))
+    if as_json:
+        out = parser().parse_args(arguments).out
+        finish({"out": str(out)}, as_json, pd.read_csv(out / "summary.csv"))

@@ -86,14 +86,15 @@ def log_to_stderr(verbose: bool) -> None:
 
 @contextmanager
 def left_as_found(command: logging.Logger) -> Iterator[None]:
-    """Undo afterwards what the options of a command change in the process: loggers and the progress bars."""
+    """Undo afterwards what the options of a command change in the process: loggers and settings."""
     from img2gene.settings import settings
 
     package = logging.getLogger("img2gene")
-    handlers, levels, progress = list(package.handlers), (package.level, command.level), settings.progress
+    handlers, levels = list(package.handlers), (package.level, command.level)
+    progress, device = settings.progress, settings.device
     try:
         yield
     finally:
-        package.handlers, settings.progress = handlers, progress
+        package.handlers, settings.progress, settings.device = handlers, progress, device
         for logger, level in zip((package, command), levels, strict=True):
             logger.setLevel(level)

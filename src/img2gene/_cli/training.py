@@ -54,6 +54,8 @@ def embed(
     """Find the image patch of every spot and embed it; score pathways if asked to."""
     import img2gene as ig
 
+    if image is not None and tile_um is None:
+        raise typer.BadParameter(f"--image {image} names the image to tile, so it needs --tile-um; spots know their image.")
     taken = ("encoder", "table_key", "device", "out")
     target, arguments = check_target(out, overwrite, ".zarr"), further(ig.pp.embed_patches, more, taken)
     sdata = open_store(study)
@@ -138,11 +140,12 @@ def fit(
 
 
 def _use_device(device: str | None) -> None:
-    """Set the device of networks, which models take from the settings."""
+    """Set the device of networks, which models take from the settings; one that is not there is refused for all models."""
+    from img2gene.encoders.base import resolve_device
     from img2gene.settings import settings
 
     if device is not None:
-        settings.device = device
+        settings.device = resolve_device(device)
 
 
 def predict(

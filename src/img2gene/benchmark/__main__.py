@@ -279,17 +279,30 @@ def _value(text: str) -> Any:
         return text
 
 
-def overview(data: Path) -> str:
-    """List the cohorts with their sections in a data folder, and the protocols."""
-    lines = [f"Cohorts ({data}):"]
+def listed(data: Path) -> dict[str, Any]:
+    """List the cohorts with their sections in a data folder, and the protocols, as plain values."""
+    found = []
     for cohort in cohorts.COHORTS.values():
         inventory = cohort.find(data)
-        lines += [f"  {cohort.name:15} {cohort.title}"]
         state = inventory.describe() if inventory.present else f"absent; expected {cohort.expected}"
-        lines += [f"  {'':15} {state}"]
+        facts = {"name": cohort.name, "title": cohort.title, "sections": list(inventory.present), "state": state}
+        found.append(facts)
+    known = [
+        {"name": protocol.name, "title": protocol.title, "cohorts": list(protocol.cohorts)}
+        for protocol in protocols.PROTOCOLS.values()
+    ]
+    return {"data": str(data), "cohorts": found, "protocols": known}
+
+
+def overview(data: Path) -> str:
+    """List the cohorts with their sections in a data folder, and the protocols, to be read."""
+    facts = listed(data)
+    lines = [f"Cohorts ({data}):"]
+    for cohort in facts["cohorts"]:
+        lines += [f"  {cohort['name']:15} {cohort['title']}", f"  {'':15} {cohort['state']}"]
     lines += ["", "Protocols:"]
-    for protocol in protocols.PROTOCOLS.values():
-        lines += [f"  {protocol.name:15} {protocol.title}", f"  {'':15} for {', '.join(protocol.cohorts)}"]
+    for protocol in facts["protocols"]:
+        lines += [f"  {protocol['name']:15} {protocol['title']}", f"  {'':15} for {', '.join(protocol['cohorts'])}"]
     return "\n".join(lines)
 
 

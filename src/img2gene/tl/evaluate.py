@@ -206,8 +206,7 @@ def evaluate(
     result = pd.concat(parts, ignore_index=True)
     # This relies on the order of rows: every section has the same models, each with the same genes.
     result["pcc_pooled"] = np.tile(np.concatenate(list(pool(moments).values())), len(chosen))
-    result = _tidy(result, members)
-    result.attrs = facts_of_scores(evaluated.fingerprint, leaked.trained_on)
+    result = _tidy(result, members, facts_of_scores(evaluated.fingerprint, leaked.trained_on))
     if inplace:
         _write(study.stored_table, result, evaluated, key)
     return result
@@ -334,12 +333,14 @@ def with_markers(check: Arguments, gene_groups: Any, markers: Any) -> GeneGroups
     return named if markers is None else groups
 
 
-def _tidy(result: pd.DataFrame, groups: dict[str, list[str]]) -> pd.DataFrame:
+def _tidy(result: pd.DataFrame, groups: dict[str, list[str]], facts: dict[str, str]) -> pd.DataFrame:
     for name, members in groups.items():
         result[name] = result["gene"].isin(members)
     result["leakage"] = result["leakage"].astype("boolean")
     columns = ["model", "section", "patient", "gene", *groups, *METRICS, "n_spots", "leakage"]
-    return result[columns]
+    result = result[columns]
+    result.attrs = facts
+    return result
 
 
 def _write(table: AnnData, result: pd.DataFrame, model: Model, key: str) -> None:
