@@ -170,7 +170,11 @@ def test_stores_are_joined(tmp_path, study, capsys):
         ("embed {study} --set bath_size=3 --out new", 2, "near: batch_size"),
         ("embed {study} --encoder tinny --out new", 1, "encoders.list"),
         ("embed {study} --encoder tiny --image scan --out new", 2, "--image scan names the image to tile, .*--tile-um"),
-        ("fit {embedded} --model ridge --device cudax --out new", 1, "device='cudax': this computer has no such device"),
+        (
+            "fit {embedded} --model ridge --device cudax --out new",
+            1,
+            "device='cudax': this computer has no such device",
+        ),
         ("predict {embedded} --model {model} --device cudax --out new", 1, "device='cudax': this computer has no"),
         ("read visium {folder} --patient A --patient B --out new", 2, "2 times"),
         ("read visium nowhere --out new", 1, "No such file or folder: nowhere"),

@@ -1,6 +1,7 @@
 """Stored models are what was trained: every change is refused by name, and older formats stay readable."""
 
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def test_models_of_format_1_stay_readable_and_are_stored_anew(name, expected, tm
     assert again.fingerprint == model.fingerprint
     assert predicted(again, expected).tobytes() == predicted(model, expected).tobytes()
     assert "checkpoint_dir" not in json.dumps(config)
+
+
+def test_a_model_without_digests_is_named_in_a_warning(tmp_path, caplog):
+    model = ig.io.load_model(OLD / "ridge.img2gene")
+    assert re.search(r"ridge\.img2gene was written by an early version, without digests.*save_model", caplog.text)
+    caplog.clear()
+    # Nobody can see that the genes were reversed, so the reader has to be told that nothing was compared.
+    config, arrays = model.state()
+    config = {name: value for name, value in config.items() if name != "digest"} | {"format": 1}
+    Model.from_state(config | {"genes": config["genes"][::-1]}, arrays)
+    assert "The model `ridge` was written by an early version" in caplog.text
+    caplog.clear()
+    ig.io.load_model(ig.io.save_model(model, tmp_path / "new"))
+    assert caplog.text == ""
 
 
 def test_models_of_format_1_are_checked_without_a_digest():

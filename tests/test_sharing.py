@@ -75,6 +75,17 @@ def test_a_model_is_downloaded_once_and_is_the_same(server, published, scored_st
     assert ig.tl.predict(scored_study, model, inplace=False).n_vars == len(model.genes)
 
 
+def test_the_scheme_of_an_address_may_have_any_case(server, published, client):
+    address, requests = server
+    upper = address.replace("http://", "HTTP://")
+    assert ig.io.load_model(f"{upper}/model.img2gene", sha256=digest(published)).name == "ridge"
+    ig.io.load_model(f"{address}/model.img2gene", sha256=digest(published))
+    # Both are one entry of the cache.
+    assert requests == ["/model.img2gene"]
+    assert ig.io.load_model("HF://Lab/breast@v1").name == "ridge"
+    assert client == [("Lab/breast", "model.img2gene", "v1", False)]
+
+
 def test_another_file_is_deleted_asked_for_once_more_and_named(server, published, tmp_path):
     address, requests = server
     known = digest(published)

@@ -55,7 +55,9 @@ def embed(
     import img2gene as ig
 
     if image is not None and tile_um is None:
-        raise typer.BadParameter(f"--image {image} names the image to tile, so it needs --tile-um; spots know their image.")
+        raise typer.BadParameter(
+            f"--image {image} names the image to tile, so it needs --tile-um; spots know their image."
+        )
     taken = ("encoder", "table_key", "device", "out")
     target, arguments = check_target(out, overwrite, ".zarr"), further(ig.pp.embed_patches, more, taken)
     sdata = open_store(study)

@@ -22,7 +22,7 @@ _FILE = "model.img2gene"
 
 def is_remote(source: str) -> bool:
     """Whether a text is an address of the hub or of the web, and not a path; other addresses are refused."""
-    if source.startswith((HUB, *_WEB)):
+    if _lower_scheme(source).startswith((HUB, *_WEB)):
         return True
     if _SCHEME.match(source):
         raise Img2GeneError(
@@ -33,11 +33,12 @@ def is_remote(source: str) -> bool:
 
 
 def fetched(source: str, sha256: str | None, folder: Path) -> Path:
-    """Return the file at an address, from the cache if it was fetched before.
+    """Return the file at an address, from the cache if it was fetched before; the scheme may have any case.
 
     ``"hf://owner/name@revision"`` is the file ``model.img2gene`` of a repository of the hub,
     ``"hf://owner/name/file@revision"`` another one. A plain address needs a digest; its file is kept in ``folder``.
     """
+    source = _lower_scheme(source)
     if sha256 is not None:
         sha256 = checked_digest(sha256)
     if not source.startswith(HUB):
@@ -50,6 +51,11 @@ def fetched(source: str, sha256: str | None, folder: Path) -> Path:
         path = _of_hub(source, again=True)
     check_digest(path, sha256, source)
     return path
+
+
+def _lower_scheme(source: str) -> str:
+    scheme = _SCHEME.match(source)
+    return source if scheme is None else scheme[0].lower() + source[scheme.end() :]
 
 
 def checked_digest(sha256: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ from img2gene.models.stored_model import FORMAT, check_arrays, check_config, che
 
 if TYPE_CHECKING:
     from img2gene.models.uncertainty.calibration import Calibration, Prediction
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -260,7 +263,14 @@ class Model:
         name = config.get("model") if isinstance(config, dict) else None
         named = [source] * bool(source) + [f"`{name}`"] * isinstance(name, str)
         with damage(f"The stored model {' '.join(named)} cannot be used"):
-            return _verified(config, arrays)
+            model = _verified(config, arrays)
+        if "digest" not in config:
+            logger.warning(
+                "%s was written by an early version, without digests: nothing shows whether it was damaged or changed since. Save "
+                "it again with `img2gene.io.save_model` if you trust it.",
+                source or f"The model `{name}`",
+            )
+        return model
 
     def __repr__(self) -> str:
         trained = listing(self.report.get("sections", []), 6)
