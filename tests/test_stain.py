@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -130,6 +132,85 @@ def test_normalised_images_are_not_normalised_again():
     ig.pp.normalize_stain(sdata, "a")
     ig.pp.normalize_stain(sdata, "a", method="reinhard", key_added="reinhard")
     assert set(sdata.images) == {"a", "b", "a_normalized", "b_normalized", "a_reinhard", "b_reinhard"}
+
+
+def left(sdata) -> list[str]:
+    """The images that a call without names normalises."""
+    found = ig.pp.normalize_stain(sdata, "a", method="reinhard", key_added="next", inplace=False)
+    return sorted(name.removesuffix("_next") for name in found)
+
+
+@pytest.mark.parametrize("write", [ig.io.write_study, lambda sdata, path: sdata.write(path)])
+def test_a_study_that_was_written_knows_which_images_were_normalised(tmp_path, write):
+    sdata = images(a=tissue(ONE), b=tissue(OTHER))
+    sdata.attrs["mine"] = {"kept": 1}
+    ig.pp.normalize_stain(sdata, "a", method="reinhard")
+    write(sdata, tmp_path / "s.zarr")
+    read = SpatialData.read(tmp_path / "s.zarr")
+    assert left(sdata) == left(read) == ["a", "b"]
+    assert read.attrs["mine"] == {"kept": 1} and set(read.attrs["img2gene_stain"]) == {"a_normalized", "b_normalized"}
+    # One of another size, one of other pixels, and one that no longer exists.
+    read.images["a_normalized"] = images(x=tissue(ONE, side=100)).images["x"]
+    read.images["b_normalized"] = images(x=tissue(ONE, seed=5)).images["x"]
+    assert left(read) == ["a", "a_normalized", "b", "b_normalized"]
+    del read.images["b_normalized"]
+    ig.pp.normalize_stain(read, "a", method="reinhard", images="b", key_added="again")
+    assert set(read.attrs["img2gene_stain"]) == {"b_again"}
+
+
+def test_images_that_were_added_by_hand_and_joined_studies_keep_their_marks(tmp_path):
+    sdata, other = images(a=tissue(ONE)), images(b=tissue(OTHER))
+    for name, image in ig.pp.normalize_stain(sdata, "a", method="reinhard", inplace=False).items():
+        sdata.images[name] = image
+    ig.pp.normalize_stain(other, "b", method="reinhard")
+    parts = []
+    for number, part in enumerate((sdata, other)):
+        ig.io.write_study(part, tmp_path / f"{number}.zarr")
+        # Once more, to the store that its images may read from.
+        parts.append(SpatialData.read(tmp_path / f"{number}.zarr"))
+        ig.io.write_study(parts[-1], tmp_path / f"{number}.zarr")
+    assert left(ig.io.concat_sections(parts)) == ["a", "b"]
+
+
+def test_a_failed_call_changes_no_attributes(monkeypatch):
+    from img2gene.pp import stain
+
+    def broken(sdata):
+        raise KeyboardInterrupt
+
+    sdata = images(a=tissue(ONE))
+    monkeypatch.setattr(stain, "with_stain_marks", broken)
+    with pytest.raises(KeyboardInterrupt):
+        ig.pp.normalize_stain(sdata, "a", method="reinhard")
+    assert list(sdata.images) == ["a"] and sdata.attrs == {}
+
+
+def test_a_reference_has_its_own_method():
+    sdata = images(a=tissue(ONE), b=tissue(OTHER))
+    reference = ig.pp.fit_stain(sdata, "a", method="reinhard")
+    with pytest.raises(
+        ig.Img2GeneError, match=r"method='macenko': the reference was fitted by 'reinhard'. Leave `method`"
+    ):
+        ig.pp.normalize_stain(sdata, reference, method="macenko")
+    for wrong in (types.SimpleNamespace(method="reinhard"), None):
+        with pytest.raises(
+            ig.Img2GeneError, match="expected the name of an image, or what `img2gene.pp.fit_stain` returned"
+        ):
+            ig.pp.normalize_stain(sdata, wrong)
+    assert list(sdata.images) == ["a", "b"]
+    chosen = {"images": "b", "inplace": False}
+    plain, named, image = (
+        ig.pp.normalize_stain(sdata, *arguments, **options, **chosen)["b_normalized"].to_numpy()
+        for arguments, options in (
+            ((reference,), {}),
+            ((reference,), {"method": "reinhard"}),
+            (("a",), {"method": "reinhard"}),
+        )
+    )
+    assert (plain == named).all() and (plain == image).all()
+    default = ig.pp.normalize_stain(sdata, "a", **chosen)["b_normalized"].to_numpy()
+    macenko = ig.pp.normalize_stain(sdata, "a", method="macenko", **chosen)["b_normalized"].to_numpy()
+    assert (default == macenko).all() and (default != image).any()
 
 
 @pytest.fixture(scope="module")

@@ -286,7 +286,7 @@ def apply(table: AnnData, update: dict[str, dict[str, Any]]) -> None:
 def all_or_nothing(*objects: AnnData | SpatialData) -> Iterator[None]:
     """Restore tables and studies after any interruption of the block, also Ctrl-C.
 
-    What the block replaces or adds is undone: columns, keys and elements. An array that it changes in place stays changed.
+    What the block replaces or adds is undone: columns, keys, elements and attributes. An array that it changes in place stays changed.
 
     Examples
     --------
@@ -329,8 +329,10 @@ def _restore_table(table: AnnData) -> Callable[[], None]:
 def _restore_elements(sdata: SpatialData) -> Callable[[], None]:
     """Return a function that puts the elements of a study back to what they are now."""
     kinds = {kind: dict(getattr(sdata, kind)) for kind in ("images", "labels", "points", "shapes", "tables")}
+    attrs = sdata.attrs
 
     def restore() -> None:
+        sdata.attrs = attrs
         for kind, items in kinds.items():
             _restore_mapping(getattr(sdata, kind), items)
 

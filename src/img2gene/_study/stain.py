@@ -25,7 +25,7 @@ METHODS = ("macenko", "reinhard", "vahadane")
 # Pixels that the stain of an image is estimated from. Ten times as many change no colour by more than a grey level.
 _FIT_PX = 500_000
 # Smaller images are normalised once and kept, as several functions read them.
-_KEPT_PX = 50_000_000
+KEPT_PX = 50_000_000
 _PICTURE, _TISSUE = "picture", "picture_tissue"
 
 
@@ -95,6 +95,15 @@ class Sample:
         return SpatialData(images={_PICTURE: trees[0]}, labels={_TISSUE: trees[1]})
 
 
+def is_reference(value: Any) -> bool:
+    """Whether a value is a stain that squidpy has fitted."""
+    with warnings.catch_warnings():
+        # Packages that squidpy loads warn of their own use of each other.
+        warnings.simplefilter("ignore")
+        from squidpy.experimental.im import StainReference
+    return isinstance(value, StainReference)
+
+
 def normalised_scales(sdata: SpatialData, sample: Sample, reference: StainReference) -> list[da.Array]:
     """Normalise each scale of an image, uint8 (3, height, width), full resolution first."""
     import dask.array as da
@@ -103,7 +112,7 @@ def normalised_scales(sdata: SpatialData, sample: Sample, reference: StainRefere
     for number in range(len(scales(sdata, sample.name))):
         image = open_image(sdata, sample.name, scale=number)
         level = sample.normalised(image.lazy(), reference)
-        if image.height * image.width <= _KEPT_PX:
+        if image.height * image.width <= KEPT_PX:
             level = da.from_array(level.compute(), chunks=level.chunks)
         levels.append(level)
     return levels

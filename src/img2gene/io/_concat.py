@@ -81,10 +81,17 @@ def concat_sections(
     tables = {
         key: _join_tables([_in_memory(part.tables[key]) for part in parts if key in part.tables], genes) for key in keys
     }
+    return SpatialData(**elements, tables=tables, attrs=_merge_attrs(parts))
+
+
+def _merge_attrs(parts: list[SpatialData]) -> dict[str, Any]:
+    """Join attributes; those that hold entries, such as one for each image, get the entries of all parts."""
     attrs: dict[str, Any] = {}
     for part in parts:
-        attrs = {**part.attrs, **attrs}
-    return SpatialData(**elements, tables=tables, attrs=attrs)
+        for key, value in part.attrs.items():
+            both = isinstance(value, Mapping) and isinstance(attrs.get(key), Mapping)
+            attrs[key] = {**value, **attrs[key]} if both else attrs.get(key, value)
+    return attrs
 
 
 def _merge_elements(parts: list[SpatialData], kind: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
 from img2gene._files.locks import is_stale, is_temporary, temporary_path
+from img2gene._study.stain_marks import with_stain_marks
 from img2gene.io._comparison import study_differences
 from img2gene.io._library_warnings import without_library_warnings
 
@@ -78,6 +79,7 @@ def write_study(sdata: SpatialData, path: str | Path, *, overwrite: bool = True)
             _verify(stored, temporary)
         _swap(temporary, target)
     _read_from(sdata, target)
+    sdata.attrs = stored.attrs
     logger.info("wrote %s", target)
 
 
@@ -173,7 +175,7 @@ def _with_present_regions(sdata: SpatialData) -> SpatialData:
     elements = {kind: dict(getattr(sdata, kind)) for kind in _KINDS}
     elements["tables"] = {name: _of_present_regions(table) for name, table in sdata.tables.items()}
     try:
-        return SpatialData(**elements, attrs=sdata.attrs)
+        return SpatialData(**elements, attrs=with_stain_marks(sdata))
     except Exception as error:
         raise Img2GeneError(
             f"The study cannot be written ({type(error).__name__}: {str(error)[:500]}). The store is unchanged."

@@ -11,16 +11,14 @@ from img2gene import _schema
 from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, missing
-from img2gene._study.stain import METHODS, Sample, normalised_scales
+from img2gene._study.stain import METHODS, Sample, is_reference, normalised_scales
+from img2gene._study.stain_marks import MARK, is_normalised, with_stain_marks
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
     from squidpy.experimental.im import StainReference
 
 logger = logging.getLogger(__name__)
-
-# Attribute of images that were normalised.
-_MARK = "img2gene_stain"
 
 
 def fit_stain(sdata: SpatialData, image_key: str, *, method: str = "macenko") -> StainReference:
@@ -72,7 +70,7 @@ def normalize_stain(
     sdata: SpatialData,
     reference: str | StainReference,
     *,
-    method: str = "macenko",
+    method: str | None = None,
     images: str | list[str] | None = None,
     key_added: str = "normalized",
     inplace: bool = True,
@@ -90,9 +88,10 @@ def normalize_stain(
         Image of ``sdata`` whose stain the others get, or what :func:`img2gene.pp.fit_stain` returned, so that later
         slides get the same stain.
     method
-        As in :func:`img2gene.pp.fit_stain`, if ``reference`` is an image.
+        As in :func:`img2gene.pp.fit_stain`. None takes ``"macenko"`` if ``reference`` is an image, and otherwise the method that
+        it was fitted by; another one is refused.
     images
-        Images to normalise; None takes all but those that were normalised. A reference among them is normalised, too, so
+        Images to normalise; None takes all but those that were normalised, also before the study was written and read. A reference among them is normalised, too, so
         that all go through the same steps.
     key_added
         ``images["<image>_<key_added>"]`` is written; a name that is taken is refused.
@@ -108,7 +107,8 @@ def normalize_stain(
     MissingKeyError
         An image is missing.
     Img2GeneError
-        An image is not RGB or shows no tissue, no dyes can be found in it, or a name is taken. Nothing is written then.
+        An image is not RGB or shows no tissue, no dyes can be found in it, a name is taken, or ``reference`` was fitted by another
+        method. Nothing is written then.
 
     Notes
     -----
@@ -125,17 +125,15 @@ def normalize_stain(
     """
     check = Arguments()
     names = None if images is None else check.names("images", images)
-    check.choice("method", method, METHODS)
+    if method is not None:
+        check.choice("method", method, METHODS)
     check.flag("inplace", inplace)
     with check.collect():
         _schema.check_name(key_added, "key_added")
-    if not isinstance(reference, str) and not hasattr(reference, "method"):
-        check.messages.append(
-            f"reference={shown(reference)}: expected the name of an image, or what `img2gene.pp.fit_stain` returned."
-        )
+    _check_reference(check, reference, method)
     _check_images(check, sdata, [*(names or []), *([reference] if isinstance(reference, str) else [])])
     check.raise_all()
-    chosen = _unnormalised(sdata) if names is None else names
+    chosen = [name for name in sdata.images if not is_normalised(sdata, name)] if names is None else names
     targets = {name: f"{name}_{key_added}" for name in chosen}
     if not chosen:
         raise Img2GeneError(f"No image is left to normalise (images: {listing(sdata.images)}). Name them: `images=`.")
@@ -145,7 +143,7 @@ def normalize_stain(
         )
     normalised, problems = {}, Problems()
     if isinstance(reference, str):
-        reference = Sample.of(sdata, reference).reference(method)
+        reference = Sample.of(sdata, reference).reference(method or METHODS[0])
     for name, target in targets.items():
         with problems.collect():
             normalised[target] = _normalised(sdata, name, reference)
@@ -155,8 +153,24 @@ def normalize_stain(
     with _schema.all_or_nothing(sdata):
         for target, image in normalised.items():
             sdata.images[target] = image
+        sdata.attrs = with_stain_marks(sdata)
     logger.info("wrote images %s", listing(normalised))
     return None
+
+
+def _check_reference(check: Arguments, reference: Any, method: Any) -> None:
+    """Check that a reference is an image or a fitted stain, and that it was fitted by the method."""
+    if isinstance(reference, str):
+        return
+    if not is_reference(reference):
+        check.messages.append(
+            f"reference={shown(reference)}: expected the name of an image, or what `img2gene.pp.fit_stain` returned."
+        )
+    elif method is not None and method != reference.method:
+        check.messages.append(
+            f"method={shown(method)}: the reference was fitted by {reference.method!r}. Leave `method` out, or fit another reference: "
+            f"`img2gene.pp.fit_stain(…, method={shown(method)})`."
+        )
 
 
 def _check_images(check: Arguments, sdata: Any, names: list[str]) -> None:
@@ -170,16 +184,6 @@ def _check_images(check: Arguments, sdata: Any, names: list[str]) -> None:
                 raise MissingKeyError(missing(name, "sdata.images", sdata.images))
 
 
-def _attributes(image: Any) -> dict[str, Any]:
-    node = image["scale0"] if hasattr(image, "children") and "scale0" in image.children else image
-    return dict(node.attrs) | (dict(node["image"].attrs) if hasattr(node, "ds") and "image" in node else {})
-
-
-def _unnormalised(sdata: SpatialData) -> list[str]:
-    """List the RGB images that no call has normalised."""
-    return [name for name, image in sdata.images.items() if _MARK not in _attributes(image)]
-
-
 def _normalised(sdata: SpatialData, name: str, reference: StainReference) -> Any:
     """Normalise an image with its scales and transformations."""
     import xarray as xr
@@ -191,13 +195,13 @@ def _normalised(sdata: SpatialData, name: str, reference: StainReference) -> Any
     systems = dict(get_transformation(sdata.images[name], get_all=True))
     if not hasattr(sdata.images[name], "children"):
         image = Image2DModel.parse(arrays[0], dims=("c", "y", "x"), c_coords=rgb, transformations=systems)
-        image.attrs[_MARK] = reference.method
+        image.attrs[MARK] = reference.method
         return image
     levels = {}
     for number, array in enumerate(arrays):
         factors = np.array(arrays[0].shape[1:]) / array.shape[1:]
         image = Image2DModel.parse(array, dims=("c", "y", "x"), c_coords=rgb, transformations=_scaled(systems, factors))
-        image.attrs[_MARK] = reference.method
+        image.attrs[MARK] = reference.method
         levels[f"scale{number}"] = xr.Dataset({"image": image})
     return xr.DataTree.from_dict(levels)
 
