@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from spatialdata.models import TableModel
+from torch import nn
 
 import img2gene as ig
 from img2gene._errors import Img2GeneError, MissingKeyError
@@ -249,6 +250,12 @@ def test_named_columns_in_another_order_are_refused(study):
     # Columns without names are taken by their place, as those of an array are.
     table.obsm["X_named"] = values
     np.testing.assert_array_equal(predicted(study, model), expected)
+
+
+@pytest.mark.parametrize("encoder", [nn.Flatten(), "timm:resnet18"])
+def test_an_encoder_in_place_of_its_features_is_sent_to_the_embedding(study, encoder):
+    with pytest.raises(Img2GeneError, match="is an encoder, not a matrix.*`img2gene.pp.embed_patches"):
+        fitted(study, features=encoder)
 
 
 def test_numbered_columns_in_another_order_are_refused(study):
