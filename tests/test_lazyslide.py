@@ -384,7 +384,7 @@ def declared_operators():
 def installed():
     """LazySlide, wsidata and torch, or the test is skipped."""
     if find_spec("lazyslide") is None:
-        pytest.skip("needs lazyslide: make test-lazyslide")
+        pytest.skip("needs lazyslide: make test-partners")
     declared_operators()
     return tuple(importlib.import_module(name) for name in ("lazyslide", "wsidata", "torch"))
 
