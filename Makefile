@@ -11,7 +11,7 @@ endif
 
 BIN := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo test reliability bench zoo lint docs test-matrix test-lowest test-lazyslide clean distclean
+.PHONY: help demo test reliability bench zoo lint docs test-matrix test-lowest test-partners clean distclean
 # Targets share an environment that only one pip at a time may change.
 .NOTPARALLEL:
 
@@ -81,16 +81,17 @@ $(LOWEST)/.installed: pyproject.toml constraints.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python $(CONSTRAINTS) --group test
 	touch $@
 
-# LazySlide brings its model zoo, so it gets an environment of its own.
-LAZYSLIDE := .venv-lazyslide
-test-lazyslide: export OMP_NUM_THREADS ?= 1
-test-lazyslide: $(LAZYSLIDE)/.installed  ## run the tests of the exchange with LazySlide against the installed package
-	$(LAZYSLIDE)/bin/python -m pytest $(ARGS) tests/test_lazyslide.py
+# LazySlide brings its model zoo, and Snakemake holds releases of other packages, so they get an environment of their own.
+PARTNERS := .venv-partners
+test-partners: export OMP_NUM_THREADS ?= 1
+test-partners: $(PARTNERS)/.installed  ## run the tests of LazySlide, of pathology encoders and of Snakemake against the installed packages
+	PATH="$(abspath $(PARTNERS))/bin:$$PATH" $(PARTNERS)/bin/python -m pytest $(ARGS) tests/test_lazyslide.py tests/test_zoo.py
+	PATH="$(abspath $(PARTNERS))/bin:$$PATH" $(PARTNERS)/bin/python -m pytest $(ARGS) -k snakemake tests/test_command_line.py
 
-$(LAZYSLIDE)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv --clear $(LAZYSLIDE)
-	$(LAZYSLIDE)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(LAZYSLIDE)/bin/python -m pip install --quiet $(CONSTRAINTS) -e . --group test "lazyslide>=0.13"
+$(PARTNERS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(PARTNERS)
+	$(PARTNERS)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(PARTNERS)/bin/python -m pip install --quiet $(CONSTRAINTS) -e ".[zoo]" --group test "lazyslide>=0.13" "snakemake>=8"
 	touch $@
 
 clean:  ## remove what the other targets wrote, but for the environments

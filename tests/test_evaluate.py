@@ -327,7 +327,7 @@ FAULTS = {
     "group of no gene": (None, {"gene_groups": {"x": ["G01", "TP53", "MYC"]}}, "Gene group 'x': TP53, MYC not predicted"),
     "group called like a column": (None, {"gene_groups": {"pcc": ["G01"]}}, "A gene group cannot be called 'pcc'"),
     "log counts": (lambda s: setattr(s["table"], "X", s["table"].X.log1p()), {}, "looks normalised or log-transformed"),
-    "model": (None, {"model": "forest"}, "`forest` not found in `the trained models of the table, nor a file`"),
+    "model": (None, {"model": "forest"}, "`forest` is neither a trained model of the table"),
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from spatialdata.models import TableModel
+from torch import nn
 
 import img2gene as ig
 from img2gene._errors import Img2GeneError, MissingKeyError
@@ -249,6 +250,35 @@ def test_named_columns_in_another_order_are_refused(study):
     # Columns without names are taken by their place, as those of an array are.
     table.obsm["X_named"] = values
     np.testing.assert_array_equal(predicted(study, model), expected)
+
+
+@pytest.mark.parametrize("encoder", [nn.Flatten(), "timm:resnet18"])
+def test_an_encoder_in_place_of_its_features_is_sent_to_the_embedding(study, encoder):
+    with pytest.raises(Img2GeneError, match="is an encoder, not a matrix.*`img2gene.pp.embed_patches"):
+        fitted(study, features=encoder)
+
+
+def test_numbered_columns_in_another_order_are_refused(study):
+    table = study["table"]
+    numbered = pd.DataFrame(matrix(study), index=table.obs_names)
+    table.obsm["X_numbered"] = numbered.set_axis(numbered.columns.astype(str), axis=1)
+    model = fitted(study, features="X_numbered")
+    table.obsm["X_numbered"] = table.obsm["X_numbered"].iloc[:, ::-1]
+    with pytest.raises(Img2GeneError, match="`X_numbered` of .* another order, than those of the training's"):
+        predicted(study, model)
+
+
+def test_an_augmented_embedding_is_another_one_when_it_is_named_too(study):
+    ig.pp.embed_patches(study, "tiny", augment="stain")
+    model = fitted(study)
+    ig.pp.embed_patches(study, "tiny")
+    with pytest.raises(Img2GeneError, match="trained with augmentation stain, `X_tiny` of .* has None"):
+        predicted(study, model, features="X_tiny")
+
+
+def test_an_embedding_of_this_package_is_not_described_anew(study):
+    with pytest.raises(Img2GeneError, match="`X_tiny` is recorded already as an embedding by `tiny`, revision 1"):
+        ig.pp.describe_features(study, "X_tiny", encoder="tiny", revision="2")
 
 
 def test_a_matrix_in_place_of_its_name_is_the_only_problem(study):

@@ -342,7 +342,7 @@ def test_faults_of_a_prediction_are_named(study, snapshot, tmp_path):
     ):
         ig.tl.predict(study)
     with pytest.raises(
-        MissingKeyError, match="nowhere.img2gene` not found in `the trained models of the table, nor a file`"
+        MissingKeyError, match="nowhere.img2gene` is neither a trained model of the table .* nor a file"
     ):
         ig.tl.predict(study, tmp_path / "nowhere.img2gene")
     with pytest.raises(Img2GeneError, match="key_added='a b' cannot be stored"):

@@ -220,6 +220,54 @@ def test_features_reach_the_spot_of_their_tile_whatever_the_order_of_the_table()
         ig.tl.fit(sdata, "ridge", encoder=None)
 
 
+def test_tiles_that_are_laid_again_keep_the_numbers_that_feature_tables_name():
+    sdata = cohort()
+    sdata.tables["table"] = sdata["table"][::-1].copy()
+    ig.lazyslide.add_tiles(sdata, tile_px=TILE_PX)
+    ig.lazyslide.add_features(sdata, "enc")
+    assert np.allclose(sdata["table"].obsm["X_enc"], np.log1p(sdata["table"].X.toarray()[:, :WIDTH]))
+
+
+def test_other_tiles_under_the_name_of_features_are_refused():
+    sdata = cohort()
+    ig.pp.extract_patches(sdata, patch_um=24)
+    with pytest.raises(ig.Img2GeneError, match="enc_P1_S1_spots_tiles hold features of other tiles"):
+        ig.lazyslide.add_tiles(sdata, tile_px=TILE_PX)
+    with pytest.raises(
+        ig.Img2GeneError, match=r"squares of 20 µm that are not the patches of `sdata\['table'\]` \(24.0 µm\)"
+    ):
+        ig.lazyslide.add_features(sdata, "enc")
+    ig.pp.extract_patches(sdata, patch_um=20)
+    with pytest.raises(ig.Img2GeneError, match="of other spots, places or sizes"):
+        ig.lazyslide.add_tiles(sdata, tile_px=2 * TILE_PX)
+    ig.lazyslide.add_features(sdata, "enc")
+
+
+def test_the_revision_of_features_is_added_to_their_record(trained):
+    sdata = cohort()
+    ig.lazyslide.add_features(sdata, "enc")
+    with pytest.raises(ig.Img2GeneError, match="`X_enc` is recorded with name enc, not other"):
+        ig.pp.describe_features(sdata, "X_enc", encoder="other", revision="1")
+    ig.pp.describe_features(sdata, "X_enc", encoder="enc", revision="1")
+    assert ig.tl.fit(sdata, "ridge", validate_on=["P3"], inplace=False).inputs["revision"] == "1"
+    with pytest.raises(ig.Img2GeneError, match="revision unknown, the object has 1"):
+        ig.tl.predict(sdata, trained)
+
+
+def test_a_table_of_features_is_joined_by_the_numbers_of_tiles(trained):
+    ids = np.random.default_rng(0).permutation(40)
+    sdata = slide(40, ids=ids)
+    sdata.tables["enc_tiles"] = feature_table(features_of(40), np.arange(40))
+    ig.lazyslide.read_tiles(sdata)
+    one, other = (
+        ig.tl.predict(sdata, trained, table_key="lazyslide", inplace=False, **changes)
+        for changes in ({}, {"features": "enc_tiles"})
+    )
+    expected = trained.predict(features_of(40)[ids], np.repeat("slide", 40))
+    np.testing.assert_allclose(one.X, expected, atol=1e-5)
+    np.testing.assert_allclose(other.X, expected, atol=1e-5)
+
+
 def test_features_of_fewer_tiles_than_spots_are_refused():
     sdata = cohort()
     other = cohort()
@@ -282,6 +330,7 @@ def test_positions_are_microns_and_row_first(trained, monkeypatch):
         name="spatial",
         inputs={"name": "enc", "width": WIDTH},
         extra_inputs=("positions",),
+        depth_scale=None,
         genes=["A"],
         predict=lambda features, sections, positions: (seen.update(at=positions), np.ones((len(features), 1)))[1],
     )
@@ -335,7 +384,7 @@ def declared_operators():
 def installed():
     """LazySlide, wsidata and torch, or the test is skipped."""
     if find_spec("lazyslide") is None:
-        pytest.skip("needs lazyslide: make test-lazyslide")
+        pytest.skip("needs lazyslide: make test-partners")
     declared_operators()
     return tuple(importlib.import_module(name) for name in ("lazyslide", "wsidata", "torch"))
 
@@ -415,3 +464,14 @@ def test_spots_get_features_of_the_installed_lazyslide():
     ours = ig.get.patches(sdata, np.arange(120)).mean(axis=(1, 2))
     assert np.allclose(sdata["table"].obsm["X_enc"][:, :3], ours, atol=1.5)
     ig.tl.fit(sdata, "ridge", validate_on=["P3"])
+
+
+def test_a_model_of_unlimited_depth_predicts_on_the_same_scale_in_lazyslide():
+    sdata = cohort()
+    ig.lazyslide.add_features(sdata, "enc")
+    model = ig.tl.fit(sdata, "ridge", validate_on=["P3"], debias="depth", inplace=False)
+    rows = (sdata["table"].obs["patient"] == "P3").to_numpy()
+    there = ig.lazyslide.predictor(model).predict(sdata["table"].obsm["X_enc"][rows])
+    here = ig.tl.predict(sdata, model, inplace=False).X[rows]
+    np.testing.assert_allclose(np.column_stack([there[gene] for gene in model.genes]), here, atol=1e-5)
+    assert np.abs(here - model.predict(sdata["table"].obsm["X_enc"][rows], np.repeat("P3", rows.sum()))).max() > 0.1

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from img2gene import metrics, pathways
 from img2gene._errors import Img2GeneError
 from img2gene.metrics.spatial import nearest_spots
+from img2gene.models.data import float_array
 
 SIDE, N_GENES = 9, 24
 NAMES = np.array([f"G{i:02d}" for i in range(N_GENES)])
@@ -225,6 +226,12 @@ def test_equally_near_spots_are_taken_by_row_and_column(lattice, k):
         distance = np.linalg.norm(positions - positions[spot], axis=1).round(6)
         order = np.lexsort((column, row, distance))
         np.testing.assert_array_equal(nearest, order[order != spot][: len(nearest)])
+
+
+def test_neighbours_of_a_lattice_do_not_depend_on_its_origin():
+    # Models get positions through this conversion; in single precision, rounding would tell equal distances apart.
+    moved = float_array("positions", LATTICES["hexagonal"] + [1e5 + 0.1, 0.1])
+    np.testing.assert_array_equal(nearest_spots(moved, 8), nearest_spots(LATTICES["hexagonal"], 8))
 
 
 def test_ties_beyond_the_first_candidates_are_all_compared():

@@ -155,3 +155,45 @@ def test_a_network_in_training_is_left_in_training(study):
     # Dropout would give other features at each call.
     ig.pp.embed_patches(study, spec, orientations=1)
     np.testing.assert_array_equal(study["table"].obsm["X_half"], first)
+
+
+class Powers(nn.Module):
+    """Means of a power of each channel, with an exponent that is no weight."""
+
+    def __init__(self, exponent, scale=1.0):
+        super().__init__()
+        self.exponent = exponent
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+    def forward(self, images):
+        return (images.abs() ** self.exponent).mean((2, 3)) * self.scale
+
+
+def test_the_revision_covers_attributes_and_buffers_that_no_state_holds():
+    assert revision(Powers(1), "one") == revision(Powers(1), "again")
+    assert revision(Powers(1), "two") != revision(Powers(2), "three")
+    assert revision(Powers(1), "four") != revision(Powers(1, scale=2.0), "five")
+    layers = Powers(1)
+    encoders.wrap(layers, "mine", **STATISTICS)
+    layers.exponent = 2
+    with pytest.raises(Img2GeneError, match="attributes of encoder `mine` have changed since"):
+        encoders.load("mine")
+
+
+def test_a_stated_revision_covers_the_normalisation():
+    stated = revision(Powers(1), "one", revision="1")
+    assert stated.startswith("1+") and stated == revision(Powers(1), "two", revision="1")
+    assert stated != revision(Powers(1), "three", revision="1", mean=(0.6, 0.5, 0.5))
+
+
+def test_the_same_network_made_anew_takes_its_name_and_another_does_not():
+    encoders.wrap(Powers(1), "mine", **STATISTICS)
+    assert encoders.wrap(Powers(1), "mine", **STATISTICS) == encoders.get("mine")
+    with pytest.raises(Img2GeneError, match="`mine` is registered already"):
+        encoders.wrap(Powers(2), "mine", **STATISTICS)
+
+
+def test_models_that_need_wrapping_are_sent_there(make_study):
+    sdata = make_study()
+    with pytest.raises(Img2GeneError, match=r"(?s)name the version.*img2gene.encoders.wrap\(model, 'lambda', …\)"):
+        ig.pp.embed_patches(sdata, lambda patches: patches.mean((1, 2)))

@@ -33,6 +33,10 @@ _FACTS = {
     "orientations": "orientations",
     "width": "width",
 }
+# Revision of features whose source does not record it, as LazySlide.
+UNKNOWN_REVISION = "unknown"
+# What the digest of numbered columns in another order begins with.
+_MOVED = "numbers moved: "
 
 
 def with_features(study: Study, features: str) -> Study:
@@ -90,8 +94,14 @@ def differences(trained: Mapping[str, Any], stored: Mapping[str, Any], where: st
         for label, (one, other) in pairs.items()
         if one is not None and other is not None and one != other
     ]
+    if both and {"orientations"} <= trained.keys() & stored.keys() and trained.get("augment") != stored.get("augment"):
+        messages.append(
+            f"The model was trained with augmentation {trained.get('augment')}, {where} has {stored.get('augment')}."
+        )
     columns = [facts.get("columns") for facts in (trained, stored)]
-    if not messages and all(columns) and columns[0] != columns[1]:
+    # Names against none tell nothing, but numbers say by themselves that they were moved.
+    are_moved = any(str(names).startswith(_MOVED) for names in columns)
+    if not messages and (all(columns) or are_moved) and columns[0] != columns[1]:
         messages.append(
             f"The columns of {where} have other names, or another order, than those of the training's `{trained['matrix']}`. A "
             "model takes features by their place: bring the columns into the order of the training."
@@ -129,22 +139,24 @@ def matrices(study: Study) -> list[str]:
     tables = [
         name
         for name, table in study.sdata.tables.items()
-        if name != study.table_key and set(_keys(table)) & set(_keys(study.table))
+        if name != study.table_key and set(_keys(table)) & set(_keys(study.table, _instance_key(table)))
     ]
     return [*obsm, *(f"tables[{name!r}]" for name in tables)]
 
 
 def _columns(study: Study, features: str) -> str | None:
-    """Compute a digest of the names of the columns, in their order; None for columns that are only numbered."""
+    """Compute a digest of the names of the columns, in their order; None for columns that are numbered in order."""
     table, tables = study.stored_table, study.sdata.tables
     if features in table.obsm:
         names = getattr(table.obsm[features], "columns", ())
     else:
         names = tables[features].var_names if features in tables else ()
     names = [str(name) for name in names]
-    if names == [str(place) for place in range(len(names))]:
+    numbers = [str(place) for place in range(len(names))]
+    if names == numbers:
         return None
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    return f"{_MOVED}{digest}" if set(names) == set(numbers) else digest
 
 
 def _matrix(study: Study, features: str) -> Any:
@@ -193,7 +205,7 @@ def _numbers(values: Any, name: str) -> Any:
 def _rows_in(study: Study, features: str) -> np.ndarray:
     """Find the row of each spot in a table of features; refuse a table of other spots."""
     other = study.sdata.tables[features]
-    spots, described = pd.Index(_keys(study.table)), pd.Index(_keys(other))
+    spots, described = pd.Index(_keys(study.table, _instance_key(other))), pd.Index(_keys(other))
     what = f"`sdata.tables['{features}']`"
     if not described.is_unique:
         raise Img2GeneError(f"{what} names {int(described.duplicated().sum())} spots twice; each needs one row.")
@@ -210,13 +222,24 @@ def _rows_in(study: Study, features: str) -> np.ndarray:
     )
 
 
-def _keys(table: AnnData) -> list[tuple[str, str]]:
-    """Name the region and the instance of each row; empty for a table that annotates nothing."""
+def _keys(table: AnnData, instance_key: str | None = None) -> list[tuple[str, str]]:
+    """Name the region and the instance of each row; empty for a table that annotates nothing.
+
+    A table that has the column ``instance_key`` of another one names its rows as that one does: tiles of LazySlide have
+    numbers, which need not be those of their squares.
+    """
     attrs = table.uns.get("spatialdata_attrs")
     if not isinstance(attrs, Mapping) or not {attrs.get("region_key"), attrs.get("instance_key")} <= {*table.obs}:
         return []
-    columns = [table.obs[attrs[key]].astype(str).tolist() for key in ("region_key", "instance_key")]
+    instance = instance_key if instance_key in table.obs else attrs["instance_key"]
+    columns = [table.obs[key].astype(str).tolist() for key in (attrs["region_key"], instance)]
     return list(zip(*columns, strict=True))
+
+
+def _instance_key(table: AnnData) -> str | None:
+    """Return the column of a table that names its instances."""
+    attrs = table.uns.get("spatialdata_attrs")
+    return attrs.get("instance_key") if isinstance(attrs, Mapping) else None
 
 
 def _name(study: Study, features: str) -> str:

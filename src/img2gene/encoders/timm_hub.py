@@ -84,11 +84,13 @@ def import_timm(spec: EncoderSpec, *, pretrained: bool = True) -> Any:
     """Import timm; refuse one that could run code of a weights file."""
     try:
         import timm
-    except (ImportError, RuntimeError) as error:
-        # A torchvision that was built for another torch raises RuntimeError.
+    except ImportError as error:
+        raise Img2GeneError(f'Encoder `{spec.name}` needs timm: `pip install "img2gene[timm]"` ({error}).') from error
+    except RuntimeError as error:
         raise Img2GeneError(
-            f"Encoder `{spec.name}` needs timm and a torchvision built for the installed torch: "
-            f'`pip install "img2gene[timm]"` ({error}).'
+            f"Encoder `{spec.name}` needs timm, which cannot be imported: {error}. If this names torchvision, its build does "
+            "not match torch: install the matching one from the index that torch came from, such as "
+            "`pip install --force-reinstall torchvision --index-url https://download.pytorch.org/whl/cpu`."
         ) from error
     if pretrained:
         _check_release(spec, getattr(timm, "__version__", ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError
 from img2gene._schema import MAX_SIDE_PX
+from img2gene.encoders._digests import digest, full_revision, source
 from img2gene.encoders.base import TorchEncoder
 from img2gene.encoders.registry import register
 from img2gene.encoders.repository import known_side
@@ -52,7 +52,8 @@ def wrap(
         Microns per pixel of its training images, where known.
     revision
         Version of the model, which trained models store. None takes a digest of the weights, layers and normalisation of a
-        module; a function needs one.
+        module, and of the attributes of layers that you defined. To a version of yours, a digest of the normalisation is
+        added. A function needs a version.
     licence
         Licence of the weights.
 
@@ -89,9 +90,9 @@ def wrap(
         check.messages.append(f"revision={shown(revision)}: expected text.")
     statistics = _statistics(check, known, mean, std) if is_module else ((0.0,) * 3, (1.0,) * 3)
     check.raise_all()
-    wrapped = WrappedModel(model, is_module, _digest(model) if is_module else "")
-    if is_module and revision is None:
-        revision = _revision(wrapped.digest, statistics)
+    wrapped = WrappedModel(model, is_module, digest(model) if is_module else source(model))
+    if is_module:
+        revision = full_revision(revision, wrapped.digest, statistics)
     spec = EncoderSpec(
         name=name,
         width=wrapped.width(name, side),
@@ -139,18 +140,22 @@ class WrappedModel:
         self.model, self.is_module, self.digest = model, is_module, digest
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, WrappedModel) and self.model is other.model and self.digest == other.digest
+        if not isinstance(other, WrappedModel):
+            return NotImplemented
+        # A cell that is run again makes the same model anew; functions without source are told apart by themselves.
+        is_same = self.digest != "" or self.model is other.model
+        return is_same and (self.is_module, self.digest) == (other.is_module, other.digest)
 
     def __hash__(self) -> int:
-        return id(self.model)
+        return hash((self.is_module, self.digest))
 
     def __call__(self, spec: EncoderSpec, *, device: str | None, amp: bool | str | None, backend: str) -> Encoder:
         """Return the encoder of the model. A model whose weights have changed since `wrap` is refused."""
         if not self.is_module:
             return FunctionEncoder(self.model, spec.width)
-        if _digest(self.model) != self.digest:
+        if digest(self.model) != self.digest:
             raise Img2GeneError(
-                f"The weights of encoder `{spec.name}` have changed since `img2gene.encoders.wrap`, so they are not those of "
+                f"The weights or attributes of encoder `{spec.name}` have changed since `img2gene.encoders.wrap`, so they are not those of "
                 f"revision {spec.revision}. Wrap the network again under another name."
             )
         return ModuleEncoder(self.model, spec.width, spec.mean, spec.std, device=device, amp=amp, name=spec.name)
@@ -230,21 +235,3 @@ class FunctionEncoder:
         resized = resize(patches, side or patches.shape[1]).permute(0, 2, 3, 1).numpy()
         # A copy, as a function can write into its argument, and other orientations are made of the same pixels.
         return np.asarray(self.function(resized.copy()), dtype=np.float32)
-
-
-def _digest(model: Any) -> str:
-    """Compute a digest of the weights and layers of a module; some modules have no weights."""
-    import torch
-
-    digest = hashlib.sha256(repr(model).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        # Modules can keep other things than tensors beside their weights.
-        is_tensor = isinstance(value, torch.Tensor)
-        digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()) if is_tensor else repr(value).encode())
-    return digest.hexdigest()
-
-
-def _revision(weights: str, statistics: tuple[Any, Any]) -> str:
-    """Compute the revision of a module from its digest and its normalisation: both change the features."""
-    return hashlib.sha256(f"{weights} {statistics}".encode()).hexdigest()[:40]

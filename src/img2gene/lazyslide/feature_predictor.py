@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from img2gene import _schema
 from img2gene._checks import Arguments, shown
 from img2gene._errors import Img2GeneError
 
@@ -61,7 +62,8 @@ class FeaturePredictor:
 
         Returns
         -------
-        For each gene of the model, float32 (n_tiles,), on the scale of the training labels.
+        For each gene of the model, float32 (n_tiles,), on the scale of :func:`img2gene.tl.predict`: that of the training
+        labels, or unlimited depth for a model that was fitted with ``debias="depth"``.
         """
         import torch
 
@@ -85,6 +87,8 @@ class FeaturePredictor:
         # LazySlide may compute in half precision, in which the weights were not trained.
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             predicted = self.model.predict(values, sections, positions=positions)
+        if self.model.depth_scale is not None and self.model.labels.get("depth") == _schema.UNLIMITED:
+            predicted = self.model.depth_scale.convert(predicted, np.inf)
         return dict(zip(self.model.genes, predicted.T, strict=True))
 
     def to(self, device: Any) -> FeaturePredictor:

@@ -12,9 +12,10 @@ from img2gene._checks import Arguments, several
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, listing, raise_problems
 from img2gene._study.entrance import open_table
+from img2gene._study.features import UNKNOWN_REVISION
 from img2gene._study.origins import embedded_patches
 from img2gene._study.study import Study
-from img2gene.lazyslide.layout import SPOT, TILE_SPEC, read_features, read_layout, tile_shapes
+from img2gene.lazyslide.layout import ROUNDING_PX, SPOT, TILE_SPEC, Tiles, read_features, read_layout, tile_shapes
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -99,11 +100,11 @@ def add_features(
 def feature_identity(encoder: str, values: np.ndarray, tile_um: float, side_px: int) -> dict[str, Any]:
     """Record what features are of; a trained model accepts only embeddings with the same identity.
 
-    LazySlide records neither revision nor licence of the encoder.
+    LazySlide records neither revision nor licence of the encoder; :func:`img2gene.pp.describe_features` adds them.
     """
     return {
         "name": encoder,
-        "revision": "unknown",
+        "revision": UNKNOWN_REVISION,
         "source": _SOURCE,
         "licence": "unknown",
         "width": int(values.shape[1]),
@@ -139,7 +140,22 @@ def _of_region(
             f"`{tiles}` are tiles of other spots: {len(lost)} of {len(rows)} spots of `{region}` have none ({listing(lost, 5)}). "
             "Run `img2gene.lazyslide.add_tiles` again and extract features, or leave out these spots."
         )
+    _check_patches(study, region, tiles, layout, rows)
     return encoder, values[rows], feature_identity(encoder, values, layout.tile_um, layout.side_px)
+
+
+def _check_patches(study: Study, region: str, key: str, layout: Tiles, rows: np.ndarray) -> None:
+    """Refuse tiles that are not the patches of their spots, which may have been extracted anew since."""
+    if _schema.PATCH_BBOX not in study.table.obsm or study.record("patches") is None:
+        return
+    boxes = np.asarray(study.table.obsm[_schema.PATCH_BBOX], dtype=float)[study.regions[region]]
+    fields = study.patches["patch_um"]
+    if len(fields) > 1 or np.abs(boxes - layout.boxes[rows]).max() > ROUNDING_PX:
+        raise Img2GeneError(
+            f"`{key}` are squares of {layout.tile_um:.4g} µm that are not the patches of `{study.name}` ({listing(fields)} µm). "
+            f"Run `img2gene.pp.extract_patches(sdata, patch_um={layout.tile_um:.4g}{study.table_argument})`, or lay tiles over the "
+            "present patches (`img2gene.lazyslide.add_tiles`, one field of view, another `key_added`) and extract features again."
+        )
 
 
 def _check_same(features: str, region: str, identities: list[dict[str, Any]]) -> None:

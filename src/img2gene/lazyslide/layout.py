@@ -23,7 +23,7 @@ TILE_ID, LIBRARY = "tile_id", "library_id"
 SPOT = "img2gene_spot"
 _TILE = "Run `lazyslide.pp.tile_tissues`, or pass the name of the tiles as `tile_key=`."
 # Tiles have whole pixels at full resolution, so their side differs from the stated one by less than a pixel.
-_ROUNDING_PX = 1.5
+ROUNDING_PX = 1.5
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def read_layout(sdata: SpatialData, key: str, mpp: float | None) -> Tiles:
         )
     side, bounds = wide * step, shapes.bounds.to_numpy()
     sides = np.concatenate([bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1]])
-    if not len(sides) or np.abs(sides - side).max() > _ROUNDING_PX:
+    if not len(sides) or np.abs(sides - side).max() > ROUNDING_PX:
         raise Img2GeneError(
             f"`sdata.shapes['{key}']` are not the tiles that `sdata.attrs['{TILE_SPEC}']['{key}']` describes: squares of "
             f"{side:.4g} px. Tile again."

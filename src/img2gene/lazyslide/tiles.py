@@ -199,7 +199,8 @@ def add_tiles(
     MissingKeyError
         There are no patches.
     Img2GeneError
-        There are several fields of view, patches reach beyond the image, or the name is taken by other shapes.
+        There are several fields of view, patches reach beyond the image, the name is taken by other shapes, or feature
+        tables belong to earlier tiles of this name that differ from these.
 
     Examples
     --------
@@ -227,12 +228,28 @@ def add_tiles(
     if not inplace:
         return shapes
     specs = {name: _spec(study, region, tile_px) for name, region in zip(shapes, study.regions, strict=True)}
+    shapes = {name: _numbered_as_before(sdata, name, frame, specs[name]) for name, frame in shapes.items()}
     with _schema.all_or_nothing(sdata):
         for name, frame in shapes.items():
             sdata.shapes[name] = frame
         sdata.attrs = {**sdata.attrs, TILE_SPEC: {**sdata.attrs.get(TILE_SPEC, {}), **specs}}
     logger.info("wrote shapes %s", listing(shapes))
     return None
+
+
+def _numbered_as_before(sdata: SpatialData, name: str, squares: GeoDataFrame, spec: dict[str, Any]) -> GeoDataFrame:
+    """Return earlier tiles where feature tables name them by their numbers; refuse other tiles, which these would not fit."""
+    tables = feature_tables(sdata, name)
+    if not tables or name not in sdata.shapes:
+        return squares
+    earlier = sdata.shapes[name]
+    one, other = (frame.set_index(SPOT).bounds.sort_index() for frame in (earlier, squares))
+    if one.index.equals(other.index) and np.allclose(one, other) and sdata.attrs.get(TILE_SPEC, {}).get(name) == spec:
+        return earlier
+    raise Img2GeneError(
+        f"{listing(tables)} hold features of other tiles `{name}`: of other spots, places or sizes than these. Delete them "
+        f"(`del sdata.tables[{tables[0]!r}]`), or choose another `key_added`."
+    )
 
 
 def _check_patches(study: Study) -> None:

@@ -124,14 +124,15 @@ class RowSource(ABC):
 
 
 def float_array(name: str, values: Any) -> Any:
-    """Convert to float32; values beyond single precision become infinite, and are refused later."""
+    """Convert to float32, and positions to float64; values beyond that become infinite, and are refused later."""
     if isinstance(values, RowSource):
         return values
     array = as_array(name, values)
     if array.dtype.kind not in "biuf":
         raise Img2GeneError(f"{name}: expected numbers, got {array.dtype} values.")
     with np.errstate(over="ignore"):
-        return array.astype(np.float32, copy=False)
+        # In single precision, neighbours at the same distance would be told apart by rounding.
+        return array.astype(np.float64 if name == "positions" else np.float32, copy=False)
 
 
 def n_faulty(values: np.ndarray) -> int:

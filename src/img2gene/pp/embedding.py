@@ -78,8 +78,8 @@ def embed_patches(
         Study on which :func:`img2gene.pp.extract_patches` (or :func:`img2gene.pp.tile_slide`) was run.
     encoder
         Registered encoder, see :func:`img2gene.encoders.list`; ``"default"`` is the offline ``"efficientnet-lite0"``. Or any
-        timm model of the hub, ``"hf-hub:owner/name@<commit>"``; or a torch module or function, as
-        :func:`img2gene.encoders.wrap` takes them, which is named after its class or itself.
+        timm model of the hub, ``"hf-hub:owner/name@<commit>"``; or a torch module of timm, which is named after its
+        class. Other modules, and functions, go through :func:`img2gene.encoders.wrap` first.
     tokens
         Also keep this many tokens of the first field of view, for models that attend to positions within a patch.
         Tokens are the cells of a square grid over the patch: 9, 16, 25, … None keeps no tokens, and removes the tokens
@@ -201,7 +201,13 @@ def _spec(encoder: Any) -> EncoderSpec:
         encoders.register(encoder)
         return resolved(encoder)
     name = str(getattr(encoder, "__name__", type(encoder).__name__)).strip("<>").lower()
-    return encoders.wrap(encoder, name)
+    try:
+        return encoders.wrap(encoder, name)
+    except Img2GeneError as error:
+        raise Img2GeneError(
+            f"{error}\nSuch a model is wrapped first: `img2gene.encoders.wrap(model, {name!r}, …)`, which takes its revision, mean, "
+            "std and another name. Pass what it returns, or its name."
+        ) from error
 
 
 def _embedded(study: Study, plan: EmbeddingPlan, embed: Embedder, target: Path | None, client: Any) -> tuple[Any, Any]:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from img2gene import _schema
 from img2gene._checks import Arguments, several, shown
 from img2gene._docs import fill_parameters
+from img2gene._errors import raise_problems
 from img2gene._study.entrance import open_table
-from img2gene._study.features import with_features
+from img2gene._study.features import UNKNOWN_REVISION, with_features
+from img2gene._study.study import Study
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -30,7 +32,8 @@ def describe_features(
 ) -> dict[str, dict[str, Any]] | None:
     """Say which encoder computed a matrix of features, so that models refuse those of another encoder or revision.
 
-    Embeddings of :func:`img2gene.pp.embed_patches` have such a record already.
+    Embeddings of :func:`img2gene.pp.embed_patches` have such a record already. Features that were taken over from LazySlide
+    have one without a revision, which this call adds.
 
     Parameters
     ----------
@@ -52,14 +55,15 @@ def describe_features(
 
     Returns
     -------
-    None, or the update: the record in ``uns["img2gene"]["features"]``.
+    None, or the update: the record in ``uns["img2gene"]["features"]``; for features of LazySlide in obsm that in
+    ``uns["img2gene"]["encoder"]``.
 
     Raises
     ------
     MissingKeyError
         No matrix has this name.
     Img2GeneError
-        The matrix is not numeric, or an argument is invalid.
+        The matrix is not numeric, an argument is invalid, or it is recorded already which encoder computed the matrix.
 
     Examples
     --------
@@ -81,12 +85,33 @@ def describe_features(
     facts = {"patch_um": fields, "source": source, "licence": licence}
     entry = {"name": encoder, "revision": revision, "width": width}
     entry |= {name: value for name, value in facts.items() if value is not None}
-    record = {**study.record(_schema.FEATURES, {}), features: entry}
-    update: dict[str, dict[str, Any]] = {"uns": {_schema.FEATURES: record}}
+    known = {_schema.embedding_key(name): name for name in study.record("encoder", {})}
+    if features in known:
+        uns = {"encoder": _completed(study, features, known[features], entry)}
+    else:
+        uns = {_schema.FEATURES: {**study.record(_schema.FEATURES, {}), features: entry}}
+    update: dict[str, dict[str, Any]] = {"uns": uns}
     if not inplace:
         return update
     _schema.apply(study.stored_table, update)
     return None
+
+
+def _completed(study: Study, features: str, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Add what is said about features to the record of their encoder, whose revision is not known; refuse a contradiction."""
+    records = study.record("encoder")
+    problems = [
+        f"`{features}` is recorded with {fact} {records[name][fact]}, not {entry[fact]}."
+        for fact in ("name", "patch_um")
+        if fact in entry and entry[fact] != records[name][fact]
+    ]
+    if records[name]["revision"] != UNKNOWN_REVISION:
+        problems = [
+            f"`{features}` is recorded already as an embedding by `{name}`, revision {records[name]['revision']}. Features of "
+            f"another encoder need another name: `table.obsm['X_mine'] = …`."
+        ]
+    raise_problems(problems)
+    return {**records, name: {**records[name], **entry}}
 
 
 def _fields(check: Arguments, patch_um: Any) -> list[float] | None:

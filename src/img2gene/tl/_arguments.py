@@ -14,6 +14,7 @@ from img2gene._checks import Arguments, several, shown
 from img2gene._errors import Img2GeneError, Problems
 from img2gene._study.features import with_features
 from img2gene._study.study import Study
+from img2gene.encoders import EncoderSpec
 from img2gene.models import Predictor
 from img2gene.settings import settings
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # More take days, and their results no longer differ.
 MOST_PERMUTATIONS, MOST_REPEATS = 100_000, 1000
+_ENCODERS = ("timm:", "hf-hub:")
 # Beyond this, torch and joblib fail with errors of their own.
 _MOST_WORKERS = 1024
 
@@ -138,6 +140,13 @@ def checked_features(check: Arguments, features: Any, **others: Any) -> Any:
     """Convert the name of a matrix of features; a matrix itself is refused, and so are ``others`` that contradict it."""
     if features is None:
         return None
+    if callable(features) or isinstance(features, EncoderSpec) or str(features).startswith(_ENCODERS):
+        name = repr(features) if isinstance(features, str) else "encoder"
+        check.messages.append(
+            f"features={shown(features)} is an encoder, not a matrix. Compute its features first: `img2gene.pp.embed_patches(sdata, "
+            f"{name})`, with `encoder = img2gene.encoders.wrap(…)` for a network or function. Then leave `features` out."
+        )
+        check.raise_all()
     if not isinstance(features, str):
         check.messages.append(
             f"features={shown(features)}: expected the name of a matrix; store it first, `sdata['table'].obsm['X_mine'] = …`."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene import _schema
-from img2gene._errors import MissingKeyError, missing
+from img2gene._errors import MissingKeyError, listing
 from img2gene._study.companions import companion_table
 from img2gene._study.sections import folded
 from img2gene._study.study import Study
@@ -35,7 +35,10 @@ def resolve_model(study: Study, model: Model | str | Path | None, key: str) -> M
         return read_model(holder, name)
     file = model_file(model)
     if file is None:
-        raise MissingKeyError(missing(name, "the trained models of the table, nor a file", stored_models(table)))
+        address = " Addresses are read by `img2gene.io.load_model`, which returns the model." if "://" in name else ""
+        raise MissingKeyError(
+            f"`{name}` is neither a trained model of the table (available: {listing(stored_models(table))}) nor a file.{address}"
+        )
     return load_model(file)
 
 
