@@ -227,6 +227,8 @@ def test_a_model_without_a_held_out_score_gets_no_card(trained_study, tmp_path):
     assert not (tmp_path / "README.md").exists()
     with pytest.raises(Img2GeneError, match=r"expected the DataFrame of `img2gene.tl.summarize`"):
         ig.io.model_card(trained_study, scores=3)
+    with pytest.raises(Img2GeneError, match="limits=3: expected a name or a list of names"):
+        ig.io.model_card(trained_study, limits=3)
 
 
 def test_the_scores_of_another_model_are_not_taken(scored_study, copy_of):

@@ -197,6 +197,9 @@ def test_a_reference_has_its_own_method():
             ig.Img2GeneError, match="expected the name of an image, or what `img2gene.pp.fit_stain` returned"
         ):
             ig.pp.normalize_stain(sdata, wrong)
+    for wrong in (True, 3, [["a"]]):
+        with pytest.raises(ig.Img2GeneError, match="images=.*expected a name or a list of names"):
+            ig.pp.normalize_stain(sdata, reference, images=wrong)
     assert list(sdata.images) == ["a", "b"]
     chosen = {"images": "b", "inplace": False}
     plain, named, image = (

@@ -95,7 +95,7 @@ def model_card(
     check = Arguments()
     target = check.path("path", path, optional=True)
     title, licence = check.text("title", title, optional=True), check.text("licence", licence, optional=True)
-    stated = check.names("limits", [limits] if isinstance(limits, str) else list(limits), empty=True)
+    stated = check.names("limits", limits, empty=True)
     if scores is not None and not isinstance(scores, pd.DataFrame):
         check.messages.append(f"scores={shown(scores)}: expected the DataFrame of `img2gene.tl.summarize`.")
     check.raise_all()

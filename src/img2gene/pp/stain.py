@@ -60,7 +60,7 @@ def fit_stain(sdata: SpatialData, image_key: str, *, method: str = "macenko") ->
     check = Arguments()
     check.text("image_key", image_key)
     check.choice("method", method, METHODS)
-    _check_images(check, sdata, [image_key] if isinstance(image_key, str) else [])
+    _check_images(check, sdata, image_key)
     check.raise_all()
     return Sample.of(sdata, image_key).reference(method)
 
@@ -131,7 +131,7 @@ def normalize_stain(
     with check.collect():
         _schema.check_name(key_added, "key_added")
     _check_reference(check, reference, method)
-    _check_images(check, sdata, [*(names or []), *([reference] if isinstance(reference, str) else [])])
+    _check_images(check, sdata, names, reference)
     check.raise_all()
     chosen = [name for name in sdata.images if not is_normalised(sdata, name)] if names is None else names
     targets = {name: f"{name}_{key_added}" for name in chosen}
@@ -173,12 +173,13 @@ def _check_reference(check: Arguments, reference: Any, method: Any) -> None:
         )
 
 
-def _check_images(check: Arguments, sdata: Any, names: list[str]) -> None:
-    """Check that all images exist."""
+def _check_images(check: Arguments, sdata: Any, *names: Any) -> None:
+    """Check that all images exist; what is no name, and no list of names, has its own message."""
     if not hasattr(sdata, "images"):
         check.messages.append(f"Expected a SpatialData with images, got {type(sdata).__name__}.")
         return
-    for name in dict.fromkeys(names):
+    listed = [name for part in names for name in (part if isinstance(part, list) else [part])]
+    for name in dict.fromkeys(name for name in listed if isinstance(name, str)):
         if name not in sdata.images:
             with check.collect():
                 raise MissingKeyError(missing(name, "sdata.images", sdata.images))
