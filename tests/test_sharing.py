@@ -158,6 +158,8 @@ def test_a_model_of_the_hub_is_named_with_its_revision(client, published):
     for name in ("hf://lab/breast", "hf://lab@v1", "hf://lab/breast@"):
         with pytest.raises(Img2GeneError, match="expected 'hf://owner/name@revision'"):
             ig.io.load_model(name)
+    with pytest.raises(Img2GeneError, match="names a branch, and what it holds can change"):
+        ig.io.load_model("hf://lab/breast@main")
     with pytest.raises(Img2GeneError, match="hf://lab/breast@v1 is not the file that was asked for"):
         ig.io.load_model("hf://lab/breast@v1", sha256="0" * 64)
     # The copy in the client's cache could have been damaged, so the file was asked for once more.

@@ -253,3 +253,21 @@ def test_a_model_of_augmented_features_asks_for_the_same(cohort):
         ig.tl.predict(cohort)
     with pytest.raises(ig.Img2GeneError, match="augment='colour': expected one of stain"):
         ig.pp.embed_patches(cohort, "color-texture", augment="colour")
+
+
+def test_a_model_of_normalised_images_asks_for_the_same():
+    sdata = ig.datasets.synthetic_cohort(n_patients=3, n_sections=1, n_spots=30, n_genes=60)
+    ig.pp.normalize_stain(sdata, "P1_S1_image", method="reinhard")
+    normalised = {f"{name}_spots": f"{name}_image_normalized" for name in ("P1_S1", "P2_S1", "P3_S1")}
+    models = {}
+    for images in (normalised, None):
+        ig.pp.extract_patches(sdata, patch_um=112, images=images)
+        ig.pp.embed_patches(sdata, "color-texture")
+        models[images is None] = ig.tl.fit(sdata, "ridge", validate_on=["P3"], inplace=False)
+    assert models[False].inputs["normalized"] == "reinhard" and "normalized" not in models[True].inputs
+    ig.tl.predict(sdata, models[True], inplace=False)
+    message = "trained with stain normalisation reinhard, .* has None"
+    with pytest.raises(ig.Img2GeneError, match=f"{message}.*normalised ones, of `img2gene.pp.normalize_stain`"):
+        ig.tl.predict(sdata, models[False])
+    with pytest.raises(ig.Img2GeneError, match=message):
+        ig.tl.predict(sdata, models[False], features="X_color-texture")

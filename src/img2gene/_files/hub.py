@@ -18,6 +18,8 @@ _ADDRESS = re.compile(r"hf://(?P<repository>[^/@]+/[^/@]+)(?:/(?P<file>[^@]+))?(
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DIGEST = re.compile("[0-9a-f]{64}")
 _FILE = "model.img2gene"
+# Default branches of repositories; other branches cannot be told from tags by their names.
+_BRANCHES = ("main", "master", "HEAD")
 
 
 def is_remote(source: str) -> bool:
@@ -86,6 +88,11 @@ def _of_hub(source: str, *, again: bool = False) -> Path:
         raise Img2GeneError(
             f"{source!r}: expected 'hf://owner/name@revision' for `{_FILE}` of a repository, or "
             "'hf://owner/name/file.img2gene@revision'; the revision is a commit or a tag."
+        )
+    if address["revision"] in _BRANCHES:
+        raise Img2GeneError(
+            f"{source!r} names a branch, and what it holds can change. Name a commit or a tag: they are listed on "
+            f"https://huggingface.co/{address['repository']}/commits/{address['revision']}."
         )
     try:
         from huggingface_hub import hf_hub_download

@@ -71,7 +71,14 @@ def embedding_identity(
         **grid,
         **({} if augment is None else {"augment": augment}),
         **({"resolution_um": patches["resolution_um"]} if patches.get("resolution_um") else {}),
+        **_normalisation(patches),
     }
+
+
+def _normalisation(patches: dict[str, Any]) -> dict[str, str]:
+    """Record how the images of the patches were normalised; nothing if they were not."""
+    methods = {region.get("normalized", "not") for region in patches.get("regions", {}).values()}
+    return {"normalized": " and ".join(sorted(methods))} if methods - {"not"} else {}
 
 
 def stream_embedding(

@@ -94,10 +94,13 @@ def differences(trained: Mapping[str, Any], stored: Mapping[str, Any], where: st
         for label, (one, other) in pairs.items()
         if one is not None and other is not None and one != other
     ]
-    if both and {"orientations"} <= trained.keys() & stored.keys() and trained.get("augment") != stored.get("augment"):
-        messages.append(
-            f"The model was trained with augmentation {trained.get('augment')}, {where} has {stored.get('augment')}."
-        )
+    if both and "orientations" in trained and "orientations" in stored:
+        # Embeddings of this package without these entries have no augmentation, and images as they were scanned.
+        messages += [
+            f"The model was trained with {label} {trained.get(fact)}, {where} has {stored.get(fact)}."
+            for fact, label in (("augment", "augmentation"), ("normalized", "stain normalisation"))
+            if trained.get(fact) != stored.get(fact)
+        ]
     columns = [facts.get("columns") for facts in (trained, stored)]
     # Names against none tell nothing, but numbers say by themselves that they were moved.
     are_moved = any(str(names).startswith(_MOVED) for names in columns)

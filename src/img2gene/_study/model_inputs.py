@@ -119,6 +119,7 @@ def _differences(trained: dict[str, Any], stored: dict[str, Any], study: Study) 
         "input_px": "input size (px)",
         "orientations": "orientations",
         "augment": "augmentation",
+        "normalized": "stain normalisation",
         "width": "embedding width",
     }
     again = {"patch_um": f" Run `{_extract(trained, study)}`"}
@@ -126,6 +127,10 @@ def _differences(trained: dict[str, Any], stored: dict[str, Any], study: Study) 
     call = f"img2gene.pp.embed_patches(sdata, {trained['name']!r}, orientations={trained['orientations']}"
     call += f", augment={trained['augment']!r}" if trained.get("augment") else ""
     again |= dict.fromkeys(("orientations", "augment"), f" Run `{call}{study.table_argument})`.")
+    which = "normalised ones, of `img2gene.pp.normalize_stain`," if trained.get("normalized") else "original ones"
+    again["normalized"] = (
+        f" Extract patches of the {which} (`images=` of img2gene.pp.extract_patches), and embed again."
+    )
     return [
         f"The model was trained with {label} {trained.get(field)}, the object has {stored.get(field)}."
         + again.get(field, "")

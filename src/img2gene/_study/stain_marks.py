@@ -19,10 +19,15 @@ MARK = "img2gene_stain"
 
 def is_normalised(sdata: SpatialData, name: str) -> bool:
     """Whether an image was normalised: it says so, or the study does and the image has not been replaced since."""
-    if _own_mark(sdata.images[name]) is not None:
-        return True
-    entry = _records(sdata).get(name)
-    return isinstance(entry, Mapping) and {**entry, **_identity(sdata, name)} == entry
+    return bool(stain_record(sdata, name))
+
+
+def stain_record(sdata: SpatialData, name: str) -> dict[str, str]:
+    """Return the method that an image was normalised by, as ``{"normalized": method}``; empty for other images."""
+    method, entry = _own_mark(sdata.images[name]), _records(sdata).get(name)
+    if method is None and isinstance(entry, Mapping) and {**entry, **_identity(sdata, name)} == entry:
+        method = entry["method"]
+    return {} if method is None else {"normalized": str(method)}
 
 
 def with_stain_marks(sdata: SpatialData) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def wrap(
         Microns per pixel of its training images, where known.
     revision
         Version of the model, which trained models store. None takes a digest of the weights, layers and normalisation of a
-        module, and of the attributes of layers that you defined. To a version of yours, a digest of the normalisation is
-        added. A function needs a version.
+        module, of the attributes of layers that no library defines, and of the source of those defined in the session. To
+        a version of yours, a digest of the normalisation is added. A function needs a version.
     licence
         Licence of the weights.
 

@@ -22,6 +22,7 @@ from img2gene._study.origins import carry_embeddings, patches_digest, region_ori
 from img2gene._study.patches import field_boxes
 from img2gene._study.pyramids import check_pyramid, thumbnail
 from img2gene._study.resolution import warn_of_coarse_images, warn_of_enlarged_images
+from img2gene._study.stain_marks import stain_record
 from img2gene._study.study import Study
 from img2gene._study.tissue import box_fractions, tissue_mask, warn_of_glass
 
@@ -242,7 +243,7 @@ def _entry(
     arguments: PatchArguments,
 ) -> dict[str, Any]:
     """Build the record of a region's patches, with all that they were made from."""
-    origin = region_origin(study, geometry)
+    origin = region_origin(study, geometry) | stain_record(study.sdata, geometry.image_key)
     entry = {"image": geometry.image_key, "mpp": mpp, "side_px": [int(side) for side in sides], **origin}
     if geometry.spot_px > 0:
         entry["spot_width"] = geometry.spot_px * geometry.units_per_px
