@@ -91,8 +91,8 @@ def normalize_stain(
         As in :func:`img2gene.pp.fit_stain`. None takes ``"macenko"`` if ``reference`` is an image, and otherwise the method that
         it was fitted by; another one is refused.
     images
-        Images to normalise; None takes all but those that were normalised, also before the study was written and read. A reference among them is normalised, too, so
-        that all go through the same steps.
+        Images to normalise; None takes all but those that were normalised, also before the study was written and read. A
+        reference among them is normalised, too, so that all go through the same steps.
     key_added
         ``images["<image>_<key_added>"]`` is written; a name that is taken is refused.
     %(inplace_result)s
