@@ -90,7 +90,7 @@ def test_a_file_is_found_in_the_home_folder_and_without_its_suffix(
         np.testing.assert_array_equal(study["table"].layers["from_file"], study["table"].layers["img2gene"])
     with pytest.raises(MissingKeyError, match="`knn` not found in .*ridge.img2gene"):
         ig.io.load_model("~/knn")
-    with pytest.raises(MissingKeyError, match="`~/knn` not found"):
+    with pytest.raises(MissingKeyError, match="`~/knn` is neither a trained model .* nor a file"):
         ig.tl.predict(study, "~/knn")
 
 

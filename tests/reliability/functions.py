@@ -102,7 +102,7 @@ def _mean_colour(pixels: np.ndarray) -> np.ndarray:
 
 # Functions whose first argument is the study.
 STUDY: dict[str, Callable[[], Arguments]] = {
-    "pp.describe_features": lambda: {"features": f"X_{studies.ENCODER}", "encoder": "mine", "revision": "1"},
+    "pp.describe_features": lambda: {"features": "domain_fractions", "encoder": "mine", "revision": "1"},
     "pp.embed_patches": lambda: {"encoder": studies.ENCODER},
     "pp.extract_patches": lambda: {"patch_um": 112.0, "patch_px": 32},
     "pp.score_pathways": lambda: {"gene_sets": {"first": _genes()[:6]}, "seed": 0},
