@@ -33,7 +33,7 @@ _FACTS = {
     "orientations": "orientations",
     "width": "width",
 }
-# Revision of features whose source does not record it, as LazySlide.
+# Revision of features from a source that records none, such as LazySlide.
 UNKNOWN_REVISION = "unknown"
 # What the digest of numbered columns in another order begins with.
 _MOVED = "numbers moved: "
@@ -102,7 +102,7 @@ def differences(trained: Mapping[str, Any], stored: Mapping[str, Any], where: st
             if trained.get(fact) != stored.get(fact)
         ]
     columns = [facts.get("columns") for facts in (trained, stored)]
-    # Names against none tell nothing, but numbers say by themselves that they were moved.
+    # Where only one matrix has names, nothing can be compared. Numbers out of order show that columns were moved.
     are_moved = any(str(names).startswith(_MOVED) for names in columns)
     if not messages and (all(columns) or are_moved) and columns[0] != columns[1]:
         messages.append(
@@ -148,7 +148,7 @@ def matrices(study: Study) -> list[str]:
 
 
 def _columns(study: Study, features: str) -> str | None:
-    """Compute a digest of the names of the columns, in their order; None for columns that are numbered in order."""
+    """Compute a digest of the names of the columns in their order; None for columns without names, or with the numbers 0, 1, …"""
     table, tables = study.stored_table, study.sdata.tables
     if features in table.obsm:
         names = getattr(table.obsm[features], "columns", ())
