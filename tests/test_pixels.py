@@ -17,7 +17,8 @@ from spatialdata.models import Image2DModel
 import img2gene as ig
 from img2gene._errors import Img2GeneError
 from img2gene._study.colours import to_rgb
-from img2gene._study.images import RGBImage, open_image, prefetch, stream_windows
+from img2gene._study.images import RGBImage, open_image
+from img2gene._study.windows import Shrinking, prefetch, stream_windows
 
 
 class CountedArray:
@@ -85,6 +86,33 @@ def test_windows_equal_slices_of_the_padded_image(case):
     for field in range(boxes.shape[1]):
         for spot, window in enumerate(expected_windows(pixels, boxes[:, field])):
             np.testing.assert_array_equal(found[spot][field], window)
+
+
+def test_large_windows_are_reduced_as_the_encoder_reduces_them_and_small_ones_stay():
+    from img2gene.encoders.base import resize
+
+    pixels = noise(90, 70)
+    image = opened(pixels, ((40, 50), (33, 37)))
+    corners = np.array([[-9, 5], [20, 20], [60, 40]])
+    boxes = np.stack([np.hstack([corners, corners + side]) for side in (12, 48)], axis=1)
+    (windows,) = stream_windows(image, boxes, 8, shrinking=[Shrinking(resized=16), Shrinking(resized=16)])
+    small, large = [field[np.argsort(windows.index)] for field in windows.fields]
+    np.testing.assert_array_equal(small, expected_windows(pixels, boxes[:, 0]))
+    whole = np.stack(expected_windows(pixels, boxes[:, 1]))
+    np.testing.assert_array_equal(large, resize(whole, 16).permute(0, 2, 3, 1).numpy())
+
+
+def test_windows_at_one_resolution_are_averaged_over_areas_before_the_encoder_reduces_them():
+    from img2gene.encoders.base import resize
+
+    pixels = noise(64, 64)
+    boxes = np.array([[[8, 8, 40, 40]]])
+    (windows,) = stream_windows(opened(pixels, ((64,), (64,))), boxes, 8, shrinking=[Shrinking(16, 8)])
+    means = np.floor(pixels[8:40, 8:40].reshape(16, 2, 16, 2, 3).mean(axis=(1, 3)) + 0.5).astype(np.uint8)
+    expected = resize(means[None], 8)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(windows.fields[0][0].astype(int), expected.astype(int), atol=1)
+    assert Shrinking(16, 32).side(64) == 16
+    assert Shrinking().side(64) == 64
 
 
 @given(cuts())

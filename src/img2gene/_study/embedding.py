@@ -24,7 +24,7 @@ from img2gene.settings import settings, tqdm_bar
 if TYPE_CHECKING:
     from distributed import Client
 
-    from img2gene._study.images import Windows
+    from img2gene._study.windows import Windows
     from img2gene.encoders import Encoder, EncoderSpec, TokenEncoder
 
 # Spots that a worker embeds at a time, at most: what its death can lose. Fewer would decode shared chunks more often.

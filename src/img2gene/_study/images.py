@@ -1,14 +1,8 @@
-"""Read RGB pixels of large images: convert them to 8 bit, and stream windows so that every chunk is decoded once."""
+"""Read RGB pixels of large images, and convert them to 8 bit."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,11 +12,6 @@ from img2gene._study.colours import WHITE, channel_order, conversion
 if TYPE_CHECKING:
     import dask.array as da
     from spatialdata import SpatialData
-
-T = TypeVar("T")
-# A chunk by the place of its image among several, its row and its column; None where its pixels cannot be read.
-Key = tuple[int, int, int]
-Blocks = dict[Key, "np.ndarray | None"]
 
 
 class UnreadablePixelsError(Img2GeneError):
@@ -91,8 +80,19 @@ class RGBImage:
 
     def lost(self, boxes: np.ndarray) -> np.ndarray:
         """Mark windows (n, 4) that touch a chunk which could not be read so far, bool (n,)."""
-        spans = _chunk_spans(self, boxes[:, None])
-        return np.array([any(key[1:] in self.unreadable for key in _keys(span)) for span in spans], dtype=bool)
+        spans = self.chunk_spans(boxes[:, None])
+        return np.array([any(chunk in self.unreadable for chunk in chunks_of(span)) for span in spans], dtype=bool)
+
+    def chunk_spans(self, boxes: np.ndarray) -> np.ndarray:
+        """Find the first and one-past-last chunk row and column (n, 4: r0, r1, c0, c1) that windows (n, n_fields, 4) touch."""
+        low, high = boxes[:, :, :2].min(axis=1), boxes[:, :, 2:].max(axis=1)
+        spans = np.zeros((len(boxes), 4), dtype=np.int64)
+        for axis, edges in enumerate((self.y_edges, self.x_edges)):
+            first, last = np.clip(low[:, axis], 0, edges[-1]), np.clip(high[:, axis], 0, edges[-1])
+            spans[:, 2 * axis] = np.searchsorted(edges, first, side="right") - 1
+            # A window outside the image ends at chunk 0, so it touches none.
+            spans[:, 2 * axis + 1] = np.where(last > first, np.searchsorted(edges, last, side="left"), 0)
+        return spans
 
     def _or_white(self, row: int, column: int) -> np.ndarray:
         """Decode one chunk; white if its pixels cannot be read, which :attr:`unreadable` notes."""
@@ -102,7 +102,8 @@ class RGBImage:
 
     def _rgb(self, pixels: np.ndarray) -> np.ndarray:
         """Convert pixels (c, height, width) to uint8 (height, width, 3)."""
-        return self._convert(np.moveaxis(pixels, 0, -1)[..., self._order])
+        # Planes are stacked seven times as fast as their axis is moved.
+        return self._convert(np.stack([pixels[channel] for channel in self._order], axis=-1))
 
     def lazy(self) -> da.Array:
         """Return the pixels as a dask array, uint8 (3, height, width)."""
@@ -130,8 +131,8 @@ class RGBImage:
         """
         out = np.full((len(corners), side, side, 3), WHITE, dtype=np.uint8)
         boxes = np.concatenate([corners, corners + side], axis=1)
-        spans = _chunk_spans(self, boxes[:, None])
-        for _, row, column in sorted({key for span in spans for key in _keys(span)}):
+        spans = self.chunk_spans(boxes[:, None])
+        for row, column in sorted({chunk for span in spans for chunk in chunks_of(span)}):
             try:
                 pixels = self._decode(row, column)
             except UnreadablePixelsError:
@@ -159,178 +160,18 @@ class RGBImage:
         return out
 
 
+def chunks_of(span: np.ndarray) -> list[tuple[int, int]]:
+    """List row and column of the chunks in a span (r0, r1, c0, c1)."""
+    r0, r1, c0, c1 = (int(value) for value in span)
+    return [(row, column) for row in range(r0, r1) for column in range(c0, c1)]
+
+
 def _range(array: da.Array) -> tuple[float, float]:
     import dask
 
     # One call computes both, so that the image is read once.
     low, high = dask.compute(array.min(), array.max())
     return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Square windows of several spots and fields of view.
-
-    Attributes
-    ----------
-    index
-        (n,) positions of the spots in the ``boxes`` that were passed.
-    fields
-        One uint8 array (n, side, side, 3) per field of view.
-    unreadable
-        bool (n,): spots with pixels that could not be decoded, which are white here.
-    """
-
-    index: np.ndarray
-    fields: list[np.ndarray]
-    unreadable: np.ndarray
-
-
-def stream_windows(
-    image: RGBImage | Sequence[RGBImage],
-    boxes: np.ndarray,
-    batch_size: int,
-    num_workers: int = 1,
-    *,
-    skip_unreadable: bool = False,
-) -> Iterator[Windows]:
-    """Cut windows out of an image, decoding each chunk once and dropping it after its last window.
-
-    Parameters
-    ----------
-    image
-        The image, or the image of each field: scales of one picture.
-    boxes
-        int (n, n_fields, 4): y0, x0, y1, x1 of each spot's windows in pixels of the field's image; may exceed it, which is
-        padded with white. All windows of one field have one side length.
-    batch_size
-        Spots per yielded batch.
-    num_workers
-        Threads that decode the chunks of a batch.
-    skip_unreadable
-        Go on after a chunk that cannot be decoded, and mark the spots on it, instead of raising.
-
-    Yields
-    ------
-    Batches in the order of the first image's chunks; ``index`` says which spots they hold.
-    """
-    of_fields = [image] * boxes.shape[1] if isinstance(image, RGBImage) else list(image)
-    images = list(dict.fromkeys(of_fields))
-    places = [images.index(item) for item in of_fields]
-    spans = [_chunk_spans(item, boxes[:, [place == p for p in places]]) for place, item in enumerate(images)]
-    order = _by_chunk(spans[0]) if images else np.zeros(0, dtype=np.int64)
-    uses = _chunk_uses(spans)
-    cache: Blocks = {}
-    sides = boxes[0, :, 2] - boxes[0, :, 0] if len(boxes) else []
-
-    def decode(key: Key) -> np.ndarray | None:
-        source = images[key[0]]
-        return source.readable_block(*key[1:]) if skip_unreadable else source.block(*key[1:])
-
-    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        for start in range(0, len(order), batch_size):
-            index = order[start : start + batch_size]
-            needed = [[key for place, span in enumerate(spans) for key in _keys(span[spot], place)] for spot in index]
-            absent = [key for key in dict.fromkeys(key for keys in needed for key in keys) if key not in cache]
-            cache.update(zip(absent, pool.map(decode, absent), strict=True))
-            fields = [np.full((len(index), side, side, 3), WHITE, dtype=np.uint8) for side in sides]
-            lost = np.array([any(cache[key] is None for key in keys) for keys in needed], dtype=bool)
-            for place, (spot, keys) in enumerate(zip(index, needed, strict=True)):
-                for field, box, source in zip(fields, boxes[spot], places, strict=True):
-                    _fill(field[place], box, {key: cache[key] for key in keys if key[0] == source}, images[source])
-                _release(keys, uses, cache)
-            yield Windows(index, fields, lost)
-
-
-def chunk_order(image: RGBImage, boxes: np.ndarray) -> np.ndarray:
-    """Order of spots, int (n,), in which :func:`stream_windows` reads their windows."""
-    return _by_chunk(_chunk_spans(image, boxes))
-
-
-def _by_chunk(spans: np.ndarray) -> np.ndarray:
-    # Spots on the same chunks come one after the other, so few chunks are in memory at a time.
-    return np.lexsort((spans[:, 2], spans[:, 0]))
-
-
-def _keys(span: np.ndarray, place: int = 0) -> list[Key]:
-    r0, r1, c0, c1 = (int(value) for value in span)
-    return [(place, row, column) for row in range(r0, r1) for column in range(c0, c1)]
-
-
-def _chunk_spans(image: RGBImage, boxes: np.ndarray) -> np.ndarray:
-    """Find the first and one-past-last chunk row and column (n, 4: r0, r1, c0, c1) that each spot's windows touch."""
-    low, high = boxes[:, :, :2].min(axis=1), boxes[:, :, 2:].max(axis=1)
-    spans = np.zeros((len(boxes), 4), dtype=np.int64)
-    for axis, edges in enumerate((image.y_edges, image.x_edges)):
-        first, last = np.clip(low[:, axis], 0, edges[-1]), np.clip(high[:, axis], 0, edges[-1])
-        spans[:, 2 * axis] = np.searchsorted(edges, first, side="right") - 1
-        # A window outside the image ends at chunk 0, so it touches none.
-        spans[:, 2 * axis + 1] = np.where(last > first, np.searchsorted(edges, last, side="left"), 0)
-    return spans
-
-
-def _chunk_uses(spans: list[np.ndarray]) -> Counter[Key]:
-    """Count how many spots touch each chunk."""
-    return Counter(key for place, parts in enumerate(spans) for span in parts for key in _keys(span, place))
-
-
-def _release(keys: list[Key], uses: Counter[Key], cache: Blocks) -> None:
-    """Drop the chunks that no later spot touches."""
-    for key in keys:
-        uses[key] -= 1
-        if not uses[key]:
-            del cache[key]
-
-
-def _fill(window: np.ndarray, box: np.ndarray, blocks: Blocks, image: RGBImage) -> None:
-    """Copy the part of each block that lies in the window."""
-    y0, x0, y1, x1 = box
-    for (_, row, column), block in blocks.items():
-        if block is None:
-            continue
-        top, left = image.y_edges[row], image.x_edges[column]
-        a, b = max(y0, top), min(y1, top + block.shape[0])
-        c, d = max(x0, left), min(x1, left + block.shape[1])
-        if a < b and c < d:
-            window[a - y0 : b - y0, c - x0 : d - x0] = block[a - top : b - top, c - left : d - left]
-
-
-def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
-    """Produce ``items`` in a background thread, at most ``depth`` ahead, so that decoding overlaps with computing."""
-    ready: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def put(kind: str, value: object) -> None:
-        while not stop.is_set():
-            try:
-                # Without a timeout, the thread would block forever once the consumer stops reading.
-                return ready.put((kind, value), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def produce() -> None:
-        try:
-            for item in items:
-                if stop.is_set():
-                    return
-                put("item", item)
-            put("end", None)
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
-            put("error", error)
-
-    threading.Thread(target=produce, daemon=True).start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "item":
-                yield value  # type: ignore[misc]
-            elif kind == "error":
-                raise value  # type: ignore[misc]
-            else:
-                return
-    finally:
-        # This also runs when the consumer stops early; the thread would never end otherwise.
-        stop.set()
 
 
 def check_scale0(element: Any, name: str) -> None:

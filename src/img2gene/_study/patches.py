@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from img2gene import _schema
 from img2gene._errors import Problems
-from img2gene._study.images import RGBImage, Windows, chunk_order, open_image, prefetch, stream_windows
+from img2gene._study.images import RGBImage, open_image
 from img2gene._study.origins import open_region
 from img2gene._study.pyramids import scale_factors
 from img2gene._study.resolution import nearest_scale
 from img2gene._study.study import Study
+from img2gene._study.windows import Shrinking, Windows, chunk_order, prefetch, stream_windows
 
-# Windows of large fields are read in smaller batches.
+# Windows that stay large are read in smaller batches.
 _BATCH_BYTES = 2**30
 
 
@@ -34,8 +34,8 @@ class Reading:
     Attributes
     ----------
     input_px
-        Side in pixels that the encoder resizes patches to, by which the scale of the image is chosen; None reads full
-        resolution.
+        Side in pixels of the encoder's input: the scale of the image is chosen by it, and larger windows are reduced to it.
+        None reads full resolution.
     skip_unreadable
         Mark spots whose pixels cannot be decoded, instead of raising.
     """
@@ -68,8 +68,8 @@ class RegionWindows:
         int (n,): rows of the table.
     boxes
         int (n, n_fields, 4): windows of each of them, in pixels of the field's image.
-    sides
-        int (n_fields,): sides in pixels that larger windows are averaged to.
+    shrinking
+        For each field of view, how larger windows are reduced.
     skip_unreadable
         Mark spots whose pixels cannot be decoded, instead of raising.
     """
@@ -77,18 +77,19 @@ class RegionWindows:
     images: tuple[RGBImage, ...]
     rows: np.ndarray
     boxes: np.ndarray
-    sides: np.ndarray
+    shrinking: tuple[Shrinking, ...]
     skip_unreadable: bool = False
 
     def stream(self, batch_size: int, num_workers: int, order: np.ndarray | None = None) -> Iterator[Windows]:
         """Stream the pixels of all windows, or of those that ``order`` numbers, whose numbers batches then refer to."""
         boxes = self.boxes if order is None else self.boxes[order]
-        lengths = boxes[0, :, 2] - boxes[0, :, 0]
-        batch_size = min(batch_size, max(1, _BATCH_BYTES // int(3 * (lengths**2).sum())))
-        batches = stream_windows(self.images, boxes, batch_size, num_workers, skip_unreadable=self.skip_unreadable)
-        for windows in prefetch(batches) if num_workers else batches:
-            fields = [_averaged(field, int(side)) for field, side in zip(windows.fields, self.sides, strict=True)]
-            yield replace(windows, fields=fields)
+        lengths = (boxes[0, :, 2] - boxes[0, :, 0]).tolist()
+        sides = [way.side(length) for way, length in zip(self.shrinking, lengths, strict=True)]
+        batch_size = min(batch_size, max(1, _BATCH_BYTES // sum(3 * side**2 for side in sides)))
+        batches = stream_windows(
+            self.images, boxes, batch_size, num_workers, shrinking=self.shrinking, skip_unreadable=self.skip_unreadable
+        )
+        yield from prefetch(batches) if num_workers else batches
 
     def parts(self, size: int) -> list[np.ndarray]:
         """Divide the windows into parts of about ``size`` that lie on the same chunks of the image, as far as possible."""
@@ -115,32 +116,34 @@ def region_windows(
 
 def _windows(study: Study, region: str, image: RGBImage, rows: np.ndarray, reading: Reading) -> RegionWindows:
     sides = np.array(study.patches["regions"][region]["side_px"], dtype=np.int64)
-    images, final = [image] * len(sides), sides
+    images, ways = [image] * len(sides), [Shrinking()] * len(sides)
     if reading.input_px is not None:
-        images, final = _scales_of_fields(study, region, image, reading.input_px)
+        images, ways = _scales_of_fields(study, region, image, reading.input_px)
     boxes = _scaled_boxes(study.centers[rows], sides, images, image)
-    return RegionWindows(tuple(images), rows, boxes, final, reading.skip_unreadable)
+    return RegionWindows(tuple(images), rows, boxes, tuple(ways), reading.skip_unreadable)
 
 
-def _scales_of_fields(study: Study, region: str, image: RGBImage, input_px: int) -> tuple[list[RGBImage], np.ndarray]:
+def _scales_of_fields(
+    study: Study, region: str, image: RGBImage, input_px: int
+) -> tuple[list[RGBImage], list[Shrinking]]:
     """Choose the scale of the image that is nearest to the encoder's µm per pixel in each field of view.
 
-    Also return the sides in pixels at ``resolution_um``, which larger windows are averaged to.
+    Also say how windows are reduced: to their side at ``resolution_um``, if there is one, and to the encoder's input.
     """
     record, entry = study.patches, study.patches["regions"][region]
     images, resolution = {0: image}, record.get("resolution_um") or 0.0
     fields = np.array(record["patch_um"], dtype=float)
     if not entry.get("mpp"):
         # Patches from other programs may have no microns; then nothing can be compared.
-        return [image] * len(fields), np.array(entry["side_px"])
+        return [image] * len(fields), [Shrinking(resized=input_px)] * len(fields)
     mpps = entry["mpp"] * scale_factors(study.sdata, entry["image"])
     # At one resolution for all images, no field may be read from a coarser scale of one of them.
     chosen = [nearest_scale(mpps, resolution or field / input_px) for field in fields]
     for scale in chosen:
         if scale not in images:
             images[scale] = open_image(study.sdata, entry["image"], scale=scale)
-    final = np.rint(fields / resolution) if resolution else np.full(len(fields), _schema.MAX_SIDE_PX)
-    return [images[scale] for scale in chosen], final.astype(np.int64)
+    averaged = [round(field / resolution) if resolution else None for field in fields.tolist()]
+    return [images[scale] for scale in chosen], [Shrinking(side, input_px) for side in averaged]
 
 
 def _scaled_boxes(centers: np.ndarray, sides: np.ndarray, images: list[RGBImage], full: RGBImage) -> np.ndarray:
@@ -151,14 +154,3 @@ def _scaled_boxes(centers: np.ndarray, sides: np.ndarray, images: list[RGBImage]
         length = max(1, round(float(side) * float(factor.mean())))
         boxes.append(field_boxes(centers * factor, [length])[:, 0])
     return np.stack(boxes, axis=1)
-
-
-def _averaged(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Average windows (n, h, h, 3) down to ``side`` pixels; smaller windows stay as they are."""
-    if side >= pixels.shape[1] or not len(pixels):
-        return pixels
-    from PIL import Image
-
-    # A coarser scanner averages over the area of its pixels, which other filters would blur.
-    parts = [Image.fromarray(window).resize((side, side), Image.Resampling.BOX) for window in pixels]
-    return np.stack([np.asarray(part) for part in parts])
