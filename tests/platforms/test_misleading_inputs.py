@@ -170,6 +170,31 @@ def test_spots_beside_the_tissue_are_named(caplog):
         assert any("beside the tissue" in message for message in messages(caplog)) == is_named
 
 
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda xy: xy, None),
+        (lambda xy: xy[:, ::-1], "x and y swapped"),
+        (lambda xy: np.column_stack([xy[:, 0], 600 - xy[:, 1]]), "y counted from below"),
+        (lambda xy: np.column_stack([600 - xy[:, 0], xy[:, 1]]), "x counted from the right"),
+        (lambda xy: 600 - xy, "turned by 180°"),
+    ],
+)
+def test_positions_with_other_axes_that_partly_lie_on_the_tissue_are_named(caplog, edit, named):
+    # The tissue is a wide foot and a narrow leg, so every other orientation leaves some spots on glass.
+    tissue = np.zeros((600, 600), dtype=bool)
+    tissue[60:300, 60:540] = True
+    tissue[300:560, 400:540] = True
+    pixels = np.where(tissue[..., None], layouts.draw(600, 600) // [1, 2, 1], 245).astype(np.uint8)
+    places = np.stack(np.meshgrid(np.arange(80, 560, 40.0), np.arange(80, 560, 40.0)), axis=-1).reshape(-1, 2)
+    places = edit(places[tissue[places[:, 1].astype(int), places[:, 0].astype(int)]])
+    counts = ad.AnnData(np.ones((len(places), 3), dtype=np.float32))
+    sdata = ig.io.build_section(pixels, places, counts, section="S", patient=None, mpp=0.5, spot_um=10)
+    ig.pp.extract_patches(sdata, patch_um=10)
+    found = [message for message in messages(caplog) if "patches of region" in message]
+    assert ("".join(found) == "") if named is None else (named in found[0])
+
+
 def test_factors_without_a_diameter_need_no_check(tmp_path):
     written = layouts.visium(tmp_path / "run")
     path = tmp_path / "run" / "outs" / "spatial" / "scalefactors_json.json"

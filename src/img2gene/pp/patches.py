@@ -24,7 +24,7 @@ from img2gene._study.pyramids import check_pyramid, thumbnail
 from img2gene._study.resolution import warn_of_coarse_images, warn_of_enlarged_images
 from img2gene._study.stain_marks import stain_record
 from img2gene._study.study import Study
-from img2gene._study.tissue import box_fractions, tissue_mask, warn_of_glass
+from img2gene._study.tissue import box_fractions, tissue_mask, warn_of_misplaced_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -226,7 +226,7 @@ def _found_patches(
         update["obsm"][_schema.PATCH_BBOX][rows] = boxes
         tissue = tissue_mask(picture)
         update["obs"][_schema.PATCH_TISSUE][rows] = box_fractions(tissue, boxes, step)
-        warn_of_glass(region, geometry.image_key, update["obs"][_schema.PATCH_TISSUE][rows[used[rows]]], tissue)
+        warn_of_misplaced_spots(region, geometry.image_key, boxes[used[rows]], tissue, step)
         update["obs"][_schema.PATCH_INSIDE][rows] = _inside(boxes, tuple(entry["size"]))
         update["uns"]["patches"]["regions"][region] = entry
         for name in dict.fromkeys(names[rows].tolist()):
