@@ -262,20 +262,6 @@ def test_truncated_tile_is_finished_listed_and_nan(tmp_path, caplog, name, write
         embedding(bad, on_error="raise")
 
 
-def test_tiles_that_are_not_laid_for_damage_are_not_lost_without_a_word(tmp_path, caplog):
-    def single(name):
-        return write_tiff(tmp_path / name, [np.tile(PICTURE, (2, 2, 1))])
-
-    whole = tiled(single("whole.tiff"))
-    assert not [text for text in messages(caplog) if "cannot be read" in text]
-    caplog.clear()
-    cut = tiled(damaged(single("cut.tiff"), tile=0))
-    assert cut["slide_tiles"].n_obs < whole["slide_tiles"].n_obs
-    (text,) = {text for text in messages(caplog) if "cannot be read" in text}
-    assert "parts of image `cut_image` cannot be read, and are taken for glass" in text
-    assert "the first at row 0, column 0" in text
-
-
 def test_slide_can_be_cut_joined_stored_and_read_back(tmp_path):
     sdata = tiled(write_svs(tmp_path / "a.svs", levels_of(PICTURE)))
     features = embedding(sdata)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +16,12 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+# What readers of files put in place of the parts of a chunk that cannot be decoded; None lets them raise.
+LOST_VALUE: ContextVar[int | None] = ContextVar("lost_value", default=None)
+
+
 class UnreadablePixelsError(Img2GeneError):
-    """Raised for a chunk of an image that cannot be decoded, as in a file that was cut."""
+    """Raised for pixels of an image that cannot be decoded, as in a file that was cut."""
 
 
 class RGBImage:
@@ -50,38 +56,82 @@ class RGBImage:
         self.y_edges = np.concatenate([[0], np.cumsum(array.chunks[1])])
         self.x_edges = np.concatenate([[0], np.cumsum(array.chunks[2])])
         self._kept: dict[tuple[int, int], np.ndarray] = {}
-        self.unreadable: set[tuple[int, int]] = set()
+        # For each chunk that could not be read whole, the boxes (n, 4: y0, x0, y1, x1) that are lost.
+        self.unreadable: dict[tuple[int, int], np.ndarray] = {}
+        self._reasons: dict[tuple[int, int], str] = {}
 
     def block(self, row: int, column: int) -> np.ndarray:
         """Decode one chunk: uint8 (height, width, 3)."""
-        kept = self._kept.pop((row, column), None)
-        return self._rgb(self._decode(row, column)) if kept is None else kept
+        block = self.readable_block(row, column)
+        if (row, column) in self.unreadable:
+            y0, x0, y1, x1 = self.unreadable[row, column][0]
+            raise UnreadablePixelsError(
+                f"{self.name}: the pixels of rows {y0} to {y1} and columns {x0} to {x1} cannot be read "
+                f"({self._reasons[row, column]}). Copy or export the file again."
+            )
+        return block
 
-    def _decode(self, row: int, column: int) -> np.ndarray:
+    def readable_block(self, row: int, column: int) -> np.ndarray:
+        """Decode one chunk as :meth:`block` does; what cannot be read is white, and noted in :attr:`unreadable`."""
+        kept = self._kept.pop((row, column), None)
+        return self._cutter(row, column)(slice(None), slice(None)) if kept is None else kept
+
+    def _cutter(self, row: int, column: int) -> Callable[[slice, slice], np.ndarray]:
+        """Decode one chunk; return what cuts RGB pixels out of it, so that only these are converted."""
+        self.unreadable.pop((row, column), None)
         try:
-            # Threads of the caller decode chunks in parallel, so dask must not start its own.
-            return self.array.blocks[:, row, column].compute(scheduler="synchronous")
+            pixels = self._decode(row, column)
         except MemoryError:
             raise
-        except Exception as error:  # each file format has errors of its own
-            self.unreadable.add((row, column))
-            raise UnreadablePixelsError(
-                f"{self.name}: the pixels of rows {self.y_edges[row]} to {self.y_edges[row + 1]} and columns "
-                f"{self.x_edges[column]} to {self.x_edges[column + 1]} cannot be read ({type(error).__name__}: "
-                f"{str(error)[:200]}). Copy or export the file again."
-            ) from error
+        except Exception as error:  # noqa: BLE001 - each file format has errors of its own
+            self._reasons[row, column] = f"{type(error).__name__}: {str(error)[:200]}"
+            block = self._in_parts(row, column)
+            return lambda rows, columns: block[rows, columns]
+        return lambda rows, columns: self._rgb(pixels[:, rows, columns])
 
-    def readable_block(self, row: int, column: int) -> np.ndarray | None:
-        """Decode one chunk as :meth:`block` does; None if its pixels cannot be read."""
+    def _decode(self, row: int, column: int) -> np.ndarray:
+        # Threads of the caller decode chunks in parallel, so dask must not start its own.
+        return self.array.blocks[:, row, column].compute(scheduler="synchronous")
+
+    def _in_parts(self, row: int, column: int) -> np.ndarray:
+        """Decode what can be read of a chunk as RGB, white elsewhere, and note the boxes that are lost."""
+        edges = self.y_edges[row : row + 2], self.x_edges[column : column + 2]
+        shape = tuple(int(high - low) for low, high in edges)
+        block, lost = np.full((*shape, 3), WHITE, dtype=np.uint8), np.ones(shape, dtype=bool)
         try:
-            return self.block(row, column)
-        except UnreadablePixelsError:
-            return None
+            # Whatever was made of lost parts, by cutting or staining the image, changes with the value in their place.
+            first, second = (self._with_lost_value(row, column, value) for value in (0, WHITE))
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001, S110 - files that are not read in parts are lost by the chunk
+            pass
+        else:
+            lost = (first != second).any(axis=0)
+            block = np.where(lost[..., None], np.uint8(WHITE), self._rgb(first))
+        if lost.any():
+            self.unreadable[row, column] = _boxes(lost) + np.array([edges[0][0], edges[1][0]] * 2)
+        return block
+
+    def _with_lost_value(self, row: int, column: int, value: int) -> np.ndarray:
+        token = LOST_VALUE.set(value)
+        try:
+            return self._decode(row, column)
+        finally:
+            LOST_VALUE.reset(token)
 
     def lost(self, boxes: np.ndarray) -> np.ndarray:
-        """Mark windows (n, 4) that touch a chunk which could not be read so far, bool (n,)."""
+        """Mark windows (n, 4) with pixels that could not be read so far, bool (n,)."""
+        if not self.unreadable:
+            return np.zeros(len(boxes), dtype=bool)
+        none = np.zeros((0, 4), dtype=np.int64)
         spans = self.chunk_spans(boxes[:, None])
-        return np.array([any(chunk in self.unreadable for chunk in chunks_of(span)) for span in spans], dtype=bool)
+        return np.array(
+            [
+                any(_overlap(self.unreadable.get(chunk, none), box) for chunk in chunks_of(span))
+                for span, box in zip(spans, boxes, strict=True)
+            ],
+            dtype=bool,
+        )
 
     def chunk_spans(self, boxes: np.ndarray) -> np.ndarray:
         """Find the first and one-past-last chunk row and column (n, 4: r0, r1, c0, c1) that windows (n, n_fields, 4) touch."""
@@ -93,12 +143,6 @@ class RGBImage:
             # A window outside the image ends at chunk 0, so it touches none.
             spans[:, 2 * axis + 1] = np.where(last > first, np.searchsorted(edges, last, side="left"), 0)
         return spans
-
-    def _or_white(self, row: int, column: int) -> np.ndarray:
-        """Decode one chunk; white if its pixels cannot be read, which :attr:`unreadable` notes."""
-        block = self.readable_block(row, column)
-        shape = (np.diff(self.y_edges)[row], np.diff(self.x_edges)[column], 3)
-        return np.full(shape, WHITE, dtype=np.uint8) if block is None else block
 
     def _rgb(self, pixels: np.ndarray) -> np.ndarray:
         """Convert pixels (c, height, width) to uint8 (height, width, 3)."""
@@ -118,7 +162,7 @@ class RGBImage:
         out = np.empty((self.height, self.width, 3), dtype=np.uint8)
         for row, top in enumerate(self.y_edges[:-1]):
             for column, left in enumerate(self.x_edges[:-1]):
-                block = self._or_white(row, column)
+                block = self.readable_block(row, column)
                 if (row, column) not in self.unreadable:
                     self._kept[row, column] = block
                 out[top : top + block.shape[0], left : left + block.shape[1]] = block
@@ -133,17 +177,12 @@ class RGBImage:
         boxes = np.concatenate([corners, corners + side], axis=1)
         spans = self.chunk_spans(boxes[:, None])
         for row, column in sorted({chunk for span in spans for chunk in chunks_of(span)}):
-            try:
-                pixels = self._decode(row, column)
-            except UnreadablePixelsError:
-                continue
-            top, left = self.y_edges[row], self.x_edges[column]
-            bottom, right = top + pixels.shape[1], left + pixels.shape[2]
+            cut = self._cutter(row, column)
+            (top, bottom), (left, right) = self.y_edges[row : row + 2], self.x_edges[column : column + 2]
             for tile, (y0, x0, y1, x1) in zip(out, boxes, strict=True):
                 a, b, c, d = max(y0, top), min(y1, bottom), max(x0, left), min(x1, right)
                 if a < b and c < d:
-                    part = pixels[:, a - top : b - top, c - left : d - left]
-                    tile[a - y0 : b - y0, c - x0 : d - x0] = self._rgb(part)
+                    tile[a - y0 : b - y0, c - x0 : d - x0] = cut(slice(a - top, b - top), slice(c - left, d - left))
         return out
 
     def thumbnail(self, step: int) -> np.ndarray:
@@ -154,10 +193,32 @@ class RGBImage:
                 # These are the first pixels of the chunk that belong to the thumbnail.
                 y, x = -top % step, -left % step
                 if y < bottom - top and x < right - left:
-                    part = self._or_white(row, column)[y::step, x::step]
+                    part = self.readable_block(row, column)[y::step, x::step]
                     i, j = (top + y) // step, (left + x) // step
                     out[i : i + part.shape[0], j : j + part.shape[1]] = part
         return out
+
+    def lost_points(self, step: int) -> np.ndarray:
+        """Mark the pixels of a thumbnail around which anything could not be read so far, bool (height, width)."""
+        lost = np.zeros((-(-self.height // step), -(-self.width // step)), dtype=bool)
+        for y0, x0, y1, x1 in (box for boxes in self.unreadable.values() for box in boxes):
+            lost[y0 // step : -(-y1 // step), x0 // step : -(-x1 // step)] = True
+        return lost
+
+
+def _boxes(mask: np.ndarray) -> np.ndarray:
+    """Cover the true places of a mask with boxes (n, 4: y0, x0, y1, x1) that lie on no others."""
+    cuts = [
+        np.unique([0, *(np.flatnonzero((np.diff(mask, axis=axis)).any(axis=1 - axis)) + 1), mask.shape[axis]])
+        for axis in (0, 1)
+    ]
+    rows, columns = np.nonzero(mask[np.ix_(cuts[0][:-1], cuts[1][:-1])])
+    return np.column_stack([cuts[0][rows], cuts[1][columns], cuts[0][rows + 1], cuts[1][columns + 1]])
+
+
+def _overlap(boxes: np.ndarray, box: np.ndarray) -> bool:
+    """Check whether any of the boxes (n, 4) shares a pixel with ``box``."""
+    return bool(((boxes[:, :2] < box[2:]) & (boxes[:, 2:] > box[:2])).all(axis=1).any())
 
 
 def chunks_of(span: np.ndarray) -> list[tuple[int, int]]:

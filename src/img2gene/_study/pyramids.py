@@ -33,24 +33,30 @@ def thumbnail(sdata: SpatialData, image_key: str, step: int) -> tuple[np.ndarray
 
     What cannot be read is white, like glass, and a warning says where.
     """
+    picture, exact, _ = thumbnail_and_lost(sdata, image_key, step)
+    return picture, exact
+
+
+def thumbnail_and_lost(sdata: SpatialData, image_key: str, step: int) -> tuple[np.ndarray, float, np.ndarray]:
+    """Read a picture as :func:`thumbnail` does; also mark what could not be read of it, bool (height, width)."""
     levels = scales(sdata, image_key)
     factors = [round(levels[0].shape[1] / level.shape[1]) for level in levels]
     best = max(i for i, factor in enumerate(factors) if factor <= max(step, 1))
     inner = max(1, step // factors[best])
     image = open_image(sdata, image_key, scale=best)
     picture = image.thumbnail(inner)
+    lost = image.lost_points(inner)
     if image.unreadable:
-        factor, (row, column) = factors[best], min(image.unreadable)
+        y0, x0, *_ = min(tuple(box) for boxes in image.unreadable.values() for box in boxes)
         logger.warning(
-            "%d of %d parts of image `%s` cannot be read, and are taken for glass without tissue (the first at row %d, column %d). "
+            "%.2g %% of the pixels of image `%s` cannot be read, and no tissue can be found there (the first at row %d, column %d). "
             "Copy or export the file again",
-            len(image.unreadable),
-            (len(image.y_edges) - 1) * (len(image.x_edges) - 1),
+            100 * lost.mean(),
             image_key,
-            image.y_edges[row] * factor,
-            image.x_edges[column] * factor,
+            y0 * factors[best],
+            x0 * factors[best],
         )
-    return picture, float(inner * factors[best])
+    return picture, float(inner * factors[best]), lost
 
 
 def check_pyramid(sdata: SpatialData, image_key: str) -> None:

@@ -16,9 +16,9 @@ from img2gene._study.colours import WHITE
 from img2gene._study.images import RGBImage, chunks_of
 
 T = TypeVar("T")
-# A chunk by the place of its image among several, its row and its column; None where its pixels cannot be read.
+# A chunk by the place of its image among several, its row and its column.
 Key = tuple[int, int, int]
-Blocks = dict[Key, "np.ndarray | None"]
+Blocks = dict[Key, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class _Field:
 
     def cut(self, box: np.ndarray, blocks: Blocks, out: np.ndarray) -> None:
         """Cut the window ``box`` out of decoded chunks into ``out``, uint8 (side, side, 3)."""
-        own = {key[1:]: block for key, block in blocks.items() if key[0] == self.place and block is not None}
+        own = {key[1:]: block for key, block in blocks.items() if key[0] == self.place}
         if self._window is None:
             _fill(out, box, own, self.image)
             return
@@ -117,7 +117,7 @@ def stream_windows(
     shrinking
         How the windows of each field are reduced; None leaves them as they are.
     skip_unreadable
-        Go on after a chunk that cannot be decoded, and mark the spots on it, instead of raising.
+        Go on after pixels that cannot be decoded, and mark the spots on them, instead of raising.
 
     Yields
     ------
@@ -132,7 +132,7 @@ def stream_windows(
     cache: Blocks = {}
     fields = _fields(of_fields, places, boxes, shrinking)
 
-    def decode(key: Key) -> np.ndarray | None:
+    def decode(key: Key) -> np.ndarray:
         source = images[key[0]]
         return source.readable_block(*key[1:]) if skip_unreadable else source.block(*key[1:])
 
@@ -143,7 +143,9 @@ def stream_windows(
             absent = [key for key in dict.fromkeys(key for keys in needed for key in keys) if key not in cache]
             cache.update(zip(absent, pool.map(decode, absent), strict=True))
             pixels = [np.empty((len(index), field.side, field.side, 3), dtype=np.uint8) for field in fields]
-            lost = np.array([any(cache[key] is None for key in keys) for keys in needed], dtype=bool)
+            lost = np.zeros(len(index), dtype=bool)
+            for number, item in enumerate(of_fields):
+                lost |= item.lost(boxes[index, number])
             for row, (spot, keys) in enumerate(zip(index, needed, strict=True)):
                 blocks = {key: cache[key] for key in keys}
                 for field, box, out in zip(fields, boxes[spot], pixels, strict=True):

@@ -16,6 +16,7 @@ from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
 from img2gene._study.colours import WHITE
+from img2gene._study.images import LOST_VALUE
 from img2gene._study.lattices import AGREEMENT
 from img2gene._study.pyramids import check_pyramid, check_sizes
 from img2gene.io._file_microns import COARSEST_UM, INCH_UM, ome_microns, positive
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CHUNK_PX = 1024
+# Parts of a damaged chunk that are read by themselves, where the file does not say how large its tiles are.
+_PART_PX = 256
 _MOST_ANISOTROPY = 0.02
 _OME = re.compile(r"\.ome(\.tiff?|\.btf)?$", flags=re.IGNORECASE)
 # Scanners name their objective by these magnifications of a camera with pixels of about 10 µm.
@@ -201,20 +204,12 @@ def _multiscale(slide: Any, section: str, mpp: float) -> Any:
 def _read_block(slide: Any, level: int, block_info: Any = None) -> np.ndarray:
     """Read one chunk of a level, uint8 (3, height, width); outside the scanned part it is white."""
     _, (y0, y1), (x0, x1) = block_info[None]["array-location"]
+    lost_value = LOST_VALUE.get()
+    if lost_value is None:
+        pixels = _region(slide, level, (y0, x0, y1, x1))
+    else:
+        pixels = _readable_parts(slide, level, (y0, x0, y1, x1), lost_value)
     step = slide.properties.level_downsample[level]
-    box = (int(np.ceil(x0 * step)), int(np.ceil(y0 * step)), x1 - x0, y1 - y0)
-    try:
-        pixels = slide.get_region(*box, level=level)
-    except Exception:
-        if slide.name != "openslide":
-            raise
-        # After one error, OpenSlide answers every call with it, so the file is opened again: here, and by the next call.
-        slide.set_reader(None)
-        fresh = type(slide)(slide.file)
-        try:
-            pixels = fresh.get_region(*box, level=level)
-        finally:
-            fresh.detach_reader()
     left, top, width, height = slide.properties.bounds or (0, 0, np.inf, np.inf)
     rows, columns = np.arange(y0, y1) * step, np.arange(x0, x1) * step
     outside = (
@@ -224,3 +219,46 @@ def _read_block(slide: Any, level: int, block_info: Any = None) -> np.ndarray:
         # OpenSlide draws places that were not scanned in black.
         pixels = np.where(outside[..., None], np.uint8(WHITE), pixels)
     return np.moveaxis(np.asarray(pixels, dtype=np.uint8), -1, 0)
+
+
+def _region(slide: Any, level: int, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Read a box (y0, x0, y1, x1) of a level, uint8 (height, width, 3)."""
+    step = slide.properties.level_downsample[level]
+    y0, x0, y1, x1 = box
+    place = (int(np.ceil(x0 * step)), int(np.ceil(y0 * step)), x1 - x0, y1 - y0)
+    try:
+        return slide.get_region(*place, level=level)
+    except Exception:
+        if slide.name != "openslide":
+            raise
+        # After one error, OpenSlide answers every call with it, so the file is opened again: here, and by the next call.
+        slide.set_reader(None)
+        fresh = type(slide)(slide.file)
+        try:
+            return fresh.get_region(*place, level=level)
+        finally:
+            fresh.detach_reader()
+
+
+def _readable_parts(slide: Any, level: int, box: tuple[int, int, int, int], lost_value: int) -> np.ndarray:
+    """Read a box as :func:`_region` does, tile by tile of the file; ``lost_value`` stands for tiles that cannot be read."""
+    y0, x0, y1, x1 = box
+    pixels = np.full((y1 - y0, x1 - x0, 3), lost_value, dtype=np.uint8)
+    height, width = _tile_px(slide, level)
+    for top in range(y0 - y0 % height, y1, height):
+        for left in range(x0 - x0 % width, x1, width):
+            part = max(top, y0), max(left, x0), min(top + height, y1), min(left + width, x1)
+            try:
+                pixels[part[0] - y0 : part[2] - y0, part[1] - x0 : part[3] - x0] = _region(slide, level, part)
+            except MemoryError:
+                raise
+            except Exception:  # noqa: BLE001 - each reader has errors of its own
+                continue
+    return pixels
+
+
+def _tile_px(slide: Any, level: int) -> tuple[int, int]:
+    """Height and width of the tiles of a level in its file."""
+    raw = json.loads(slide.properties.raw) if slide.properties.raw else {}
+    height, width = (positive(raw.get(f"level[{level}].tile-{side}")) for side in ("height", "width"))
+    return int(height or _PART_PX), int(width or _PART_PX)

@@ -15,7 +15,7 @@ from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, MissingKeyError, missing
 from img2gene._study.images import scale0
 from img2gene._study.microns import image_mpp, warn_of_other_mpp
-from img2gene._study.pyramids import thumbnail
+from img2gene._study.pyramids import thumbnail_and_lost
 from img2gene._study.tissue import box_fractions, slide_tissue
 from img2gene.pp._earlier_tiles import check_dependent_tables, remove_tiles, squares_name, taken_names
 from img2gene.pp.patches import DEFAULT_FIELDS_UM, check_fields, check_resolution, extract_patches
@@ -56,6 +56,9 @@ def tile_slide(
     brightness). Where it fails, or on a picture whose corners all hold tissue, Otsu's
     threshold of saturation takes its place, as in :func:`img2gene.pp.extract_patches`; a message names the detector.
 
+    Pixels that cannot be read count as tissue, so that no tissue is lost without a word: tiles on them are kept, and
+    :func:`img2gene.pp.embed_patches` gives them NaN and names them.
+
     Parameters
     ----------
     sdata
@@ -94,8 +97,8 @@ def tile_slide(
     Raises
     ------
     Img2GeneError
-        The image does not exist, microns per pixel are unknown, there is no tissue, there are too many tiles, or the
-        name cannot be stored. Or an element of yours has the name, the earlier tiles have columns of yours, or
+        The image does not exist, none of its pixels can be read, microns per pixel are unknown, there is no tissue, there are
+        too many tiles, or the name cannot be stored. Or an element of yours has the name, the earlier tiles have columns of yours, or
         another table, such as their predictions, belongs to them and would not fit the new tiles.
 
     Examples
@@ -215,13 +218,17 @@ def _check_number(size: tuple[int, ...], tiling: _Tiling) -> None:
 
 
 def _tissue_centers(sdata: SpatialData, image_key: str, tiling: _Tiling) -> np.ndarray:
-    """Return the centres (n, 2: row, column) of the tiles on tissue."""
+    """Return the centres (n, 2: row, column) of the tiles on tissue, and of those that may lie on tissue."""
     side = tiling.side_px
     corners = _grid(scale0(sdata, image_key).shape[1:], side, tiling.stride_px)
-    picture, step = thumbnail(sdata, image_key, max(1, int(side // 8)))
+    boxes = np.column_stack([corners, corners + side])
+    picture, step, lost = thumbnail_and_lost(sdata, image_key, max(1, int(side // 8)))
+    if lost.all():
+        raise Img2GeneError(f"No pixel of image `{image_key}` can be read. Copy or export the file again.")
     mask, detector = slide_tissue(picture)
     logger.info("tissue of `%s` was found by %s", image_key, detector)
-    tissue = box_fractions(mask, np.column_stack([corners, corners + side]), step)
+    # Pixels that cannot be read may be tissue, so a tile on them is left out only if the others are too few for it.
+    tissue = box_fractions(mask | lost, boxes, step)
     kept = tissue >= tiling.min_tissue
     if not kept.any():
         raise Img2GeneError(
@@ -229,7 +236,20 @@ def _tissue_centers(sdata: SpatialData, image_key: str, tiling: _Tiling) -> np.n
             "`min_tissue`, or check `mpp` and the image."
         )
     _check_kept(int(kept.sum()), tiling)
+    _warn_of_lost(image_key, kept, box_fractions(lost, boxes, step) > 0)
     return corners[kept] + side / 2
+
+
+def _warn_of_lost(image_key: str, kept: np.ndarray, lost: np.ndarray) -> None:
+    """Say how many of the tiles that are kept lie on pixels that cannot be read."""
+    if (kept & lost).any():
+        logger.warning(
+            "%d of %d tiles of image `%s` lie on pixels that cannot be read. They are kept, as they may show tissue; "
+            "`img2gene.pp.embed_patches` gives them NaN where their patches cannot be read either",
+            int((kept & lost).sum()),
+            int(kept.sum()),
+            image_key,
+        )
 
 
 def _check_kept(n_tiles: int, tiling: _Tiling) -> None:
