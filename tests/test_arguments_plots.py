@@ -103,11 +103,21 @@ def test_settings_refuse_misspelt_names_and_unusable_values(tmp_path, monkeypatc
         ("amp", "yes"),
         ("seed", -1),
         ("device", None),
+        ("device", "cudax"),
+        ("device", 3),
+        ("cache_dir", 3),
+        ("cache_dir", ""),
+        ("batch_size", None),
+        ("seed", False),
+        ("progress", 1),
     ):
         with pytest.raises(Img2GeneError, match=name):
             setattr(settings, name, value)
-    with pytest.raises(Img2GeneError, match="no `progres` .*progress"):
-        settings.progres = False
+    for value in (False, None):
+        with pytest.raises(Img2GeneError, match="no `progres` .*progress"):
+            settings.progres = value
+    assert settings == Settings()
+    settings.device = "cpu"
     settings.batch_size, settings.cache_dir = np.int64(4), str(tmp_path)
     assert (settings.batch_size, settings.cache_dir) == (4, tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -143,3 +143,35 @@ def test_a_panel_that_two_sections_chose_was_chosen_on_both(make_study):
     joined = ig.io.concat_sections(parts)
     with pytest.raises(LeakageError, match="chosen on the held-out sections B1"):
         ig.tl.fit(joined, "ridge", validate_on=["B"])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda sdata: ig.tl.fit(sdata, "ridge"),
+        lambda sdata: ig.tl.check_leaks(sdata),
+        lambda sdata: ig.tl.cross_validate(sdata, "ridge"),
+        lambda sdata: ig.pp.select_genes(sdata),
+        lambda sdata: ig.pp.bin_to(sdata, 200),
+    ],
+    ids=["fit", "check_leaks", "cross_validate", "select_genes", "bin_to"],
+)
+def test_a_table_without_x_is_told_apart_from_one_with_other_values(call):
+    sdata = ig.datasets.synthetic_cohort(n_patients=2, n_sections=1, n_spots=30, n_genes=60)
+    ig.pp.extract_patches(sdata, patch_um=112)
+    ig.pp.embed_patches(sdata, "color-texture")
+    sdata["table"].X = None
+    with pytest.raises(Img2GeneError, match=r"`sdata\['table'\].X` is missing.*[pP]ut raw counts in it"):
+        call(sdata)
+
+
+def test_the_layer_that_could_take_the_place_of_x_is_named():
+    sdata = ig.datasets.synthetic_cohort(n_patients=2, n_sections=1, n_spots=30, n_genes=60)
+    table = sdata["table"]
+    table.layers["counts"], table.X = table.X.copy(), None
+    with pytest.raises(
+        Img2GeneError, match=r"X` is missing \(layers: truth, counts\).*call `(sdata.*\.X) = (.*layers\['counts'\])`"
+    ):
+        ig.pp.select_genes(sdata, n_genes=5)
+    table.X = table.layers["counts"]
+    ig.pp.select_genes(sdata, n_genes=5)

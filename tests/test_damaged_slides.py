@@ -10,6 +10,7 @@ import img2gene as ig
 from img2gene._errors import Img2GeneError
 from img2gene._study.images import RGBImage, UnreadablePixelsError, _boxes, open_image
 from img2gene._study.windows import stream_windows
+from img2gene.io._cut_files import cut_message
 
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("wsidata")
@@ -150,3 +151,41 @@ def test_boxes_cover_what_is_lost_and_nothing_else():
         for y0, x0, y1, x1 in _boxes(mask):
             covered[y0:y1, x0:x1] += 1
         np.testing.assert_array_equal(covered, mask)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_a_file_that_was_cut_is_named(tmp_path, share):
+    path = write(tmp_path / "cut.ome.tiff", factors=(1, 4, 16))
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(int(share * size))
+    with pytest.raises(Img2GeneError, match=rf"was cut: it has {int(share * size):,} bytes.* byte {size:,}\..*again"):
+        ig.io.read_slide(path)
+
+
+def test_what_is_left_of_a_file_that_was_cut_is_read_with_a_warning(tmp_path, caplog):
+    path = write(tmp_path / "cut.ome.tiff", factors=(1, 4, 16), compression="deflate")
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    sdata = ig.io.read_slide(path, mpp=MPP, section="S")
+    (text,) = [text for text in warnings_of(caplog) if "was cut" in text]
+    assert "1 level(s) are read" in text
+    image = open_image(sdata, "S_image")
+    np.testing.assert_array_equal(image.readable_block(0, 0), PIXELS[:1024, :1024])
+    image.readable_block(2, 2)
+    assert image.lost(np.array([[0, 0, 9, 9], [2100, 2100, 2109, 2109]])).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(("bigtiff", "byteorder"), [(False, "<"), (False, ">"), (True, "<"), (True, ">")])
+def test_only_files_that_were_cut_are_said_to_be(tmp_path, bigtiff, byteorder):
+    path = tmp_path / "whole.tiff"
+    with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as tiff:
+        tiff.write(PIXELS[:300, :300], tile=(64, 64), photometric="rgb", description="x" * 400)
+        tiff.write(PIXELS[:100, :100], photometric="rgb", rowsperstrip=9)
+    assert cut_message(path) == ""
+    content = path.read_bytes()
+    for n_bytes in (len(content) - 1, len(content) // 2, 400, 12):
+        path.write_bytes(content[:n_bytes])
+        assert f"was cut: it has {n_bytes:,} bytes" in cut_message(path)
+    path.write_bytes(b"not a picture")
+    assert cut_message(path) == "" and cut_message(tmp_path / "none.tiff") == ""

@@ -5,7 +5,7 @@ import errno
 
 import numpy as np
 import pytest
-from spatialdata import read_zarr
+from spatialdata import SpatialData, read_zarr
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
 
@@ -123,6 +123,27 @@ def test_an_interrupted_call_encodes_only_what_is_left(study, counting, tmp_path
     assert counting.n_encoded == 0
 
 
+def test_a_kill_loses_512_spots_at_most(counting, tmp_path):
+    side = 24 * 40
+    pixels = np.random.default_rng(0).integers(0, 256, (3, side, side), dtype=np.uint8)
+    image = Image2DModel.parse(pixels, dims=("c", "y", "x"), c_coords=["r", "g", "b"], chunks=(3, 256, 256))
+    sdata = SpatialData(images={"image": image})
+    ig.pp.tile_slide(sdata, "image", tile_um=24, patch_um=24, patch_px=32, mpp=1.0, min_tissue=0)
+    assert sdata["slide_tiles"].n_obs == 1600
+    options = {"table_key": "slide_tiles", "orientations": 1, "out": tmp_path / "embedded.zarr"}
+    counting.fails_after = 1400
+    with pytest.raises(KeyboardInterrupt):
+        ig.pp.embed_patches(sdata, "counting", **options)
+    counting.n_encoded, counting.fails_after = 0, None
+    ig.pp.embed_patches(sdata, "counting", **options)
+    assert counting.n_encoded == 1600 - 2 * 512
+    features = sdata["slide_tiles"].obsm["X_counting"]
+    # Chunks of the store stay large.
+    assert features.chunks[0] == (1600,)
+    ig.pp.embed_patches(sdata, "counting", table_key="slide_tiles", orientations=1)
+    np.testing.assert_array_equal(features.compute(), sdata["slide_tiles"].obsm["X_counting"])
+
+
 def test_an_embedding_of_other_patches_is_refused(study, counting, tmp_path):
     ig.pp.embed_patches(study, "counting", out=tmp_path / "embedded.zarr")
     with pytest.raises(ig.Img2GeneError, match="holds a embedding with other encoder|holds an embedding"):
@@ -203,6 +224,22 @@ def test_no_cache_is_kept_until_a_folder_is_set(study, counting, tmp_path, monke
     assert not ig.settings.caches_embeddings
     ig.pp.embed_patches(study, "counting")
     assert not list(tmp_path.iterdir())
+
+
+def test_none_turns_the_cache_off_again(study, counting, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert ig.settings.caches_embeddings
+    ig.settings.cache_dir = None
+    assert not ig.settings.caches_embeddings
+    # Downloads still have a folder.
+    assert ig.settings.cache_dir == tmp_path / "home" / "img2gene"
+    ig.pp.embed_patches(study, "counting")
+    assert not cache.exists() and not (tmp_path / "home").exists()
+    ig.settings.cache_dir = cache
+    ig.pp.embed_patches(study, "counting")
+    assert counting.n_encoded == 2 * 2 * 196
+    ig.pp.embed_patches(study, "counting")
+    assert counting.n_encoded == 2 * 2 * 196
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_a_warning(study, counting, cache, caplog, monkeypatch):

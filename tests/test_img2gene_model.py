@@ -518,7 +518,8 @@ def test_accelerators_and_precisions_that_there_are_not_leave_no_folder_behind(t
             Img2GeneError, match=f"accelerator='{name}': this computer has no such device .available: cpu"
         ):
             fitted(TRAIN, accelerator=name, checkpoint_dir=tmp_path / "fit")
-    monkeypatch.setattr(ig.settings, "device", "cuda")
+    # As set on a computer that has one, and sent to another.
+    monkeypatch.setitem(vars(ig.settings), "device", "cuda")
     with pytest.raises(Img2GeneError, match="img2gene.settings.device='cuda': this computer has no such device"):
         fitted(TRAIN, checkpoint_dir=tmp_path / "fit")
     assert not (tmp_path / "fit").exists()

@@ -148,9 +148,9 @@ class Arguments(Problems):
                 torch.empty(0, device=device)
                 return str(device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
+            reason, other = str(error).splitlines()[0], "None" if optional else '"auto"'
             self.messages.append(
-                f'{name}={value!r}: this computer has no such device ({reason}). Use "cpu", or None to choose.'
+                f'{name}={value!r}: this computer has no such device ({reason}). Use "cpu", or {other} to choose.'
             )
             return value
         return self._unless_none(name, value, 'a device such as "cpu" or "cuda:0"', optional)

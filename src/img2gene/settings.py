@@ -10,6 +10,7 @@ from typing import Any
 
 # More threads than this only use memory.
 _MOST_WORKERS = 256
+_NO_DEFAULT = object()
 
 
 def _default_cache() -> Path:
@@ -25,7 +26,8 @@ class Settings:
     Attributes
     ----------
     device
-        Torch device for encoders and networks; ``"auto"`` takes CUDA, then MPS, then the CPU.
+        Torch device for encoders and networks; ``"auto"`` takes CUDA, then MPS, then the CPU. One that this computer does not
+        have is refused when it is set.
     batch_size
         Spots per forward pass of an encoder; 8 is fastest on CPUs and keeps memory low, GPUs gain from more.
     num_workers
@@ -38,7 +40,8 @@ class Settings:
         Seed of every call whose ``seed`` is None.
     cache_dir
         Folder for downloads. Once you set it, :func:`img2gene.pp.embed_patches` also keeps embeddings there, by the pixels
-        of each patch and the revision of the encoder, and never encodes a patch twice.
+        of each patch and the revision of the encoder, and never encodes a patch twice. None takes the folder of the start
+        again, in the user's cache, where downloads are kept and embeddings are not.
 
     Raises
     ------
@@ -62,15 +65,16 @@ class Settings:
     def __setattr__(self, name: str, value: Any) -> None:
         """Convert and check a value; a misspelt setting is refused."""
         # Defaults are set when the package is imported, which must not wait for numpy.
-        default = getattr(type(self), name, None)
-        if name == "cache_dir" and value == _default_cache():
-            default = value
-        super().__setattr__(name, value if value is default else _checked(name, value))
+        if name == "cache_dir" and value is None:
+            value = _default_cache()
+        default = _default_cache() if name == "cache_dir" else getattr(type(self), name, _NO_DEFAULT)
+        is_default = type(value) is type(default) and value == default
+        super().__setattr__(name, value if is_default else _checked(name, value))
 
     @property
     def caches_embeddings(self) -> bool:
         """Whether embeddings are kept in :attr:`cache_dir`: once it is set, because they take gigabytes."""
-        return Path(self.cache_dir) != _default_cache()
+        return self.cache_dir != _default_cache()
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -82,7 +86,7 @@ def _checked(name: str, value: Any) -> Any:
     known = [entry.name for entry in fields(Settings)]
     match name:
         case "device":
-            value = check.text(name, value)
+            value = value if value == "auto" else check.device(name, value, optional=False)
         case "batch_size":
             value = check.whole(name, value, 1)
         case "num_workers":

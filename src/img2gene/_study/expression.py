@@ -171,6 +171,8 @@ def labels(table: AnnData, rows: np.ndarray, genes: np.ndarray, *, layer: str | 
 def layer_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
     """List why the counts (``layer=None``) or the labels in ``layer`` cannot be used; empty if they can."""
     if layer is None:
+        if table.X is None:
+            return _missing_counts(table, name)
         problems = count_problems(table.X, f"`{name}.X`")
         if problems:
             return problems + _counts_elsewhere(table, name)
@@ -202,9 +204,15 @@ def value_problems(table: AnnData, layer: str | None, name: str) -> list[str]:
         problems = [missing(layer, f"{name}.layers", table.layers)]
     elif layer is not None:
         problems = label_problems(table.layers[layer], f"`layers['{layer}']`")
-    problems += label_problems(table.X, f"`{name}.X`")
+    problems += _missing_counts(table, name) if table.X is None else label_problems(table.X, f"`{name}.X`")
     # Library sizes are used with counts alone.
     return problems if problems or count_problems(table.X, "") else layer_problems(table, None, name)
+
+
+def _missing_counts(table: AnnData, name: str) -> list[str]:
+    """Say that X is missing, what could take its place, and the next call."""
+    call = _counts_elsewhere(table, name) or [f"Put raw counts in it: `{name}.X = …`."]
+    return [f"`{name}.X` is missing (layers: {listing(table.layers)}). {call[0]}"]
 
 
 def _counts_elsewhere(table: AnnData, name: str) -> list[str]:
@@ -241,6 +249,8 @@ def _library_problems(table: AnnData) -> list[str]:
 
 def _values(matrix: Any, name: str, expected: str) -> tuple[np.ndarray, list[str]]:
     """Return the stored values, the non-zero ones of a sparse matrix, and why they are no real numbers."""
+    if matrix is None:
+        return np.zeros(0), [f"{name} is missing; put raw counts in it."]
     matrix = in_memory(matrix)
     if sp.issparse(matrix) and not getattr(matrix, "has_canonical_format", True):
         # A count can be stored in parts, which are no counts themselves.

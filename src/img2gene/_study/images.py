@@ -103,7 +103,7 @@ class RGBImage:
             first, second = (self._with_lost_value(row, column, value) for value in (0, WHITE))
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001, S110 - files that are not read in parts are lost by the chunk
+        except Exception:  # noqa: BLE001 - files that are not read in parts are lost by the chunk
             pass
         else:
             lost = (first != second).any(axis=0)

@@ -19,6 +19,7 @@ from img2gene._study.colours import WHITE
 from img2gene._study.images import LOST_VALUE
 from img2gene._study.lattices import AGREEMENT
 from img2gene._study.pyramids import check_pyramid, check_sizes
+from img2gene.io._cut_files import cut_message
 from img2gene.io._file_microns import COARSEST_UM, INCH_UM, ome_microns, positive
 from img2gene.io._folders import storable_name
 from img2gene.io._slide_pixels import check_pixels
@@ -65,7 +66,8 @@ def read_slide(path: str | Path, mpp: float | None = None, *, section: str | Non
         wsidata is not installed; the file does not exist or is no slide; it says nothing about microns per pixel, more
         than 20 (which is the resolution of a print), or that pixels are not square; its pixels are grey, deeper than 8 bits or
         stored turned; a larger picture of the file would be left out; or the levels of its pyramid have different
-        proportions or show different pictures.
+        proportions or show different pictures. If a TIFF file was cut, the error says so; without any other error a warning
+        does.
 
     Notes
     -----
@@ -86,13 +88,23 @@ def read_slide(path: str | Path, mpp: float | None = None, *, section: str | Non
     with check.collect():
         _schema.check_name(section, "section")  # type: ignore[arg-type]
     check.raise_all()
-    slide = _open(file)
-    check_pixels(file, slide.properties.shape)
-    microns = _microns(file, slide.properties, mpp)
-    check_sizes(slide.properties.level_shape, f"slide `{file}`")
-    name = f"{section}_image"
-    sdata = SpatialData(images={name: _multiscale(slide, str(section), microns)})
-    check_pyramid(sdata, name)
+    cut = cut_message(file)
+    try:
+        slide = _open(file)
+        check_pixels(file, slide.properties.shape)
+        microns = _microns(file, slide.properties, mpp)
+        check_sizes(slide.properties.level_shape, f"slide `{file}`")
+        name = f"{section}_image"
+        sdata = SpatialData(images={name: _multiscale(slide, str(section), microns)})
+        check_pyramid(sdata, name)
+    except Img2GeneError as error:
+        if not cut:
+            raise
+        # What else is wrong may come from it.
+        raise Img2GeneError(f"{cut}\n{error}") from error
+    if cut:
+        n_levels = len(sdata[name].children)
+        logger.warning("%s %d level(s) are read; spots on pixels beyond the end will get NaN", cut, n_levels)
     return sdata
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _PREFIX = "spots"
+# Spots that are embedded before they are written: what a kill can lose. Chunks of the store are larger.
+_KEPT_SPOTS = 512
 # Embeds some rows of the study.
 Embed = Callable[[np.ndarray], Iterator[EmbeddedBatch]]
 
@@ -57,7 +59,7 @@ class StoredEmbedding:
             rows = part_rows(n_values, 4)
             writer.begin(self._table(), arrays, rows)
             if not writer.is_finished and next(writer.missing(), None) is not None:
-                places = self._embedded(writer, embed, rows)
+                places = self._embedded(writer, embed, min(rows, _KEPT_SPOTS))
                 for number, part in writer.missing():
                     writer.write(number, _gathered(writer.folder, places, arrays, part))
             return writer.finish()
