@@ -393,7 +393,8 @@ def test_an_unreadable_chunk_stops_the_embedding_and_leaves_the_table_alone(make
     sdata = make_section("S1", "P1")
     ig.pp.extract_patches(sdata, patch_um=60, patch_px=32)
     before = snapshot(sdata["table"])
-    monkeypatch.setattr(RGBImage, "block", lambda self, row, column: (_ for _ in ()).throw(OSError("truncated tile")))
+    failing = lambda self, row, column: (_ for _ in ()).throw(OSError("truncated tile"))
+    monkeypatch.setattr(RGBImage, "readable_block", failing)
     for workers in (0, 2):
         with pytest.raises(OSError, match="truncated tile"):
             ig.pp.embed_patches(sdata, "tiny", num_workers=workers)
