@@ -103,23 +103,23 @@ def test_lost_tiles_are_found_in_a_part_of_the_image_too(tmp_path):
 
 
 def test_tiles_on_lost_pixels_are_kept_and_named(tmp_path, caplog):
-    # Tiles of 12 µm need the full resolution for their tissue, where the lower half is lost.
+    # There is one scale, of which the lower half is lost.
     path = damage(write(tmp_path / "bad.ome.tiff"), range(50, 100))
-    sdata = tiled(path, tile_um=48, patch_um=48)
+    sdata = tiled(path, tile_um=96, patch_um=96)
     table = sdata["slide_tiles"]
     centers = np.asarray(table.obsm["spatial"])
-    low = centers[:, 1] > SIDE / 2 + 48 / MPP
+    low = centers[:, 1] > SIDE / 2 + 96 / MPP
     # The grid of the lower half is complete, glass included; that of the upper half leaves out the border.
-    n_columns = int(SIDE * MPP // 48)
+    n_columns = int(SIDE * MPP // 96)
     assert all(n == n_columns for n in np.unique(centers[low, 1], return_counts=True)[1])
-    assert centers[centers[:, 1] < SIDE / 2 - 48 / MPP, 1].min() > 150
+    assert centers[centers[:, 1] < SIDE / 2 - 96 / MPP, 1].min() > 150
     texts = warnings_of(caplog)
     assert any("50 % of the pixels of image `S_image` cannot be read" in text for text in texts)
     n_lost = int(touching(table, SIDE / 2, 0, SIDE, SIDE).sum())
     (text,) = [text for text in texts if "They are kept" in text]
     assert f" of {table.n_obs} tiles" in text and abs(int(text.split()[0]) - n_lost) <= n_columns
     features = embedding(sdata)
-    assert np.isnan(features[low]).all() and np.isfinite(features[centers[:, 1] < SIDE / 2 - 48 / MPP]).all()
+    assert np.isnan(features[low]).all() and np.isfinite(features[centers[:, 1] < SIDE / 2 - 96 / MPP]).all()
 
 
 def test_an_image_without_a_readable_pixel_is_refused(tmp_path):

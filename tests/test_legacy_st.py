@@ -154,7 +154,7 @@ def test_all_problems_of_a_table_come_together(read):
     [
         (spot_frame().drop(columns=["pixel_x"]), r"columns pixel_x not found \(available: x, y, pixel_y, selected\)"),
         (pd.concat([spot_frame(), spot_frame()[:1]]), r"array position listed twice: \(4, 7\)"),
-        (spot_frame().assign(x=spot_frame().x + 20), "no spot of the count table is listed"),
+        (spot_frame().assign(x=spot_frame().x + 20), "0 spots are in both files, of 9 counted and 11 selected spots"),
         (spot_frame().assign(pixel_x=-spot_frame().pixel_x), "may be swapped or mirrored"),
         (spot_frame().assign(pixel_y=spot_frame().pixel_y * 2), r"differ between x and y \(30.0, 60.0\)"),
         (spot_frame()[:2], "Too few spots to derive microns per pixel"),
@@ -245,3 +245,34 @@ def test_build_section_names_all_problems_in_one_error():
     table = ad.AnnData(np.ones((2, 3), dtype=np.float32))
     with pytest.raises(ig.Img2GeneError, match=r"(?s)4 problems.*section='S 1'.*`image` is a str.*`xy` has.*mpp=-1"):
         ig.io.build_section("S1.jpg", np.ones((3, 2)), table, section="S 1", patient=None, mpp=-1, spot_um=5.0)
+
+
+def test_the_spot_file_of_another_section_is_named_or_refused(read, caplog):
+    spots = spot_frame()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    read(spots=spots)
+    # Two of nine spots are shared, and then six.
+    moved = spots.assign(x=spots.x.where(spots.index < 2, spots.x + 20))
+    with pytest.raises(Img2GeneError, match="2 spots are in both files, of 9 counted and 11 selected spots"):
+        read(spots=moved)
+    moved = spots.assign(x=spots.x.where(spots.index < 6, spots.x + 20))
+    assert read(spots=moved)["table"].n_obs == 6
+    assert any("only these are kept" in record.getMessage() for record in caplog.records)
+
+
+def test_counted_spots_at_one_place_are_refused(read):
+    counts = counts_frame()
+    counts.index = ["3.1x6.2", "2.9x5.8", *counts.index[2:]]
+    with pytest.raises(Img2GeneError, match=r"share a place of the array: \(3, 6\)"):
+        read(counts=counts, spots=spot_frame())
+
+
+def test_spots_outside_of_a_smaller_image_are_left_out_and_named(read, caplog):
+    spots = spot_frame()
+    columns = np.array([x * 30.0 + 1 for x, _ in SPOTS])
+    width = int(columns.max())
+    assert 0 < (columns < width).sum() < len(SPOTS)
+    assert read(spots=spots, image=PIXELS[:, :width])["table"].n_obs == (columns < width).sum()
+    assert any("lie outside the image" in record.getMessage() for record in caplog.records)
+    with pytest.raises(Img2GeneError, match="nothing that was measured lies on the image"):
+        read(spots=spots, image=PIXELS[:8, :8])

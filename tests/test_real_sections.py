@@ -7,6 +7,7 @@ import pytest
 import spatialdata_io
 
 import img2gene as ig
+from img2gene.benchmark.layouts import find_arrays, find_legacy, read_array, read_legacy
 
 pytestmark = [
     pytest.mark.real,
@@ -69,3 +70,39 @@ def test_a_space_ranger_folder_with_an_rgba_image_is_read(data):
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     np.testing.assert_allclose(centres, sdata["table"].obsm["spatial"][:, ::-1] * scale, atol=1)
     assert ig.get.patches(sdata, [0]).shape == (1, *(boxes[0, 2:] - boxes[0, :2]), 3)
+
+
+def _misplaced(sdata, caplog):
+    """Warnings of spots that seem to lie in wrong places."""
+    caplog.clear()
+    ig.pp.extract_patches(sdata)
+    return [record.getMessage() for record in caplog.records if "patches of region" in record.getMessage()]
+
+
+def _swap(sdata):
+    """Exchange x and y of all spots."""
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import get_transformation
+
+    (key,) = sdata.shapes
+    spots = sdata[key]
+    xy = np.column_stack([spots.geometry.y, spots.geometry.x])
+    transformations = get_transformation(spots, get_all=True)
+    sdata[key] = ShapesModel.parse(
+        xy, geometry=0, radius=spots["radius"].to_numpy(), index=spots.index, transformations=transformations
+    )
+
+
+def test_swapped_positions_are_named_on_real_sections_and_right_ones_are_not(data, caplog):
+    her2st, bulbs, organoids = data / "her2st", data / "mob_st", data / "lung_organoid_visium"
+    sections = [read_legacy(her2st, name, None) for name in find_legacy(her2st)]
+    sections += [read_array(bulbs, name, None) for name in find_arrays(bulbs)]
+    sections += [ig.io.read_visium(folder) for folder in sorted(organoids.iterdir())]
+    assert len(sections) == 12
+    silent = []
+    for sdata in sections:
+        assert not _misplaced(sdata, caplog)
+        _swap(sdata)
+        silent += [] if _misplaced(sdata, caplog) else sdata["table"].obs["section"].unique().tolist()
+    # One bulb looks much the same along its diagonal.
+    assert silent == ["MOB1"]

@@ -75,11 +75,64 @@ def test_without_an_alignment_the_message_says_how_to_align(run):
         ig.io.read_xenium(run.written.path)
 
 
-@pytest.mark.parametrize("name", ["experiment.xenium", "cells.parquet", "cells.zarr.zip", "cell_feature_matrix.h5"])
-def test_an_unknown_xenium_layout_is_described(run, name):
+@pytest.mark.parametrize(
+    ("name", "looked_for"),
+    [
+        ("experiment.xenium", "experiment.xenium"),
+        ("cells.parquet", "cells.parquet or cells.csv.gz or cells.csv"),
+        ("cell_feature_matrix.h5", "cell_feature_matrix.h5"),
+    ],
+)
+def test_an_unknown_xenium_layout_is_described(run, name, looked_for):
     (run.written.path / name).unlink()
-    with pytest.raises(Img2GeneError, match=f"Looked for {name}, and found "):
+    with pytest.raises(Img2GeneError, match=f"Looked for {looked_for}, and found "):
         ig.io.read_xenium(run.written.path, image=run.written.image, alignment=run.matrix)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv.gz", ".csv"])
+def test_a_run_that_was_downloaded_in_parts_is_read_as_the_whole_one(run, ending):
+    arguments = {"image": run.written.image, "alignment": run.matrix, "section": "S", "patient": "P"}
+    whole = ig.io.read_xenium(run.written.path, outlines=False, **arguments)
+    (run.written.path / "cells.zarr.zip").unlink()
+    cells = pd.read_parquet(run.written.path / "cells.parquet")
+    if ending != ".parquet":
+        (run.written.path / "cells.parquet").unlink()
+        # The order of the cells says nothing.
+        cells.sample(frac=1, random_state=0).to_csv(run.written.path / f"cells{ending}", index=False)
+    parts = ig.io.read_xenium(run.written.path, **arguments)
+    assert parts["table"].obs_names.tolist() == whole["table"].obs_names.tolist()
+    assert parts["table"].var_names.tolist() == whole["table"].var_names.tolist()
+    np.testing.assert_array_equal(parts["table"].X.toarray(), whole["table"].X.toarray())
+    np.testing.assert_allclose(parts["table"].obsm["spatial"], whole["table"].obsm["spatial"])
+    np.testing.assert_allclose(parts["S_spots"]["radius"], whole["S_spots"]["radius"])
+
+
+def test_a_cell_without_an_outline_is_a_circle_and_the_others_keep_theirs(run, caplog):
+    arguments = {"image": run.written.image, "alignment": run.matrix, "section": "S"}
+    whole = ig.io.read_xenium(run.written.path, **arguments)["S_spots"]
+    vertices = pd.read_parquet(run.written.path / "cell_boundaries.parquet")
+    absent = vertices["cell_id"].iloc[0]
+    vertices[vertices["cell_id"] != absent].to_parquet(run.written.path / "cell_boundaries.parquet", index=False)
+    found = ig.io.read_xenium(run.written.path, **arguments)["S_spots"]
+    assert set(found.geom_type) == {"Polygon"}
+    area = found.geometry.area.to_numpy() * run.written.mpp**2
+    # A circle of 80 µm² in 64 corners, and octagons as they were.
+    np.testing.assert_allclose(area[0], 80.0, rtol=0.01)
+    np.testing.assert_allclose(area[1:], whole.geometry.area.to_numpy()[1:] * run.written.mpp**2, rtol=1e-6)
+    assert any("1 cells have no outline" in record.getMessage() for record in caplog.records)
+
+
+def test_keypoints_with_exchanged_axes_and_a_matrix_to_microns_are_named(run, caplog, tmp_path):
+    arguments = {"image": run.written.image, "section": "S"}
+    ig.io.read_xenium(run.written.path, alignment=run.matrix, **arguments)
+    assert not any("mirrors" in record.getMessage() for record in caplog.records)
+    points = pd.read_csv(run.keypoints).rename(columns={"alignmentX": "alignmentY", "alignmentY": "alignmentX"})
+    points.to_csv(tmp_path / "points.csv", index=False)
+    ig.io.read_xenium(run.written.path, alignment=tmp_path / "points.csv", **arguments)
+    assert any("mirrors" in record.getMessage() for record in caplog.records)
+    to_microns = np.diag([layouts.XENIUM_UM, layouts.XENIUM_UM, 1.0]) @ run.matrix
+    with pytest.raises(Img2GeneError, match=r"if it leads to µm.*np.diag"):
+        ig.io.read_xenium(run.written.path, alignment=to_microns, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,18 @@ def hexagonal_pitch(grid: np.ndarray, centers: np.ndarray) -> float | None:
     return _fitted_pitch(grid, centers, _HEX_STEPS) if _has_one_parity(grid) else None
 
 
+def is_mirrored(grid: np.ndarray, xy: np.ndarray) -> bool:
+    """Check whether a hexagonal array lies on its image as in a mirror, as swapped columns and rows would place it.
+
+    ``xy`` float (n, 2) are column and row of the spot centres in pixels. Turned arrays are not mirrored.
+    """
+    if hexagonal_pitch(grid, xy) is None:
+        return False
+    fit = np.linalg.lstsq(np.column_stack([grid, np.ones(len(grid))]), xy, rcond=None)[0]
+    # Rows of the array run down the image, which is its second axis, and columns to the right.
+    return bool(np.linalg.det(fit[:2]) > 0)
+
+
 def square_pitch(grid: np.ndarray | None, centers: np.ndarray, side: float) -> float | None:
     """Measure the distance of neighbouring bins of a square array; None for any other array.
 

@@ -95,19 +95,39 @@ def to_pixels(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
     return xy @ inverse[:2, :2].T + inverse[:2, 2]
 
 
-def check_direction(matrix: np.ndarray, places: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Refuse a matrix whose inverse places the cells on the image, while it places most of them outside.
+def need_alignment(alignment: Any) -> Any:
+    """Return the alignment; raise if there is none, and say how to make one."""
+    if alignment is None:
+        raise Img2GeneError(
+            "alignment=None: how the H&E image lies on the run is unknown, and cells would get patches of other places. Find at least "
+            "three places in both images, for instance in QuPath or napari, write their positions to a CSV file with the columns "
+            "fixedX, fixedY (in the run) and alignmentX, alignmentY (in the H&E image), and pass the file as `alignment=`."
+        )
+    return alignment
 
-    ``places`` (n, 2) are in units of the platform, as the target of ``matrix``.
+
+def check_direction(matrix: np.ndarray, places: np.ndarray, shape: tuple[int, ...], unit_um: float) -> None:
+    """Refuse a matrix that places most cells outside of the image, while its inverse, or a matrix in µm, does not.
+
+    ``places`` (n, 2) are in units of the platform, as the target of ``matrix``; a unit has ``unit_um`` µm.
     """
     known = places[np.isfinite(places).all(axis=1)]
-    placed, turned = (_share_inside(to_pixels(one, known), shape) for one in (matrix, np.linalg.inv(matrix)))
-    if placed < _MOST_OUTSIDE < turned:
+    scale = np.diag([1 / unit_um, 1 / unit_um, 1.0])
+    placed, turned, in_um = (
+        _share_inside(to_pixels(one, known), shape) for one in (matrix, np.linalg.inv(matrix), scale @ matrix)
+    )
+    if placed >= _MOST_OUTSIDE or max(turned, in_um) <= _MOST_OUTSIDE:
+        return
+    before = f"The alignment of the H&E image places {placed:.0%} of the cells on it, and "
+    if in_um > turned:
         raise Img2GeneError(
-            f"The alignment of the H&E image places {placed:.0%} of the cells on it, and its inverse {turned:.0%}, so it leads from the "
-            "run to the image. Pass the way from pixels of the image to the run: `alignment=np.linalg.inv(matrix)`, or keypoints with "
-            "fixed and moving exchanged."
+            f"{before}{in_um:.0%} if it leads to µm. Pass the way to pixels of the run, of {unit_um:g} µm: "
+            f"`alignment=np.diag([{1 / unit_um:.6g}, {1 / unit_um:.6g}, 1]) @ matrix`."
         )
+    raise Img2GeneError(
+        f"{before}its inverse {turned:.0%}, so it leads from the run to the image. Pass the way from pixels of the image to the run: "
+        "`alignment=np.linalg.inv(matrix)`, or keypoints with fixed and moving exchanged."
+    )
 
 
 def _share_inside(xy: np.ndarray, shape: tuple[int, ...]) -> float:

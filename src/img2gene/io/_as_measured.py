@@ -28,8 +28,12 @@ def as_measured(adata: AnnData) -> AnnData:
 
     The AnnData of the user stays as it is; without anything to change, it is returned itself.
     """
-    if not adata.n_obs or adata.X is None or not adata.obs_names.is_unique:
+    if not adata.n_obs or not adata.obs_names.is_unique:
         return adata
+    if adata.X is None:
+        adata = _with_layer(adata)
+        if adata.X is None:
+            return adata
     is_gene = _are_genes(adata.var)
     if not is_gene.all():
         adata = _genes_only(adata, is_gene)
@@ -47,6 +51,21 @@ def as_measured(adata: AnnData) -> AnnData:
             return adata
     name_genes(table)
     return table
+
+
+def _with_layer(adata: AnnData) -> AnnData:
+    """Put the counts of a layer into an X that is missing; without such a layer the table stays as it is."""
+    key = _layer_of_counts(adata)
+    if key is None:
+        return adata
+    logger.warning("there is no X, so raw counts are taken from `adata.layers['%s']`", key)
+    table = _own(adata)
+    table.X = table.layers.pop(key)
+    return table
+
+
+def _layer_of_counts(adata: AnnData) -> str | None:
+    return next((name for name in _LAYERS if name in adata.layers and are_counts(adata.layers[name])), None)
 
 
 def _are_genes(var: pd.DataFrame) -> np.ndarray:
@@ -77,15 +96,24 @@ def _sizes_of_all(adata: AnnData) -> np.ndarray | None:
     """Find the library sizes over all genes, if X holds counts of some of them; None otherwise."""
     if _schema.LIBRARY_SIZE in adata.obs:
         return None
-    counted = row_sums(adata.X)
-    raw = adata.raw
+    counted, raw = row_sums(adata.X), adata.raw
+    sizes: np.ndarray | None
     if raw is not None and raw.shape[1] > adata.n_vars and are_counts(raw.X):
         measured = _are_genes(raw.var)
         sizes = row_sums(raw.X[:, measured])
         if not (sizes < counted).any():
             logger.info("library sizes are sums over the %d genes of `adata.raw`", measured.sum())
             return sizes
-    return _sizes_of_scanpy(adata, counted)
+    sizes = _sizes_of_scanpy(adata, counted)
+    if sizes is None and raw is not None and raw.shape[1] > adata.n_vars:
+        logger.warning(
+            "library sizes are sums over the %d genes of X, but `adata.raw` has %d: normalised expression would be too high. Set "
+            "`adata.obs['%s']` to the sums over all genes",
+            adata.n_vars,
+            raw.shape[1],
+            _schema.LIBRARY_SIZE,
+        )
+    return sizes
 
 
 def _sizes_of_scanpy(adata: AnnData, counted: np.ndarray) -> np.ndarray | None:
@@ -102,7 +130,7 @@ def _sizes_of_scanpy(adata: AnnData, counted: np.ndarray) -> np.ndarray | None:
 
 def _with_counts(adata: AnnData) -> AnnData | None:
     """Build a table whose X holds the counts of a layer or of ``raw``; None if there are none."""
-    key = next((name for name in _LAYERS if name in adata.layers and are_counts(adata.layers[name])), None)
+    key = _layer_of_counts(adata)
     if key is not None:
         logger.warning("X holds no counts, so raw counts are taken from `adata.layers['%s']`", key)
         table = _own(adata)
@@ -112,16 +140,29 @@ def _with_counts(adata: AnnData) -> AnnData | None:
             table.obs[_schema.LIBRARY_SIZE] = sizes
         return table
     if adata.raw is None or not are_counts(adata.raw.X):
+        if adata.n_vars:
+            logger.warning(
+                "X holds no raw counts, and neither do `layers` nor `raw` (layers: %s). Models need them: put them into X before "
+                "training or scoring",
+                listing(adata.layers) or "none",
+            )
         return None
     logger.warning("X holds no counts, so raw counts of %d genes are taken from `adata.raw`", adata.raw.shape[1])
     parts: dict[str, Any] = {"obsm": dict(adata.obsm), "uns": dict(adata.uns)}
     table = type(adata)(adata.raw.X.copy(), obs=adata.obs.copy(), **parts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Variable names are not unique")
-        table.var = adata.raw.var.copy()
+        table.var = _described(adata.raw.var, adata.var)
     is_gene = _are_genes(table.var)
     table = table if is_gene.all() else _genes_only(table, is_gene)
     sizes = _sizes_of_all(table)
     if sizes is not None:
         table.obs[_schema.LIBRARY_SIZE] = sizes
     return table
+
+
+def _described(raw: pd.DataFrame, var: pd.DataFrame) -> pd.DataFrame:
+    """Add what ``var`` knows of the genes of ``raw``, such as their symbols; other genes have no value."""
+    if not var.index.is_unique:
+        return raw.copy()
+    return raw.join(var[[name for name in var if name not in raw]])

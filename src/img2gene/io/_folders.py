@@ -70,6 +70,8 @@ class Folder:
         )
 
 
+# Folders below that of a run, which has the name of the section.
+_BINS = re.compile(r"square_\d+um")
 _RESULTS = ("outs", "binned_outputs", "segmented_outputs")
 
 
@@ -93,7 +95,7 @@ def open_file(path: Path) -> IO[Any]:
 def section_name(check: Arguments, section: object, path: Path | None) -> str:
     """Check the name of a section; by default take it from its folder."""
     if section is None and isinstance(path, Path):
-        parts = [part for part in path.absolute().parts if part not in _RESULTS]
+        parts = [part for part in path.absolute().parts if part not in _RESULTS and not _BINS.fullmatch(part)]
         section = storable_name(parts[-1])
     with check.collect():
         _schema.check_name(section, "section")  # type: ignore[arg-type]

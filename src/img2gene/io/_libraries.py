@@ -15,11 +15,13 @@ from img2gene._errors import Img2GeneError, MissingKeyError, Problems, listing, 
 from img2gene._study.colours import to_rgb
 from img2gene._study.lattices import (
     AGREEMENT,
+    SPACE_RANGER_UM,
     VISIUM_PITCH_UM,
     VISIUM_SPOT_UM,
     array_positions,
     diameter_doubt,
     hexagonal_pitch,
+    is_mirrored,
     nearest_distance,
 )
 from img2gene._study.sections import text_labels
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 # Images of this factor or more are of about the full resolution, where both units agree.
 _HIRES_FACTOR = 0.7
 # Bins touch each other, and positions in whole pixels move them by some percent; other spots lie farther apart.
-_TOUCHING = 1.3
+_TOUCHING, _VISIUM_WIDTH = 1.3, 0.85
 _DIAMETER = "spot_diameter_fullres"
 # Space Ranger writes these for Visium HD.
 _MICRONS, _BIN = "microns_per_pixel", "bin_size_um"
@@ -125,6 +127,7 @@ def _rows(adata: AnnData, library_key: str | None, entries: dict[str, Any]) -> d
                 f"There are several libraries ({listing(entries)}). Pass the column of `obs` that names them as "
                 "`library_key=`."
             )
+        _check_one_library(adata, next(iter(entries)))
         return {next(iter(entries)): np.arange(adata.n_obs)}
     names = text_labels(adata.obs[library_key], library_key)
     unknown = sorted(set(names) - set(entries))
@@ -133,6 +136,35 @@ def _rows(adata: AnnData, library_key: str | None, entries: dict[str, Any]) -> d
             f'`uns["spatial"]` has no images of the libraries {listing(unknown)} (available: {listing(entries)}).'
         )
     return {str(name): np.flatnonzero(names == name) for name in pd.unique(names)}
+
+
+def _check_one_library(adata: AnnData, name: str) -> None:
+    """Refuse spots of several libraries where only one has an image, as joined AnnData objects can have them."""
+    advice = (
+        "Keep the images when joining, `anndata.concat(…, uns_merge='unique')`, with a name of its own for each library"
+    )
+    for key in adata.obs.columns[adata.obs.columns.notna()]:
+        column = adata.obs[key]
+        if getattr(column, "ndim", 1) == 1 and column.dtype.kind not in "fciub":
+            others = sorted({str(value) for value in column.unique()} - {name})
+            if others and (column.astype(str) == name).any():
+                raise Img2GeneError(
+                    f"`obs['{key}']` names several libraries ({name}, {listing(others, 5)}), but `uns['spatial']` has an image of "
+                    f"`{name}` only. {advice}, or select its spots."
+                )
+    grid = array_positions(adata.obs, np.arange(adata.n_obs))
+    if grid is None or not _has_two_spots_at_a_place(adata, grid):
+        return
+    raise Img2GeneError(
+        f"Several spots have the same `array_row` and `array_col`, so they are of several sections, but `uns['spatial']` has one "
+        f"image, `{name}`. {advice}."
+    )
+
+
+def _has_two_spots_at_a_place(adata: AnnData, grid: np.ndarray) -> bool:
+    sizes = pd.DataFrame(grid).groupby([0, 1]).size()
+    # Constant numbers describe no array.
+    return bool(len(sizes) > 1 and sizes.max() > 1)
 
 
 def _library_column(adata: AnnData, entries: dict[str, Any]) -> str | None:
@@ -176,6 +208,7 @@ def _read(
         _check_units(name, array_positions(adata.obs, rows), entry, positions, factor, pixels, image)
     with problems.collect():
         _check_place(name, xy, pixels, unit_um / factor, image)
+    warn_of_mirrored_array(array_positions(adata.obs, rows), positions, where)
     return Library(name, rows, pixels, xy, unit_um / factor, spot_um)
 
 
@@ -206,9 +239,11 @@ def _check_units(
     if factor > _HIRES_FACTOR or not on_image:
         return
     pitch = None if grid is None else hexagonal_pitch(grid, positions)
+    # Visium spots have two thirds of their distance; bins touch each other.
+    most = _TOUCHING if pitch is None else _VISIUM_WIDTH
     pitch = nearest_distance(positions) if pitch is None else pitch
     diameter = _factors(entry).get(_DIAMETER)
-    if pitch is not None and diameter is not None and float(np.asarray(diameter).item()) < _TOUCHING * pitch:
+    if pitch is not None and diameter is not None and float(np.asarray(diameter).item()) < most * pitch:
         return
     (left, top), (right, bottom) = positions.min(axis=0), positions.max(axis=0)
     raise Img2GeneError(
@@ -239,12 +274,13 @@ def spot_sizes(
 ) -> tuple[float, float]:
     """Find microns per unit of ``obsm["spatial"]``, and the diameter of the spots in µm.
 
-    The Visium lattice is preferred to what Space Ranger writes for Visium HD, and this to ``spot_um``.
+    The Visium lattice is preferred to what Space Ranger writes for Visium HD, and this to ``spot_um``, which must not
+    contradict them.
     """
     pitch = None if grid is None else hexagonal_pitch(grid, positions)
     # The lattice is exact, also where a file gives the diameter in pixels of a smaller image.
     if pitch is not None:
-        return VISIUM_PITCH_UM / pitch, VISIUM_SPOT_UM if spot_um is None else spot_um
+        return VISIUM_PITCH_UM / pitch, _visium_spot(where, spot_um)
     diameter = _number(entry, _DIAMETER, where, "It is the diameter of a spot in units of `obsm['spatial']`.")
     recorded = _recorded_sizes(entry, where, diameter)
     if recorded:
@@ -258,6 +294,29 @@ def spot_sizes(
     if doubt:
         raise Img2GeneError(f"`{where}`: {doubt}. Pass `spot_um=65` for the diameter of Space Ranger.")
     return spot_um / diameter, spot_um
+
+
+def warn_of_mirrored_array(grid: np.ndarray | None, xy: np.ndarray, where: str) -> None:
+    """Warn if a Visium array lies on its image as in a mirror; ``xy`` (n, 2) are columns and rows of the image."""
+    if grid is not None and is_mirrored(grid, xy):
+        logger.warning(
+            "`%s`: rows and columns of the array are mirrored on the image, as swapped x and y would place them. That is right only "
+            "for an image that was mirrored before Space Ranger read it, and for CytAssist. Draw the spots: `img2gene.pl.patches(sdata)`",
+            where,
+        )
+
+
+def _visium_spot(where: str, spot_um: float | None) -> float:
+    """Return the diameter of spots on a Visium lattice; raise if ``spot_um`` cannot be theirs."""
+    if spot_um is None:
+        return VISIUM_SPOT_UM
+    if not VISIUM_SPOT_UM * (1 - AGREEMENT) <= spot_um <= SPACE_RANGER_UM * (1 + AGREEMENT):
+        raise Img2GeneError(
+            f"`{where}`: spot_um={spot_um:g}, but `array_row` and `array_col` show a Visium lattice, whose spots have "
+            f"{VISIUM_SPOT_UM:g} µm (Space Ranger's circles {SPACE_RANGER_UM:g}). Leave `spot_um` out; if this is another platform, "
+            "delete these two columns."
+        )
+    return spot_um
 
 
 def _agreed(recorded: dict[str, float], where: str, spot_um: float | None) -> float:

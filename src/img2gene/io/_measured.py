@@ -70,7 +70,7 @@ def build_study(
     name_genes(table)
     table.X = sp.csr_matrix(table.X, dtype=np.float32)
     _check_counts(table, section)
-    inside = _inside(xy, image, section, table)
+    inside = mark_inside(xy, image, section, table)
     if not inside.all():
         table, xy = table[inside].copy(), xy[inside]
         outlines = None if outlines is None else outlines[inside]
@@ -108,7 +108,7 @@ def _check_counts(table: AnnData, section: str) -> None:
     logger.warning("%s", " ".join(problems))
 
 
-def _inside(xy: np.ndarray, image: np.ndarray | da.Array, section: str, table: AnnData) -> np.ndarray:
+def mark_inside(xy: np.ndarray, image: np.ndarray | da.Array, section: str, table: AnnData) -> np.ndarray:
     """Mark the rows that lie on the image, bool (n_obs,); name the others, and raise without any on it."""
     height, width = image.shape[:2]
     _check_finite(xy, table, section)

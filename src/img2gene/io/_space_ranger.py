@@ -13,7 +13,7 @@ import numpy as np
 from img2gene._errors import Img2GeneError, listing
 from img2gene._study.lattices import VISIUM_PITCH_UM, VISIUM_SPOT_UM, array_positions
 from img2gene.io._folders import Folder, open_file
-from img2gene.io._libraries import spot_sizes
+from img2gene.io._libraries import spot_sizes, warn_of_mirrored_array
 from img2gene.io._measured import build_study, join_positions
 from img2gene.io._pictures import open_picture
 from img2gene.io._same_picture import check_picture
@@ -34,6 +34,7 @@ _COLUMNS = [_BARCODE, "in_tissue", "array_row", "array_col", _Y, _X]
 # Space Ranger 3 and later, 2, and 1.
 _POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 _SCALES = ("scalefactors_json.json",)
+_CYTASSIST = "cytassist_image.tiff"
 _HIRES = ("tissue_hires_image.png", "tissue_hires_image.jpg")
 # Archives such as GEO hold every file gzipped.
 _GZIP = ".gz"
@@ -89,6 +90,8 @@ def _sizes(
     else:
         grid, places = array_positions(table.obs, np.arange(table.n_obs)), xy
     sizes = spot_sizes(grid, {"scalefactors": scales.factors}, places, str(scales.source), spot_um)
+    if scales.files.find(_CYTASSIST) is None:
+        warn_of_mirrored_array(grid, places, str(scales.source))
     diameter, pitch = scales.factors.get("spot_diameter_fullres"), VISIUM_PITCH_UM / sizes[0]
     if sizes[1] == VISIUM_SPOT_UM and isinstance(diameter, int | float) and diameter > pitch:
         raise Img2GeneError(

@@ -134,7 +134,7 @@ def from_anndata(
     --------
     >>> import img2gene as ig
     >>> sdata = ig.datasets.synthetic_cohort(n_patients=2, n_sections=1, n_spots=30, n_genes=60)
-    >>> back = ig.io.from_anndata(ig.io.to_anndata(sdata), spot_um=100, library_key="section", patient_key="patient")
+    >>> back = ig.io.from_anndata(ig.io.to_anndata(sdata), library_key="section", patient_key="patient")
     >>> sorted(back.images)
     ['P1_S1_image', 'P2_S1_image']
     """

@@ -9,7 +9,7 @@ import numpy as np
 
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
-from img2gene.io._alignment import check_direction, pixel_size, read_alignment, to_pixels
+from img2gene.io._alignment import check_direction, need_alignment, pixel_size, read_alignment, to_pixels
 from img2gene.io._folders import Folder, check_folder, section_name
 from img2gene.io._measured import build_study, join_positions, without_controls
 from img2gene.io._pictures import open_picture
@@ -84,7 +84,7 @@ def read_cosmx(
     if not hasattr(image, "dtype"):
         image = check.path("image", image)
     if not isinstance(alignment, np.ndarray):
-        alignment = check.path("alignment", alignment)
+        alignment = check.path("alignment", need_alignment(alignment))
     patient = check.label("patient", patient, optional=True)
     pixel_um, cell_um = check.number("pixel_um", pixel_um, above=0), check.number("cell_um", cell_um, above=0)
     check.raise_all()
@@ -94,7 +94,7 @@ def read_cosmx(
     matrix = np.diag([pixel_um, pixel_um, 1.0]) @ read_alignment(alignment, pixel_um, "alignment of the H&E image")
     pixels = open_picture(image)
     table, places = join_positions(_read_counts(counts_path), _read(cells_path, [_X, _Y]), (_X, _Y), cells_path)
-    check_direction(np.diag([1 / pixel_um, 1 / pixel_um, 1.0]) @ matrix, places, pixels.shape)
+    check_direction(np.diag([1 / pixel_um, 1 / pixel_um, 1.0]) @ matrix, places, pixels.shape, pixel_um)
     xy = to_pixels(matrix, places * pixel_um)
     sizes = {"mpp": pixel_size(matrix), "spot_um": cell_um}
     return build_study(table, xy, pixels, section=section, patient=patient, file=image, **sizes)
@@ -114,7 +114,9 @@ def _read(path: Path, needed: list[str]) -> pd.DataFrame:
             f"{path} has no layout of {_PLATFORM} that is known. Looked for the columns {listing(lacking)}, and found "
             f"{listing(frame.columns)}."
         )
-    frame.index = pd.Index(frame["cell_ID"].astype(str) + "_" + frame["fov"].astype(str))
+    # A table with gaps has its whole numbers as floats.
+    parts = [frame[key].convert_dtypes().astype(str) for key in reversed(_KEYS)]
+    frame.index = pd.Index(parts[0] + "_" + parts[1])
     return frame
 
 

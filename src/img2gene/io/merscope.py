@@ -9,7 +9,7 @@ import numpy as np
 
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, listing
-from img2gene.io._alignment import check_direction, pixel_size, read_alignment, to_pixels
+from img2gene.io._alignment import check_direction, need_alignment, pixel_size, read_alignment, to_pixels
 from img2gene.io._folders import Folder, check_folder, section_name
 from img2gene.io._measured import build_study, join_positions, without_controls
 from img2gene.io._pictures import open_picture
@@ -75,7 +75,7 @@ def read_merscope(
     if not hasattr(image, "dtype"):
         image = check.path("image", image)
     if not isinstance(alignment, np.ndarray):
-        alignment = check.path("alignment", alignment)
+        alignment = check.path("alignment", need_alignment(alignment))
     patient = check.label("patient", patient, optional=True)
     cell_um = check.number("cell_um", cell_um, above=0)
     check.raise_all()
@@ -85,7 +85,7 @@ def read_merscope(
     matrix = read_alignment(alignment, 1.0, "alignment of the H&E image")
     pixels = open_picture(image)
     table, microns = _read_cells(place)
-    check_direction(matrix, microns, pixels.shape)
+    check_direction(matrix, microns, pixels.shape, 1.0)
     xy = to_pixels(matrix, microns)
     sizes = {"mpp": pixel_size(matrix), "spot_um": cell_um}
     return build_study(table, xy, pixels, section=section, patient=patient, file=image, **sizes)

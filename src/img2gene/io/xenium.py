@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,18 +11,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene._checks import Arguments
-from img2gene._errors import Img2GeneError
+from img2gene._errors import Img2GeneError, listing
 from img2gene.io._alignment import check_direction, outlines_to_pixels, pixel_size, read_alignment, to_pixels
 from img2gene.io._folders import Folder, check_folder, section_name
-from img2gene.io._measured import build_study, name_genes, without_controls
+from img2gene.io._measured import build_study, join_positions, name_genes, without_controls
 from img2gene.io._pictures import open_picture
+from img2gene.io._space_ranger import read_matrix
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from geopandas import GeoSeries
     from spatialdata import SpatialData
 
+logger = logging.getLogger(__name__)
+
 _PLATFORM = "Xenium Onboard Analysis 1 to 4"
-_NEEDED = ("experiment.xenium", "cell_feature_matrix.h5", "cells.parquet", "cells.zarr.zip")
+_SPECS, _MATRIX = "experiment.xenium", "cell_feature_matrix.h5"
+_CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
+# spatialdata-io reads these, and outlines with them.
+_WHOLE_RUN = (_SPECS, _MATRIX, "cells.parquet", "cells.zarr.zip")
+_X, _Y = "x_centroid", "y_centroid"
 _OUTLINES = "cell_boundaries.parquet"
 _IMAGES = ("he_image.ome.tif",)
 _ALIGNMENTS = ("he_imagealignment.csv", "he_alignment.csv", "he_image_alignment.csv")
@@ -57,7 +66,9 @@ def read_xenium(
     Parameters
     ----------
     path
-        Folder of the Xenium analyzer or of Xenium Ranger.
+        Folder of the Xenium analyzer or of Xenium Ranger. Of a run that was downloaded in parts, ``experiment.xenium``,
+        ``cell_feature_matrix.h5``, and ``cells.parquet`` or ``cells.csv.gz`` are enough. Outlines also need
+        ``cell_boundaries.parquet`` and ``cells.zarr.zip``.
     image
         H&E image of the section, scanned after the run: a file, or pixels as uint8 (height, width, 3). Large TIFF files
         stay on disk. By default ``<run>_he_image.ome.tif`` in the folder.
@@ -71,7 +82,7 @@ def read_xenium(
     patient
         Donor of the section. Give all sections of one donor the same name, because splits keep patients apart by it.
     outlines
-        Keep the outlines of the cells. If False, or without their file, cells are circles of their median area.
+        Keep the outlines of the cells. If False, or without their files, cells are circles of their median area.
 
     Returns
     -------
@@ -103,17 +114,17 @@ def read_xenium(
     check.raise_all()
     outs = place / "outs" if (place / "outs").is_dir() else place
     folder = Folder(outs, _PLATFORM)
-    lacking = [name for name in _NEEDED if not (outs / name).is_file()]
-    if lacking:
-        raise folder.unknown(lacking)
+    specs = folder.need(_SPECS)
+    folder.need(_MATRIX), folder.need(*_CELLS)
     image, alignment = _chosen(folder, image, alignment)
-    unit_um = _unit(outs / _NEEDED[0])
+    unit_um = _unit(specs)
     matrix = read_alignment(alignment, unit_um, "alignment of the H&E image")
     pixels = open_picture(image)
-    table, polygons = _read_cells(outs, outlines)
+    table, polygons = _read(folder, outlines)
     # Cells are placed in µm, and the alignment in pixels of the morphology image.
     microns = np.diag([unit_um, unit_um, 1.0]) @ matrix
-    check_direction(matrix, table.obsm["spatial"] / unit_um, pixels.shape)
+    check_direction(matrix, table.obsm["spatial"] / unit_um, pixels.shape, unit_um)
+    _warn_of_mirrored(matrix)
     xy = to_pixels(microns, table.obsm["spatial"])
     spot_um = 2 * np.sqrt(np.median(table.obs["cell_area"]) / np.pi)
     return build_study(
@@ -158,7 +169,47 @@ def _unit(path: Path) -> float:
     return float(size)
 
 
-def _read_cells(path: Path, outlines: bool) -> tuple[Any, GeoSeries | None]:
+def _warn_of_mirrored(matrix: np.ndarray) -> None:
+    """Warn of an alignment that mirrors the image, which was scanned from the side of the run."""
+    if np.linalg.det(matrix[:2, :2]) < 0:
+        logger.warning(
+            "the alignment of the H&E image mirrors it, as keypoints with exchanged x and y would. Draw the cells on it: "
+            "`img2gene.pl.patches(sdata)`"
+        )
+
+
+def _read(folder: Folder, outlines: bool) -> tuple[AnnData, GeoSeries | None]:
+    """Read counts and places in µm, and outlines in µm, if there are any."""
+    if all((folder.path / name).is_file() for name in _WHOLE_RUN):
+        return _read_run(folder.path, outlines)
+    return _read_parts(folder, outlines), None
+
+
+def _read_parts(folder: Folder, outlines: bool) -> AnnData:
+    """Read counts and places in µm of a run that lacks files which spatialdata-io needs."""
+    import pandas as pd
+
+    matrix, path = folder.need(_MATRIX), folder.need(*_CELLS)
+    try:
+        cells = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise Img2GeneError(f"{path} cannot be read as a table of cells ({error}).") from error
+    lacking = [name for name in ("cell_id", _X, _Y, "cell_area") if name not in cells]
+    if lacking:
+        raise Img2GeneError(f"{path}: columns {listing(lacking)} not found (available: {listing(cells.columns)}).")
+    if outlines:
+        logger.info("%s has no cells.zarr.zip or cells.parquet, so cells are circles", folder.path)
+    read = read_matrix(matrix)
+    name_genes(read)
+    # Files of early versions hold names as bytes.
+    names = [name.decode() if isinstance(name, bytes) else str(name) for name in cells["cell_id"]]
+    cells.index = pd.Index(names)
+    table, places = join_positions(read, cells.drop(columns="cell_id"), (_X, _Y), path)
+    table.obsm["spatial"] = places
+    return without_controls(table, folder.path)
+
+
+def _read_run(path: Path, outlines: bool) -> tuple[Any, GeoSeries | None]:
     """Read the cells with spatialdata-io: counts, places in µm, and outlines in µm, if there are any."""
     import spatialdata_io
     from anndata import AnnData
@@ -184,6 +235,20 @@ def _read_cells(path: Path, outlines: bool) -> tuple[Any, GeoSeries | None]:
         return table, None
     polygons = sdata["cell_boundaries"].geometry
     polygons.index = polygons.index.astype(str)
-    # Some versions leave out the outlines of the smallest cells.
-    known = table.obs_names.isin(polygons.index)
-    return table, polygons.loc[table.obs_names] if known.all() else None
+    return table, _all_outlines(table, polygons, path)
+
+
+def _all_outlines(table: AnnData, polygons: GeoSeries, path: Path) -> GeoSeries:
+    """Order outlines as the cells; those that the run leaves out, of the smallest cells, become circles."""
+    from geopandas import GeoSeries
+    from shapely import Point
+
+    absent = table.obs_names[~table.obs_names.isin(polygons.index)]
+    if len(absent):
+        logger.warning("%s: %d cells have no outline, and are circles (%s)", path, len(absent), listing(absent, 3))
+    outlines = dict(zip(polygons.index, polygons, strict=True))
+    radii = np.sqrt(table.obs["cell_area"].to_numpy(dtype=float) / np.pi)
+    for name, place, radius in zip(table.obs_names, table.obsm["spatial"], radii, strict=True):
+        if name not in outlines:
+            outlines[name] = Point(*place).buffer(radius)
+    return GeoSeries([outlines[name] for name in table.obs_names], index=table.obs_names)

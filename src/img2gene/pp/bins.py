@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_UNEVEN = 0.05
+
 JOINED = "n_joined"
 
 
@@ -104,6 +106,13 @@ def _grid(study: Study, geometry: Geometry, mpp: float, um: float) -> _Grid:
     pitch = None if array is None else square_pitch(array, geometry.centers, geometry.spot_px)
     if pitch is not None and array is not None:
         side = pitch * mpp
+        if abs(um / side - round(um / side)) > _UNEVEN:
+            logger.warning(
+                "`%s`: squares of %g µm hold different numbers of bins of %.3g µm. Choose a multiple of it",
+                geometry.region,
+                um,
+                side,
+            )
         design = np.column_stack([array, np.ones(len(array))])
         fit = np.linalg.lstsq(design, geometry.centers, rcond=None)[0]
         # Bins have whole numbers, so their edges lie half a bin from them.
@@ -150,9 +159,11 @@ def _join(study: Study, geometry: Geometry, grid: _Grid, min_joined: int) -> Ann
 
 
 def _own_columns(study: Study) -> list[str]:
-    """List columns that tell the bins apart or say where they lie."""
+    """List columns that tell the bins apart, say where they lie, or describe their patches."""
     attrs = study.table.uns["spatialdata_attrs"]
-    return [attrs["region_key"], attrs["instance_key"], "region", "spot_id", "in_tissue", "array_row", "array_col"]
+    places = ["region", "spot_id", "in_tissue", "array_row", "array_col"]
+    patches = [_schema.PATCH_TISSUE, _schema.PATCH_INSIDE, _schema.PATCH_READABLE]
+    return [attrs["region_key"], attrs["instance_key"], *places, *patches]
 
 
 def _constant_columns(study: Study, besides: list[str]) -> list[str]:

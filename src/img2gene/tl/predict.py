@@ -124,7 +124,8 @@ def predict(
     ------
     Img2GeneError
         The embedding (or, for a fine-tuned encoder, the patches) is not what the model was trained on; all differences are
-        named. An image has changed since it was embedded, or one that a fine-tuned encoder needs is gone. Or the result
+        named. An image has changed since it was embedded (images above 4 megapixels are compared at 64 places only), or one that
+        a fine-tuned encoder needs is gone. Or the result
         would replace layers or columns that no prediction wrote. Or ``out`` holds something else, or cannot be written; the
         study then is as it was, and finished parts are kept.
 
