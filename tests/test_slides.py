@@ -387,3 +387,24 @@ def test_a_dicom_slide_has_the_pixels_and_microns_of_its_source(tmp_path):
     # JPEG changes each pixel by a few grey levels.
     assert np.abs(pixels.astype(int) - PICTURE).mean() < 3
     assert image_mpp(sdata, "S_image") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("dots", "unit"), [(40_000, "CENTIMETER"), (72, "INCH"), (10, "CENTIMETER")])
+def test_microns_of_ome_come_before_the_tags_of_a_tiff_and_a_contradiction_is_named(tmp_path, caplog, dots, unit):
+    import tifffile
+
+    pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    microns = {
+        "axes": "YXS",
+        "PhysicalSizeX": 0.5,
+        "PhysicalSizeY": 0.5,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeYUnit": "µm",
+    }
+    file = tmp_path / "slide.ome.tif"
+    options = {"tile": (256, 256), "photometric": "rgb", "metadata": microns}
+    tifffile.imwrite(file, pixels, resolution=(dots, dots), resolutionunit=unit, **options)
+    sdata = ig.io.read_slide(file)
+    ig.pp.tile_slide(sdata, "slide_image", tile_um=50, patch_um=50, min_tissue=0)
+    assert set(np.diff(sdata["slide_tiles"].obsm["patch_bbox"][:, [0, 2]]).ravel()) == {100}
+    assert any("0.5 µm per pixel in its OME metadata" in record.getMessage() for record in caplog.records)

@@ -154,7 +154,16 @@ def _open(file: Path) -> Any:
 
 def _microns(file: Path, properties: Any, mpp: float | None) -> float:
     """Find microns per pixel: ``mpp``, else what the file says."""
-    sides = _recorded(properties) or ome_microns(file)
+    # The tags of a TIFF often count dots of a print, so what OME states comes first.
+    stated, recorded = ome_microns(file), _recorded(properties)
+    sides = stated or recorded
+    if stated and recorded and mpp is None and abs(np.mean(stated) / np.mean(recorded) - 1) > AGREEMENT:
+        logger.warning(
+            "%s states %.4g µm per pixel in its OME metadata, which are used, and %.4g elsewhere; pass `mpp=` if the first is wrong",
+            file,
+            np.mean(stated),
+            np.mean(recorded),
+        )
     if len(sides) == 2 and abs(sides[0] / sides[1] - 1) > _MOST_ANISOTROPY and mpp is None:
         raise Img2GeneError(
             f"{str(file)!r}: pixels are {sides[0]:.4g} × {sides[1]:.4g} µm, not square. Resample the slide, or pass `mpp=` if the "
