@@ -12,7 +12,7 @@ from img2gene import _schema
 from img2gene._checks import Arguments
 from img2gene._errors import Img2GeneError, Problems
 from img2gene._study.entrance import open_table
-from img2gene._study.expression import count_problems, in_tissue, library_size
+from img2gene._study.expression import in_tissue, layer_problems, library_size
 from img2gene._study.geometry import Geometry, locate
 from img2gene._study.lattices import array_positions, square_pitch
 from img2gene._study.microns import resolve_mpp
@@ -82,7 +82,7 @@ def bin_to(
     um, mpp = check.number("um", um, above=0), check.number("mpp", mpp, above=0, optional=True)
     min_joined = check.whole("min_joined", min_joined, 1)
     study = open_table(check, sdata, table_key, with_windows=False)
-    check.messages += count_problems(study.table.X, f"`{study.name}.X`")
+    check.messages += layer_problems(study.table, None, study.name)
     check.raise_all()
     geometries = locate(study)
     microns = resolve_mpp(study, geometries, mpp=mpp, spot_um=None)
