@@ -25,7 +25,7 @@ def run(sdata: SpatialData, split: Split, variant: str, seed: int, cohort: str) 
     model, seconds = fit(sdata, split, seed, {})
     rows = np.flatnonzero((sdata["table"].obs["section"] == split.test[0]).to_numpy())
     genes = sdata["table"].var_names.get_indexer(model.genes)
-    truth = _centred(labels(sdata["table"], rows, genes))
+    truth = _centred(labels(sdata["table"], rows, genes, layer=None))
     models = outputs(model, "default")
     parts = [_centred(_predicted(sdata, part, rows, genes)) for name, part in models.items() if name != "default"]
     mixtures = np.array([w for w in itertools.product(range(_TENTHS + 1), repeat=len(parts)) if sum(w) == _TENTHS])
