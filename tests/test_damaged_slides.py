@@ -189,3 +189,17 @@ def test_only_files_that_were_cut_are_said_to_be(tmp_path, bigtiff, byteorder):
         assert f"was cut: it has {n_bytes:,} bytes" in cut_message(path)
     path.write_bytes(b"not a picture")
     assert cut_message(path) == "" and cut_message(tmp_path / "none.tiff") == ""
+
+
+def test_patches_of_a_damaged_slide_are_drawn_with_lost_pixels_white_and_stain_is_refused_in_words(tmp_path, caplog):
+    whole, bad = tiled(write(tmp_path / "whole.ome.tiff")), tiled(damage(write(tmp_path / "bad.ome.tiff"), [35]))
+    # The second spot lies within the lost tile.
+    index = [0, int(np.flatnonzero(touching(bad["slide_tiles"], 768, 1280, 1024, 1536))[-1])]
+    caplog.clear()
+    expected, found = (ig.get.patches(sdata, index, table_key="slide_tiles") for sdata in (whole, bad))
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert (found[1] == 255).any() and not np.array_equal(found[1], expected[1])
+    assert any("1 patches have pixels that cannot be read, which are white" in text for text in warnings_of(caplog))
+    with pytest.raises(Img2GeneError, match="Image `S_image` has pixels that cannot be read"):
+        ig.pp.normalize_stain(bad, "S_image")
+    assert list(bad.images) == ["S_image"]

@@ -260,6 +260,12 @@ def test_the_spot_file_of_another_section_is_named_or_refused(read, caplog):
     assert any("only these are kept" in record.getMessage() for record in caplog.records)
 
 
+def test_the_frame_keeps_its_last_row_and_column(read):
+    names = [f"{x}x{y}" for x in (1, 17, 33) for y in (1, 18, 35)]
+    counts = counts_frame().iloc[: len(names)].set_axis(names)
+    assert read(counts=counts, image=np.full((640, 640, 3), 200, np.uint8))["table"].n_obs == len(names)
+
+
 def test_counted_spots_at_one_place_are_refused(read):
     counts = counts_frame()
     counts.index = ["3.1x6.2", "2.9x5.8", *counts.index[2:]]

@@ -61,7 +61,7 @@ def test_two_libraries_of_which_one_has_an_image_are_refused():
     other = table.copy()
     other.obs_names = [f"{name}_b" for name in other.obs_names]
     joined = ad.concat([table, other], uns_merge="first")
-    with pytest.raises(Img2GeneError, match=r"same `array_row` and `array_col`.*one image, `A`"):
+    with pytest.raises(Img2GeneError, match=r"library `A` have the same `array_row` and `array_col`"):
         ig.io.from_anndata(joined)
     joined.obs["library_id"] = ["A"] * table.n_obs + ["B"] * table.n_obs
     with pytest.raises(Img2GeneError, match=r"obs\['library_id'\]` names several libraries \(A, B\)"):
@@ -133,7 +133,6 @@ def test_counts_of_a_layer_take_the_place_of_a_missing_x(caplog):
     without = ad.AnnData(obs=table.obs, var=table.var, layers={"counts": table.X}, obsm=dict(table.obsm))
     without.uns["spatial"] = table.uns["spatial"]
     np.testing.assert_array_equal(ig.io.from_anndata(without)["table"].X.toarray(), counts)
-    assert any("there is no X" in message for message in messages(caplog))
 
 
 def test_patches_of_cells_do_not_hinder_those_of_pseudo_spots():
@@ -178,3 +177,63 @@ def test_without_an_alignment_the_message_says_how_to_make_one(tmp_path):
     for read in (ig.io.read_cosmx, ig.io.read_merscope):
         with pytest.raises(Img2GeneError, match=r"alignment=None.*fixedX, fixedY.*alignmentX, alignmentY"):
             read(tmp_path, image=layouts.draw(60, 60), alignment=None)
+
+
+def test_counts_of_raw_keep_all_genes_where_only_var_has_kinds_of_features():
+    table, counts = visium_table()
+    part = table[:, :3].copy()
+    part.var["feature_types"] = "Gene Expression"
+    part.var["highly_variable"] = True
+    part.X = sp.csr_matrix(np.log1p(part.X.toarray() / 7))
+    part.raw = ad.AnnData(table.X.copy(), obs=table.obs, var=pd.DataFrame(index=table.var_names))
+    read = ig.io.from_anndata(part)["table"]
+    np.testing.assert_array_equal(read.X.toarray(), counts)
+    np.testing.assert_array_equal(read.obs["library_size"], counts.sum(axis=1))
+    assert "highly_variable" not in read.var
+
+
+def test_counts_of_raw_take_the_place_of_a_missing_x():
+    table, counts = visium_table()
+    table.raw = table.copy()
+    table.X = None
+    np.testing.assert_array_equal(ig.io.from_anndata(table)["table"].X.toarray(), counts)
+
+
+def test_control_probes_of_raw_are_no_genes_that_library_sizes_miss(caplog):
+    table, counts = visium_table()
+    table.raw = ad.AnnData(
+        sp.csr_matrix(np.log1p(np.column_stack([counts, counts[:, :2]]))),
+        obs=table.obs,
+        var=pd.DataFrame(index=[*table.var_names, "NegPrb1", "NegPrb2"]),
+    )
+    ig.io.from_anndata(table)
+    assert not any("library sizes are sums" in message for message in messages(caplog))
+
+
+@pytest.mark.parametrize("column", ["leiden", "pathology", "section"])
+def test_columns_that_share_a_word_with_the_library_name_no_libraries(column):
+    table, _ = visium_table()
+    half = table.n_obs // 2
+    table.obs[column] = pd.Categorical(["A"] * half + ["B"] * (table.n_obs - half))
+    assert ig.io.from_anndata(table)["table"].n_obs == table.n_obs
+
+
+def test_cells_that_carry_the_place_of_their_bin_and_cores_of_a_microarray_are_read():
+    table, _ = visium_table()
+    number = np.arange(table.n_obs)
+    for grid in (np.column_stack([number // 2, number // 3]), np.full((table.n_obs, 2), 3)):
+        table.obs[["array_row", "array_col"]] = grid
+        assert ig.io.from_anndata(table, spot_um=65)["table"].n_obs == table.n_obs
+
+
+def test_two_sections_under_one_name_are_refused_also_with_a_column_of_libraries():
+    table, _ = visium_table()
+    joined = ad.concat([table, table.copy()], index_unique="-", uns_merge="first")
+    joined.obs["library"] = "A"
+    with pytest.raises(Img2GeneError, match="same `array_row` and `array_col`"):
+        ig.io.from_anndata(joined, library_key="library")
+
+
+def test_the_diameter_of_space_ranger_is_no_contradiction():
+    table, _ = visium_table()
+    assert ig.io.from_anndata(table, spot_um=69.8)["A_spots"]["radius"].iloc[0] * 2 * 2.0 == pytest.approx(69.8)

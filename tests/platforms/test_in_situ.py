@@ -122,6 +122,19 @@ def test_a_cell_without_an_outline_is_a_circle_and_the_others_keep_theirs(run, c
     assert any("1 cells have no outline" in record.getMessage() for record in caplog.records)
 
 
+def test_a_crop_at_the_corner_of_a_run_is_no_matrix_in_microns(run):
+    cells = pd.read_parquet(run.written.path / "cells.parquet")
+    # Most cells lie beyond the crop, and would be drawn into it by another unit.
+    inside = np.arange(len(cells)) < 3
+    cells["x_centroid"] = np.where(inside, 20 + 10.0 * np.arange(len(cells)), 130 + 10.0 * np.arange(len(cells)))
+    cells["y_centroid"] = np.where(inside, 30.0, 140.0)
+    cells.to_parquet(run.written.path / "cells.parquet", index=False)
+    scale = 0.5 / layouts.XENIUM_UM
+    arguments = {"alignment": np.diag([scale, scale, 1.0]), "section": "S", "outlines": False}
+    sdata = ig.io.read_xenium(run.written.path, image=run.written.pixels[:200, :200], **arguments)
+    assert sdata["table"].n_obs == 3
+
+
 def test_keypoints_with_exchanged_axes_and_a_matrix_to_microns_are_named(run, caplog, tmp_path):
     arguments = {"image": run.written.image, "section": "S"}
     ig.io.read_xenium(run.written.path, alignment=run.matrix, **arguments)

@@ -195,6 +195,19 @@ def test_positions_with_other_axes_that_partly_lie_on_the_tissue_are_named(caplo
     assert ("".join(found) == "") if named is None else (named in found[0])
 
 
+def test_a_core_of_several_on_one_image_is_not_compared_with_the_others(caplog):
+    # The core on the right is whole, and of the other one half is lost: mirrored places would show more tissue.
+    tissue = np.zeros((600, 600), dtype=bool)
+    tissue[200:400, 340:540] = True
+    tissue[200:400:2, 60:260] = True
+    pixels = np.where(tissue[..., None], layouts.draw(600, 600) // [1, 2, 1], 245).astype(np.uint8)
+    places = np.stack(np.meshgrid(np.arange(80, 260, 30.0), np.arange(210, 400, 30.0)), axis=-1).reshape(-1, 2)
+    counts = ad.AnnData(np.ones((len(places), 3), dtype=np.float32))
+    sdata = ig.io.build_section(pixels, places, counts, section="S", patient=None, mpp=0.5, spot_um=10)
+    ig.pp.extract_patches(sdata, patch_um=10)
+    assert not [message for message in messages(caplog) if "patches of region" in message]
+
+
 def test_factors_without_a_diameter_need_no_check(tmp_path):
     written = layouts.visium(tmp_path / "run")
     path = tmp_path / "run" / "outs" / "spatial" / "scalefactors_json.json"

@@ -46,7 +46,7 @@ def hexagonal_pitch(grid: np.ndarray, centers: np.ndarray) -> float | None:
         float (n, 2): row and column of the spot centres in pixels.
     """
     # Only the hexagonal array leaves every second (row, column) empty, but thinned square bins can do so, too.
-    return _fitted_pitch(grid, centers, _HEX_STEPS) if _has_one_parity(grid) else None
+    return _fitted_pitch(grid, centers, _HEX_STEPS) if has_visium_parity(grid) else None
 
 
 def is_mirrored(grid: np.ndarray, xy: np.ndarray) -> bool:
@@ -83,7 +83,7 @@ def possible_visium_pitches(grid: np.ndarray | None, centers: np.ndarray) -> lis
     it. NaN means that they show no distance at all. The list is empty if the spots do not lie on a hexagonal array.
     """
     pitches = []
-    if grid is not None and _has_one_parity(grid) and _is_line(grid):
+    if grid is not None and has_visium_parity(grid) and _is_line(grid):
         places = grid * _HEX_STEPS
         spread, length = (float(((xy - xy.mean(axis=0)) ** 2).sum()) for xy in (places, centers))
         pitches.append(float(np.sqrt(length / spread)) if min(spread, length) > 0 else float("nan"))
@@ -138,7 +138,8 @@ def diameter_doubt(grid: np.ndarray | None, centers: np.ndarray, spot_px: float,
     )
 
 
-def _has_one_parity(grid: np.ndarray) -> bool:
+def has_visium_parity(grid: np.ndarray) -> bool:
+    """Check whether array positions leave every second place empty, as those of a hexagonal array do."""
     return bool(np.isfinite(grid).all()) and len(np.unique(grid.sum(axis=1) % 2)) <= 1
 
 

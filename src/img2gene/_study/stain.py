@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from img2gene._errors import Img2GeneError
-from img2gene._study.images import open_image, scales
+from img2gene._study.images import UnreadablePixelsError, open_image, scales
 from img2gene._study.pyramids import thumbnail
 from img2gene._study.tissue import slide_tissue
 
@@ -113,9 +113,22 @@ def normalised_scales(sdata: SpatialData, sample: Sample, reference: StainRefere
         image = open_image(sdata, sample.name, scale=number)
         level = sample.normalised(image.lazy(), reference)
         if image.height * image.width <= KEPT_PX:
-            level = da.from_array(level.compute(), chunks=level.chunks)
+            level = da.from_array(_pixels(level, sample.name), chunks=level.chunks)
         levels.append(level)
     return levels
+
+
+def _pixels(level: da.Array, name: str) -> np.ndarray:
+    """Compute the pixels of a scale; say where they cannot be read that the image is damaged."""
+    try:
+        return level.compute()
+    except (Img2GeneError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnreadablePixelsError(
+            f"Image `{name}` has pixels that cannot be read ({type(error).__name__}: {str(error)[:200]}), and cannot be "
+            "normalised. Copy or export the file again."
+        ) from error
 
 
 def _enlarged(mask: np.ndarray, level: da.Array) -> da.Array:

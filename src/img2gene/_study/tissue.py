@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 _MIN_SATURATION, _MAX_SATURATION = 0.04, 0.15
 _LEAST_OF_CHANCE = 0.5
 # Right places have more tissue than all of these: by .04 to .98 on twelve public sections.
-_DOUBTFUL_GAIN, _ENOUGH_SPOTS = 0.1, 20
+_DOUBTFUL_GAIN, _ENOUGH_SPOTS, _MOST_TISSUE = 0.1, 20, 0.7
 _CORNER, _SMALLEST_PART, _MOST_PARTS, _BLACK = 0.02, 0.0005, 10_000, 20
 
 
@@ -79,9 +79,14 @@ def warn_of_misplaced_spots(region: str, image_key: str, boxes: np.ndarray, mask
         return
     if len(boxes) < _ENOUGH_SPOTS:
         return
-    shares = {name: float(box_fractions(mask, other, step).mean()) for name, other in _other_axes(boxes, mask, step)}
-    best = max(shares, key=lambda name: shares[name])
-    if shares[best] > mean + _DOUBTFUL_GAIN:
+    # A part of a section, or a core of several, can lie on other tissue in any direction.
+    shares = {
+        name: float(box_fractions(mask, other, step).mean())
+        for name, other in _other_axes(boxes, mask, step)
+        if _spanned(mask, other, step) > _MOST_TISSUE
+    }
+    best = max(shares, key=lambda name: shares[name], default="")
+    if best and shares[best] > mean + _DOUBTFUL_GAIN:
         logger.warning(
             "patches of region `%s` show %.0f %% tissue; with %s it would be %.0f %%. Check that positions are (column, row) "
             "from the top left pixel of image `%s`, and the alignment; draw them with `img2gene.pl.patches(sdata)`",
@@ -91,6 +96,13 @@ def warn_of_misplaced_spots(region: str, image_key: str, boxes: np.ndarray, mask
             100 * shares[best],
             image_key,
         )
+
+
+def _spanned(mask: np.ndarray, boxes: np.ndarray, step: float) -> float:
+    """Compute the share of all tissue that lies between the outermost boxes."""
+    extent = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
+    y0, x0, y1, x1 = np.maximum(np.rint(extent / step), 0).astype(int)
+    return float(mask[y0:y1, x0:x1].sum() / max(mask.sum(), 1))
 
 
 def _other_axes(boxes: np.ndarray, mask: np.ndarray, step: float) -> Iterator[tuple[str, np.ndarray]]:

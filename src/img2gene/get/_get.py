@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,13 +11,15 @@ from img2gene import _schema
 from img2gene._checks import Arguments, shown
 from img2gene._docs import fill_parameters
 from img2gene._errors import Img2GeneError, listing
-from img2gene._study.patches import stream_patches
+from img2gene._study.patches import Reading, stream_patches
 from img2gene._study.study import Study
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from img2gene.models import Model
+
+logger = logging.getLogger(__name__)
 
 
 @fill_parameters
@@ -38,7 +41,8 @@ def patches(
 
     Returns
     -------
-    uint8 (n, side, side, 3) in the order of ``index``; pixels outside the image are white.
+    uint8 (n, side, side, 3) in the order of ``index``; pixels outside the image are white, and so are those that cannot be
+    read, which a warning names.
 
     Examples
     --------
@@ -71,10 +75,14 @@ def patches(
         )
     side = sides.pop() if sides else 0
     pixels = np.zeros((len(rows), side, side, 3), dtype=np.uint8)
-    for streamed, windows in stream_patches(study, 64, 0, rows=np.unique(rows)):
+    n_lost = 0
+    for streamed, windows in stream_patches(study, 64, 0, np.unique(rows), Reading(skip_unreadable=True)):
+        n_lost += int(windows.unreadable.sum())
         for row, window in zip(streamed, windows.fields[field], strict=True):
             # A spot that was chosen several times has several places.
             pixels[rows == row] = window
+    if n_lost:
+        logger.warning("%d patches have pixels that cannot be read, which are white", n_lost)
     return pixels
 
 

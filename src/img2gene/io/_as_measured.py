@@ -11,7 +11,7 @@ import numpy as np
 from img2gene import _schema
 from img2gene._errors import listing
 from img2gene._study.expression import are_counts, row_sums
-from img2gene.io._measured import is_control, name_genes, symbols_of
+from img2gene.io._measured import GENE_IDS, SYMBOLS, is_control, name_genes, symbols_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,9 +31,8 @@ def as_measured(adata: AnnData) -> AnnData:
     if not adata.n_obs or not adata.obs_names.is_unique:
         return adata
     if adata.X is None:
-        adata = _with_layer(adata)
-        if adata.X is None:
-            return adata
+        table = _with_counts(adata)
+        return adata if table is None else as_measured(table)
     is_gene = _are_genes(adata.var)
     if not is_gene.all():
         adata = _genes_only(adata, is_gene)
@@ -50,17 +49,6 @@ def as_measured(adata: AnnData) -> AnnData:
         if table is None:
             return adata
     name_genes(table)
-    return table
-
-
-def _with_layer(adata: AnnData) -> AnnData:
-    """Put the counts of a layer into an X that is missing; without such a layer the table stays as it is."""
-    key = _layer_of_counts(adata)
-    if key is None:
-        return adata
-    logger.warning("there is no X, so raw counts are taken from `adata.layers['%s']`", key)
-    table = _own(adata)
-    table.X = table.layers.pop(key)
     return table
 
 
@@ -105,12 +93,13 @@ def _sizes_of_all(adata: AnnData) -> np.ndarray | None:
             logger.info("library sizes are sums over the %d genes of `adata.raw`", measured.sum())
             return sizes
     sizes = _sizes_of_scanpy(adata, counted)
-    if sizes is None and raw is not None and raw.shape[1] > adata.n_vars:
+    n_measured = 0 if raw is None else int(_are_genes(raw.var).sum())
+    if sizes is None and n_measured > adata.n_vars:
         logger.warning(
             "library sizes are sums over the %d genes of X, but `adata.raw` has %d: normalised expression would be too high. Set "
             "`adata.obs['%s']` to the sums over all genes",
             adata.n_vars,
-            raw.shape[1],
+            n_measured,
             _schema.LIBRARY_SIZE,
         )
     return sizes
@@ -162,7 +151,6 @@ def _with_counts(adata: AnnData) -> AnnData | None:
 
 
 def _described(raw: pd.DataFrame, var: pd.DataFrame) -> pd.DataFrame:
-    """Add what ``var`` knows of the genes of ``raw``, such as their symbols; other genes have no value."""
-    if not var.index.is_unique:
-        return raw.copy()
-    return raw.join(var[[name for name in var if name not in raw]])
+    """Add the symbols and identifiers that ``var`` has for the genes of ``raw``; other genes have none."""
+    known = [name for name in (*SYMBOLS, GENE_IDS) if name in var and name not in raw]
+    return raw.join(var[known]) if known and var.index.is_unique else raw.copy()

@@ -20,6 +20,7 @@ from img2gene._study.lattices import (
     VISIUM_SPOT_UM,
     array_positions,
     diameter_doubt,
+    has_visium_parity,
     hexagonal_pitch,
     is_mirrored,
     nearest_distance,
@@ -36,6 +37,12 @@ logger = logging.getLogger(__name__)
 _HIRES_FACTOR = 0.7
 # Bins touch each other, and positions in whole pixels move them by some percent; other spots lie farther apart.
 _TOUCHING, _VISIUM_WIDTH = 1.3, 0.85
+# Columns that name libraries where programs write them.
+_LIBRARY_COLUMNS = ("library_id", "library", "sample", "sample_id")
+_FEWEST_PLACES = 3
+_JOIN = "Keep the images when joining, `anndata.concat(…, uns_merge='unique')`, with a name of its own for each library"
+# Printed spots have 55 µm, and Space Ranger's circles 64.8 to 69.8 on real sections.
+_VISIUM_UM = (50.0, 72.0)
 _DIAMETER = "spot_diameter_fullres"
 # Space Ranger writes these for Visium HD.
 _MICRONS, _BIN = "microns_per_pixel", "bin_size_um"
@@ -140,31 +147,26 @@ def _rows(adata: AnnData, library_key: str | None, entries: dict[str, Any]) -> d
 
 def _check_one_library(adata: AnnData, name: str) -> None:
     """Refuse spots of several libraries where only one has an image, as joined AnnData objects can have them."""
-    advice = (
-        "Keep the images when joining, `anndata.concat(…, uns_merge='unique')`, with a name of its own for each library"
-    )
-    for key in adata.obs.columns[adata.obs.columns.notna()]:
-        column = adata.obs[key]
-        if getattr(column, "ndim", 1) == 1 and column.dtype.kind not in "fciub":
-            others = sorted({str(value) for value in column.unique()} - {name})
-            if others and (column.astype(str) == name).any():
+    for key in _LIBRARY_COLUMNS:
+        if key in adata.obs:
+            known = adata.obs[key].dropna().astype(str)
+            others = sorted(set(known) - {name})
+            if others and (known == name).any():
                 raise Img2GeneError(
                     f"`obs['{key}']` names several libraries ({name}, {listing(others, 5)}), but `uns['spatial']` has an image of "
-                    f"`{name}` only. {advice}, or select its spots."
+                    f"`{name}` only. {_JOIN}, or select its spots. If it names no libraries, rename the column."
                 )
-    grid = array_positions(adata.obs, np.arange(adata.n_obs))
-    if grid is None or not _has_two_spots_at_a_place(adata, grid):
+
+
+def _check_places(grid: np.ndarray | None, name: str) -> None:
+    """Refuse spots of several sections under one name, which share places of a Visium array."""
+    if grid is None or not has_visium_parity(grid) or min(len(np.unique(axis)) for axis in grid.T) < _FEWEST_PLACES:
         return
-    raise Img2GeneError(
-        f"Several spots have the same `array_row` and `array_col`, so they are of several sections, but `uns['spatial']` has one "
-        f"image, `{name}`. {advice}."
-    )
-
-
-def _has_two_spots_at_a_place(adata: AnnData, grid: np.ndarray) -> bool:
-    sizes = pd.DataFrame(grid).groupby([0, 1]).size()
-    # Constant numbers describe no array.
-    return bool(len(sizes) > 1 and sizes.max() > 1)
+    if len(np.unique(grid, axis=0)) < len(grid):
+        raise Img2GeneError(
+            f"Several spots of library `{name}` have the same `array_row` and `array_col`, so they are of several sections on one "
+            f"image. {_JOIN}."
+        )
 
 
 def _library_column(adata: AnnData, entries: dict[str, Any]) -> str | None:
@@ -199,16 +201,19 @@ def _read(
         pixels = _image(entry, image, where)
     with problems.collect():
         factor = _factor(entry, image, where)
+    grid = array_positions(adata.obs, rows)
     with problems.collect():
-        unit_um, spot_um = spot_sizes(array_positions(adata.obs, rows), entry, positions, where, spot_um)
+        _check_places(grid, name)
+    with problems.collect():
+        unit_um, spot_um = spot_sizes(grid, entry, positions, where, spot_um)
     if len(problems.messages) > before:
         return None
     xy = positions * factor
     with problems.collect():
-        _check_units(name, array_positions(adata.obs, rows), entry, positions, factor, pixels, image)
+        _check_units(name, grid, entry, positions, factor, pixels, image)
     with problems.collect():
         _check_place(name, xy, pixels, unit_um / factor, image)
-    warn_of_mirrored_array(array_positions(adata.obs, rows), positions, where)
+    warn_of_mirrored_array(grid, positions, where)
     return Library(name, rows, pixels, xy, unit_um / factor, spot_um)
 
 
@@ -310,7 +315,7 @@ def _visium_spot(where: str, spot_um: float | None) -> float:
     """Return the diameter of spots on a Visium lattice; raise if ``spot_um`` cannot be theirs."""
     if spot_um is None:
         return VISIUM_SPOT_UM
-    if not VISIUM_SPOT_UM * (1 - AGREEMENT) <= spot_um <= SPACE_RANGER_UM * (1 + AGREEMENT):
+    if not _VISIUM_UM[0] <= spot_um <= _VISIUM_UM[1]:
         raise Img2GeneError(
             f"`{where}`: spot_um={spot_um:g}, but `array_row` and `array_col` show a Visium lattice, whose spots have "
             f"{VISIUM_SPOT_UM:g} µm (Space Ranger's circles {SPACE_RANGER_UM:g}). Leave `spot_um` out; if this is another platform, "

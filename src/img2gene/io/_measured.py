@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 GENE_IDS = "gene_ids"
 _ENSEMBL = r"^ENS[A-Z]*G\d{6,}(\.\d+)?$"
-_SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol")
+SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol")
 # Names of probes and codewords that measure no gene: CosMx, MERSCOPE, and Xenium.
 _CONTROLS = (
     *("negprb", "negative", "systemcontrol", "falsecode"),
@@ -193,7 +193,7 @@ def symbols_of(table: AnnData) -> pd.Series | None:
     names = table.var_names.to_series().astype(str)
     if not len(names) or names.str.match(_ENSEMBL).mean() <= 0.5:
         return None
-    return next((table.var[key] for key in _SYMBOLS if key in table.var), None)
+    return next((table.var[key] for key in SYMBOLS if key in table.var), None)
 
 
 def _numbered(names: pd.Index) -> list[str]:

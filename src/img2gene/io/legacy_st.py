@@ -119,8 +119,10 @@ def read_legacy_st(
     if mpp is None:
         mpp = pitch_um / _pixels_per_array_unit(array_xy, xy)
     adata = _to_anndata(table, array_xy, section)
-    inside = mark_inside(xy, pixels, section, adata)
-    adata, xy = adata[inside].copy(), xy[inside]
+    if spots_path is not None:
+        # Without the file, the last spots lie on the edge of the frame by definition.
+        inside = mark_inside(xy, pixels, section, adata)
+        adata, xy = adata[inside].copy(), xy[inside]
     return build_section(pixels, xy, adata, section=section, patient=patient, mpp=mpp, spot_um=spot_um)
 
 

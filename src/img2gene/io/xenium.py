@@ -126,7 +126,7 @@ def read_xenium(
     check_direction(matrix, table.obsm["spatial"] / unit_um, pixels.shape, unit_um)
     _warn_of_mirrored(matrix)
     xy = to_pixels(microns, table.obsm["spatial"])
-    spot_um = 2 * np.sqrt(np.median(table.obs["cell_area"]) / np.pi)
+    spot_um = 2 * np.sqrt(np.nanmedian(table.obs["cell_area"]) / np.pi)
     return build_study(
         table,
         xy,
@@ -198,7 +198,11 @@ def _read_parts(folder: Folder, outlines: bool) -> AnnData:
     if lacking:
         raise Img2GeneError(f"{path}: columns {listing(lacking)} not found (available: {listing(cells.columns)}).")
     if outlines:
-        logger.info("%s has no cells.zarr.zip or cells.parquet, so cells are circles", folder.path)
+        logger.warning(
+            "%s lacks some of %s under these names, so cells are circles",
+            folder.path,
+            listing(_WHOLE_RUN + (_OUTLINES,)),
+        )
     read = read_matrix(matrix)
     name_genes(read)
     # Files of early versions hold names as bytes.
@@ -247,7 +251,8 @@ def _all_outlines(table: AnnData, polygons: GeoSeries, path: Path) -> GeoSeries:
     if len(absent):
         logger.warning("%s: %d cells have no outline, and are circles (%s)", path, len(absent), listing(absent, 3))
     outlines = dict(zip(polygons.index, polygons, strict=True))
-    radii = np.sqrt(table.obs["cell_area"].to_numpy(dtype=float) / np.pi)
+    area = table.obs["cell_area"].astype(float)
+    radii = np.sqrt(area.fillna(area.median()).to_numpy() / np.pi)
     for name, place, radius in zip(table.obs_names, table.obsm["spatial"], radii, strict=True):
         if name not in outlines:
             outlines[name] = Point(*place).buffer(radius)
