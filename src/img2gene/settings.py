@@ -86,7 +86,7 @@ def _checked(name: str, value: Any) -> Any:
     known = [entry.name for entry in fields(Settings)]
     match name:
         case "device":
-            value = value if value == "auto" else check.device(name, value, optional=False)
+            value = value if isinstance(value, str) and value == "auto" else check.device(name, value, optional=False)
         case "batch_size":
             value = check.whole(name, value, 1)
         case "num_workers":
