@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 _MIN_SATURATION, _MAX_SATURATION = 0.04, 0.15
 _LEAST_OF_CHANCE = 0.5
-# Right places have more tissue than all of these: by .04 to .98 on twelve public sections.
+# On twelve public sections the right places have more tissue than all others, by .04 at least.
 _DOUBTFUL_GAIN, _ENOUGH_SPOTS, _MOST_TISSUE = 0.1, 20, 0.7
 _CORNER, _SMALLEST_PART, _MOST_PARTS, _BLACK = 0.02, 0.0005, 10_000, 20
 
