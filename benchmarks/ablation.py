@@ -49,17 +49,18 @@ VARIANTS: dict[str, dict[str, object]] = {
     "as published for cSCC, TE": {"preset": "cscc"},
     "default": {},
     "ridge, stain": {"model": "ridge", "debias": "stain"},
+    "ridge, depth": {"model": "ridge", "debias": "depth"},
     "default, stain": {"debias": "stain"},
     "default without retrieval": {"retrieval": False},
 }
 
 
-def read(folder: Path, name: str, tokens: int | None = None) -> tuple[SpatialData, list[Split]]:
+def read(folder: Path, name: str, tokens: int | None = None, orientations: int = 2) -> tuple[SpatialData, list[Split]]:
     """An embedded cohort with its pathway scores, and its splits."""
     cohort = recognise(folder / name)
     sdata = cohort.read()
     ig.pp.extract_patches(sdata)
-    ig.pp.embed_patches(sdata, restained=40, tokens=tokens)
+    ig.pp.embed_patches(sdata, restained=40, tokens=tokens, orientations=orientations)
     ig.pp.score_pathways(sdata, "tissue")
     return sdata, [split for split in cohort.splits if len(split.test) == 1]
 
@@ -142,6 +143,7 @@ def repeat(description: str, variants: Iterable[str], run: Run, out: Path) -> No
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, help="tokens of each patch that networks attend to; none by default")
+    parser.add_argument("--orientations", type=int, default=2, help="of each patch, over which features are averaged")
     parser.add_argument("--out", type=Path, default=out)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -149,7 +151,7 @@ def repeat(description: str, variants: Iterable[str], run: Run, out: Path) -> No
     ig.settings.progress = False
     rows = pd.read_csv(arguments.out).to_dict("records") if arguments.out.is_file() else []
     for name in arguments.cohorts:
-        sdata, splits = read(arguments.data, name, arguments.tokens)
+        sdata, splits = read(arguments.data, name, arguments.tokens, arguments.orientations)
         for seed, variant, split in itertools.product(arguments.seeds, arguments.variants, splits):
             key = (variant, split.protocol, split.test[0], seed)
             if any((row["variant"].split(":")[0], row["protocol"], row["test"], row["seed"]) == key for row in rows):

@@ -127,6 +127,24 @@ def test_with_few_groups_levels_are_validated_on_smaller_units(n_groups, unit):
     assert SectionLevel.fit(replace(data, groups=groups), seed=0)[1]["validated_on"] == unit
 
 
+def test_without_a_share_a_level_changes_nothing():
+    level, report = SectionLevel.fit(
+        levelled(informative=False), seed=0, spot_weights=lambda data: np.arange(240) + 1.0
+    )
+    nothing = replace(level, share=np.zeros(1, dtype="f4"))
+    assert (nothing.levels(np.random.default_rng(0).normal(size=(5, 3))) == 0).all()
+    assert (level.lowest <= 0).all()
+    assert (level.highest >= 0).all()
+
+
+def test_one_section_says_nothing_of_others_but_its_parts_have_levels():
+    data = levelled(1, n=100)
+    level, report = SectionLevel.fit(data, seed=0)
+    assert report["validated_on"] == "part"
+    np.testing.assert_allclose(level.levels(data.features.mean(axis=0, keepdims=True)), 0, atol=1e-5)
+    assert (level.highest > level.lowest).all()
+
+
 def test_components_keep_the_squared_error_of_what_they_span():
     rng = np.random.default_rng(0)
     labels = (rng.normal(size=(50, 4)) @ rng.normal(size=(4, 20))).astype("f4")
@@ -268,6 +286,8 @@ def test_tokens_are_left_out_with_stain_and_a_warning_says_so(cohort, copy_of, c
     with caplog.at_level(logging.WARNING, logger="img2gene"):
         model = ig.tl.fit(sdata, debias="stain", validate_on=["P4"], uncertainty=False, **options)
     assert "tokens of patches are left out" in caplog.text
+    # The model must not ask for what it does not use.
+    del sdata["table"].obsm["X_color-texture_tokens"]
     expected, found = (ig.tl.predict(sdata, each, inplace=False).X for each in (without, model))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -301,6 +321,14 @@ def test_an_effect_becomes_the_parameter_of_the_model(cohort):
     model = ig.tl.fit(cohort, debias=["TDE", "stain"], uncertainty=False, **options)
     assert model.predictor.parameters.effect == "TDE"
     assert model.report["debias"]["parts"] == ["stain", "TDE"]
+    assert "stain, TDE" in model._repr_html_()
+
+
+@pytest.mark.parametrize("params", [{"effect": "TE"}, {"preset": "cscc"}])
+def test_an_effect_is_reported_however_it_was_named(cohort, params):
+    options = {"validate_on": ["P4"], "inplace": False, "max_epochs": 1, "n_models": 1, "n_validations": 0}
+    model = ig.tl.fit(cohort, uncertainty=False, **options, **params)
+    assert model.report["debias"]["parts"] == ["TE"]
 
 
 @pytest.mark.parametrize(
@@ -311,7 +339,7 @@ def test_an_effect_becomes_the_parameter_of_the_model(cohort):
         ("img2gene", {"debias": "TE", "effect": "NDE"}, "contradicts effect='NDE'"),
         ("ridge", {"debias": "colour"}, "debias='colour': choose from stain, level, depth, TE"),
         ("ridge", {"debias": 1}, "debias=1"),
-        ("mean", {"debias": "level"}, "predicts levels itself"),
+        ("mean", {"debias": "level"}, "a level is added only"),
         ("ridge", {"debias": "depth", "layer": "truth"}, "debias='depth' needs counts"),
         ("img2gene", {"depth_weights": True, "layer": "truth"}, "depth_weights=True needs library sizes"),
         (
@@ -384,5 +412,5 @@ def test_a_table_of_a_part_of_a_section_is_named(cohort, caplog, every, named):
     model = ig.tl.fit(cohort, "ridge-plain", validate_on=["P4"], inplace=False)
     ig.tl.predict(part, model, inplace=False)
     total = len(cohort["P2_S1_spots"])
-    assert ("less than half of the spots of P2_S1_spots (" in caplog.text) == named
+    assert ("less than three quarters of the spots of P2_S1_spots (" in caplog.text) == named
     assert (f" of {total})" in caplog.text) == named

@@ -154,3 +154,51 @@ def test_labels_of_a_layer_have_no_depth(study):
     model = ig.tl.fit(study, "ridge", layer="mine", validate_on=["C"], inplace=False)
     with pytest.raises(Img2GeneError, match="knows no depth"):
         ig.tl.predict(study, model, depth=500)
+
+
+def test_a_gene_that_is_absent_is_so_at_every_depth():
+    labels, library = simulated(2000, 0.5, n=2000)
+    scale = DepthScale.fit(labels, library, np.repeat("S", len(library)))
+    values = np.array([[-0.3], [-0.1], [0], [1e-6], [1e-3]]).repeat(len(SHARES), axis=1)
+    for depth in (20.0, 500.0, np.inf):
+        found = scale.convert(values, depth)
+        np.testing.assert_array_equal(found[:3], values[:3].astype("f4"))
+        assert (np.diff(found, axis=0) > 0).all()
+
+
+@pytest.mark.parametrize("share", [1, 0.5, 0.15, 0.05])
+def test_intervals_at_the_depth_of_thinned_counts_hold_what_they_state(share):
+    sdata = ig.datasets.synthetic_cohort(n_patients=4, n_sections=1, n_spots=60, n_genes=60)
+    ig.pp.extract_patches(sdata, patch_um=112)
+    ig.pp.embed_patches(sdata, "color-texture")
+    ig.tl.fit(sdata, "ridge", validate_on=["P4"])
+    thinned(sdata, share)
+    for depth in (float(np.median(sdata["table"].obs["library_size"])), "unlimited"):
+        ig.tl.predict(sdata, depth=depth)
+        scores = ig.tl.evaluate(sdata, n_permutations=0, inplace=False)
+        assert scores.loc[scores["model"] == "ridge", "coverage"].mean() > 0.85
+
+
+def test_intervals_come_back_from_another_depth(trained):
+    expected = ig.tl.evaluate(trained, at_measured_depth=True, n_permutations=0, inplace=False)
+    ig.tl.predict(trained, depth="unlimited")
+    found = ig.tl.evaluate(trained, n_permutations=0, inplace=False)
+    for name in ("coverage", "width", "error_correlation"):
+        np.testing.assert_allclose(found[name], expected[name], atol=0.02)
+
+
+def test_figures_say_that_predictions_have_another_depth(trained, caplog):
+    gene = ig.get.model(trained).genes[0]
+    ig.pl.prediction(trained, gene)
+    ig.pl.measured_vs_predicted(trained, [gene])
+    assert "is predicted at depth" not in caplog.text
+    ig.tl.predict(trained, depth="unlimited")
+    for draw in (ig.pl.prediction, ig.pl.measured_vs_predicted):
+        caplog.clear()
+        draw(trained, [gene])
+        assert "'img2gene' is predicted at depth unlimited, and the measured expression has the depth" in caplog.text
+
+
+def test_a_depth_that_no_spot_has_is_refused(trained):
+    with pytest.raises(Img2GeneError, match=r"depth=1e\+25: expected a number from 1 to 10+"):
+        ig.tl.predict(trained, depth=1e25)

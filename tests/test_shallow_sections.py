@@ -91,3 +91,39 @@ def test_a_share_that_is_none_is_refused(shallow, value):
     for call in (fit, lambda sdata, **options: ig.tl.cross_validate(sdata, "mean", **options)):
         with pytest.raises(Img2GeneError, match="min_depth="):
             call(shallow, min_depth=value)
+
+
+def test_where_most_sections_are_shallow_they_are_trained_on_and_named(study, caplog):
+    thin(thin(study, "B", 0.1), "C", 0.1)
+    model = fit(study, train_on=["A1", "B1", "C1"])
+    assert model.report["sections"] == ["A1", "B1", "C1"]
+    assert model.report["left_out"] == []
+    assert "left out the sections" not in caplog.text
+    assert "have fewer counts per spot than 0.2 × those of A1" in caplog.text
+    caplog.clear()
+    fit(study, train_on=["A1", "B1", "C1"], min_depth=0)
+    assert "fewer counts per spot" not in caplog.text
+
+
+def test_a_section_that_was_too_shallow_to_train_on_is_no_test_section(shallow):
+    sections = shallow["table"].obs["section"].astype(str)
+    trained = sorted(set(sections[sections.str.startswith("A")])) + ["C1"]
+    held = next(name for name in sorted(set(sections)) if name.startswith("B"))
+    ig.tl.fit(shallow, "ridge", genes=5, groups="section", train_on=trained, validate_on=[held], allow_leakage=True)
+    model = ig.get.model(shallow)
+    assert model.report["left_out"] == ["C1"]
+    assert "C1" in model._repr_html_()
+    ig.tl.predict(shallow)
+    scored = ig.tl.evaluate(shallow, n_permutations=0, inplace=False, allow_leakage=True)
+    assert "C1" not in set(scored["section"])
+    named = ig.tl.evaluate(shallow, sections=["C1"], n_permutations=0, inplace=False, allow_leakage=True)
+    assert set(named["section"]) == {"C1"}
+
+
+def test_one_wrong_library_size_does_not_lead_the_fit():
+    from img2gene.models.depth import depth_weights
+
+    library, sections = np.full(100, 2000.0), np.repeat("S1", 100)
+    library[0] = 1e9
+    weights = depth_weights(library, sections)
+    assert weights[0] / weights[1] == pytest.approx(np.sqrt(10))

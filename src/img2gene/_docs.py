@@ -46,7 +46,7 @@ key
     "min_depth": """\
 min_depth
     Least median library size of a training section, as a share of that of the median training section. Sections
-    below it are not trained on, and a warning names them: so shallow a section makes a model worse for the others.
+    below it are not trained on, and a warning names them: so shallow a section can make a model worse for the others.
     0 keeps all.""",
     "model_any": """\
 model

@@ -50,7 +50,7 @@ def training_depth(study: Study, rows: np.ndarray) -> dict[str, Any]:
 def deep_enough(study: Study, rows: np.ndarray, *, layer: str | None, min_depth: float) -> np.ndarray:
     """Mark the rows of sections that are deep enough to be trained on together, bool (n_rows,), and name the others.
 
-    A section that is much shallower than the others makes a model worse for them, as its labels are mostly zeros and noise.
+    A section that is much shallower than the others can make a model worse for them, as its labels are mostly zeros and noise.
     ``min_depth`` is the least median library size of a section, as a share of that of the median section. Expression in a
     layer has no library size, so all its rows are kept.
     """
@@ -61,11 +61,32 @@ def deep_enough(study: Study, rows: np.ndarray, *, layer: str | None, min_depth:
     if shallow:
         logger.warning(
             "left out the sections %s: they have fewer counts per spot than %.3g × those of the median section, and so shallow a "
-            "section makes a model worse for the others (`min_depth` of img2gene.tl.fit)",
+            "section can make a model worse for the others (`min_depth` of img2gene.tl.fit)",
             listing(f"{name} (median {median:.0f})" for name, median in shallow.items()),
             min_depth,
         )
-    return ~np.isin(sections, list(shallow))
+    kept = ~np.isin(sections, list(shallow))
+    _report_shallow_majority(size[kept], sections[kept], min_depth)
+    return kept
+
+
+def _report_shallow_majority(size: np.ndarray, sections: np.ndarray, min_depth: float) -> None:
+    """Warn if shallow sections are trained on because half of the sections, or more, are shallow."""
+    medians = {str(name): float(np.median(size[sections == name])) for name in np.unique(sections)}
+    deepest = max(medians, key=lambda name: medians[name])
+    shallow = [
+        f"{name} (median {median:.0f})" for name, median in medians.items() if median < min_depth * medians[deepest]
+    ]
+    if shallow:
+        logger.warning(
+            "the sections %s have fewer counts per spot than %.3g × those of %s (median %.0f). They are trained on all the same, as "
+            "half of the sections or more are shallow. They can make the model worse for deep sections: compare it with one of "
+            "the deep sections alone (`train_on=`)",
+            listing(shallow),
+            min_depth,
+            deepest,
+            medians[deepest],
+        )
 
 
 def report_changed_counts(study: Study) -> None:

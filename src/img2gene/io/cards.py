@@ -208,6 +208,7 @@ def _training(report: dict[str, Any]) -> str:
         "spots": report.get("n_spots", "not recorded"),
         "split by": report.get("groups", "not recorded"),
         "held out": _names(report.get("held_out")) or "nothing",
+        "left out as too shallow": _names(report.get("left_out")) or "nothing",
         "on both sides of the split": _names(report.get("leakage")) or "nobody",
         "µm per pixel": _pairs(report.get("resolution_um")),
         "seed": report.get("seed", "not recorded"),

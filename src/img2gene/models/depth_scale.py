@@ -9,6 +9,7 @@ import numpy as np
 
 from img2gene._errors import Img2GeneError
 from img2gene.models.data import TARGET_SUM
+from img2gene.models.uncertainty.shallow import at_depth
 
 # Shares of all counts of a spot, dispersions, and mean counts, between which curves are interpolated.
 _SHARES = np.geomspace(1e-8, 1, 161)
@@ -99,13 +100,53 @@ class DepthScale:
 
         Returns
         -------
-        float32 (n_spots, n_genes); an increasing function of the prediction, gene by gene.
+        float32 (n_spots, n_genes); an increasing function of the prediction, gene by gene. A gene that is absent is so at every
+        depth: 0 stays 0, and what a model predicts below it stays as it is.
         """
-        before, after = self._curves(source), self._curves(depth)
-        converted = np.empty(predicted.shape, dtype=np.float32)
+        # Curves start at a share just above 0.
+        before, after = (np.pad(curves, ((0, 0), (1, 0))) for curves in (self._curves(source), self._curves(depth)))
+        converted = np.array(predicted, dtype=np.float32)
         for gene in range(predicted.shape[1]):
-            converted[:, gene] = np.interp(predicted[:, gene], before[gene], after[gene])
+            above = predicted[:, gene] > 0
+            converted[above, gene] = np.interp(predicted[above, gene], before[gene], after[gene])
         return converted
+
+    def convert_interval(
+        self,
+        lower: np.ndarray,
+        upper: np.ndarray,
+        sd: np.ndarray | None,
+        depth: Depth,
+        *,
+        level: float,
+        source: Depth = TRAINING,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Convert intervals of measured expression, and the SD with their width.
+
+        Measurements at a smaller depth than that of the training have more noise of counts, which the intervals then contain
+        (:func:`img2gene.models.uncertainty.shallow.at_depth`). Where the depth is larger, or unlimited, they keep that of the
+        training.
+
+        Parameters
+        ----------
+        lower, upper
+            (n_spots, n_genes).
+        sd
+            (n_spots, n_genes), or None.
+        depth, source
+            As in :meth:`convert`.
+        level
+            Nominal coverage.
+        """
+        counts = np.inf if isinstance(depth, str) else float(np.median(depth))
+        shallower = counts < np.median(self.depths)
+        low, high = (self.convert(bound, np.inf if shallower else depth, source=source) for bound in (lower, upper))
+        if shallower:
+            low, high = at_depth(low, high, depth=counts, level=level)
+        if sd is None:
+            return low, high, None
+        before, after = upper - lower, high - low
+        return low, high, sd * np.divide(after, before, out=np.zeros_like(before), where=before > 0)
 
     def take(self, genes: np.ndarray) -> DepthScale:
         """Select genes by their numbers."""

@@ -33,10 +33,20 @@ def _facts(model: Any) -> dict[str, Any]:
         "trained on": f"{report.get('n_spots', 0):,} spots of {listing(report.get('sections', []), 6)}",
         "patients": listing(patients, 6) if patients else "not recorded",
         "held out": listing(report.get("held_out") or [], 6) if report.get("held_out") else "nothing",
+        "left out": listing(report.get("left_out") or [], 6) if report.get("left_out") else "",
         "leakage": f"{listing(leakage, 6)} on both sides of the split" if leakage else "",
+        "parts": ", ".join(f"{name} {weight:.2f}" for name, weight in _weights(report).items()),
+        "against bias": listing((report.get("debias") or {}).get("parts") or ["nothing"]),
         "intervals": _intervals(model),
         "img2gene": report.get("img2gene", ""),
     }
+
+
+def _weights(report: dict[str, Any]) -> dict[str, float]:
+    """Weights of the parts of a mixture."""
+    fit = report.get("fit")
+    weights = fit.get("weights") if isinstance(fit, dict) else None
+    return weights if isinstance(weights, dict) else {}
 
 
 def _encoder(inputs: dict[str, Any]) -> str:
@@ -46,4 +56,8 @@ def _encoder(inputs: dict[str, Any]) -> str:
 
 
 def _intervals(model: Any) -> str:
-    return "none" if model.calibration is None else f"hold {model.calibration.level:.0%} of new measurements"
+    if model.calibration is None:
+        return "none"
+    one_patient = len(model.report.get("patients") or []) == 1
+    limit = "; variation between patients is not known" if one_patient else ""
+    return f"hold {model.calibration.level:.0%} of new measurements{limit}"

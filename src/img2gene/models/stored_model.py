@@ -75,7 +75,7 @@ def check_config(config: dict[str, Any]) -> None:
 def _check_report(check: StoredConfig, report: Any) -> None:
     """Check the entries of the training report that other functions read."""
     report = report if isinstance(report, dict) else {}
-    for name in ("sections", "patients", "held_out", "leakage"):
+    for name in ("sections", "patients", "held_out", "left_out", "leakage"):
         if report.get(name) is not None:
             check.list_of_names(f"report.{name}", report[name])
     check.text("report.groups", report.get("groups"), optional="groups" not in report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,15 @@ from img2gene._study.predictions import check_predictor, predicted_values, predi
 from img2gene._study.sections import text_labels
 from img2gene._study.study import Study
 from img2gene.metrics._inputs import real_array
+from img2gene.models.depth_scale import TRAINING
 from img2gene.pl._tissue import Canvas, blank_canvas, canvases
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from img2gene.models import Model
+
+logger = logging.getLogger(__name__)
 
 # Predictions of a cross-validation keep no threshold; models record the same one.
 OOD_THRESHOLD = 99.0
@@ -203,6 +207,14 @@ class Predictions:
         """Warn if measured expression is on another scale than the predictions."""
         if self.study is not None and self.model is not None and measured(self.table, self.layer).any():
             report_other_scale(self.study, self.model)
+            depth = (record_of(self.study, self.key) or {}).get("depth", TRAINING)
+            if depth != TRAINING:
+                logger.warning(
+                    "%r is predicted at depth %s, and the measured expression has the depth of its spots: differences between them "
+                    "are those of depth, too. `img2gene.tl.evaluate` compares both at the measured depth",
+                    self.key,
+                    f"{depth:g}" if isinstance(depth, float | int) else depth,
+                )
 
     def no_uncertainty(self) -> MissingKeyError:
         """Describe absent standard deviations and intervals."""

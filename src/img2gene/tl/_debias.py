@@ -29,7 +29,6 @@ class DebiasChoice:
     """Parts of the debiasing that a fit uses."""
 
     parts: tuple[str, ...] = ()
-    effect: str | None = None
 
     def check(self, predictor: Predictor, layer: str | None, *, finetuned: bool) -> None:
         """Refuse what can be known before anything is trained."""
@@ -37,8 +36,8 @@ class DebiasChoice:
             raise Img2GeneError("debias='stain': a fine-tuned encoder has no restained patches. Leave one of both out.")
         if "level" in self.parts and not centres_by_section(predictor):
             raise Img2GeneError(
-                f"debias='level': the model `{predictor.name}` does not centre by section, so it predicts levels itself. "
-                "Leave it out."
+                f"debias='level': the model `{predictor.name}` does not centre by section, and a level is added only "
+                "to models that do. Leave it out."
             )
         if "depth" in self.parts and layer is not None:
             raise Img2GeneError(
@@ -54,8 +53,8 @@ class DebiasChoice:
         data: TrainingData,
         seed: int,
     ) -> tuple[Debiasing | None, dict[str, Any]]:
-        """Fit the parts to the training data; return them and a report of what was done and its measured effect."""
-        report: dict[str, Any] = {"parts": list(self.parts) + ([] if self.effect is None else [self.effect])}
+        """Fit the parts to the training data; return them and a report of what was done, and what that changed."""
+        report: dict[str, Any] = {"parts": [*self.parts, *_effect_of(predictor)]}
         stain = level = None
         if "stain" in self.parts:
             stain, report["stain"] = _stain(study, rows, identity, data)
@@ -99,13 +98,19 @@ def checked_debias(check: Arguments, debias: Any, model: Any, params: dict[str, 
         return DebiasChoice()
     if chosen := [name for name in dict.fromkeys(names) if name in effects]:
         _take_effect(check, chosen, model, params)
-    return DebiasChoice(tuple(name for name in PARTS if name in names), chosen[0] if chosen else None)
+    return DebiasChoice(tuple(name for name in PARTS if name in names))
 
 
 def _effects() -> tuple[str, ...]:
     from img2gene.models.networks.debiasing import EFFECTS
 
     return tuple(effect for effect in EFFECTS if effect != "none")
+
+
+def _effect_of(predictor: Predictor) -> list[str]:
+    """The effect that a predictor was made with, whether `debias`, a preset or its own parameter named it."""
+    effect = getattr(getattr(predictor, "parameters", None), "effect", "none")
+    return [] if effect == "none" else [effect]
 
 
 def _take_effect(check: Arguments, chosen: list[str], model: Any, params: dict[str, Any]) -> None:

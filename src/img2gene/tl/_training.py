@@ -14,7 +14,7 @@ from img2gene._study.depth import training_depth
 from img2gene._study.entrance import report_off_tissue
 from img2gene._study.expression import TARGET_SUM, in_tissue, library_size
 from img2gene._study.finetuning import StudyFineTuning
-from img2gene._study.inputs import Inputs
+from img2gene._study.inputs import Inputs, without_tokens
 from img2gene._study.panel import (
     GeneChoice,
     Genes,
@@ -30,6 +30,7 @@ from img2gene._study.study import Study
 from img2gene.models import Calibration, Model, Predictor, TrainingData, UsesPathways
 from img2gene.models.bias.debiasing import Debiasing
 from img2gene.models.depth_scale import DepthScale
+from img2gene.models.predictor import centres_by_section
 from img2gene.models.uncertainty.held_out import fit_held_out, predict_spread
 from img2gene.tl._arguments import as_plain
 from img2gene.tl._debias import DebiasChoice
@@ -95,7 +96,8 @@ class TrainingRun:
             predictor,
             choice.genes,
             choice.statistics(study),
-            inputs.identity,
+            # A model that was trained without the tokens of its embedding must not ask for them.
+            without_tokens(inputs.identity) if data.tokens is None else inputs.identity,
             {"layer": self.layer, "target_sum": TARGET_SUM if self.layer is None else None, **depth},
             report if inputs.report is None else {**report, "finetune": inputs.report},
             inputs.weights,
@@ -131,8 +133,9 @@ class TrainingRun:
             unit = "patient" if one_patient else self.groups
             logger.warning(
                 "only one training %s: intervals are calibrated on held-out %ss of it. For other %ss they are widened to cover "
-                "sections of another depth, but they do not cover other variation between %ss",
+                "sections of another depth, but they do not cover other variation between %ss%s",
                 *(unit, held_out.kind if held_out.kind != "group" else self.groups, unit, unit),
+                ", and levels of their sections are unknown" if centres_by_section(predictor) else "",
             )
         calibration, report = Calibration.fit(held_out, data, level=level, seed=self.seed, one_patient=one_patient)
         return calibration, {"uncertainty": report}
@@ -181,6 +184,7 @@ class TrainingRun:
             "sections": study.section_names(trained),
             "patients": None if patients is None else sorted(set(patients[rows].tolist())),
             "held_out": study.section_names(self.division.held_out),
+            "left_out": [name for name in study.section_names(self.division.train) if name not in sections],
             "groups": self.groups,
             "leakage": self.division.leakage,
             "n_spots": len(rows),

@@ -111,8 +111,8 @@ def evaluate(
         ``layers[key + "_std"]`` and intervals in ``layers[key + "_lower"]`` and ``layers[key + "_upper"]``.
     %(model_predicted)s
     sections
-        Sections to score; by default those that the model was not trained on. Those without any label, such as sections with
-        an image only, are left out.
+        Sections to score; by default those that training neither used nor left out as too shallow. Those without any label, such
+        as sections with an image only, are left out.
     gene_groups
         Name of each group with either the genes, or a training statistic (``mean``, ``variance``, ``dispersion``,
         ``moran``) and how many genes lead it. Default: top-50 mean (HEG), top-50 dispersion (HVG) and top-50 Moran's I
@@ -126,9 +126,9 @@ def evaluate(
     %(key_prediction)s
     %(table_key_predictions)s
     at_measured_depth
-        Convert predictions, and the training mean, to the library sizes of each scored section first: expected normalised
-        expression depends on depth, which no image shows. None does so where a depth was stated when predicting
-        (:func:`img2gene.tl.predict`); False never does. Intervals are scored as they were predicted.
+        Convert predictions, their intervals and the training mean to the library sizes of each scored section first:
+        expected normalised expression depends on depth, which no image shows. None does so where a depth was stated when
+        predicting (:func:`img2gene.tl.predict`); False never does.
     %(allow_leakage)s
     %(inplace_result)s
 

@@ -23,7 +23,14 @@ from img2gene._study.study import Study
 from img2gene.models import Model
 from img2gene.models.predictor import centres_by_section
 from img2gene.tl._arguments import check_flags, check_model, checked_features
-from img2gene.tl._prediction.finer import FinerPrediction, check_embedded, check_resolution, store, target_problems
+from img2gene.tl._prediction.finer import (
+    FinerPrediction,
+    check_embedded,
+    check_resolution,
+    check_totals,
+    store,
+    target_problems,
+)
 from img2gene.tl._prediction.study import Request, StudyPrediction
 from img2gene.tl._prediction.values import resolve_model
 
@@ -36,7 +43,7 @@ logger = logging.getLogger(__name__)
 # Sections with fewer spots have no mean to speak of.
 _FEW_SPOTS = 20
 # A table with less than this share of its region's spots was filtered; quality control removes fewer.
-_PART = 0.5
+_PART = 0.75
 _MAX_LAYER_BYTES = 4 * 2**30
 
 
@@ -148,7 +155,7 @@ def predict(
     check = Arguments()
     request = Request.of(check, key_added, uncertainty, depth, out, dtype, client)
     check_flags(check, inplace=inplace)
-    resolution_um, totals = check_resolution(check, resolution_um, totals, out, request.depth)
+    resolution_um, totals = check_resolution(check, resolution_um, totals, out)
     model, features = check_model(check, model), checked_features(check, features, resolution_um=resolution_um)
     check.raise_all()
     study = open_study(check, sdata, table_key)
@@ -189,6 +196,7 @@ def predict(
 
 def _predicted_finer(finer: FinerPrediction, inplace: bool) -> AnnData | None:
     """Predict tiles smaller than spots, and write their table with its squares, or return the table."""
+    check_totals(finer.totals, finer.request.depth)
     check_embedded(finer.model)
     if inplace:
         raise_problems(target_problems(finer.study, finer.key))
@@ -221,7 +229,7 @@ def _warn_of_parts(study: Study, model: Model) -> None:
     ]
     if parts:
         logger.warning(
-            "the table has less than half of the spots of %s. Unless only spots off the tissue are gone, predictions will differ: "
+            "the table has less than three quarters of the spots of %s. Unless only spots off the tissue are gone, predictions will differ: "
             "the model predicts spots relative to the mean of their section. Predict whole sections, and filter afterwards",
             listing(parts),
         )

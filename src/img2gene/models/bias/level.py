@@ -90,8 +90,9 @@ class SectionLevel:
         arrays = {name: ridge.arrays[name] for name in ("scale", "components", "coefficients")}
         by_spot = None if spot_weights is None else spot_weights(data)
         arrays["feature_mean"] = np.average(data.features, axis=0, weights=by_spot).astype(np.float32)
-        levels = section_means(data.labels, data.sections)[1] - np.average(data.labels, axis=0, weights=by_spot)
-        ends = {"lowest": levels.min(axis=0).astype(np.float32), "highest": levels.max(axis=0).astype(np.float32)}
+        # Parts of a section differ less than sections do, but one section alone shows no other levels.
+        lowest, highest = _range(data.labels, folds.labels if unit == "part" else data.sections, by_spot)
+        ends = {"lowest": lowest.astype(np.float32), "highest": highest.astype(np.float32)}
         share = _SHARES[chosen]
         report = {
             "validated_on": unit,
@@ -107,6 +108,16 @@ class SectionLevel:
         scores = ((means - self.feature_mean) / self.scale) @ self.components.T.astype(np.float64)
         levels = float(self.share[0]) * (scores @ self.coefficients)
         return np.clip(levels, self.lowest, self.highest).astype(np.float32)
+
+
+def _range(labels: np.ndarray, units: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest level of some units, (n_genes,) each, relative to their mean; never without 0, which is no level."""
+    spots = np.ones(len(units)) if weights is None else weights
+    means = np.array(
+        [np.average(labels[units == name], axis=0, weights=spots[units == name]) for name in np.unique(units)]
+    )
+    levels = means - np.average(labels, axis=0, weights=spots)
+    return np.minimum(levels.min(axis=0), 0), np.maximum(levels.max(axis=0), 0)
 
 
 def _level_folds(data: TrainingData, seed: int) -> tuple[str, InnerFolds]:
@@ -131,6 +142,8 @@ def _errors(ridge: PlainRidge, data: TrainingData, folds: InnerFolds, seed: int)
         units = folds.centred_in(data.sections)[held]
         predicted = ridge.left_out_levels(data, fitted, held, units, seed=seed)
         truth = section_means(data.labels[held], units)[1] - data.labels[fitted].mean(axis=0, dtype=np.float64)
-        errors.append([np.square(truth - share * predicted).mean() for share in _SHARES])
+        lowest, highest = _range(data.labels[fitted], folds.centred_in(data.sections)[fitted], None)
+        levels = [np.clip(share * predicted, lowest, highest) for share in _SHARES]
+        errors.append([np.square(truth - level).mean() for level in levels])
         sizes.append(float(held.sum()))
     return np.array(errors), np.array(sizes)

@@ -15,7 +15,6 @@ from img2gene._study.fine_tiles import FineTiles, tiled
 from img2gene._study.model_inputs import model_inputs
 from img2gene._study.study import Study
 from img2gene.models import Model
-from img2gene.models.depth_scale import TRAINING
 from img2gene.pp import embed_patches, extract_patches
 from img2gene.tl._prediction.study import Request, StudyPrediction
 
@@ -28,7 +27,7 @@ _NEIGHBORS = 4
 _MOST_FACTOR = 4.0
 
 
-def check_resolution(check: Arguments, resolution_um: Any, totals: Any, out: Any, depth: Any) -> tuple[Any, Any]:
+def check_resolution(check: Arguments, resolution_um: Any, totals: Any, out: Any) -> tuple[Any, Any]:
     """Convert the side of the tiles, and what they add up to."""
     resolution_um = check.number("resolution_um", resolution_um, above=0, optional=True)
     totals = check.choice("totals", totals, TOTALS)
@@ -38,12 +37,15 @@ def check_resolution(check: Arguments, resolution_um: Any, totals: Any, out: Any
         )
     if resolution_um is None and isinstance(totals, str) and totals == "measured":
         check.messages.append('totals="measured" needs `resolution_um=`.')
-    stated = isinstance(depth, float) or (isinstance(depth, str) and depth != TRAINING)
-    if stated and isinstance(totals, str) and totals == "measured":
-        check.messages.append(
-            f'depth={shown(depth)}: measured totals have the depth of their spots. Leave `depth` out, or pass totals="predicted".'
-        )
     return resolution_um, totals
+
+
+def check_totals(totals: str, depth: float | str | None) -> None:
+    """Refuse tiles of a stated depth, or of a model that predicts at one, that add up to measured spots."""
+    if depth is not None and totals == "measured":
+        raise Img2GeneError(
+            f'depth={shown(depth)}: measured totals have the depth of their spots. Pass depth="training", or totals="predicted".'
+        )
 
 
 def check_embedded(model: Model) -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 _FORMAT = 1
+# Counts per spot beyond which `depth` is a mistake; "unlimited" has no noise of counts at all.
+_DEEPEST = 1e15
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Request:
         check_name(check, "key_added", key)
         check_flags(check, uncertainty=uncertainty)
         if not (isinstance(depth, str) and depth in (_schema.UNLIMITED, TRAINING)):
-            depth = check.number("depth", depth, 1, optional=True)
+            depth = check.number("depth", depth, 1, _DEEPEST, optional=True)
         path, dtype = check.path("out", out, optional=True), check.choice("dtype", dtype, ("float32", "float16"))
         if out is None and isinstance(dtype, str) and dtype == "float16":
             check.messages.append('dtype="float16" needs `out=`: predictions in the study are float32.')
@@ -133,7 +135,7 @@ class StudyPrediction:
                 if name not in values:
                     values[name] = np.empty((prepared.n_rows, prepared.n_genes), dtype=np.float32)
                 values[name][parts[number]] = array
-        layers = at_depth(scale, self._named(values), self.request.depth, self.request.key)
+        layers = at_depth(scale, self._named(values), self.request.depth, self.request.key, self.calibration)
         ood = None if prepared.ood is None else spread(prepared.ood, self.kept)
         return {name: spread(array, self.kept) for name, array in layers.items()}, ood
 
@@ -157,7 +159,9 @@ class StudyPrediction:
             with self._progress(done) as bar:
                 for place, values in run_parts(self.request.client, _block, prepared, parts):
                     number, rows = missing[place]
-                    layers = at_depth(scale, self._named(values), self.request.depth, self.request.key)
+                    layers = at_depth(
+                        scale, self._named(values), self.request.depth, self.request.key, self.calibration
+                    )
                     writer.write(number, {self._path(name): self._stored(x, kept[rows]) for name, x in layers.items()})
                     bar.update(rows.stop - rows.start)
             return writer.finish(), ood

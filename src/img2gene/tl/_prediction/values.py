@@ -43,17 +43,22 @@ def resolve_model(study: Study, model: Model | str | Path | None, key: str) -> M
 
 
 def at_depth(
-    scale: DepthScale | None, layers: dict[str, np.ndarray], depth: float | str | None, key: str
+    scale: DepthScale | None,
+    layers: dict[str, np.ndarray],
+    depth: float | str | None,
+    key: str,
+    calibration: Calibration | None,
 ) -> dict[str, np.ndarray]:
     """Convert layers to another depth; the SD changes as the width of the interval does."""
     if scale is None or depth is None:
         return layers
     names, target = _schema.uncertainty_keys(key), np.inf if isinstance(depth, str) else depth
-    converted = {name: scale.convert(values, target) for name, values in layers.items() if name != names["std"]}
-    if names["std"] in layers:
-        before, after = (each[names["upper"]] - each[names["lower"]] for each in (layers, converted))
-        ratio = np.divide(after, before, out=np.zeros_like(before), where=before > 0)
-        converted[names["std"]] = layers[names["std"]] * ratio
+    bounds = [names["lower"], names["upper"], names["std"]]
+    converted = {name: scale.convert(values, target) for name, values in layers.items() if name not in bounds}
+    if calibration is not None and names["lower"] in layers:
+        lower, upper, sd = layers[names["lower"]], layers[names["upper"]], layers.get(names["std"])
+        found = scale.convert_interval(lower, upper, sd, target, level=calibration.level)
+        converted |= {name: values for name, values in zip(bounds, found, strict=True) if values is not None}
     return converted
 
 

@@ -28,11 +28,14 @@ class MeasuredDepth:
         Depth that was predicted at.
     library
         (n_obs,): counts of each spot.
+    level
+        Nominal coverage of the intervals.
     """
 
     scale: DepthScale | None
     source: Depth
     library: np.ndarray
+    level: float = np.nan
 
     @classmethod
     def of(cls, study: Study, model: Model, genes: list[str], key: str, wanted: bool | None) -> MeasuredDepth:
@@ -42,13 +45,22 @@ class MeasuredDepth:
             return cls(None, source, np.empty(0))
         scale = required_scale(model)
         numbers = pd.Index(model.genes).get_indexer(genes)
-        return cls(scale.take(numbers), source, library_size(study.table))
+        level = np.nan if model.calibration is None else model.calibration.level
+        return cls(scale.take(numbers), source, library_size(study.table), level)
 
     def convert(self, predicted: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Convert predictions (n_rows, n_genes) of rows of the table to the depth of these rows together."""
         if self.scale is None:
             return predicted
         return self.scale.convert(predicted, self.library[rows], source=self.source)
+
+    def convert_interval(
+        self, lower: np.ndarray | None, upper: np.ndarray | None, sd: np.ndarray | None, rows: np.ndarray
+    ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        """Convert intervals and SD of rows as their predictions; what is None stays None."""
+        if self.scale is None or lower is None or upper is None or np.isnan(self.level):
+            return lower, upper, sd
+        return self.scale.convert_interval(lower, upper, sd, self.library[rows], level=self.level, source=self.source)
 
     def mean(self, mean: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Convert the mean of the training labels (n_genes,) to the depth of the rows."""

@@ -100,6 +100,7 @@ class SectionValues:
                 f"{study.sections[kept[0]]}, for example because they were off the tissue when it was predicted. Run "
                 "`img2gene.tl.predict` again."
             )
+        lower, upper, std = depth.convert_interval(lower, upper, std, kept)
         return cls(truth, depth.convert(predicted, kept), std, lower, upper, Places.of(study, kept), kept)
 
     def score(

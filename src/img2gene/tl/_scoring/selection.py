@@ -25,12 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 def choose_sections(study: Study, model: Model, sections: Iterable[str] | None) -> list[str]:
-    """Choose the sections to score, by default those that the model was not trained on."""
+    """Choose the sections to score, by default those that training neither used nor left out as too shallow."""
     present = study.section_names()
     if not present:
         raise Img2GeneError(f"`{study.name}` has no spots, so there is nothing to score.")
     if sections is None:
-        fresh = [name for name in present if name not in model.report["sections"]]
+        # A section that was meant for training, but was too shallow, is no test section.
+        seen = {*model.report["sections"], *model.report.get("left_out", [])}
+        fresh = [name for name in present if name not in seen]
         if not fresh:
             raise Img2GeneError(
                 "The model was trained on every section of this study, so no honest score is possible. Hold some out with "
