@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
     "ridge, stain": {"model": "ridge", "debias": "stain"},
     "ridge, depth": {"model": "ridge", "debias": "depth"},
+    "ridge, level": {"model": "ridge", "debias": "level"},
     "default, stain": {"debias": "stain"},
     "default without retrieval": {"retrieval": False},
 }

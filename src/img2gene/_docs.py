@@ -46,8 +46,8 @@ key
     "min_depth": """\
 min_depth
     Least median library size of a training section, as a share of that of the median training section. Sections
-    below it are not trained on, and a warning names them: so shallow a section can make a model worse for the others.
-    0 keeps all.""",
+    below it are not trained on, and a warning names them: so shallow a section can make a model worse for the
+    others. 0 keeps all.""",
     "model_any": """\
 model
     A model, the path of one, or the key it is stored under; by default ``key``.""",
