@@ -126,4 +126,14 @@ def test_one_wrong_library_size_does_not_lead_the_fit():
     library, sections = np.full(100, 2000.0), np.repeat("S1", 100)
     library[0] = 1e9
     weights = depth_weights(library, sections)
-    assert weights[0] / weights[1] == pytest.approx(np.sqrt(10))
+    assert weights[0] / weights[1] == pytest.approx(10)
+
+
+def test_a_library_size_far_above_the_others_is_named(study, caplog):
+    fit(study)
+    assert "are more than 100 times the median" not in caplog.text
+    table = study["table"]
+    table.obs["library_size"] = table.obs["library_size"].astype(float)
+    table.obs.loc[table.obs_names[3], "library_size"] = 1e9
+    fit(study)
+    assert f"the library sizes of {table.obs_names[3]} are more than 100 times the median" in caplog.text

@@ -11,7 +11,7 @@ from img2gene import _schema
 from img2gene._errors import listing
 from img2gene._study.expression import in_tissue, labels, library_size, row_sums
 from img2gene._study.study import Study
-from img2gene.models.depth import shallow_sections
+from img2gene.models.depth import DEEPEST_SPOT, shallow_sections
 
 if TYPE_CHECKING:
     from img2gene.models import Model
@@ -43,8 +43,25 @@ def training_depth(study: Study, rows: np.ndarray) -> dict[str, Any]:
             median,
             counted,
         )
+    _report_odd_sizes(study, rows, library_size(table)[rows])
     share = counted / median if median > 0 else 1.0
     return {"median_library_size": median, "n_genes_in_table": table.n_vars, "share_in_table": round(share, 4)}
+
+
+def _report_odd_sizes(study: Study, rows: np.ndarray, size: np.ndarray) -> None:
+    """Warn of spots whose library size is far above those of their section, as a wrong entry is."""
+    sections = study.sections[rows]
+    odd = np.zeros(len(rows), dtype=bool)
+    for name in np.unique(sections):
+        members = sections == name
+        odd[members] = size[members] > DEEPEST_SPOT * np.median(size[members])
+    if odd.any():
+        logger.warning(
+            "the library sizes of %s are more than %d times the median of their section. Check obs['library_size'], or leave such "
+            "spots out: they weigh most in the fit",
+            listing(study.table.obs_names[rows[odd]]),
+            DEEPEST_SPOT,
+        )
 
 
 def deep_enough(study: Study, rows: np.ndarray, *, layer: str | None, min_depth: float) -> np.ndarray:

@@ -7,14 +7,15 @@ import numpy as np
 # Spots: the sampling noise of a label falls with the depth of its spot. Sections: shallow ones also have another scale, as
 # log1p(1e4 · x / L) of sparse counts is mostly 0 (benchmarks/shallow_section.py).
 _SPOT_POWER, _SECTION_POWER = 0.5, 1.5
-# Spots count as at most this many times as deep as the median of their section: one wrong library size must not lead the fit.
-_DEEPEST_SPOT = 10
+# Spots count as at most this many times as deep as the median of their section: one wrong library size must not lead the
+# fit. Real spots can be 50 times as deep.
+DEEPEST_SPOT = 100
 
 
 def depth_weights(library: np.ndarray | None, sections: np.ndarray) -> np.ndarray:
     """Compute the weight of each spot in a fit from library sizes.
 
-    Within a section the weight grows with the square root of the library size, up to ten times the median; between sections with the power 1.5 of their
+    Within a section the weight grows with the square root of the library size, up to 100 times the median; between sections with the power 1.5 of their
     median. A shallow section thus adds little to a fit in which deep ones lead.
 
     Parameters
@@ -43,7 +44,7 @@ def depth_weights(library: np.ndarray | None, sections: np.ndarray) -> np.ndarra
     for name in np.unique(sections):
         rows = sections == name
         median = np.median(depth[rows])
-        relative = np.minimum(depth[rows] / median, _DEEPEST_SPOT)
+        relative = np.minimum(depth[rows] / median, DEEPEST_SPOT)
         weights[rows] = relative**_SPOT_POWER * median**_SECTION_POWER
     return weights / weights.mean()
 

@@ -19,6 +19,8 @@ _MEANS = np.concatenate([[0], np.geomspace(1e-6, 1e19, 577)])
 _LARGEST_SUM = 150
 _QUANTILES = 48
 _DEPTHS = 9
+# Share of the training depth below which intervals lack more noise of counts than others do by chance.
+_SHALLOWER = 0.75
 TRAINING: Literal["training"] = "training"
 Depth = float | np.ndarray | Literal["training"]
 
@@ -123,7 +125,7 @@ class DepthScale:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Convert intervals of measured expression, and the SD with their width.
 
-        Measurements at a smaller depth than that of the training have more noise of counts, which the intervals then contain
+        Measurements at a clearly smaller depth than that of the training have more noise of counts, which the intervals contain
         (:func:`img2gene.models.uncertainty.shallow.at_depth`). Where the depth is larger, or unlimited, they keep that of the
         training.
 
@@ -139,7 +141,7 @@ class DepthScale:
             Nominal coverage.
         """
         counts = np.inf if isinstance(depth, str) else float(np.median(depth))
-        shallower = counts < np.median(self.depths)
+        shallower = counts < _SHALLOWER * np.median(self.depths)
         low, high = (self.convert(bound, np.inf if shallower else depth, source=source) for bound in (lower, upper))
         if shallower:
             low, high = at_depth(low, high, depth=counts, level=level)
