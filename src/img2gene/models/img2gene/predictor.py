@@ -29,7 +29,7 @@ _LATER = ("n_responses", "depth_weights")
 
 
 class Img2Gene(NetworkPredictor):
-    """Debiased, pathway-informed prediction: Img2Gene on frozen embeddings, mixed with a ridge.
+    """Pathway-informed prediction: Img2Gene on frozen embeddings, mixed with a ridge.
 
     An ensemble of networks looks at each spot, at its nearest spots and at the whole section, fuses the three, and takes a
     causal effect of what it sees (:mod:`img2gene.models.networks.debiasing`). It is trained on labels, on pathway scores, and on
@@ -45,7 +45,7 @@ class Img2Gene(NetworkPredictor):
     Parameters
     ----------
     effect
-        Debiasing: ``"none"``, ``"TE"``, ``"TDE"``, ``"TIE"``, ``"NDE"``, ``"NIE"``.
+        Causal effect: ``"none"``, ``"TE"``, ``"TDE"``, ``"TIE"``, ``"NDE"``, ``"NIE"``.
     n_confounders
         Centroids of the backdoor adjustment, found among the mean features of the training sections: at most one for each
         section; 0 for none.
