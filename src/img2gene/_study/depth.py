@@ -11,7 +11,7 @@ from img2gene import _schema
 from img2gene._errors import listing
 from img2gene._study.expression import in_tissue, labels, library_size, row_sums
 from img2gene._study.study import Study
-from img2gene.models.depth import DEEPEST_SPOT, shallow_sections
+from img2gene.models.depth import DEEPEST_SPOT, median_depths, shallow_sections
 
 if TYPE_CHECKING:
     from img2gene.models import Model
@@ -89,16 +89,16 @@ def deep_enough(study: Study, rows: np.ndarray, *, layer: str | None, min_depth:
 
 def _report_shallow_majority(size: np.ndarray, sections: np.ndarray, min_depth: float) -> None:
     """Warn if shallow sections are trained on because half of the sections, or more, are shallow."""
-    medians = {str(name): float(np.median(size[sections == name])) for name in np.unique(sections)}
+    medians = median_depths(size, sections)
     deepest = max(medians, key=lambda name: medians[name])
     shallow = [
         f"{name} (median {median:.0f})" for name, median in medians.items() if median < min_depth * medians[deepest]
     ]
     if shallow:
         logger.warning(
-            "the sections %s have fewer counts per spot than %.3g × those of %s (median %.0f). They are trained on all the same, as "
-            "half of the sections or more are shallow. They can make the model worse for deep sections: compare it with one of "
-            "the deep sections alone (`train_on=`)",
+            "the sections %s have fewer counts per spot than %.3g × those of %s (median %.0f). At least half "
+            "of the sections are shallow, so they are trained on. They can make the model worse for deep sections. Compare it with "
+            "a model of the deep sections alone (`train_on=`)",
             listing(shallow),
             min_depth,
             deepest,

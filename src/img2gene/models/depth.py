@@ -49,6 +49,11 @@ def depth_weights(library: np.ndarray | None, sections: np.ndarray) -> np.ndarra
     return weights / weights.mean()
 
 
+def median_depths(library: np.ndarray, sections: np.ndarray) -> dict[str, float]:
+    """Median library size of each section."""
+    return {str(name): float(np.median(library[sections == name])) for name in np.unique(sections)}
+
+
 def shallow_sections(library: np.ndarray, sections: np.ndarray, least: float) -> dict[str, float]:
     """Find sections that are much shallower than the others.
 
@@ -72,6 +77,6 @@ def shallow_sections(library: np.ndarray, sections: np.ndarray, least: float) ->
     >>> shallow_sections(np.array([6000.0, 5000.0, 700.0]), np.array(["S1", "S2", "S3"]), 0.2)
     {'S3': 700.0}
     """
-    medians = {str(name): float(np.median(library[sections == name])) for name in np.unique(sections)}
+    medians = median_depths(library, sections)
     bound = least * float(np.median(list(medians.values())))
     return {name: median for name, median in medians.items() if median < bound}
