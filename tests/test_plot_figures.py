@@ -54,7 +54,7 @@ def test_every_plot_returns_a_figure_and_has_safe_colours(name):
 def test_maps_have_scale_bars_in_microns_and_units(predicted):
     figure = ig.pl.prediction(predicted, "G00", sections=["C1", "A1"], uncertainty=True)
     assert type(figure) is Figure
-    assert labels(figure) == 2 * [UNIT, f"predictive SD, {UNIT}", f"residual, {UNIT}"]
+    assert labels(figure) == 2 * [UNIT, f"predictive SD, {UNIT}", f"measured − predicted, {UNIT}"]
     assert len(bars(figure)) == 8
     table, panel = predicted["table"], figure.axes[0]
     rows = (table.obs["section"] == "C1").to_numpy()
@@ -88,7 +88,7 @@ def test_labels_of_a_layer_are_named_even_if_the_model_is_a_file(study, tmp_path
     model = ig.tl.fit(study, "ridge", layer="scaled", validate_on=["C"], inplace=False)
     ig.tl.predict(study, model)
     figure = ig.pl.prediction(study, "G00", sections="C1")
-    assert labels(figure) == ["layer 'scaled'", "residual, layer 'scaled'"]
+    assert labels(figure) == ["layer 'scaled'", "measured − predicted, layer 'scaled'"]
     rows = (study["table"].obs["section"] == "C1").to_numpy()
     measured = np.asarray(figure.axes[0].collections[0].get_array())
     np.testing.assert_allclose(measured, study["table"].layers["scaled"][rows, 0], rtol=1e-5)

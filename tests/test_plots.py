@@ -136,6 +136,9 @@ def test_bias_stands_below_each_section_before_and_after(predicted):
     mean = rows[rows["section"] == section]["bias"].abs().mean()
     assert level.get_xticklabels()[0].get_text() == f"{section}\n{mean:.2f} → {mean / 2:.2f}"
     assert slope.get_xticklabels()[0].get_text().endswith(" → 1.00")
+    # The number is named, as no axis shows its sign.
+    assert level.get_xlabel() == "section, mean |bias| of the genes"
+    assert slope.get_xlabel() == "section, median slope of the genes"
     assert [text.get_text() for text in level.get_legend().get_texts()] == ["before", "after"]
     one = ig.pl.bias(before, model="section mean (oracle)")
     # The oracle has the mean of the section and no differences between spots.

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLORS = ("#8a8a8a", "#3b6fb6", "#c4673d", "#5c9e5c", "#8d6cb3")
-# The ideal value of each score, and what is written on its axis.
+# The ideal value of each score, what is written on its axis, and what the number below each section is.
 _PANELS = {
-    "bias": (0.0, "bias: mean prediction − mean expression"),
-    "slope": (1.0, "slope of expression on prediction"),
+    "bias": (0.0, "bias: mean prediction − mean expression", "section, mean |bias| of the genes"),
+    "slope": (1.0, "slope of expression on prediction", "section, median slope of the genes"),
 }
 _EVALUATE = "`img2gene.tl.evaluate(sdata)`"
 
@@ -106,7 +106,7 @@ def _rows(table: pd.DataFrame, model: str | None) -> pd.DataFrame:
 
 def _boxes(ax: Axes, tables: dict[str, pd.DataFrame], sections: list[str], score: str) -> None:
     """Draw one score of all tables, a group of boxes for each section."""
-    ideal, label = _PANELS[score]
+    ideal, label, below = _PANELS[score]
     ax.axhline(ideal, color="0.6", linewidth=0.8, zorder=0)
     texts = [[section] for section in sections]
     for number, (name, table) in enumerate(tables.items()):
@@ -128,5 +128,6 @@ def _boxes(ax: Axes, tables: dict[str, pd.DataFrame], sections: list[str], score
             box["medians"][0].set_color("black")
             texts[place].append(f"{np.abs(values).mean():.2f}" if score == "bias" else f"{np.median(values):.2f}")
     ax.set_xticks(range(len(sections)), ["\n".join([text[0], " → ".join(text[1:])]) for text in texts], fontsize=8)
+    ax.set_xlabel(below, fontsize=8)
     ax.set_ylabel(label, fontsize=9)
     ax.spines[["top", "right"]].set_visible(False)

@@ -24,7 +24,7 @@ _RANGE = (1, 99)
 # Share of the opacity of predictions that should not be trusted: visible, but never mistaken for the others.
 _FADED = 0.3
 _FULL_TEXT_INCHES = 2.6
-_COLORBARS = {"predicted": "", "std": "predictive SD", "residual": "residual"}
+_COLORBARS = {"predicted": "", "std": "predictive SD", "residual": "measured − predicted"}
 
 
 def prediction(
