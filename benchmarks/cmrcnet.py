@@ -28,12 +28,15 @@ VARIANTS: dict[str, dict[str, object]] = {
     "feature k-NN": {"model": "knn"},
     "BLEEP": {"model": "bleep", **SMALL},
     "CMRCNet": {"model": "cmrcnet", **SMALL},
+    "CMRCNet without ridge": {"model": "cmrcnet", **SMALL, "ridge": False},
     "CMRCNet as published": {"model": "cmrcnet", "preset": "paper"},
-    "CMRCNet without reconstruction": {"model": "cmrcnet", **SMALL, "reconstruction": 0.0},
-    "CMRCNet without contrast": {"model": "cmrcnet", **SMALL, "contrast": 0.0},
+    # Parts are removed from the networks alone, where the ridge cannot stand in for them.
+    "CMRCNet without reconstruction": {"model": "cmrcnet", **SMALL, "ridge": False, "reconstruction": 0.0},
+    "CMRCNet without contrast": {"model": "cmrcnet", **SMALL, "ridge": False, "contrast": 0.0},
     "CMRCNet with equal weights": {
         "model": "cmrcnet",
         **SMALL,
+        "ridge": False,
         "contrast": 1.0,
         "reconstruction": 1.0,
         "temperature": 1.0,

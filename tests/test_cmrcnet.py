@@ -87,6 +87,12 @@ def test_the_mixture_is_the_weighted_sum_of_its_parts(model):
     np.testing.assert_allclose(predicted(model, NEW), expected, atol=1e-5)
 
 
+def test_the_mixture_has_the_ridge_but_not_in_the_publications():
+    assert CMRCNet().parameters.ridge
+    for published in (CMRCNet(preset="paper", output="mixture"), Bleep(output="mixture")):
+        assert not published.parameters.ridge
+
+
 def test_the_contrastive_loss_falls_far_below_its_chance_value():
     history = [entry for entry in trained(max_epochs=20, contrast=1.0).history_ if entry["run"] == "fit"]
     chance = np.log(TRAIN.labels.shape[0] / round(TRAIN.labels.shape[0] / TINY["batch_size"]))

@@ -19,7 +19,7 @@ class CMRCNetParameters(NetworkParameters):
     """Parameters of :class:`~img2gene.models.cmrcnet.CMRCNet`, which documents them."""
 
     output: str = "mixture"
-    ridge: bool = False
+    ridge: bool = True
     contrast: float = 0.1
     reconstruction: float = 0.1
     regression: float = 1.0
@@ -40,6 +40,7 @@ class CMRCNetParameters(NetworkParameters):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {
             "output": "retrieval",
+            "ridge": False,
             "contrast": 1.0,
             "reconstruction": 1.0,
             "regression": 0.0,

@@ -22,6 +22,7 @@ from img2gene.models.uncertainty.held_out import HeldOut
 
 _BLEEP: dict[str, Any] = {
     "output": "retrieval",
+    "ridge": False,
     "contrast": 1.0,
     "reconstruction": 0.0,
     "regression": 0.0,
@@ -48,19 +49,18 @@ class CMRCNet(NetworkPredictor):
     Image and expression of the training spots are brought into one space (contrastive loss with soft targets), while masked
     image tokens are restored with the help of tokens made of expression. A new spot is predicted by the mean expression of
     the ``k`` training spots that are nearest in that space (*retrieval*), and by a linear head on its embedding
-    (*regression*). A *mixture* of both, and optionally of a slide-centred ridge, has weights from held-out parts of the training
-    data.
+    (*regression*). A *mixture* of a ridge and both has weights from held-out parts of the training data.
 
     ŷ = ȳ_train + w_1 ridge + w_2 retrieval + w_3 regression
 
-    Between patients it did worse than the ridge on real sections (docs/guide/cmrcnet.md).
+    The publication has retrieval alone (``preset="paper"``).
 
     Parameters
     ----------
     output
         ``"mixture"``, ``"retrieval"`` or ``"regression"``.
     ridge
-        Whether a ridge is part of the mixture.
+        Whether ``"ridge"`` is part of the mixture.
     contrast, reconstruction, regression
         Weights of the losses (:class:`~img2gene.models.cmrcnet.objective.Objective`); 0 leaves a part out.
     temperature
