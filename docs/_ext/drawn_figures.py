@@ -269,7 +269,12 @@ def benchmark() -> Figure:
 
 def cmrcnet() -> Figure:
     """CMRCNet, its relatives and the ridge on the protocols."""
-    names = {"ridge-plain": "ridge-plain", "feature k-NN": "k-NN", "BLEEP": "BLEEP", "CMRCNet without ridge: mixture": "CMRCNet without ridge"}
+    names = {
+        "ridge-plain": "ridge-plain",
+        "feature k-NN": "k-NN",
+        "BLEEP": "BLEEP",
+        "CMRCNet without ridge: mixture": "CMRCNet without ridge",
+    }
     return bars(read("cmrcnet.csv"), names, "pcc HVG-50")
 
 
