@@ -1,8 +1,9 @@
 """Retrieval, regression and their mixture: accuracy against gene–gene structure, on real sections.
 
-``python benchmarks/cmrcnet.py`` trains CMRCNet with and without its losses on every split of two cohorts, with three seeds, and
-BLEEP, feature k-NN and the ridge for comparison. What retrieval and regression say is taken from the same fit as the mixture.
-One row per variant, split and seed; rows that are there already are not computed again.
+``python benchmarks/cmrcnet.py`` trains CMRCNet with and without the ridge, and its networks alone with and without their losses,
+on every split of two cohorts, with three seeds; and BLEEP, feature k-NN and both ridges for comparison. What retrieval and
+regression say is taken from the same fit as the mixture. One row per variant, split and seed; rows that are there already are
+not computed again.
 """
 
 from __future__ import annotations

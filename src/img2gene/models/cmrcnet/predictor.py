@@ -53,8 +53,8 @@ class CMRCNet(NetworkPredictor):
 
     ŷ = ȳ_train + w_1 ridge + w_2 retrieval + w_3 regression
 
-    The publication has retrieval alone (``preset="paper"``). Between two patients the mixture was behind the ridge on real
-    sections (docs/guide/cmrcnet.md).
+    The publication has retrieval alone (``preset="paper"``). Between two breast-cancer patients the mixture was
+    behind the ridge (docs/guide/cmrcnet.md).
 
     Parameters
     ----------
