@@ -47,11 +47,11 @@ VARIANTS: dict[str, dict[str, object]] = {
 
 def outputs(model: Model) -> dict[str, Model]:
     """Return the model, and for a mixture also its retrieval and its regression alone."""
-    weights = model.report["fit"].get("weights")
-    if weights is None or model.name == "bleep":
+    parameters = getattr(model.predictor, "parameters", None)
+    if getattr(parameters, "output", None) != "mixture":
         return {"": model}
     # A network without the loss of a part has no such part.
-    absent = set() if model.predictor.parameters.regression > 0 else {"regression"}
+    absent = set() if parameters.regression > 0 else {"regression"}
     parts = {": mixture": model}
     return parts | {f": {name}": alone(model, name) for name in PARTS[1:] if name not in absent}
 
