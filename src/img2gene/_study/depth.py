@@ -49,7 +49,7 @@ def training_depth(study: Study, rows: np.ndarray) -> dict[str, Any]:
 
 
 def _report_odd_sizes(study: Study, rows: np.ndarray, size: np.ndarray) -> None:
-    """Warn of spots whose library size is far above those of their section, as a wrong entry is."""
+    """Warn of spots whose library size is far above the median of their section, which may be a wrong entry."""
     sections = study.sections[rows]
     odd = np.zeros(len(rows), dtype=bool)
     for name in np.unique(sections):
@@ -130,7 +130,7 @@ def report_changed_counts(study: Study) -> None:
 
 
 def report_other_scale(study: Study, model: Model) -> None:
-    """Warn if measured expression is on another scale than that which a model was trained on, and predicts."""
+    """Warn if measured expression is not on the scale that a model was trained on."""
     if model.labels["layer"] is None:
         report_changed_counts(study)
         _report_other_depth(study, model.report.get("depth"))
@@ -166,7 +166,7 @@ def _report_other_layer(study: Study, model: Model) -> None:
 
 
 def _report_other_depth(study: Study, trained: Any) -> None:
-    """Warn if sums over the genes of this table are no library sizes as in the training."""
+    """Warn if the sums over the genes of this table cannot stand for the library sizes of the training."""
     table = study.table
     if not isinstance(trained, dict) or _schema.LIBRARY_SIZE in table.obs or not table.n_obs:
         # Models of earlier versions, and those of other labels than counts, have no record.
